@@ -1,0 +1,309 @@
+"""What a model and a run are, as frozen data: presets, TOML in and out, and the identity of a run.
+
+A recipe is a TOML file with the tables `[model]`, `[data]`, `[train]` and `[evaluation]`, each a dataclass below. A key
+left out takes its default; a key that does not exist is an error that names the nearest one. The canonical JSON of a
+configuration (`canonical_json`) is its identity: equal text, equal run.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Core = Literal["polar", "nope", "rope"]
+Kind = Literal["local", "global"]
+Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and initial values of a model. Sizes are counts, half-lives are tokens. Source: maths.md, sections 1 to 6."""
+
+    vocab_size: int = 50_304
+    width: int = 1024
+    depth: int = 16
+    pattern: tuple[Kind, ...] = ("local", "local", "global", "local")
+    query_heads: int = 8
+    key_value_heads: int = 2
+    head_width: int = 128
+    core: Core = "polar"
+    memory: bool = True
+    window: int | None = None
+    mlp_multiple: int = 4
+    local_taps: int = 3
+    canon_taps: int = 4
+    logit_cap: float = 15.0
+    norm_epsilon: float = 1e-6
+    tied_head: bool = False
+    max_half_life: float = math.inf
+    """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form."""
+    direction_radius: float | None = None
+    """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
+    decay_bias: float = 3.9
+    beta_bias: float = 0.0
+    length_gain: float = -1.0
+    null_base: float = 2.0
+    null_slope: float = 0.5
+    magnitude_slope: float = -1.5
+    zero_input_projections: bool = False
+    """Also zero the local mixers' input projections, as the published training script does (they then never learn)."""
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "width", "depth", "query_heads", "key_value_heads", "head_width", "mlp_multiple")
+        for name in (*sizes, "local_taps", "canon_taps"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("logit_cap", "norm_epsilon", "max_half_life"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
+        _require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
+        radius = self.direction_radius
+        _require(radius is None or radius > 0, "direction_radius", radius, "positive, or left out")
+        divides = self.query_heads % self.key_value_heads == 0
+        _require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
+        if self.core == "rope":
+            _require(self.head_width % 4 == 0, "head_width", self.head_width, "a multiple of 4 for rotary positions")
+
+    @property
+    def layers(self) -> tuple[Kind, ...]:
+        """The kind of each layer, first to last."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
+
+    @property
+    def radius(self) -> float:
+        return math.sqrt(self.head_width) if self.direction_radius is None else self.direction_radius
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where tokens come from. Shares are fractions of the rows of a batch."""
+
+    path: str = "data/stdlib"
+    """A folder made by `atma prepare`, or of .bin token shards."""
+    recall_share: float = 0.0
+    """Share of rows that are synthetic recall sequences: spans, keys and values to be repeated later."""
+    recall_vocabulary: int = 0
+    """Token ids a recall row draws from (a random subset of this size per row); 0 is the whole vocabulary."""
+    copy_warmup_tokens: int = 0
+    """At the start, this many training tokens come from copy sequences over `copy_vocabulary` ids alone."""
+    copy_vocabulary: int = 64
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.recall_share <= 1, "recall_share", self.recall_share, "between 0 and 1")
+        _require(self.recall_vocabulary >= 0, "recall_vocabulary", self.recall_vocabulary, "0 or more")
+        _require(self.copy_warmup_tokens >= 0, "copy_warmup_tokens", self.copy_warmup_tokens, "0 or more")
+        _require(self.copy_vocabulary >= 2, "copy_vocabulary", self.copy_vocabulary, "at least 2")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Lengths and batches are tokens, rates are per step. Source: maths.md, section 6."""
+
+    length: int = 256
+    batch_tokens: int = 8192
+    """Tokens per optimiser step, all ranks and micro-batches together; a multiple of length × accumulation × ranks."""
+    tokens: int = 2_000_000
+    accumulation: int = 1
+    muon_rate: float = 0.005
+    embedding_rate: float = 0.003
+    head_rate: float = 0.003
+    vector_rate: float = 0.003
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    beta1: float = 0.8
+    beta2: float = 0.95
+    epsilon: float = 1e-10
+    warmup_share: float = 0.02
+    constant_share: float = 0.3
+    """Share of steps, warm-up included, before the rate falls linearly to zero."""
+    clip: float = 1.0
+    seed: int = 0
+    precision: Precision = "auto"
+    regulariser: Regulariser = "none"
+    regulariser_weight: float = 0.01
+    distractor_weight: float = 0.0
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    evaluate_every: int = 100
+    evaluation_tokens: int = 65_536
+
+    def __post_init__(self) -> None:
+        for name in ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
+        whole = self.batch_tokens % (self.length * self.accumulation) == 0
+        unit = self.length * self.accumulation
+        _require(whole, "batch_tokens", self.batch_tokens, f"a multiple of length × accumulation = {unit}")
+        for name in ("muon_rate", "embedding_rate", "head_rate", "vector_rate", "weight_decay", "regulariser_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("warmup_share", "constant_share", "regulariser_weight"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        for name in ("momentum", "beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        for name in ("clip", "epsilon"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that consume at least `tokens`."""
+        return -(-self.tokens // self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Length evaluation of a trained model. Lengths are context tokens."""
+
+    lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16_384)
+    documents: int = 8
+    target_tokens: int = 128
+    """Tokens scored per document in the fixed-target measure."""
+    needle_trials: int = 32
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        _require(len(self.lengths) > 0 and min(self.lengths) >= 1, "lengths", self.lengths, "one or more, each ≥ 1")
+        _require(list(self.lengths) == sorted(set(self.lengths)), "lengths", self.lengths, "strictly increasing")
+        for name in ("documents", "target_tokens"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.needle_trials >= 0, "needle_trials", self.needle_trials, "0 or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that defines a run."""
+
+    name: str = "unnamed"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+PUBLISHED_RATES = {"muon_rate": 0.02, "embedding_rate": 0.3, "head_rate": 1 / 320, "vector_rate": 0.01}
+"""Published learning rates, chosen for batches of 524,288 tokens."""
+
+def preset(name: str) -> ModelConfig:
+    """The named model configuration; ValueError names the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset '{name}'; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
+    """Build dataclass `kind` from plain data, strictly: an unknown key or a wrong type is a ValueError saying where."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+            raise ValueError(f"unknown key '{where}{key}'; did you mean '{where}{near}'?")
+    return kind(**{key: _coerce(hints[key], value, where + key) for key, value in values.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Data of a configuration as JSON has it: every field present, tuples as lists, infinity as the text "inf"."""
+    return _plain(dataclasses.asdict(config))
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a TOML recipe. `[model] preset = "nano"` starts from a preset. ValueError says which file and key."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML recipe: {error}") from None
+    try:
+        model = values.get("model", {})
+        if isinstance(model, dict) and "preset" in model:
+            values["model"] = to_dict(preset(model["preset"])) | {k: v for k, v in model.items() if k != "preset"}
+        return from_dict(Recipe, {"name": path.stem} | values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def canonical_json(config: Any) -> str:
+    """One text per configuration: sorted keys, no spaces. Equal text means an equal run."""
+    return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+
+
+def identity(config: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]
+
+
+def dump_toml(recipe: Recipe) -> str:
+    """The recipe as TOML that `load_recipe` reads back to an equal recipe."""
+    lines = [f"name = {_toml(recipe.name)}"]
+    for table in ("model", "data", "train", "evaluation"):
+        lines.append(f"\n[{table}]")
+        items = dataclasses.asdict(getattr(recipe, table)).items()
+        lines += [f"{key} = {_toml(value)}" for key, value in items if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return "inf" if value == math.inf else value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"'{where}' must be a table, not {value!r}")
+        return from_dict(typing.cast(type, hint), value, where + ".")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _coerce(arguments[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"'{where}' must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"'{where}' must be a list, not {value!r}")
+        return tuple(_coerce(arguments[0], item, where) for item in value)
+    if hint is float and (value == "inf" or (isinstance(value, int) and not isinstance(value, bool))):
+        value = float(value)
+    if type(value) is not hint:
+        raise ValueError(f"'{where}' must be a {hint.__name__}, not {value!r}")
+    return value
+
+
+def _require(holds: bool, name: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"'{name}' must be {rule}, not {value!r}")
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "nano-test": ModelConfig(
+        vocab_size=257, width=64, depth=4, query_heads=2, key_value_heads=1, head_width=16, mlp_multiple=2
+    ),
+    "nano": ModelConfig(
+        vocab_size=1024, width=128, depth=8, query_heads=2, key_value_heads=1, head_width=64, max_half_life=256
+    ),
+    "small": ModelConfig(
+        vocab_size=16_384, width=512, depth=12, query_heads=8, key_value_heads=2, head_width=64, max_half_life=2048
+    ),
+    "base": ModelConfig(max_half_life=2048),
+    "base-published": ModelConfig(direction_radius=1.0),
+}

@@ -1,0 +1,17 @@
+"""The operations under the mixers. Each folder holds one public function, its float64-able oracle and its fast paths."""
+
+from atma.ops.backend import backend_for, use_backend
+from atma.ops.conv import causal_conv
+from atma.ops.delta import gated_delta
+from atma.ops.loss import softcap_loss
+from atma.ops.polar import polar_attention, softmax_attention
+
+__all__ = [
+    "backend_for",
+    "causal_conv",
+    "gated_delta",
+    "polar_attention",
+    "softcap_loss",
+    "softmax_attention",
+    "use_backend",
+]

@@ -1,0 +1,35 @@
+"""Which implementation an operation takes.
+
+`reference` is the materialised oracle in plain PyTorch, on any device. `cpu` is the fast path without a GPU; it is
+blocked PyTorch, so it also runs on other devices when asked for by name. `auto` picks `cpu`. A backend asked for by
+name is never replaced by another.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+BACKENDS = ("reference", "cpu")
+
+_chosen: ContextVar[str] = ContextVar("atma_backend", default="auto")
+
+
+def backend_for(name: str = "auto") -> str:
+    """The backend a call takes: `name`, or for "auto" the surrounding `use_backend`, or else the fast path."""
+    if name == "auto":
+        name = _chosen.get()
+    if name == "auto":
+        return "cpu"
+    if name not in BACKENDS:
+        raise ValueError(f"no backend '{name}'; known: auto, {', '.join(BACKENDS)}")
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every operation called inside with backend `name`."""
+    token = _chosen.set(backend_for(name) if name != "auto" else name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)

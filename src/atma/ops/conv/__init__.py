@@ -1,0 +1,30 @@
+"""Causal depthwise convolution with a carried tail and document boundaries."""
+
+from torch import Tensor
+
+from atma.ops.backend import backend_for
+from atma.ops.conv import cpu, reference
+
+
+def causal_conv(
+    x: Tensor, weight: Tensor, tail: Tensor | None = None, segment_ids: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """y[t] = Σ_w weight[:, w] · x[t − W + 1 + w], taps outside the row or across a document boundary read zero.
+
+    x (B, T, C); weight (C, W), the last tap sees the current token; tail (B, W−1, C), the inputs before x (None: zeros);
+    segment_ids (B, T), equal within a document, only without a tail. Returns (B, T, C).
+    """
+    if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
+        raise ValueError(f"weight must be ({x.shape[-1]}, taps) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}")
+    expected = (x.shape[0], weight.shape[1] - 1, x.shape[2])
+    if tail is not None and tuple(tail.shape) != expected:
+        raise ValueError(f"tail must be {expected}, not {tuple(tail.shape)}")
+    if tail is not None and segment_ids is not None:
+        raise ValueError("segment_ids marks packed documents in training; a call with a tail continues one document")
+    weight = weight.to(x.dtype)
+    if backend_for(backend) == "reference":
+        return reference.causal_conv(x, weight, tail, segment_ids)
+    return cpu.causal_conv(x, weight, tail, segment_ids)
+
+
+__all__ = ["causal_conv"]

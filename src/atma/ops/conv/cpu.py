@@ -1,0 +1,83 @@
+"""The convolution as W shifted multiply-adds, with its gradient written by hand so that autograd keeps only the inputs."""
+
+import torch
+from torch import Tensor
+
+
+def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    return _operation(x, weight, tail, segment_ids)
+
+
+def _same_document(segment_ids: Tensor, lag: int) -> Tensor:
+    """(B, T − lag, 1): whether token t + lag is of the same document as token t."""
+    return (segment_ids[:, lag:] == segment_ids[:, :-lag]).unsqueeze(-1)
+
+
+def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    taps, length = weight.shape[1], x.shape[1]
+    y = x * weight[:, -1]
+    for lag in range(1, taps):
+        tap = weight[:, taps - 1 - lag]
+        if lag < length:
+            term = x[:, :-lag] * tap
+            if segment_ids is not None:
+                term.mul_(_same_document(segment_ids, lag))
+            y[:, lag:] += term
+        if tail is not None:
+            reach = min(lag, length)
+            y[:, :reach] += tail[:, taps - 1 - lag : taps - 1 - lag + reach] * tap
+    return y
+
+
+_operation = torch.library.custom_op("atma::causal_conv", _forward, mutates_args=())
+
+
+@_operation.register_fake
+def _(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("atma::causal_conv_backward", mutates_args=())
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    taps, length = weight.shape[1], x.shape[1]
+    grad_x = grad * weight[:, -1]
+    grad_tail = torch.zeros_like(tail) if tail is not None else x.new_zeros(0)
+    columns = [(grad * x).sum((0, 1))]
+    for lag in range(1, taps):
+        tap, column = weight[:, taps - 1 - lag], torch.zeros_like(weight[:, 0])
+        if lag < length:
+            later = grad[:, lag:]
+            if segment_ids is not None:
+                later = later * _same_document(segment_ids, lag)
+            grad_x[:, :-lag] += later * tap
+            column += (later * x[:, :-lag]).sum((0, 1))
+        if tail is not None:
+            reach = min(lag, length)
+            before = slice(taps - 1 - lag, taps - 1 - lag + reach)
+            grad_tail[:, before] += grad[:, :reach] * tap
+            column += (grad[:, :reach] * tail[:, before]).sum((0, 1))
+        columns.append(column)
+    return grad_x, torch.stack(columns[::-1], 1), grad_tail
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(tail) if tail is not None else x.new_empty(0)
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, tail, segment_ids = inputs
+    ctx.save_for_backward(x, weight, tail, segment_ids)
+
+
+def _gradient(ctx, grad: Tensor):
+    x, weight, tail, segment_ids = ctx.saved_tensors
+    grad_x, grad_weight, grad_tail = _backward(grad.contiguous(), x, weight, tail, segment_ids)
+    return grad_x, grad_weight, grad_tail if tail is not None else None, None
+
+
+_operation.register_autograd(_gradient, setup_context=_save)

@@ -1,0 +1,43 @@
+"""The gated delta rule: a matrix memory that decays, corrects itself at the current key, and is read by the query."""
+
+import torch
+from torch import Tensor
+
+from atma.ops.backend import backend_for
+from atma.ops.delta import cpu, reference
+
+
+def gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """M ← γ M; M ← M + β (v − M k) kᵀ; out = M q, for each token in turn (maths.md, section 5; 2412.06464).
+
+    q (B, H, T, K); k (B, G, T, K), v (B, G, T, V) with H a multiple of G; log_decay = log γ ≤ 0 and beta (B, H, T);
+    memory (B, H, V, K) before the first token (None: zero). Keys are taken as given: the rule is stable for ‖k‖ ≤ 1.
+    segment_ids (B, T), only without a memory: the memory is empty at each document's first token.
+    Returns out (B, H, T, V) in q's dtype and the memory after the last token, float32 or wider.
+    """
+    batch, heads, length, width = q.shape
+    if k.shape[:1] + k.shape[2:] != (batch, length, width) or v.shape[:3] != k.shape[:3] or heads % k.shape[1] != 0:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
+    if log_decay.shape != (batch, heads, length) or beta.shape != log_decay.shape:
+        raise ValueError(f"log_decay and beta must be {(batch, heads, length)}, not {tuple(log_decay.shape)}")
+    if memory is not None and (segment_ids is not None or memory.shape != (batch, heads, v.shape[3], width)):
+        raise ValueError(f"memory must be {(batch, heads, v.shape[3], width)} and comes without segment_ids")
+    work = torch.promote_types(q.dtype, torch.float32)
+    group = heads // k.shape[1]
+    inputs = [q.to(work), *(x.to(work).repeat_interleave(group, 1) for x in (k, v)), log_decay.to(work), beta.to(work)]
+    memory = inputs[0].new_zeros(batch, heads, v.shape[3], width) if memory is None else memory.to(work)
+    implementation = reference.recurrence if backend_for(backend) == "reference" else cpu.recurrence
+    out, memory = implementation(*inputs, memory, segment_ids)
+    return out.to(q.dtype), memory
+
+
+__all__ = ["gated_delta"]

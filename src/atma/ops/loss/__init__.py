@@ -1,0 +1,36 @@
+"""Cross-entropy of soft-capped logits from the hidden states, the logits of one block of tokens at a time."""
+
+import torch
+from torch import Tensor
+
+from atma.ops.backend import backend_for
+from atma.ops.loss import cpu, reference
+
+IGNORE = -100
+
+
+def softcap(z: Tensor, cap: float) -> Tensor:
+    """cap · z / sqrt(z² + cap²): slope 1 at 0, bounded by ±cap."""
+    return z * (cap * (z.square() + cap * cap).rsqrt())
+
+
+def softcap_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float = 15.0, backend: str = "auto"
+) -> Tensor:
+    """Nats of each target under softmax(softcap(hidden · weightᵀ + bias)) (maths.md, section 1).
+
+    hidden (…, D); weight (V, D); bias (V,) or None; targets (…) int64 in [0, V), or −100: loss 0, no gradient.
+    Returns (…) float32 (float64 for float64). Targets outside are a ValueError only where they are cheap to see, on CPU.
+    """
+    if hidden.shape[-1] != weight.shape[1] or targets.shape != hidden.shape[:-1]:
+        shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}"
+        raise ValueError(f"{shapes} do not fit together")
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling() and targets.numel():
+        low, high = (int(x) for x in targets.aminmax())
+        if high >= weight.shape[0] or (low < 0 and low != IGNORE):
+            raise ValueError(f"targets must be in [0, {weight.shape[0]}) or {IGNORE}; found {low} to {high}")
+    implementation = reference.losses if backend_for(backend) == "reference" else cpu.losses
+    return implementation(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
+
+
+__all__ = ["softcap", "softcap_loss"]

@@ -1,0 +1,110 @@
+"""Polar attention, and softmax attention for the controls, over the same streamed statistics."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atma.ops.backend import backend_for
+from atma.ops.polar import cpu, reference
+
+
+def polar_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length_gain: Tensor,
+    null_base: Tensor,
+    null_slope: Tensor,
+    magnitude_slope: Tensor,
+    null_value: Tensor,
+    start: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    window: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Direction and magnitude of what each query sees (maths.md, section 4; ATMA, arXiv 2606.25156).
+
+    q (B, H, T, K); k, v (B, G, S, K) with H a multiple of G; length_gain, null_base, null_slope, magnitude_slope (H,);
+    null_value (H, K). start (B,) int: keys already held before this call, so query i of row b stands at position
+    start[b] + i and sees keys up to it; keys beyond are ignored (None: all zero). segment_ids (B, T), training only: a
+    query sees its own document, positions count from that document's start. window: only the last `window` keys.
+    Returns direction (B, H, T, K), of length at most 1, and magnitude (B, H, T) in [0, 1), in q's dtype; statistics are
+    float32 for lower precisions.
+    """
+    check_shapes(q, k, v, start, segment_ids, window)
+    for name, value in (("length_gain", length_gain), ("null_base", null_base), ("null_slope", null_slope)):
+        if value.shape != (q.shape[1],):
+            raise ValueError(f"{name} must be ({q.shape[1]},), one number per query head, not {tuple(value.shape)}")
+    work = torch.promote_types(q.dtype, torch.float32)
+    count = visible_keys(q, start, segment_ids, window).to(work)[:, None]
+    temperature = 1 + F.softplus(length_gain.to(work))[:, None] * count.log()
+    floor = null_base.to(work)[:, None] + F.softplus(null_slope.to(work))[:, None] * (count + 1).log().sqrt()
+    scaled = q.to(work) * (temperature * q.shape[-1] ** -0.5).unsqueeze(-1)
+    statistics = reference.statistics if backend_for(backend) == "reference" else cpu.statistics
+    S, L, Q, M = statistics(scaled, k, v, start, segment_ids, window)
+    c, magnitude = fold(S, L, Q, temperature * floor - M, magnitude_slope.to(work), null_value.to(work))
+    return c.to(q.dtype), magnitude.to(q.dtype)
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    start: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    window: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Causal softmax attention at `scale`, with the arguments of `polar_attention`. Returns (B, H, T, K) in q's dtype."""
+    check_shapes(q, k, v, start, segment_ids, window)
+    work = torch.promote_types(q.dtype, torch.float32)
+    statistics = reference.statistics if backend_for(backend) == "reference" else cpu.statistics
+    S, L, _, _ = statistics(q.to(work) * scale, k, v, start, segment_ids, window)
+    return (S / L.unsqueeze(-1)).to(q.dtype)
+
+
+def fold(
+    S: Tensor, L: Tensor, Q: Tensor, null_logit: Tensor, magnitude_slope: Tensor, null_value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Direction (…, K) and magnitude from the streamed sums and the null's logit relative to their maximum M."""
+    shift = null_logit.detach().clamp(min=0)
+    p0, small = (null_logit - shift).exp(), (-shift).exp()
+    L, Z = L * small, L * small + p0
+    d = S * small.unsqueeze(-1) + p0.unsqueeze(-1) * null_value[:, None]
+    c = d / (torch.linalg.vector_norm(d, dim=-1, keepdim=True)).clamp(min=1e-6 * Z.detach().unsqueeze(-1))
+    effective = L.square() / (Q * small.square()) * (L / Z)
+    return c, torch.tanh(F.softplus(magnitude_slope)[:, None] * effective.log1p())
+
+
+def visible_keys(q: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None) -> Tensor:
+    """(B or 1, T) int: n of each query, the keys it sees, itself included."""
+    index = torch.arange(q.shape[2], device=q.device)
+    if segment_ids is not None:
+        first = torch.ones_like(segment_ids, dtype=torch.bool)
+        first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+        position = index - torch.where(first, index, 0).cummax(1).values
+    else:
+        position = index[None] if start is None else start[:, None] + index
+    count = position + 1
+    return count if window is None else count.clamp(max=window)
+
+
+def check_shapes(
+    q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None
+) -> None:
+    """ValueError with the offending value when the arguments of an attention do not fit each other."""
+    batch, heads, length, width = q.shape
+    if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or heads % k.shape[1] != 0:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
+    if start is None and k.shape[2] != length:
+        raise ValueError(f"without start there must be one key per query: {length} queries, {k.shape[2]} keys")
+    if start is not None and (start.shape != (batch,) or segment_ids is not None):
+        raise ValueError("start must be (B,), and segment_ids (packed training) cannot be given with it")
+    if segment_ids is not None and segment_ids.shape != (batch, length):
+        raise ValueError(f"segment_ids must be {(batch, length)}, not {tuple(segment_ids.shape)}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, not {window}")
+
+
+__all__ = ["polar_attention", "softmax_attention"]
