@@ -1,0 +1,57 @@
+"""The small layers every mixer and block is made of."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) over the last dimension, times a learned weight."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
+
+
+class MLP(nn.Module):
+    """a, g = split(in_proj(x)); y = out_proj(g ⊙ relu(a)²) (maths.md, section 1)."""
+
+    def __init__(self, width: int, multiple: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(width, 2 * multiple * width)
+        self.out_proj = nn.Linear(multiple * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, g = self.in_proj(x).chunk(2, -1)
+        return self.out_proj(g * F.relu(a).square())
+
+
+class Rotary(nn.Module):
+    """Rotation of the first K/4 frequency pairs by position, the others left alone (maths.md, section 3)."""
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.pairs = head_width // 4
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """x (B, H, T, K), position (B or 1, T) int. Angles are computed in float64: positions reach a million."""
+        frequency = (1 / 1024) ** torch.linspace(0, 1, self.pairs, dtype=torch.float64, device=x.device)
+        angle = position[:, None, :, None] * frequency
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        left, right = x.chunk(2, -1)
+        x1, x2 = left[..., : self.pairs], right[..., : self.pairs]
+        turned = x1 * cos + x2 * sin, x2 * cos - x1 * sin
+        return torch.cat([turned[0], left[..., self.pairs :], turned[1], right[..., self.pairs :]], -1)
+
+
+def init_linear(layer: nn.Linear, generator: torch.Generator | None, zero: bool = False) -> None:
+    """Weights uniform in ±1/√(inputs), or zero for an output projection; biases zero."""
+    bound = 0.0 if zero else 1 / math.sqrt(layer.in_features)
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.zeros_(layer.bias)

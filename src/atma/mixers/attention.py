@@ -1,0 +1,189 @@
+"""The global mixer: projections, Canon, gate and memory around one of three attention cores (maths.md, section 3)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atma.config import ModelConfig
+from atma.layers import Rotary, init_linear
+from atma.mixers.delta_memory import DeltaMemory
+from atma.mixers.gated_conv import advance, init_taps
+from atma.ops import causal_conv, polar_attention, softmax_attention
+from atma.ops.polar import visible_keys
+from atma.state import GlobalState
+
+ROPE_SCALE = 0.12
+
+
+class Projected(NamedTuple):
+    """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor]
+
+
+class PolarCore(nn.Module):
+    """Polar attention with its learned scalars; the count channel is projected here (maths.md, section 4)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        heads = config.query_heads
+        self.length_gain = nn.Parameter(torch.empty(heads))
+        self.null_base = nn.Parameter(torch.empty(heads))
+        self.null_slope = nn.Parameter(torch.empty(heads))
+        self.magnitude_slope = nn.Parameter(torch.empty(heads))
+        self.null_value = nn.Parameter(torch.empty(heads, config.head_width))
+        self.count_proj = nn.Linear(heads, config.width)
+        self.radius, self.window = config.radius, config.window
+
+    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
+        for name in ("length_gain", "null_base", "null_slope", "magnitude_slope"):
+            nn.init.constant_(getattr(self, name), getattr(config, name))
+        nn.init.zeros_(self.null_value)
+        init_linear(self.count_proj, generator, zero=True)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Direction (B, H, T, K), before the radius, and magnitude (B, H, T)."""
+        scalars = (self.length_gain, self.null_base, self.null_slope, self.magnitude_slope, self.null_value)
+        return polar_attention(q, k, v, *scalars, start, segment_ids, self.window)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        direction, magnitude = self.attend(q, k, v, start, segment_ids)
+        return direction * self.radius, self.count_proj(magnitude.mT)
+
+
+class SoftmaxCore(nn.Module):
+    """Plain softmax attention of the controls: nope at 1/√K, rope at a fixed scale."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.scale = ROPE_SCALE if config.core == "rope" else config.head_width**-0.5
+        self.window = config.window
+
+    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
+        """Nothing is learned here."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, None]:
+        return softmax_attention(q, k, v, self.scale, start, segment_ids, self.window), None
+
+
+class Attention(nn.Module):
+    """q, k, v and gate → RMS → Canon → core → gate → out_proj, plus the count and the memory where configured."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.groups, self.head_width = config.query_heads, config.key_value_heads, config.head_width
+        self.epsilon = config.norm_epsilon
+        shared = config.key_value_heads * config.head_width
+        inner = config.query_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, 2 * inner)
+        self.k_proj = nn.Linear(config.width, shared)
+        self.v_proj = nn.Linear(config.width, shared)
+        self.out_proj = nn.Linear(inner, config.width)
+        self.rotary = Rotary(config.head_width) if config.core == "rope" else None
+        sizes = {"canon_q": inner, "canon_k": shared, "canon_v": shared}
+        for name, size in sizes.items():
+            taps = nn.Parameter(torch.empty(size, config.canon_taps)) if self.rotary is None else None
+            self.register_parameter(name, taps)
+        self.core = PolarCore(config) if config.core == "polar" else SoftmaxCore(config)
+        self.memory = DeltaMemory(config) if config.memory else None
+
+    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
+        for layer in (self.q_proj, self.k_proj, self.v_proj):
+            init_linear(layer, generator)
+        init_linear(self.out_proj, generator, zero=True)
+        for taps in self._canon():
+            if taps is not None:
+                init_taps(taps, generator)
+        self.core.init_weights(config, generator)
+        if self.memory is not None:
+            self.memory.init_weights(config, generator)
+
+    def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.canon_q, self.canon_k, self.canon_v
+
+    def init_state(self, batch: int, capacity: int) -> GlobalState:
+        """Room for `capacity` keys in each of `batch` rows, none held yet."""
+        weight = self.k_proj.weight
+        held = weight.new_zeros(batch, self.groups, capacity, self.head_width)
+        taps = self._canon()
+        tails = [None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in taps]
+        memory = None
+        if self.memory is not None:
+            work = torch.promote_types(weight.dtype, torch.float32)
+            memory = weight.new_zeros(batch, self.heads, self.head_width, self.head_width, dtype=work)
+        length = torch.zeros(batch, dtype=torch.int32, device=weight.device)
+        return GlobalState(length, held, held.clone(), *tails, memory)
+
+    def project(self, x: Tensor, state: GlobalState | None = None, segment_ids: Tensor | None = None) -> Projected:
+        """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
+        q, gate = self.q_proj(x).unflatten(-1, (self.heads, 2 * self.head_width)).chunk(2, -1)
+        k = self.k_proj(x).unflatten(-1, (self.groups, self.head_width))
+        q, k = (F.rms_norm(z, (self.head_width,), eps=self.epsilon).flatten(2) for z in (q, k))
+        inputs = (q, k, self.v_proj(x))
+        tails = (None,) * 3 if state is None else (state.q_tail, state.k_tail, state.v_tail)
+        mixed = [
+            z if w is None else z + causal_conv(z, w, None if tail is None else tail.to(z.dtype), segment_ids)
+            for z, w, tail in zip(inputs, self._canon(), tails, strict=True)
+        ]
+        q, k, v = (z.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for z in mixed)
+        return Projected(q, k, v, gate.transpose(1, 2), inputs)
+
+    def forward(
+        self, x: Tensor, state: GlobalState | None = None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, GlobalState | None]:
+        """x (B, T, D) to y (B, T, D). Keys and values are held after Canon and rotation."""
+        projected = self.project(x, state, segment_ids)
+        q, k, v = projected.q, projected.k, projected.v
+        start = None if state is None else state.length
+        if self.rotary is not None:
+            position = visible_keys(q, start, segment_ids, None) - 1
+            q, k = self.rotary(q, position), self.rotary(k, position)
+        keys, values = k, v
+        if state is not None:
+            keys, values = _hold(state.keys, k, state.length), _hold(state.values, v, state.length)
+        read, count = self.core(q, keys, values, start, segment_ids)
+        y = self.out_proj((read * torch.sigmoid(projected.gate)).transpose(1, 2).flatten(2))
+        if count is not None:
+            y = y + count
+        memory = None
+        if self.memory is not None:
+            held = None if state is None else state.memory
+            unrotated = (projected.q, projected.k, projected.v)
+            written, memory = self.memory(x, *unrotated, held, segment_ids=segment_ids)
+            y = y + written
+        if state is None:
+            return y, None
+        return y, self._advance(state, keys, values, projected.inputs, memory)
+
+    def _advance(
+        self, state: GlobalState, keys: Tensor, values: Tensor, inputs: tuple[Tensor, ...], memory: Tensor | None
+    ) -> GlobalState:
+        tails = (state.q_tail, state.k_tail, state.v_tail)
+        moved = [None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True)]
+        return GlobalState(state.length + inputs[0].shape[1], keys, values, *moved, memory)
+
+
+def _hold(held: Tensor, new: Tensor, length: Tensor) -> Tensor:
+    """held (B, G, S, K) with new (B, G, T, K) at each row's own position; in place unless gradients are recorded."""
+    new = new.to(held.dtype)
+    if torch.is_grad_enabled():
+        index = length[:, None, None, None] + torch.arange(new.shape[2], device=new.device)[:, None]
+        return held.scatter(2, index.long().expand_as(new), new)
+    if held.shape[0] == 1:
+        at = int(length)
+        held[:, :, at : at + new.shape[2]] = new
+        return held
+    index = length[:, None, None, None] + torch.arange(new.shape[2], device=new.device)[:, None]
+    return held.scatter_(2, index.long().expand_as(new), new)

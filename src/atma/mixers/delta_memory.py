@@ -1,0 +1,54 @@
+"""The third channel of a global mixer: a gated-delta memory on its keys and values (maths.md, section 5)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atma.config import ModelConfig
+from atma.layers import init_linear
+from atma.ops import gated_delta
+
+READ_EPSILON = 2.0**-23
+"""Added to the mean square of a read before its root: a memory that holds almost nothing reads as almost nothing."""
+
+
+class DeltaMemory(nn.Module):
+    """M ← γ M (I − β k kᵀ) + β v kᵀ on unit keys, read by unit queries; its output starts at zero."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        inner = config.query_heads * config.head_width
+        self.decay_proj = nn.Linear(config.width, config.query_heads)
+        self.beta_proj = nn.Linear(config.width, config.query_heads)
+        self.gate_proj = nn.Linear(config.width, inner)
+        self.out_proj = nn.Linear(inner, config.width)
+        self.decay_bias, self.beta_bias = config.decay_bias, config.beta_bias
+        self.max_half_life = config.max_half_life
+
+    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
+        for layer in (self.decay_proj, self.beta_proj, self.gate_proj):
+            init_linear(layer, generator)
+        init_linear(self.out_proj, generator, zero=True)
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log γ ≤ 0 and β in (0, 1), both (B, H, T) float32 or wider. γ's half-life never exceeds `max_half_life`."""
+        work = torch.promote_types(x.dtype, torch.float32)
+        logit = self.decay_proj(x).to(work) + self.decay_bias
+        log_decay = F.logsigmoid(logit)
+        if math.isfinite(self.max_half_life):
+            log_decay = log_decay.clamp(max=-math.log(2) / self.max_half_life)
+        beta = torch.sigmoid(self.beta_proj(x).to(work) + self.beta_bias)
+        return log_decay.mT, beta.mT
+
+    def forward(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), q (B, H, T, K), k and v (B, G, T, K), memory (B, H, K, K) or None. Returns (B, T, D), memory."""
+        log_decay, beta = self.gates(x)
+        unit_q, unit_k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        read, memory = gated_delta(unit_q, unit_k, v, log_decay, beta, memory, segment_ids)
+        read = F.rms_norm(read, read.shape[-1:], eps=READ_EPSILON)
+        gated = read.transpose(1, 2).flatten(2) * torch.sigmoid(self.gate_proj(x))
+        return self.out_proj(gated), memory

@@ -1,0 +1,109 @@
+"""START HERE. The whole model: embed → blocks → norm → head, one code for training, prefill and decoding.
+
+    hidden, state = model(tokens, state)      # (B, T, D); no (B, T, vocabulary) tensor is built here
+    logits = model.logits(hidden)
+
+`None` in, `None` out: training keeps no state. With a state, tokens continue each row from where it stands, so prefill
+in chunks and decoding token by token are the same call as reading everything at once (maths.md, section 1).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atma.config import ModelConfig
+from atma.layers import MLP, RMSNorm, init_linear
+from atma.mixers import Attention, GatedConv
+from atma.ops import softcap_loss
+from atma.ops.loss import softcap
+from atma.state import GlobalState, LocalState, ModelState, capacity
+
+
+class Block(nn.Module):
+    """x += mixer(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.norm_mixer = RMSNorm(config.width, config.norm_epsilon)
+        self.mixer = Attention(config) if kind == "global" else GatedConv(config)
+        self.norm_mlp = RMSNorm(config.width, config.norm_epsilon)
+        self.mlp = MLP(config.width, config.mlp_multiple)
+
+    def forward(
+        self, x: Tensor, state: LocalState | GlobalState | None = None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, LocalState | GlobalState | None]:
+        """x (B, T, D) to (B, T, D)."""
+        mixed, state = self.mixer(self.norm_mixer(x), state, segment_ids=segment_ids)
+        x = x + mixed
+        return x + self.mlp(self.norm_mlp(x)), state
+
+
+class Model(nn.Module):
+    """A language model of configuration `config`, freshly initialised from `generator` (None: the global one)."""
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config, kind) for kind in config.layers)
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.head = nn.Linear(config.width, config.vocab_size)
+        self.init_weights(generator)
+        if config.tied_head:
+            self.head.weight = self.embed.weight
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Zero output projections, nothing else (maths.md, section 6): every parameter learns from the second step."""
+        nn.init.normal_(self.embed.weight, generator=generator)
+        init_linear(self.head, generator, zero=True)
+        for block in self.blocks:
+            block.mixer.init_weights(self.config, generator)
+            init_linear(block.mlp.in_proj, generator)
+            init_linear(block.mlp.out_proj, generator, zero=True)
+
+    def init_state(self, batch: int, capacity: int) -> ModelState:
+        """An empty state with room for `capacity` tokens in each of `batch` rows."""
+        if batch < 1 or capacity < 1:
+            raise ValueError(f"a state needs at least one row and room for one token, not batch {batch}, {capacity}")
+        length = torch.zeros(batch, dtype=torch.int32, device=self.embed.weight.device)
+        return ModelState(length, tuple(block.mixer.init_state(batch, capacity) for block in self.blocks))
+
+    def forward(
+        self, tokens: Tensor, state: ModelState | None = None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, ModelState | None]:
+        """tokens (B, T) int64 to hidden (B, T, D) after the last norm, and the state moved on by T (None for None).
+
+        segment_ids (B, T), training only: packed documents that see nothing of each other. ValueError when a row would
+        pass the state's capacity.
+        """
+        self._check(tokens, state, segment_ids)
+        x = self.embed(tokens)
+        states = []
+        for i, block in enumerate(self.blocks):
+            x, after = block(x, None if state is None else state.blocks[i], segment_ids=segment_ids)
+            states.append(after)
+        hidden = self.norm(x)
+        return hidden, None if state is None else ModelState(state.length + tokens.shape[1], tuple(states))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (…, D) to soft-capped logits (…, vocabulary), float32 or wider."""
+        work = torch.promote_types(hidden.dtype, torch.float32)
+        return softcap(F.linear(hidden, self.head.weight.to(hidden.dtype)).to(work) + self.head.bias, self.config.logit_cap)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Nats per token (B, T) of targets (B, T) int64 under hidden (B, T, D); target −100 gives 0 and no gradient."""
+        return softcap_loss(hidden, self.head.weight, self.head.bias, targets, self.config.logit_cap)
+
+    def _check(self, tokens: Tensor, state: ModelState | None, segment_ids: Tensor | None) -> None:
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens must be (batch, length ≥ 1), not {tuple(tokens.shape)}")
+        if state is None or torch.compiler.is_compiling():
+            return
+        if segment_ids is not None:
+            raise ValueError("segment_ids marks packed documents in training; a state continues one document a row")
+        room = capacity(state)
+        if room and int(state.length.max()) + tokens.shape[1] > room:
+            reached = int(state.length.max())
+            raise ValueError(f"{tokens.shape[1]} tokens after {reached} pass the state's capacity of {room}; grow it first")
