@@ -6,8 +6,13 @@ name is never replaced by another.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
 
 BACKENDS = ("reference", "cpu")
 
@@ -33,3 +38,22 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def own_precision(operation: Callable[P, R]) -> Callable[P, R]:
+    """Keep autocast out of an operation: it chooses the precision of each of its products itself."""
+
+    @wraps(operation)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        device = first.device.type if isinstance(first, Tensor) else "cpu"
+        if not torch.is_autocast_enabled(device):
+            return operation(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return operation(*args, **kwargs)
+
+    return call

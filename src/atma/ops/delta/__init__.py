@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for
+from atma.ops.backend import backend_for, own_precision
 from atma.ops.delta import cpu, reference
 
 
+@own_precision
 def gated_delta(
     q: Tensor,
     k: Tensor,

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.ops.backend import backend_for
+from atma.ops.backend import backend_for, own_precision
 from atma.ops.polar import cpu, reference
 
 
+@own_precision
 def polar_attention(
     q: Tensor,
     k: Tensor,
@@ -46,6 +47,7 @@ def polar_attention(
     return c.to(q.dtype), magnitude.to(q.dtype)
 
 
+@own_precision
 def softmax_attention(
     q: Tensor,
     k: Tensor,
