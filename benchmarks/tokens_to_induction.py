@@ -92,7 +92,11 @@ def main() -> None:
             if options.out:
                 with options.out.open("a") as file:
                     file.write(json.dumps(row | {"model": to_dict(config), "train": to_dict(train)}) + "\n")
-    print(f"\n{'variant':8} " + " ".join(f"{f'median to {goal:.0%}':>16}" for goal in GOALS) + "  (never: beyond the budget)")
+    print(
+        f"\n{'variant':8} "
+        + " ".join(f"{f'median to {goal:.0%}':>16}" for goal in GOALS)
+        + "  (never: beyond the budget)"
+    )
     for variant, found in table.items():
         cells = []
         for goal in GOALS:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Core = Literal["polar", "nope", "rope"]
+CanonInit = Literal["uniform", "previous"]
 Kind = Literal["local", "global"]
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -53,6 +54,10 @@ class ModelConfig:
     null_base: float = 2.0
     null_slope: float = 0.5
     magnitude_slope: float = -1.5
+    canon_init: CanonInit = "uniform"
+    """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
+    share_query_key_init: bool = False
+    """Start every query projection equal to that of its key head, so that equal tokens match from the first step."""
     zero_input_projections: bool = False
     """Also zero the local mixers' input projections, as the published training script does (they then never learn)."""
 

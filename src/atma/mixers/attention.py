@@ -106,6 +106,10 @@ class Attention(nn.Module):
         for taps in self._canon():
             if taps is not None:
                 init_taps(taps, generator)
+        if config.canon_init == "previous" and self.canon_k is not None:
+            start_at_previous(self.canon_k, self.head_width)
+        if config.share_query_key_init:
+            share_projection(self.q_proj, self.k_proj, self.heads, self.groups)
         self.core.init_weights(config, generator)
         if self.memory is not None:
             self.memory.init_weights(config, generator)
@@ -173,6 +177,19 @@ class Attention(nn.Module):
         tails = (state.q_tail, state.k_tail, state.v_tail)
         moved = [None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True)]
         return GlobalState(state.length + inputs[0].shape[1], keys, values, *moved, memory)
+
+
+def start_at_previous(taps: Tensor, head_width: int) -> None:
+    """Canon taps (G·K, W) such that z + conv(z) is z in each head's lower channels and the previous z in its upper."""
+    upper = torch.arange(taps.shape[0]) % head_width >= head_width // 2
+    nn.init.zeros_(taps)
+    taps[upper, -1], taps[upper, -2] = -1.0, 1.0
+
+
+def share_projection(q_proj: nn.Linear, k_proj: nn.Linear, heads: int, groups: int) -> None:
+    """Copy each key head's weights (K, D) into the query half of the heads that read it."""
+    keys = k_proj.weight.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
+    q_proj.weight.unflatten(0, (heads, 2, -1))[:, 0] = keys
 
 
 def _hold(held: Tensor, new: Tensor, length: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ name is never replaced by another.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -16,13 +15,13 @@ from torch import Tensor
 
 BACKENDS = ("reference", "cpu")
 
-_chosen: ContextVar[str] = ContextVar("atma_backend", default="auto")
+_chosen = "auto"
 
 
 def backend_for(name: str = "auto") -> str:
     """The backend a call takes: `name`, or for "auto" the surrounding `use_backend`, or else the fast path."""
     if name == "auto":
-        name = _chosen.get()
+        name = _chosen
     if name == "auto":
         return "cpu"
     if name not in BACKENDS:
@@ -32,12 +31,13 @@ def backend_for(name: str = "auto") -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation called inside with backend `name`."""
-    token = _chosen.set(backend_for(name) if name != "auto" else name)
+    """Run every operation called inside with backend `name`, in every thread."""
+    global _chosen
+    before, _chosen = _chosen, "auto" if name == "auto" else backend_for(name)
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 P = ParamSpec("P")

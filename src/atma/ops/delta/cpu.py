@@ -64,7 +64,7 @@ def _solve(c: _Chunks) -> Tensor:
     """T = (I + A)⁻¹, (B, H, N, C, C) unit lower triangular."""
     A = (c.k @ c.k.mT).mul_(c.decay).mul_(c.beta)
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return torch.linalg.solve_triangular(A, identity.expand_as(A), upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(A, identity.expand_as(A), upper=False, unitriangular=True).contiguous()
 
 
 def _forward(

@@ -72,10 +72,11 @@ def fold(
     """Direction (…, K) and magnitude from the streamed sums and the null's logit relative to their maximum M."""
     shift = null_logit.detach().clamp(min=0)
     p0, small = (null_logit - shift).exp(), (-shift).exp()
-    L, Z = L * small, L * small + p0
+    kept = L * small
+    Z = kept + p0
     d = S * small.unsqueeze(-1) + p0.unsqueeze(-1) * null_value[:, None]
-    c = d / (torch.linalg.vector_norm(d, dim=-1, keepdim=True)).clamp(min=1e-6 * Z.detach().unsqueeze(-1))
-    effective = L.square() / (Q * small.square()) * (L / Z)
+    c = d / torch.maximum(torch.linalg.vector_norm(d, dim=-1, keepdim=True), 1e-6 * Z.detach().unsqueeze(-1))
+    effective = L.square() / Q * (kept / Z)
     return c, torch.tanh(F.softplus(magnitude_slope)[:, None] * effective.log1p())
 
 

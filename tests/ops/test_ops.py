@@ -1,0 +1,218 @@
+"""Fast paths against the materialised oracles, custom-operator contracts, and what each operation refuses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atma.ops import causal_conv, gated_delta, polar_attention, softcap_loss, softmax_attention, use_backend
+from atma.ops.backend import backend_for
+from atma.ops.conv import cpu as conv_cpu
+from atma.ops.delta import cpu as delta_cpu
+from atma.ops.loss import cpu as loss_cpu
+from atma.ops.polar import cpu as polar_cpu
+
+LENGTHS = [1, 2, 63, 64, 65, 200]
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=dtype)
+
+
+def documents(batch, length, count, seed=0):
+    """(B, T) ids of `count` documents or fewer, cut at random places."""
+    generator = torch.Generator().manual_seed(seed)
+    cuts = torch.randint(0, max(length, 1), (batch, count - 1), generator=generator)
+    return (torch.arange(length)[None, :, None] >= cuts[:, None, :]).sum(-1)
+
+
+def case(name, length):
+    """An operation and its arguments, in all its variants."""
+    heads, groups, width = 4, 2, 8
+    q = draw(2, heads, length, width)
+    k, v = (draw(2, groups, length, width, seed=s) for s in (1, 2))
+    scalars = [*(draw(heads, seed=s) for s in range(4)), draw(heads, width)]
+    rates = -draw(2, heads, length).abs(), torch.sigmoid(draw(2, heads, length, seed=3))
+    ids = documents(2, length, 4)
+    x, weight = draw(2, length, 6), draw(6, 4)
+    cases = {
+        "conv": (causal_conv, [x, weight]),
+        "conv tail": (causal_conv, [x, weight, draw(2, 3, 6)]),
+        "conv packed": (causal_conv, [x, weight, None, ids]),
+        "polar": (polar_attention, [q, k, v, *scalars]),
+        "polar packed": (polar_attention, [q, k, v, *scalars, None, ids]),
+        "polar window packed": (polar_attention, [q, k, v, *scalars, None, ids, 9]),
+        "softmax packed": (softmax_attention, [q, k, v, 0.3, None, ids]),
+        "softmax window": (softmax_attention, [q, k, v, 0.3, None, None, 9]),
+        "delta": (gated_delta, [q, F.normalize(k, dim=-1), v, *rates, draw(2, heads, width, width)]),
+        "delta packed": (gated_delta, [q, F.normalize(k, dim=-1), v, *rates, None, ids]),
+        "loss": (softcap_loss, [x, draw(11, 6), draw(11), ids % 11]),
+    }
+    return cases[name]
+
+
+CASES = [
+    "conv",
+    "conv tail",
+    "conv packed",
+    "polar",
+    "polar packed",
+    "polar window packed",
+    "softmax packed",
+    "softmax window",
+    "delta",
+    "delta packed",
+    "loss",
+]
+
+
+def outputs_and_gradients(function, arguments, backend):
+    arguments = [x.clone().requires_grad_() if is_real(x) else x for x in arguments]
+    found = function(*arguments, backend=backend)
+    found = found if isinstance(found, tuple) else (found,)
+    weights = [draw(*x.shape, seed=9).to(x.dtype) for x in found]
+    gradients = torch.autograd.grad(found, [x for x in arguments if is_real(x)], weights, allow_unused=True)
+    return [*found, *gradients]
+
+
+def is_real(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_fast_path_equals_the_oracle_with_every_gradient(name, length):
+    function, arguments = case(name, length)
+    fast, oracle = (outputs_and_gradients(function, arguments, backend) for backend in ("cpu", "reference"))
+    for a, b in zip(fast, oracle, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_stays_within_1e_4_of_float64(name):
+    function, arguments = case(name, 130)
+    low = [x.float() if is_real(x) else x for x in arguments]
+    exact, found = outputs_and_gradients(function, arguments, "cpu"), outputs_and_gradients(function, low, "cpu")
+    for a, b in zip(found, exact, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * max(1, b.abs().max())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "loss"])
+def test_bfloat16_is_within_twice_the_error_of_a_plain_bfloat16_reference(name):
+    function, arguments = case(name, 130)
+    low = [x.bfloat16() if is_real(x) else x for x in arguments]
+    exact = function(*arguments, backend="reference")
+    found, plain = function(*low, backend="cpu"), function(*low, backend="reference")
+    for a, b, c in zip(*((x,) if torch.is_tensor(x) else x for x in (found, plain, exact)), strict=True):
+        assert (a - c).abs().max() <= 2 * (b - c).abs().max()
+
+
+@pytest.mark.parametrize("name", ["conv tail", "polar", "softmax window", "delta"])
+def test_gradients_agree_with_finite_differences(name):
+    function, arguments = case(name, 5)
+    arguments = [x.clone().requires_grad_() if is_real(x) else x for x in arguments]
+    assert torch.autograd.gradcheck(lambda *x: function(*x), arguments)
+
+
+@settings(max_examples=20, deadline=None)
+@given(length=st.integers(1, 40), starts=st.lists(st.integers(0, 30), min_size=2, max_size=2), window=st.integers(1, 50))
+def test_queries_that_start_anywhere_equal_the_oracle(length, starts, window):
+    q, k, v = draw(2, 4, length, 8), draw(2, 2, 70, 8), draw(2, 2, 70, 8, seed=1)
+    scalars = [*(draw(4, seed=s) for s in range(4)), draw(4, 8)]
+    start = torch.tensor(starts)
+    fast, oracle = (polar_attention(q, k, v, *scalars, start, None, window, b) for b in ("cpu", "reference"))
+    for a, b in zip(fast, oracle, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_many_key_blocks_equal_the_oracle(monkeypatch):
+    monkeypatch.setattr(polar_cpu, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(polar_cpu, "BLOCK_SCORES", 1)
+    function, arguments = case("polar packed", 600)
+    fast, oracle = (outputs_and_gradients(function, arguments, backend) for backend in ("cpu", "reference"))
+    for a, b in zip(fast, oracle, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def operators():
+    q, k, v = draw(1, 2, 5, 4), draw(1, 1, 5, 4), draw(1, 1, 5, 4, seed=1)
+    keys, rates = F.normalize(q, dim=-1), -draw(1, 2, 5).abs()
+    ids = documents(1, 5, 2)
+    x = draw(1, 5, 3)
+    return {
+        "conv": (conv_cpu._operation, (x, draw(3, 4), draw(1, 3, 3), None)),
+        "conv packed": (conv_cpu._operation, (x, draw(3, 4), None, ids)),
+        "polar": (polar_cpu._operation, (q, k, v, None, ids, 3)),
+        "polar start": (polar_cpu._operation, (q, k, v, torch.zeros(1, dtype=torch.int32), None, None)),
+        "delta": (delta_cpu._operation, (q, keys, draw(1, 2, 5, 4), rates, rates.exp(), draw(1, 2, 4, 4), ids)),
+        "loss": (loss_cpu._operation, (draw(5, 3), draw(7, 3), draw(7), torch.arange(5), 15.0)),
+    }
+
+
+@pytest.mark.parametrize("name", list(operators()))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_custom_operator_keeps_its_contract(name):
+    operator, arguments = operators()[name]
+    arguments = [x.clone().requires_grad_() if is_real(x) else x for x in arguments]
+    torch.library.opcheck(operator, tuple(arguments))
+
+
+def test_polar_properties_hold():
+    """|c| ≤ 1, μ in [0, 1), and with equal scores over m keys and a sunken null the magnitude is that of n_eff = m."""
+    q, k = draw(1, 1, 64, 8), draw(1, 1, 64, 8)
+    scalars = [*(draw(1, seed=s) for s in range(4)), draw(1, 8)]
+    c, magnitude = polar_attention(q, k, draw(1, 1, 64, 8, seed=1), *scalars)
+    assert c.norm(dim=-1).max() <= 1 + 1e-12
+    assert magnitude.min() >= 0
+    assert magnitude.max() < 1
+    slope = torch.tensor([-1.5], dtype=torch.float64)
+    sunk = [slope, torch.tensor([-1e4], dtype=torch.float64), slope, slope, torch.zeros(1, 8, dtype=torch.float64)]
+    _, equal = polar_attention(q * 0, k, k, *sunk)
+    counts = torch.arange(1, 65, dtype=torch.float64)
+    torch.testing.assert_close(equal[0, 0], torch.tanh(F.softplus(slope) * counts.log1p()), rtol=1e-12, atol=0)
+
+
+def test_direction_does_not_know_how_many_keys_matched():
+    """The same set of keys, without noise, at 1× and 64× gives the same direction."""
+    keys, values = draw(1, 1, 4, 8).repeat(1, 1, 64, 1), draw(1, 1, 4, 8, seed=1).repeat(1, 1, 64, 1)
+    query = draw(1, 1, 1, 8, seed=2)
+    zero = torch.zeros(1, dtype=torch.float64)
+    scalars = [zero - 50, zero - 1e4, zero - 50, zero, torch.zeros(1, 8, dtype=torch.float64)]
+    few, _ = polar_attention(query, keys, values, *scalars, torch.tensor([3]))
+    many, _ = polar_attention(query, keys, values, *scalars, torch.tensor([255]))
+    torch.testing.assert_close(many, few, rtol=0, atol=1e-12)
+
+
+def test_a_large_null_is_folded_in_without_overflow():
+    q, k = draw(1, 1, 9, 8, dtype=torch.float32), draw(1, 1, 9, 8, dtype=torch.float32)
+    one = torch.ones(1)
+    c, magnitude = polar_attention(q, k, k, one, one * 500, one, one, torch.ones(1, 8))
+    torch.testing.assert_close(c, torch.full_like(c, 8**-0.5))
+    assert magnitude.abs().max() < 1e-6
+
+
+def test_ignored_targets_have_no_loss_and_no_gradient():
+    hidden = draw(4, 6).requires_grad_()
+    loss = softcap_loss(hidden, draw(11, 6), None, torch.tensor([1, -100, 3, -100]))
+    loss.sum().backward()
+    assert loss[1] == loss[3] == 0
+    assert hidden.grad is not None
+    assert not hidden.grad[[1, 3]].any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: causal_conv(draw(1, 4, 3), draw(2, 4)), "weight must be"),
+        (lambda: causal_conv(draw(1, 4, 3), draw(3, 4), draw(1, 2, 3)), "tail must be"),
+        (lambda: softmax_attention(draw(1, 3, 4, 8), draw(1, 2, 4, 8), draw(1, 2, 4, 8), 1.0), "do not fit"),
+        (lambda: softmax_attention(draw(1, 2, 4, 8), draw(1, 2, 5, 8), draw(1, 2, 5, 8), 1.0), "one key per query"),
+        (lambda: softcap_loss(draw(2, 3), draw(5, 3), None, torch.tensor([1, 5])), "found 1 to 5"),
+        (lambda: backend_for("cuda"), "no backend 'cuda'"),
+        (lambda: use_backend("triton").__enter__(), "no backend 'triton'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_offending_value(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
