@@ -191,9 +191,6 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-PUBLISHED_RATES = {"muon_rate": 0.02, "embedding_rate": 0.3, "head_rate": 1 / 320, "vector_rate": 0.01}
-"""Published learning rates, chosen for batches of 524,288 tokens."""
-
 def preset(name: str) -> ModelConfig:
     """The named model configuration; ValueError names the known ones."""
     if name not in PRESETS:

@@ -106,12 +106,21 @@ def tensors(state: State) -> list[Tensor]:
 
 
 def save(state: State, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the state to one safetensors file, with text metadata beside it."""
+    """Write the state to one safetensors file, with text metadata beside it; the old file stays until the new is whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     flat: dict[str, Tensor] = {}
     shape = _describe(state, "", flat)
-    save_file(flat, str(path), {"state": json.dumps(shape), **(metadata or {})})
+    path = Path(path)
+    staging = path.with_name(f".{path.name}.new")
+    try:
+        save_file(flat, str(staging), {"state": json.dumps(shape), **(metadata or {})})
+        staging.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written: {error}") from None
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> tuple[Any, dict[str, str]]:

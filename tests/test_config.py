@@ -1,0 +1,79 @@
+"""Recipes: strict reading, exact round trips, one identity per configuration."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atma.config import (
+    ModelConfig,
+    Recipe,
+    TrainConfig,
+    canonical_json,
+    dump_toml,
+    from_dict,
+    identity,
+    load_recipe,
+    preset,
+    to_dict,
+)
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@given(width=st.integers(1, 4096), half_life=st.floats(1, 1e9) | st.just(math.inf), window=st.none() | st.integers(1, 99))
+def test_a_recipe_survives_toml_and_json(tmp_path_factory, width, half_life, window):
+    recipe = Recipe("round trip", ModelConfig(width=width, max_half_life=half_life, window=window))
+    path = write(tmp_path_factory.mktemp("recipe") / "recipe.toml", dump_toml(recipe))
+    assert load_recipe(path) == recipe
+    assert from_dict(Recipe, to_dict(recipe)) == recipe
+
+
+def test_identity_is_equal_exactly_for_equal_configurations():
+    assert identity(Recipe()) == identity(Recipe())
+    assert identity(Recipe()) != identity(Recipe(train=TrainConfig(seed=1)))
+    assert "Infinity" not in canonical_json(Recipe())
+
+
+def test_a_recipe_starts_from_a_preset_and_changes_it(tmp_path):
+    recipe = load_recipe(write(tmp_path / "mine.toml", '[model]\npreset = "nano"\ncore = "rope"\n'))
+    assert recipe.name == "mine"
+    assert recipe.model.width == preset("nano").width
+    assert recipe.model.core == "rope"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nlenght = 256", r"unknown key 'train.lenght'; did you mean 'train.length'"),
+        ("[trian]\nlength = 256", r"unknown key 'trian'; did you mean 'train'"),
+        ('[model]\ncore = "alibi"', r"'model.core' must be one of polar, nope, rope, not 'alibi'"),
+        ('[model]\npreset = "huge"', r"no preset 'huge'; known: nano-test"),
+        ("[model]\nwidth = 0", r"'width' must be at least 1, not 0"),
+        ("[model]\nwidth = 1.5", r"'model.width' must be a int, not 1.5"),
+        ("[model]\nkey_value_heads = 3", r"a divisor of query_heads"),
+        ("[train]\nbatch_tokens = 100", r"a multiple of length × accumulation = 256"),
+        ("[data]\nrecall_share = 2.0", r"'recall_share' must be between 0 and 1"),
+        ("[evaluation]\nlengths = [512, 256]", r"strictly increasing"),
+        ("[evaluation]\nlengths = 256", r"must be a list"),
+        ("train = 3", r"'train' must be a table"),
+        ("not toml at all", r"not a TOML recipe"),
+    ],
+)
+def test_what_a_recipe_cannot_say_is_one_line_with_the_file(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(write(tmp_path / "bad.toml", text))
+    assert "bad.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_recipe_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such recipe"):
+        load_recipe(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not a TOML recipe"):
+        load_recipe(tmp_path / "binary.toml")
