@@ -1,0 +1,158 @@
+"""Loss and bits per byte by context length: nested prefixes, fixed targets, by position, and on the junk stream.
+
+At length L the model reads L tokens, end-of-text first, and predicts L: the row of a training batch of length L. In
+nested prefixes both the targets and their contexts change with L. With fixed targets only the context does.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from atma.eval.documents import Documents, check_lengths
+from atma.eval.statistics import last_minus_first, mean_interval, slope
+from atma.eval.stream import DEFAULT, Advance, Streaming, score
+from atma.model import Model
+from atma.tokenizer import Tokenizer
+
+Row = dict[str, Any]
+FIRST_EDGE = 16
+
+
+class Loaded(Protocol):
+    """A model, its tokenizer and the folder it came from, as `atma.load` returns them."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def path(self) -> Path | None: ...
+
+
+def tokenizer_of(loaded: Loaded) -> Tokenizer:
+    """The tokenizer; ValueError if the model came without one."""
+    if loaded.tokenizer is None:
+        raise ValueError(f"{loaded.path}: the model has no tokenizer; put its tokenizer.json into its folder")
+    return loaded.tokenizer
+
+
+def length_curve(
+    loaded: Loaded,
+    documents: Documents,
+    lengths: Sequence[int],
+    kind: Literal["nested", "junk"] = "nested",
+    streaming: Streaming = DEFAULT,
+    progress: Advance | None = None,
+) -> list[Row]:
+    """Loss on the prefix of each length of the same documents, by position, and a summary of the slope.
+
+    One pass over the longest prefix gives every length: a causal model's losses on a prefix are the first of its losses
+    on the whole (the laws "causal" and "split"), so a shorter prefix's loss is a running mean. Positions (not for junk)
+    come in stretches that double from 16 tokens. ValueError: lengths not increasing or longer than the documents.
+    """
+    check_lengths(lengths, documents)
+    windows = documents.windows(lengths[-1])
+    nats = _score(loaded, windows, None, streaming, progress)
+    targets = windows[:, 1:]
+    rows, means = [], []
+    for length in lengths:
+        measured = _measured(loaded, documents, nats[:, :length], targets[:, :length])
+        rows.append({"kind": kind, "length": length} | measured)
+        means.append(nats[:, :length].mean(1))
+    if kind == "nested":
+        rows += _by_position(loaded, documents, nats, targets)
+    return [*rows, summary(kind, documents, lengths, np.stack(means, 1))]
+
+
+def fixed_targets(
+    loaded: Loaded,
+    documents: Documents,
+    lengths: Sequence[int],
+    target_tokens: int,
+    streaming: Streaming = DEFAULT,
+    progress: Advance | None = None,
+) -> list[Row]:
+    """Loss on the same `target_tokens` last tokens of each document with ever more context, and a summary.
+
+    The targets end the documents' longest window. At length L the model reads end-of-text and the L - 1 tokens before
+    the last target, so the window ends at the same token for every L. ValueError: a length below `target_tokens`.
+    """
+    check_lengths(lengths, documents)
+    check_targets(lengths, target_tokens)
+    rows, means = [], []
+    longest = Documents(documents.tokens[:, : lengths[-1]], documents.eot, documents.joined)
+    for length in lengths:
+        windows = longest.endings(length)
+        nats = _score(loaded, windows, target_tokens, streaming, progress)
+        measured = _measured(loaded, documents, nats, windows[:, -target_tokens:])
+        rows.append({"kind": "fixed", "length": length} | measured)
+        means.append(nats.mean(1))
+    return [*rows, summary("fixed", documents, lengths, np.stack(means, 1))]
+
+
+def check_targets(lengths: Sequence[int], target_tokens: int) -> None:
+    """ValueError unless the first length holds the targets."""
+    if not 1 <= target_tokens <= lengths[0]:
+        raise ValueError(
+            f"{target_tokens} target tokens do not fit length {lengths[0]}; "
+            f"choose 1 to {lengths[0]}, or a longer first length"
+        )
+
+
+def summary(measure: str, documents: Documents, lengths: Sequence[int], losses: np.ndarray) -> Row:
+    """Slope (nats a doubling) and change from first length to last, over documents. losses (documents, lengths)."""
+    row: Row = {"kind": "summary", "measure": measure, "lengths": list(lengths), "documents": len(losses)}
+    row |= {"joined_documents": documents.joined}
+    if len(lengths) < 2:
+        return row
+    for name, found in (("slope", slope(losses, lengths)), ("change", last_minus_first(losses))):
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        row |= {f"{name}_t_low": found.t_low, f"{name}_t_high": found.t_high}
+    return row
+
+
+def position_edges(longest: int) -> list[int]:
+    """0, 16, 32, 64, … and the longest length itself."""
+    edges = [0]
+    while (edge := max(FIRST_EDGE, 2 * edges[-1])) < longest:
+        edges.append(edge)
+    return [*edges, longest]
+
+
+def _by_position(loaded: Loaded, documents: Documents, nats: np.ndarray, targets: np.ndarray) -> list[Row]:
+    edges = position_edges(nats.shape[1])
+    rows: list[Row] = []
+    for start, end in itertools.pairwise(edges):
+        measured = _measured(loaded, documents, nats[:, start:end], targets[:, start:end])
+        rows.append({"kind": "position", "start": start, "end": end} | measured)
+    return rows
+
+
+def _measured(loaded: Loaded, documents: Documents, nats: np.ndarray, targets: np.ndarray) -> Row:
+    losses = nats.mean(1)
+    found = mean_interval(losses)
+    size = tokenizer_of(loaded).bytes_of(targets.ravel().tolist())
+    return {
+        "documents": len(nats),
+        "joined_documents": documents.joined,
+        "tokens": nats.size,
+        "loss": found.value,
+        "loss_low": found.low,
+        "loss_high": found.high,
+        "bits_per_byte": float(nats.sum()) / math.log(2) / size if size else None,
+        "document_losses": losses.tolist(),
+    }
+
+
+def _score(
+    loaded: Loaded, windows: np.ndarray, last: int | None, streaming: Streaming, progress: Advance | None
+) -> np.ndarray:
+    """Nats (documents, scored) in float64."""
+    return score(loaded.model, torch.from_numpy(windows), last, streaming, progress).double().numpy()

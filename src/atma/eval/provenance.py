@@ -1,0 +1,73 @@
+"""What a result was measured with: hashes of weights, tokenizer, data and code, and the settings that move figures."""
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import atma
+from atma.data.dataset import TokenSet
+from atma.eval.curves import Loaded, tokenizer_of
+from atma.eval.stream import DEFAULT, Streaming
+from atma.model import Model
+from atma.ops import backend_for
+
+WEIGHTS = "model.safetensors"
+
+
+def provenance(loaded: Loaded, token_set: TokenSet, seed: int, streaming: Streaming = DEFAULT) -> dict[str, Any]:
+    """Plain JSON data for every result row. ValueError: the data is of another tokenizer than the model's."""
+    tokenizer = tokenizer_of(loaded)
+    if token_set.tokenizer is not None and token_set.tokenizer.hash() != tokenizer.hash():
+        raise ValueError("the data was made with another tokenizer than the model's; prepare it with the model's own")
+    if token_set.eot != tokenizer.eot:
+        ids = f"id {token_set.eot}, the tokenizer's {tokenizer.eot}"
+        raise ValueError(f"the data's end-of-text is {ids}; open the data with the tokenizer's")
+    weight = next(loaded.model.parameters())
+    config = loaded.model.config
+    return {
+        "weights_sha256": weights_hash(loaded.model, loaded.path),
+        "tokenizer_sha256": tokenizer.hash(),
+        "data_hash": token_set.hash,
+        "code_sha256": code_hash(),
+        "version": atma.__version__,
+        "torch": torch.__version__,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": weight.device.type,
+        "backend": backend_for(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "model": Path(loaded.path).name if loaded.path else None,
+        "core": config.core,
+        "memory": config.memory,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+    } | streaming._asdict()
+
+
+def weights_hash(model: Model, folder: Path | str | None) -> str:
+    """SHA-256 of the folder's model.safetensors, or of names, types, shapes and bytes of the state dict without one."""
+    if folder is not None and (file := Path(folder) / WEIGHTS).is_file():
+        return file_hash(file)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def code_hash() -> str:
+    """SHA-256 of the names and bytes of this package's Python files: what ran, whatever its version says."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""The file of result rows, results.jsonl: one JSON object a line, replaced whole and atomically after each measurement.
+
+A row's `key` names its measurement and provenance, so that a measurement already there is not made again.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def measurement_key(measurement: Row, provenance: Row) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of what is measured and with what."""
+    text = json.dumps([measurement, provenance], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_rows(path: Path | str) -> list[Row]:
+    """The rows of a results file, none if it does not exist. ValueError names a line that is not a JSON object."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: not a result row; delete the line or choose another file")
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: Path | str, rows: list[Row]) -> None:
+    """Replace the file by these rows; a reader, or a crash, sees the old file or the new one."""
+    path = Path(path)
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with staged.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
