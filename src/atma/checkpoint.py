@@ -1,0 +1,264 @@
+"""Folders on disk that are either whole or not there: models, and the base of training checkpoints.
+
+A model folder holds `config.json`, `model.safetensors`, `tokenizer.json` and `manifest.json` with the size and SHA-256
+of each. It is written beside its final place, forced to the disk and renamed, so that a crash or a full disk leaves
+what was there before. Reading checks everything and says in one line which file is wrong and how. No pickle.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from atma.config import ModelConfig, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from atma.model import Model
+    from atma.tokenizer import Tokenizer
+
+Writer = Callable[[Path], object]
+FORMAT = "atma-1"
+MANIFEST = "manifest.json"
+_HEAD = "head.weight"
+
+
+def save_model(
+    folder: str | Path, model: "Model", tokenizer: "Tokenizer | None", extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model folder, replacing an older one at once. `extra` is JSON data kept under "extra" in config.json.
+
+    OSError when the disk refuses; the older folder is then untouched.
+    """
+    write_folder(folder, model_files(model, tokenizer, extra))
+
+
+def model_files(
+    model: "Model", tokenizer: "Tokenizer | None", extra: Mapping[str, Any] | None = None
+) -> dict[str, Writer]:
+    """The writers of a model folder's files, for `write_folder`. A tied head is not written: it is the embedding."""
+    config = {"format": FORMAT, "model": to_dict(model.config), "extra": dict(extra or {})}
+    tensors = {name: value.detach() for name, value in model.state_dict().items()}
+    if model.config.tied_head:
+        tensors.pop(_HEAD, None)
+    files = {"config.json": json_writer(config), "model.safetensors": tensor_writer(tensors)}
+    if tokenizer is not None:
+        files["tokenizer.json"] = lambda path: tokenizer.save(path)
+    return files
+
+
+def load_model(folder: str | Path) -> "tuple[Model, Tokenizer | None]":
+    """The model (float32, on the CPU) and tokenizer of a model folder, checked against its manifest when it has one.
+
+    Half-precision tensors are widened. ValueError names the file and what is wrong with it.
+    """
+    from atma.model import Model
+    from atma.tokenizer import load_tokenizer
+
+    folder = Path(folder)
+    config = load_config(folder)
+    if (folder / MANIFEST).exists():
+        verify_folder(folder)
+    model = Model(config)
+    fill_model(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return model, None
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{path}: {tokenizer.vocab_size} tokens, but config.json has vocab_size {config.vocab_size}: "
+            "the tokenizer of another model"
+        )
+    return model, tokenizer
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """The model configuration of a model folder."""
+    values = load_info(folder).get("model")
+    where = Path(folder) / "config.json"
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: no table 'model': not a model folder of atma")
+    try:
+        return from_dict(ModelConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def load_info(folder: str | Path) -> dict[str, Any]:
+    """All of config.json: "format", "model" and "extra" (what was saved beside the model)."""
+    folder = Path(folder)
+    recover_folder(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such model folder")
+    values = read_json(folder / "config.json")
+    if values.get("format") != FORMAT:
+        found = values.get("format")
+        raise ValueError(f"{folder / 'config.json'}: format {found!r}, not '{FORMAT}' (published ones: atma import)")
+    return values
+
+
+def fill_model(model: "Model", tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `tensors`, read from `path`, into the model; ValueError when a name or shape differs from its config."""
+    own = model.state_dict()
+    if model.config.tied_head:
+        own.pop(_HEAD, None)
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing:
+        raise ValueError(
+            f"{path}: tensor '{missing[0]}' is missing ({len(missing)} in all): not the weights of this config"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{path}: unexpected tensor '{unexpected[0]}' ({len(unexpected)} in all): weights of another config"
+        )
+    for name, value in own.items():
+        if tensors[name].shape != value.shape:
+            found, wanted = tuple(tensors[name].shape), tuple(value.shape)
+            raise ValueError(f"{path}: tensor '{name}' is {found}, the config says {wanted}: weights of another config")
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{path}: tensor '{name}' is {tensors[name].dtype}, not a floating type")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, on the CPU; ValueError when it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
+
+
+def write_folder(folder: str | Path, files: Mapping[str, Writer]) -> None:
+    """Make `folder` hold exactly `files` (name to the function that writes that path) and a manifest of their hashes.
+
+    Until the last rename the old folder stays as it is; a failed write removes the half-made one and raises OSError.
+    """
+    folder = Path(os.path.abspath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(folder)
+    staging = _beside(folder, "staging")
+    _remove(staging)
+    staging.mkdir()
+    try:
+        _fill(staging, files)
+    except BaseException:
+        _remove(staging)
+        raise
+    _swap(staging, folder)
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare every file with the folder's manifest; ValueError names the first that is missing, short or changed."""
+    listed = read_json(folder / MANIFEST).get("files")
+    if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
+        raise ValueError(f"{folder / MANIFEST}: no table 'files'")
+    for name, entry in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path}: missing, though {MANIFEST} lists it")
+        if path.stat().st_size != entry.get("bytes"):
+            raise ValueError(
+                f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {entry.get('bytes')}: truncated or replaced"
+            )
+        if file_hash(path) != entry.get("sha256"):
+            raise ValueError(f"{path}: contents differ from the SHA-256 in {MANIFEST}: damaged or replaced")
+
+
+def recover_folder(folder: Path) -> None:
+    """Put back the old folder if a crash fell between the two renames that replace it."""
+    old = _beside(folder, "old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError when it is missing, unreadable or something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON, truncated or damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return values
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_writer(values: Mapping[str, Any]) -> Writer:
+    """A writer of `values` as indented JSON."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
+    """A writer of tensors as safetensors; a refusal of the disk becomes an OSError that names the file."""
+
+    def write(path: Path) -> None:
+        whole = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+        try:
+            save_file(whole, path)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from None
+
+    return write
+
+
+def _fill(staging: Path, files: Mapping[str, Writer]) -> None:
+    entries = {}
+    for name, write in files.items():
+        path = staging / name
+        write(path)
+        sync(path)
+        entries[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    json_writer({"files": entries})(staging / MANIFEST)
+    sync(staging / MANIFEST)
+    sync(staging)
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    old = _beside(folder, "old")
+    _remove(old)
+    if folder.exists():
+        folder.rename(old)
+    staging.rename(folder)
+    sync(folder.parent)
+    _remove(old)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    folder = Path(os.path.abspath(folder))
+    return folder.parent / f".{folder.name}.{suffix}"
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a directory's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)

@@ -1,0 +1,11 @@
+"""Training: `train(recipe, out)` runs a recipe into a run folder and `train(..., resume=True)` goes on after any stop.
+
+Reading order: loop.py (the run), step.py (one optimiser step), optim.py and schedule.py (how parameters move),
+objectives.py and distractor.py (optional loss terms), resume.py and record.py (what is kept on disk).
+"""
+
+from atma.train.loop import train
+from atma.train.progress import Progress, Silent, terminal_progress
+from atma.train.record import export_tensorboard, read_record
+
+__all__ = ["Progress", "Silent", "export_tensorboard", "read_record", "terminal_progress", "train"]

@@ -1,0 +1,212 @@
+"""A run from its recipe to its final model: steps, validation, checkpoints, and going on after any stop.
+
+A run folder holds `recipe.toml`, `metrics.jsonl` (the record), `checkpoints/step-…/` and at the end `final/`, a model
+folder. Nothing here draws from a global generator or depends on how often the run was stopped, so a resumed run ends
+with the same bits as an uninterrupted one on the same machine.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atma.checkpoint import save_model, sync
+from atma.config import Recipe, dump_toml, identity, load_recipe, to_dict
+from atma.model import Model
+from atma.train.optim import Optimisers
+from atma.train.parallel import Ranks, join, wait
+from atma.train.precision import choose_precision
+from atma.train.progress import Progress, Silent
+from atma.train.record import NAME, Record, cut_record
+from atma.train.resume import RunState, load_checkpoint, newest_checkpoint, save_checkpoint
+from atma.train.schedule import rate_multiplier
+from atma.train.source import Batch, Source, open_source
+from atma.train.step import Outcome, Stepper, generator, non_finite_names, validation_loss
+
+PATIENCE = 3
+"""Non-finite steps in a row that end a run."""
+_RECIPE = "recipe.toml"
+
+
+def train(
+    recipe: Recipe, out: str | Path, resume: bool = False, progress: Progress | None = None, device: str | None = None
+) -> Path:
+    """Run `recipe` into folder `out` and return `out/final`, a model folder.
+
+    resume: go on from the newest good checkpoint in `out`. device: "cpu", "cuda"; by default a GPU if there is one.
+    Under `torchrun` the processes share each batch. ValueError when `out` holds a run and resume is not asked for, or
+    another recipe's run, or nothing to resume; when the data does not fit; when losses stay non-finite.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = join(where)
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return fit(recipe, Path(out), open_source(recipe, ranks), resume, progress, where, ranks)
+
+
+def fit(
+    recipe: Recipe,
+    out: Path,
+    source: Source,
+    resume: bool = False,
+    progress: Progress | None = None,
+    device: torch.device | None = None,
+    ranks: Ranks | None = None,
+) -> Path:
+    """`train` on batches from any `source`."""
+    ranks = ranks or Ranks()
+    if source.vocab_size > recipe.model.vocab_size:
+        raise ValueError(f"the data has {source.vocab_size} tokens, the model vocab_size {recipe.model.vocab_size}")
+    if ranks.rank == 0:
+        claim(recipe, out, resume)
+    wait(ranks)
+    run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
+    done = run.restore() if resume else []
+    with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
+        return run.go(record, progress or Silent(), done)
+
+
+def claim(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Make `out` the folder of this recipe's run, or check that it is. ValueError as in `train`."""
+    path = out / _RECIPE
+    if resume:
+        if not path.is_file():
+            raise ValueError(f"{out}: nothing to resume: no {_RECIPE} there; start the run without resuming")
+        _require_equal(load_recipe(path), recipe, path)
+        return
+    if path.is_file():
+        raise ValueError(f"{out}: holds a run already; resume it (--resume) or choose another folder")
+    if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+        raise ValueError(f"{out}: not empty and not a run; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    new = out / f".{_RECIPE}.new"
+    new.write_text(dump_toml(recipe), encoding="utf-8")
+    sync(new)
+    new.rename(path)
+    sync(out)
+
+
+class Run:
+    """A run in memory: model, optimisers and where it stands."""
+
+    def __init__(self, recipe: Recipe, out: Path, source: Source, device: torch.device, ranks: Ranks) -> None:
+        self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
+        self.model = Model(recipe.model, generator(2, recipe.train.seed)).to(device)
+        self.optimisers = Optimisers(self.model, recipe.train)
+        compute = choose_precision(recipe.train.precision, device, recipe.model.width)
+        self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
+        self.state = RunState(identity(recipe), source.hash, ranks.world)
+
+    def restore(self) -> list[str]:
+        """Go back to the newest good checkpoint and cut the record to it. Returns what there is to tell about it.
+
+        Without any checkpoint the run begins again; ValueError when there are some and none is good.
+        """
+        folder, problems = newest_checkpoint(self.out)
+        if folder is None and problems:
+            raise ValueError(f"no good checkpoint to resume from: {problems[0]} (remove them to begin again)")
+        if folder is not None:
+            self.state = load_checkpoint(folder, self.state, self.model, self.optimisers)
+        if self.ranks.rank == 0:
+            cut_record(self.out, self.state.step)
+        wait(self.ranks)
+        return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
+            f"resumed at step {self.state.step}"
+        ]
+
+    def go(self, record: Record, progress: Progress, notes: list[str]) -> Path:
+        """Make every step that is left, then write the final model folder."""
+        steps = self.recipe.train.steps
+        if self.state.step == steps:
+            return self._finish()
+        progress.start(self.recipe.name, steps, self.state.step)
+        try:
+            for note in notes:
+                progress.show(record.write("event", self.state.step, event=note))
+            while self.state.step < steps:
+                self._advance(record, progress)
+        finally:
+            progress.stop()
+        return self._finish()
+
+    def _advance(self, record: Record, progress: Progress) -> None:
+        train, state = self.recipe.train, self.state
+        began = time.perf_counter()
+        batch = self.source.train(state.step)
+        multiplier = rate_multiplier(state.step, train)
+        outcome = self.stepper(state.step, batch, multiplier)
+        seconds = time.perf_counter() - began
+        state.step += 1
+        self._count(outcome, batch, record)
+        progress.show(record.write("train", state.step, **self._row(outcome, multiplier, seconds)))
+        last = state.step == train.steps
+        if train.evaluate_every and (last or state.step % train.evaluate_every == 0):
+            progress.show(record.write("validation", state.step, tokens=self._tokens(), loss=self._validate()))
+        if last or state.step % train.checkpoint_every == 0:
+            self._checkpoint(record)
+
+    def _count(self, outcome: Outcome, batch: Batch, record: Record) -> None:
+        """Keep count of skipped steps; end the run when there are too many in a row."""
+        state = self.state
+        state.streak = 0 if outcome.moved else state.streak + 1
+        state.skipped += 0 if outcome.moved else 1
+        if state.streak < PATIENCE:
+            return
+        names = non_finite_names(self.stepper, batch)
+        message = f"step {state.step}: {PATIENCE} steps in a row were not finite; not finite are {names}"
+        record.write("event", state.step, event=message)
+        raise ValueError(f"{message}; lower the rates or look at the data")
+
+    def _row(self, outcome: Outcome, multiplier: float, seconds: float) -> dict[str, Any]:
+        speed = self.recipe.train.batch_tokens / seconds
+        row = {"tokens": self._tokens(), "loss": outcome.loss, "rate": multiplier, "grad_norm": outcome.grad_norm}
+        return row | outcome.terms | {"tokens_per_second": round(speed, 1), "skipped": self.state.skipped}
+
+    def _tokens(self) -> int:
+        return self.state.step * self.recipe.train.batch_tokens
+
+    def _validate(self) -> float:
+        source = self.source
+        return validation_loss(self.stepper, (source.validation(i) for i in range(source.validation_batches)))
+
+    def _checkpoint(self, record: Record) -> None:
+        if self.ranks.rank == 0:
+            record.sync()
+            keep = self.recipe.train.keep_checkpoints
+            save_checkpoint(self.out, self.state, self.model, self.optimisers, self.source.tokenizer, keep)
+        wait(self.ranks)
+
+    def _finish(self) -> Path:
+        final = self.out / "final"
+        if self.ranks.rank == 0:
+            extra = {
+                "name": self.recipe.name,
+                "identity": self.state.recipe,
+                "data": self.state.data,
+                "step": self.state.step,
+                "tokens": self._tokens(),
+                "recipe": to_dict(self.recipe),
+            }
+            save_model(final, self.model, self.source.tokenizer, extra)
+        wait(self.ranks)
+        return final
+
+
+def _require_equal(found: Recipe, wanted: Recipe, path: Path) -> None:
+    if identity(found) == identity(wanted):
+        return
+    for key, before in _flat(to_dict(found)).items():
+        now = _flat(to_dict(wanted))[key]
+        if before != now:
+            raise ValueError(
+                f"{path}: another recipe: '{key}' is {before!r} there and {now!r} here; choose another folder"
+            )
+
+
+def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
+    return flat

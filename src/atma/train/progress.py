@@ -1,0 +1,101 @@
+"""What a run shows while it goes: a live bar in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+
+class Progress(Protocol):
+    """Follows a run. `row` is a row of the record, "kind" telling which."""
+
+    def start(self, name: str, steps: int, done: int) -> None: ...
+    def show(self, row: dict[str, Any]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, name: str, steps: int, done: int) -> None: ...
+    def show(self, row: dict[str, Any]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Lines:
+    """One plain line every `seconds`, for logs: step, loss, tokens/s, time left. Validation and events always."""
+
+    def __init__(self, out: TextIO | None = None, seconds: float = 10.0) -> None:
+        self._out, self._seconds = out or sys.stdout, seconds
+        self._steps, self._done, self._began, self._last = 0, 0, 0.0, 0.0
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        self._name, self._steps, self._done = name, steps, done
+        self._began = self._last = time.monotonic()
+        self._say(f"{name}: {steps - done} steps to go" + (f", {done} already done" if done else ""))
+
+    def show(self, row: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if row["kind"] == "event":
+            self._say(f"{self._name}: step {row['step']}: {row.get('event')}")
+        elif row["kind"] == "validation":
+            self._say(f"{self._name}: step {row['step']}/{self._steps} validation loss {_loss(row)}")
+        elif now - self._last >= self._seconds or row["step"] == self._steps:
+            self._last = now
+            left = (now - self._began) / max(row["step"] - self._done, 1) * (self._steps - row["step"])
+            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+            self._say(f"{self._name}: step {row['step']}/{self._steps} loss {_loss(row)} {speed} {clock(left)} left")
+
+    def stop(self) -> None:
+        self._out.flush()
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+class Bar:
+    """A live bar by rich: share done, loss, validation loss, tokens/s, time left."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        ]
+        self._bar = Progress(*columns, TimeRemainingColumn(), refresh_per_second=4)
+        self._validation = ""
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        self._validation = ""
+        self._task = self._bar.add_task(name, total=steps, completed=done, text="")
+        self._bar.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "event":
+            self._bar.console.print(f"step {row['step']}: {row.get('event')}", markup=False)
+        elif row["kind"] == "validation":
+            self._validation = f" validation {_loss(row)}"
+        else:
+            text = f"loss {_loss(row)}{self._validation} {row['tokens_per_second']:,.0f} tokens/s"
+            self._bar.update(self._task, completed=row["step"], text=text)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def terminal_progress() -> Progress:
+    """A bar when stdout is a terminal, lines when it is not."""
+    return Bar() if sys.stdout.isatty() else Lines()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _loss(row: dict[str, Any]) -> str:
+    return "not finite" if row["loss"] is None else f"{row['loss']:.3f}"

@@ -1,0 +1,105 @@
+"""Training checkpoints: a model folder with the optimiser's state beside it, from which a run goes on bit for bit.
+
+`checkpoints/step-00000200/` is a model folder (so it loads like any model) plus `optimizer.safetensors` and
+`state.json`. There is no generator state in it, because there is none to keep: every draw of a run comes from a
+generator seeded by (seed, step, purpose), and a batch is a pure function of its step.
+"""
+
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atma.checkpoint import (
+    fill_model,
+    json_writer,
+    load_tensors,
+    model_files,
+    read_json,
+    tensor_writer,
+    verify_folder,
+    write_folder,
+)
+from atma.config import ModelConfig, from_dict, identity
+from atma.model import Model
+from atma.train.optim import Optimisers
+
+if TYPE_CHECKING:
+    from atma.tokenizer import Tokenizer
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass
+class RunState:
+    """What a run carries from step to step beside weights and optimiser. `step` counts the steps done."""
+
+    recipe: str
+    """Identity of the recipe."""
+    data: str
+    """Hash of the token set."""
+    world: int = 1
+    """Processes that share the batch."""
+    step: int = 0
+    skipped: int = 0
+    """Steps left out because a loss or gradient was not finite."""
+    streak: int = 0
+    """How many of them just now, one after the other."""
+
+
+def save_checkpoint(
+    run: Path, state: RunState, model: Model, optimisers: Optimisers, tokenizer: "Tokenizer | None", keep: int
+) -> Path:
+    """Write the checkpoint of `state.step`; once it is safely on the disk, drop all but the newest `keep`."""
+    folder = run / FOLDER / f"step-{state.step:08d}"
+    files = model_files(model, tokenizer, {"recipe": state.recipe, "step": state.step})
+    files["optimizer.safetensors"] = tensor_writer(optimisers.tensors())
+    files["state.json"] = json_writer(asdict(state))
+    write_folder(folder, files)
+    for _, old in _checkpoints(run)[keep:]:
+        shutil.rmtree(old)
+    return folder
+
+
+def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files all match their hashes, and what was wrong with any newer one."""
+    problems = []
+    for _, folder in _checkpoints(run):
+        try:
+            verify_folder(folder)
+            return folder, problems
+        except ValueError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def load_checkpoint(folder: Path, expected: RunState, model: Model, optimisers: Optimisers) -> RunState:
+    """Restore model and optimisers in place and return the run's state.
+
+    ValueError when the checkpoint is damaged, or belongs to another recipe, token set or number of processes.
+    """
+    try:
+        state = from_dict(RunState, read_json(folder / "state.json"))
+        config = from_dict(ModelConfig, read_json(folder / "config.json").get("model", {}))
+    except TypeError:
+        raise ValueError(f"{folder / 'state.json'}: incomplete") from None
+    for what, mend in (("recipe", "the recipe it began with"), ("data", "the data"), ("world", "as many processes")):
+        found, wanted = getattr(state, what), getattr(expected, what)
+        if found != wanted:
+            raise ValueError(
+                f"{folder}: made with {what} {found}, this run has {wanted}; resume with {mend}, or start anew"
+            )
+    if identity(config) != identity(model.config):
+        raise ValueError(f"{folder / 'config.json'}: another model than the recipe's")
+    fill_model(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    path = folder / "optimizer.safetensors"
+    optimisers.load_tensors(load_tensors(path), path)
+    return state
+
+
+def _checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every finished checkpoint, newest first."""
+    found = [(match, folder) for folder in run.glob(f"{FOLDER}/step-*") if (match := _NAME.fullmatch(folder.name))]
+    return sorted(((int(match[1]), folder) for match, folder in found), reverse=True)

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from tiny_run import tiny_model
+from torch.optim._muon import _zeropower_via_newtonschulz
+
+from atma.config import TrainConfig
+from atma.model import Model
+from atma.train.optim import Muon, Optimisers, orthogonalise, parameter_groups
+
+SHAPES = [(1, 7), (2, 64), (64, 2), (33, 33), (16, 48), (48, 16)]
+
+
+@pytest.fixture
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_every_parameter_is_in_one_group_and_matrices_are_the_linear_weights_of_blocks():
+    model = Model(tiny_model())
+    groups = parameter_groups(model)
+    names = [name for group in groups.values() for name in group]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert set(groups["embedding"]) == {"embed.weight"}
+    assert set(groups["head"]) == {"head.weight", "head.bias"}
+    assert all(name.startswith("blocks.") and p.ndim == 2 for name, p in groups["matrix"].items())
+    small = {name.rpartition(".")[2] for name in groups["vector"]}
+    assert {"bias", "taps", "canon_q", "null_value", "length_gain"} <= small
+    assert not any(name.endswith("proj.weight") for name in groups["vector"])
+
+
+def test_a_tied_head_is_moved_once_as_an_embedding():
+    groups = parameter_groups(Model(tiny_model(tied_head=True)))
+    assert set(groups["embedding"]) == {"embed.weight"} and set(groups["head"]) == {"head.bias"}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalising_equals_the_plain_newton_schulz_rounds(shape, seeded):
+    matrix = torch.randn(shape, generator=seeded, dtype=torch.float64)
+    wide = matrix if shape[0] <= shape[1] else matrix.mT
+    x = wide / wide.norm()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    expected = x if shape[0] <= shape[1] else x.mT
+    # Five rounds amplify a rounding error by at most 3.4445⁵ ≈ 485.
+    torch.testing.assert_close(orthogonalise(matrix), expected, rtol=0, atol=485 * 100 * 2.3e-16)
+
+
+def test_orthogonalising_a_zero_matrix_gives_zero():
+    assert torch.equal(orthogonalise(torch.zeros(4, 8)), torch.zeros(4, 8))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_low_rank_gradient_stays_accurate_in_float32(shape, seeded):
+    exact = torch.randn(shape[0], 2, generator=seeded) @ torch.randn(2, shape[1], generator=seeded)
+    exact += 1e-3 * torch.randn(shape, generator=seeded)
+    wanted = orthogonalise(exact.double())
+    # The Gram matrix holds singular values down to 1e-3 as 1e-6, against a rounding of 6e-8, and grows 12-fold a round.
+    assert (orthogonalise(exact) - wanted).norm() / wanted.norm() < 1e-2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_moves_as_torchs_muon_does_to_the_precision_of_bfloat16(shape, seeded):
+    start = torch.randn(shape, generator=seeded)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "adjust_lr_fn": "original"}
+    movers = Muon([ours], **settings), torch.optim.Muon([theirs], **settings)
+    for _ in range(3):
+        gradient = torch.randn(shape, generator=seeded)
+        for parameter, mover in zip((ours, theirs), movers, strict=True):
+            parameter.grad = gradient.clone()
+            mover.step()
+    moved = (theirs - start).norm()
+    # Half a bfloat16 step is 2⁻⁹, met in each of 15 products.
+    assert (ours - theirs).norm() / moved < 15 * 2**-9
+    assert torch.equal(movers[0].state[ours]["momentum_buffer"], movers[1].state[theirs]["momentum_buffer"])
+
+
+def test_the_reference_the_docstring_compares_with_is_far_off_on_a_low_rank_gradient(seeded):
+    matrix = torch.randn(128, 4, generator=seeded) @ torch.randn(4, 512, generator=seeded)
+    matrix += 1e-3 * torch.randn(128, 512, generator=seeded)
+    exact = orthogonalise(matrix.double())
+    rough = _zeropower_via_newtonschulz(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    assert (rough - exact).norm() / exact.norm() > 0.1 > (orthogonalise(matrix) - exact).norm() / exact.norm()
+
+
+def test_each_kind_of_parameter_moves_at_its_own_rate_times_the_multiplier():
+    model = Model(tiny_model())
+    rates = {"muon_rate": 0.4, "embedding_rate": 0.3, "head_rate": 0.2, "vector_rate": 0.1, "weight_decay": 0.0}
+    optimisers = Optimisers(model, TrainConfig(**rates))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimisers.step(0.5)
+    moved = {name: (before[name] - parameter).abs().max().item() for name, parameter in model.named_parameters()}
+    # AdamW's first step is its rate whatever the gradient; float32 rounds the difference of numbers near 2.
+    expected = {"embed.weight": 0.15, "head.bias": 0.1, "blocks.0.mixer.taps": 0.05, "norm.weight": 0.05}
+    assert {name: moved[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_optimiser_state_survives_a_round_trip_through_tensors():
+    model = Model(tiny_model())
+    optimisers = Optimisers(model, TrainConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimisers.step(1.0)
+    saved = {name: value.clone() for name, value in optimisers.tensors().items()}
+    assert "muon/blocks.0.mixer.in_proj.weight/momentum_buffer" in saved and "adamw/embed.weight/exp_avg" in saved
+    fresh = Optimisers(model, TrainConfig())
+    fresh.load_tensors(saved, "there")
+    assert saved.keys() == fresh.tensors().keys()
+    assert all(torch.equal(value, fresh.tensors()[name]) for name, value in saved.items())
+
+
+def test_state_of_another_model_is_refused_by_name():
+    optimisers = Optimisers(Model(tiny_model()), TrainConfig())
+    with pytest.raises(ValueError, match=r"there: unexpected tensor 'adamw/nowhere/exp_avg': state of another model"):
+        optimisers.load_tensors({"adamw/nowhere/exp_avg": torch.zeros(1)}, "there")
+    with pytest.raises(ValueError, match=r"tensor 'adamw/embed.weight/exp_avg' is \(3,\), the model has \(32, 24\)"):
+        optimisers.load_tensors({"adamw/embed.weight/exp_avg": torch.zeros(3)}, "there")

@@ -1,0 +1,68 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import rows, tiny_model, tiny_recipe
+
+from atma.checkpoint import load_tensors
+from atma.model import Model
+from atma.train.optim import Optimisers
+from atma.train.parallel import Ranks, join, sum_gradients, sum_over
+from atma.train.step import Stepper, generator
+
+TWO = """
+import sys
+import torch
+from safetensors.torch import save_file
+from test_parallel import moved_weights
+from atma.train.parallel import join
+ranks = join(torch.device("cpu"))
+loss, weights = moved_weights(ranks)
+save_file(weights | {"loss": loss}, f"{sys.argv[1]}/{ranks.rank}.safetensors")
+torch.distributed.destroy_process_group()
+"""
+
+
+def moved_weights(ranks: Ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of the second step, and the weights after two, of this process's share of the rows."""
+    train = tiny_recipe().train
+    model = Model(tiny_model(), generator(1)).double()
+    stepper = Stepper(model, Optimisers(model, train), train, torch.float32, ranks)
+    for step in range(2):
+        whole = rows(step)
+        share = type(whole)(*(part.chunk(ranks.world)[ranks.rank] for part in whole))
+        outcome = stepper(step, share, 1.0)
+    return torch.tensor(outcome.loss, dtype=torch.float64), model.state_dict()
+
+
+def test_one_process_alone_sums_nothing():
+    ranks, value = join(torch.device("cpu")), torch.ones(2, requires_grad=True)
+    value.grad = torch.ones(2)
+    sum_gradients(ranks, [value])
+    assert ranks == (0, 1) and torch.equal(sum_over(ranks, torch.ones(2)), torch.ones(2))
+    assert torch.equal(value.grad, torch.ones(2))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_step_of_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TWO, str(tmp_path)]
+    processes = [
+        subprocess.Popen(command, env=os.environ | group | {"RANK": str(rank)}, cwd=Path(__file__).parent)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (load_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    loss, weights = moved_weights(Ranks())
+    # Gradients travel in float32, 6e-8 of their size; AdamW's first steps are near the sign of the gradient.
+    torch.testing.assert_close(first["loss"], loss, rtol=1e-6, atol=0)
+    for name, value in weights.items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=2e-5)
