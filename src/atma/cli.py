@@ -1,0 +1,75 @@
+"""The command `atma`: a table of verbs, and how errors become one line and an exit status.
+
+A verb is the function `run` of a module in `atma.commands`, imported only when asked for, so that `atma --help` is
+immediate; its signature and docstring are its options and their help. A ValueError or OSError is the user's to mend:
+one line on stderr and status 2. Ctrl-C is status 130.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import atma
+
+VERBS = {
+    "prepare": ("prepare", "turn text files, jsonl, parquet or a data set into token shards"),
+    "train": ("train", "train the model that a recipe describes, or resume"),
+    "eval": ("evaluate", "measure loss and needle recall at many context lengths"),
+    "generate": ("generate", "continue a prompt of any length; save the state and go on later"),
+    "chat": ("chat", "talk to a model in the terminal"),
+    "demo": ("demo", "train a small pair, evaluate it far beyond its length, write a report"),
+    "import": ("convert", "convert a published checkpoint into a model folder"),
+    "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own); returns 0, 2 (the user can mend it) or 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(arguments)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        print("atma: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"atma: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> None:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(_overview())
+    elif verb == "--version":
+        print(f"atma {atma.__version__}")
+    elif verb not in VERBS:
+        raise ValueError(f"no verb '{verb}'; known: {', '.join(VERBS)} (see atma --help)")
+    else:
+        _run(verb, rest)
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    import tyro
+
+    run = importlib.import_module(f"atma.commands.{VERBS[verb][0]}").run
+    style = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)
+    tyro.cli(run, prog=f"atma {verb}", args=arguments, config=style)
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    head = "usage: atma VERB [options]\n\nLanguage models that train short and run long.\n"
+    verbs = [f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join([head, *verbs, "\n`atma VERB --help` explains a verb; `atma --version` prints the version."])
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,18 @@
+"""`atma demo`: the whole stack in some minutes."""
+
+from pathlib import Path
+
+
+def run(out: Path = Path("runs/demo")) -> None:
+    """Train a small ATMA and its control here and now, evaluate both and the packaged pair far beyond their length.
+
+    Builds a corpus from the Python standard library, trains both models on the same tokens at length 256, measures
+    them to 64 times that length, measures the packaged pair, and writes one HTML report with everything. On two cores
+    it takes up to 12 minutes.
+
+    Args:
+        out: The folder for data, runs and report.html.
+    """
+    from atma.demo import demo
+
+    print(f"report: {demo(out)}")

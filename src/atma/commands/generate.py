@@ -1,0 +1,93 @@
+"""`atma generate`: text to the terminal as it is written."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from atma.settings import Settings
+
+if TYPE_CHECKING:
+    from atma.generation import Generation
+
+
+def run(
+    prompt: str | None = None,
+    /,
+    model: str = "nano",
+    file: Path | None = None,
+    save_state: Path | None = None,
+    continue_from: Path | None = None,
+    settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
+) -> None:
+    """Continue a prompt, streaming the text to the terminal.
+
+    The prompt may be of any length, and generation may go on without end. With --save-state, Ctrl-C ends the text and
+    saves it too.
+
+    Args:
+        prompt: The text to continue; `--file -` reads it from standard input.
+        model: A packaged model (see `atma info`), a model folder or a run folder.
+        file: Read the prompt from this UTF-8 file.
+        save_state: Afterwards write everything needed to go on later to this file.
+        continue_from: Go on from a saved state; a prompt is then appended, if there is one.
+        settings: How the next token is chosen.
+    """
+    text = _prompt(prompt, file)
+    if text is None and continue_from is None:
+        raise ValueError("no prompt; give one, or --file FILE, or --continue-from STATE")
+    generation = begin(model, settings, continue_from)
+    if text is not None:
+        generation.feed(text)
+    before, began = len(generation.tokens), time.perf_counter()
+    for piece in _until_interrupted(generation.write()) if save_state else generation.write():
+        print(piece, end="", flush=True)
+    print()
+    if sys.stderr.isatty():
+        count, seconds = len(generation.tokens) - before, time.perf_counter() - began
+        print(f"[{count} tokens, {count / seconds:.0f} a second]", file=sys.stderr)
+    if save_state:
+        generation.save(save_state)
+        print(f"[saved: {save_state}]", file=sys.stderr)
+
+
+def begin(model: str, settings: Settings, continue_from: Path | None = None) -> "Generation":
+    """A new or a saved text of a named model. ValueError if the model has no tokenizer."""
+    from atma.generation import Generation
+    from atma.loading import load
+
+    loaded = load(model)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
+    if continue_from is None:
+        return Generation(loaded.model, loaded.tokenizer, settings)
+    return Generation.resume(continue_from, loaded.model, loaded.tokenizer, settings)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str | None:
+    if prompt is not None and file is not None:
+        raise ValueError("two prompts; give either one or --file")
+    if file is None:
+        return prompt
+    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text (byte {error.start:,}); a prompt must be text") from None
+
+
+def _until_interrupted(pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces up to the first Ctrl-C, which ends them between two tokens, so that the state is whole."""
+    interrupts: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        for piece in pieces:
+            yield piece
+            if interrupts:
+                return
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,187 @@
+"""Text from a model: `generate` in one piece, `stream` as it comes, `Generation` to save and continue.
+
+The prompt passes through the state in chunks and generation is one token at a time through the same state, so a prompt
+may have any length and a text may go on without end: the state grows by doubling, outside the model.
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+import torch
+from safetensors import SafetensorError
+
+from atma import state as states
+from atma.checkpoint import sync
+from atma.eval.provenance import weights_hash
+from atma.model import Model
+from atma.sampling import choose
+from atma.settings import Settings
+from atma.text_stream import TextStream
+from atma.tokenizer import Tokenizer
+
+__all__ = ["Generation", "Settings", "generate", "stream"]
+
+FORMAT = "atma generation 1"
+_FIRST_CAPACITY = 256
+
+
+@overload
+def generate(model: Model, tokenizer: Tokenizer, prompt: str, settings: Settings | None = None) -> str: ...
+@overload
+def generate(model: Model, tokenizer: Tokenizer, prompt: list[str], settings: Settings | None = None) -> list[str]: ...
+def generate(
+    model: Model, tokenizer: Tokenizer, prompt: str | list[str], settings: Settings | None = None
+) -> str | list[str]:
+    """The text that follows a prompt, or each of several prompts. ValueError: a prompt has no tokens."""
+    if isinstance(prompt, str):
+        return "".join(stream(model, tokenizer, prompt, settings))
+    return ["".join(stream(model, tokenizer, one, settings)) for one in prompt]
+
+
+def stream(model: Model, tokenizer: Tokenizer, prompt: str, settings: Settings | None = None) -> Iterator[str]:
+    """The text that follows a prompt, in pieces of whole characters. ValueError: the prompt has no tokens."""
+    generation = Generation(model, tokenizer, settings)
+    generation.feed(prompt)
+    return generation.write()
+
+
+class Generation:
+    """A text being written: its tokens, the model's state, and the random numbers that choose what comes next.
+
+    Like a document in training it begins with the end-of-text token. The state has consumed every token but the last,
+    which the next step consumes.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, settings: Settings | None = None) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
+                "use the tokenizer that the model was trained with"
+            )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.settings = settings or Settings()
+        self.tokens = [tokenizer.eot]
+        self.ended = ""
+        """Why the last `write` ended: "length", "end" (of text) or "stop"."""
+        self._device = model.embed.weight.device
+        self._state = model.init_state(1, _FIRST_CAPACITY)
+        self._capacity = _FIRST_CAPACITY
+        self._random = torch.Generator().manual_seed(self.settings.seed)
+        self._seen = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
+        self._text = TextStream(self.settings.stop)
+
+    def feed(self, text: str) -> None:
+        """Append `text` to what the model has read. ValueError: it has no tokens."""
+        tokens = self.tokenizer.encode(text)
+        if not tokens:
+            raise ValueError("the prompt has no tokens; give it at least one character")
+        self._consume(self.tokens[-1:] + tokens[:-1])
+        self._append(tokens)
+        self._text = TextStream(self.settings.stop)
+
+    def write(self) -> Iterator[str]:
+        """Generate on, in pieces of whole characters, until `settings` say to end; `ended` then says why."""
+        self.ended = ""
+        if self._text.stopped:
+            self._text = TextStream(self.settings.stop)
+        written = 0
+        while not self.ended:
+            token = self._step()
+            written += 1
+            if token == self.tokenizer.eot and not self.settings.ignore_end:
+                self.ended = "end"
+                break
+            piece = self._text.push(self.tokenizer.token_bytes(token))
+            if self._text.stopped:
+                self.ended = "stop"
+            elif written == self.settings.max_tokens:
+                self.ended = "length"
+            if piece:
+                yield piece
+        if rest := self._text.flush():
+            yield rest
+
+    def save(self, path: str | Path) -> None:
+        """Write everything `resume` needs, as one safetensors file. OSError leaves an older file as it was."""
+        about = {
+            "format": FORMAT,
+            "weights": weights_hash(self.model, None),
+            "tokenizer": self.tokenizer.hash(),
+            "tokens": self.tokens,
+            "random": base64.b64encode(self._random.get_state().numpy().tobytes()).decode(),
+            "text": self._text.memory(),
+        }
+        path = Path(path)
+        staging = path.with_name(f".{path.name}.staging")
+        try:
+            states.save(self._state, staging, {"generation": json.dumps(about)})
+            sync(staging)
+            staging.replace(path)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from None
+        finally:
+            staging.unlink(missing_ok=True)
+
+    @classmethod
+    def resume(cls, path: str | Path, model: Model, tokenizer: Tokenizer, settings: Settings | None = None) -> Self:
+        """A saved text to go on with; with equal settings it goes on as if it had never been interrupted.
+
+        ValueError: not a saved text, or of another model or tokenizer.
+        """
+        state, metadata = states.load(path)
+        about = _read_about(metadata, path)
+        if about["weights"] != weights_hash(model, None) or about["tokenizer"] != tokenizer.hash():
+            raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
+        if int(state.length[0]) != len(about["tokens"]) - 1:
+            raise ValueError(
+                f"{path}: damaged: {len(about['tokens'])} tokens, of which {int(state.length[0])} were read"
+            )
+        generation = cls(model, tokenizer, settings)
+        generation._state, generation._capacity = state, states.capacity(state)
+        generation._append(about["tokens"][1:])
+        random = bytearray(base64.b64decode(about["random"]))
+        generation._random.set_state(torch.frombuffer(random, dtype=torch.uint8))
+        generation._text = TextStream(generation.settings.stop, about["text"])
+        return generation
+
+    @torch.inference_mode()
+    def _step(self) -> int:
+        last = torch.tensor([[self.tokens[-1]]], device=self._device)
+        self._reserve(1)
+        hidden, self._state = self.model(last, self._state)
+        logits = self.model.logits(hidden[0, -1]).cpu()[: self.tokenizer.vocab_size]
+        token = choose(logits, self.settings, self._seen, self._random)
+        self._append([token])
+        return token
+
+    @torch.inference_mode()
+    def _consume(self, tokens: Sequence[int]) -> None:
+        self._reserve(len(tokens))
+        for chunk in torch.tensor([tokens], device=self._device).split(self.settings.prefill_chunk, 1):
+            _, self._state = self.model(chunk, self._state)
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        self.tokens += tokens
+        if self.settings.repetition_penalty != 1:
+            self._seen[torch.tensor(tokens)] = True
+            self._seen[self.tokenizer.eot] = False
+
+    def _reserve(self, tokens: int) -> None:
+        needed = len(self.tokens) - 1 + tokens
+        if needed > self._capacity:
+            self._capacity = max(needed, 2 * self._capacity)
+            self._state = states.grow(self._state, self._capacity)
+
+
+def _read_about(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
+    try:
+        about = json.loads(metadata["generation"])
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(f"{path}: not a saved text (no generation in its metadata)") from None
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path}: saved in format '{about.get('format')}'; this version reads '{FORMAT}'")
+    return about

@@ -1,0 +1,56 @@
+"""Facts about this installation and about model folders, as plain data."""
+
+import importlib.metadata
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from atma.checkpoint import file_hash, load_config, load_info
+from atma.config import identity, to_dict
+from atma.loading import model_folder, packaged
+from atma.ops import backend
+from atma.report.content import environment
+
+_LIBRARIES = ("numpy", "safetensors", "tokenizers", "tyro", "rich", "plotly")
+_EXTRAS = ("pyarrow", "zstandard", "tensorboard", "datasets")
+
+
+def installation() -> dict[str, str]:
+    """Versions, machine, threads, backends of the operations and packaged models, in words."""
+    facts = environment()
+    facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    facts |= {f"{name} (extra)": _version_or_absent(name) for name in _EXTRAS}
+    facts["backends"] = f"{', '.join(backend.BACKENDS)}; auto takes {backend.backend_for()}"
+    facts["packaged models"] = ", ".join(packaged()) or "none"
+    return facts
+
+
+def model_facts(name: str | Path) -> dict[str, Any]:
+    """What a packaged model, model folder or finished run holds; read from its files' heads, no weights are loaded."""
+    folder = model_folder(name)
+    config = load_config(folder)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{weights}: missing")
+    with safe_open(weights, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    tokenizer = folder / "tokenizer.json"
+    return {
+        "folder": str(folder),
+        "parameters": f"{sum(math.prod(shape) for shape in shapes):,}",
+        "weights SHA-256": file_hash(weights),
+        "weights bytes": f"{weights.stat().st_size:,}",
+        "tokenizer SHA-256": file_hash(tokenizer) if tokenizer.is_file() else "no tokenizer.json",
+        "configuration": identity(config),
+        **{f"  {key}": value for key, value in to_dict(config).items()},
+        **{f"extra {key}": value for key, value in load_info(folder).get("extra", {}).items()},
+    }
+
+
+def _version_or_absent(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,48 @@
+"""How text is generated: the options of `atma generate` and `atma.generate`, checked."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How text is generated. The filters apply in the order top-k, top-p, min-p to probabilities at `temperature`."""
+
+    max_tokens: int = 256
+    """Tokens to generate at the most; 0 goes on until a stop string, the end-of-text token or Ctrl-C."""
+    temperature: float = 0.8
+    """Logits are divided by this; 0 always takes the most likely token."""
+    top_k: int = 0
+    """Keep only this many of the most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest most likely tokens whose probabilities sum to at least this."""
+    min_p: float = 0.0
+    """Keep tokens at least this times as likely as the most likely one."""
+    repetition_penalty: float = 1.0
+    """Divide positive and multiply negative logits of tokens already in the text by this; 1 leaves them."""
+    seed: int = 0
+    """Equal seed, prompt and settings give equal text."""
+    stop: tuple[str, ...] = ()
+    """End before the first of these texts."""
+    ignore_end: bool = False
+    """Go on after the end-of-text token."""
+    prefill_chunk: int = 1024
+    """Prompt tokens per pass through the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "top_k", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(
+            self.temperature >= 0 and math.isfinite(self.temperature), "temperature", self.temperature, "0 or more"
+        )
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        penalty = self.repetition_penalty
+        _require(penalty > 0 and math.isfinite(penalty), "repetition_penalty", penalty, "above 0")
+        _require(all(self.stop), "stop", self.stop, "texts of one character or more")
+        _require(self.prefill_chunk >= 1, "prefill_chunk", self.prefill_chunk, "at least 1")
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"'{name}' must be {rule}, not {value!r}")

@@ -1,0 +1,365 @@
+"""The command line: what a user types, sees and is told when something is wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import atma
+from atma.checkpoint import save_model
+from atma.cli import VERBS, main
+from atma.commands.chat import converse
+from atma.commands.train import override
+from atma.config import Recipe, preset
+from atma.generation import Generation, Settings
+from atma.loading import load, model_folder, packaged
+from atma.model import Model
+from atma.tokenizer import byte_tokenizer
+
+RECIPE = """
+[model]
+preset = "nano-test"
+[data]
+path = "{data}"
+[train]
+length = 16
+batch_tokens = 64
+tokens = 128
+evaluate_every = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder with a byte tokenizer; the model has never learned anything."""
+    path = tmp_path_factory.mktemp("models") / "fresh"
+    model = Model(preset("nano-test"), torch.Generator().manual_seed(0))
+    save_model(path, model, byte_tokenizer(), {"note": "fresh"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Token shards of a little text."""
+    root = tmp_path_factory.mktemp("text")
+    for i in range(40):
+        (root / f"{i}.txt").write_text(f"Document {i}: " + " ".join(str(i * j) for j in range(100)))
+    out = tmp_path_factory.mktemp("data") / "shards"
+    assert main(["prepare", str(root), "--out", str(out), "--validation-share", "0.3"]) == 0
+    return out
+
+
+def failing(capsys, *arguments):
+    """The one line on stderr of a command that ends with status 2."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("atma: error: ")
+    assert told.count("\n") == 1
+    return told
+
+
+def run_apart(*arguments, **options):
+    command = [sys.executable, "-m", "atma", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+
+
+def test_help_lists_every_verb_and_loads_nothing_heavy():
+    code = (
+        "import sys, atma.cli; atma.cli.main(['--help']); print({'torch', 'numpy', 'tyro', 'rich'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(f"  {verb} " in said for verb in VERBS)
+    assert said.endswith("set()\n")
+
+
+def test_no_arguments_show_the_help(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: atma VERB")
+
+
+def test_version_is_the_package_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"atma {atma.__version__}\n"
+
+
+def test_the_version_is_that_of_the_project_file():
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["version"] == atma.__version__
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert f"usage: atma {verb}" in said
+    assert "{None}" not in said
+
+
+def test_an_unknown_verb_is_named(capsys):
+    assert "no verb 'teach'; known: prepare, train" in failing(capsys, "teach")
+
+
+def test_an_unknown_option_is_named_and_exits_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "x", "--temprature", "1"])
+    assert ended.value.code == 2
+    assert "--temprature" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atma.cli._dispatch", interrupted)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "atma: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "runs/x"), "runs/x: No space left on device"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "a.txt: No such file or directory"),
+        (ValueError("one\n  two"), "one two"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_errors_a_user_can_mend_are_one_line(error, told, monkeypatch, capsys):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("atma.cli._dispatch", fails)
+    assert failing(capsys, "info") == f"atma: error: {told}\n"
+
+
+def test_other_errors_keep_their_trace(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("atma.cli._dispatch", fails)
+    with pytest.raises(RuntimeError):
+        main(["info"])
+
+
+def test_a_reader_that_closes_early_is_no_error(folder):
+    command = f'"{sys.executable}" -m atma generate x --model "{folder}" --ignore-end --max-tokens 0 | head -c 10'
+    ended = subprocess.run(
+        command, shell=True, capture_output=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert ended.stderr == b""
+
+
+def test_generate_streams_what_python_gives(folder, capsys):
+    assert main(["generate", "x", "--model", str(folder), "--max-tokens", "20", "--seed", "3"]) == 0
+    loaded = atma.load(folder)
+    expected = atma.generate(loaded.model, loaded.tokenizer, "x", atma.Settings(max_tokens=20, seed=3))
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_prompt_comes_from_a_file_or_standard_input(folder, tmp_path, capsys):
+    options = ("--model", str(folder), "--max-tokens", "20")
+    (tmp_path / "prompt").write_text("def f(é")
+    assert main(["generate", "def f(é", *options]) == 0
+    expected = capsys.readouterr().out
+    assert main(["generate", "--file", str(tmp_path / "prompt"), *options]) == 0
+    assert capsys.readouterr().out == expected
+    assert run_apart("generate", "--file", "-", *options, input="def f(é").stdout == expected
+
+
+def test_bad_prompts_are_told(folder, tmp_path, capsys):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_text("")
+    model = ("--model", folder)
+    assert "the prompt has no tokens" in failing(capsys, "generate", "", *model)
+    assert "the prompt has no tokens" in failing(capsys, "generate", "--file", tmp_path / "empty", *model)
+    assert "binary: not UTF-8 text" in failing(capsys, "generate", "--file", tmp_path / "binary", *model)
+    assert "nowhere: No such file" in failing(capsys, "generate", "--file", tmp_path / "nowhere", *model)
+    assert "no prompt" in failing(capsys, "generate", *model)
+    assert "two prompts" in failing(capsys, "generate", "x", "--file", tmp_path / "empty", *model)
+
+
+def test_a_saved_state_goes_on_from_the_command_line(folder, tmp_path, capsys):
+    state, options = tmp_path / "text.state", ("--model", folder, "--ignore-end")
+    main(["generate", "x", *map(str, options), "--max-tokens", "30"])
+    whole = capsys.readouterr().out
+    main(["generate", "x", *map(str, options), "--max-tokens", "10", "--save-state", str(state)])
+    first = capsys.readouterr().out
+    main(["generate", *map(str, options), "--max-tokens", "20", "--continue-from", str(state)])
+    assert first[:-1] + capsys.readouterr().out == whole
+
+
+def interrupt_when_it_writes(*arguments):
+    """Run a command apart, press Ctrl-C once text has come, and wait for its end."""
+    command = [sys.executable, "-m", "atma", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        assert process.stdout is not None
+        process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=120)[1]
+    return process.returncode, error.decode()
+
+
+def test_ctrl_c_ends_an_endless_text(folder):
+    status, error = interrupt_when_it_writes("generate", "x", "--model", folder, "--ignore-end", "--max-tokens", 0)
+    assert (status, error) == (130, "atma: interrupted\n")
+
+
+def test_ctrl_c_ends_and_saves_a_text_that_is_to_be_saved(folder, tmp_path, capsys):
+    state, options = tmp_path / "text.state", ("--model", folder, "--ignore-end", "--max-tokens")
+    status, error = interrupt_when_it_writes("generate", "x", *options, 0, "--save-state", state)
+    assert (status, error) == (0, f"[saved: {state}]\n")
+    assert main(["generate", "--continue-from", str(state), *map(str, options), "3"]) == 0
+
+
+def test_a_model_that_does_not_exist_is_told_with_those_that_do(capsys):
+    told = failing(capsys, "generate", "x", "--model", "nonexistent")
+    assert "nonexistent: no such model folder; packaged models: " in told
+
+
+def test_a_folder_without_a_model_is_told(tmp_path, capsys):
+    assert "no model here" in failing(capsys, "info", tmp_path)
+    (tmp_path / "checkpoints" / "step-00000200").mkdir(parents=True)
+    assert "an unfinished run, last checkpoint step-00000200" in failing(capsys, "info", tmp_path)
+
+
+def test_a_damaged_model_is_told(folder, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "model.safetensors" in failing(capsys, "generate", "x", "--model", tmp_path / "m")
+
+
+def test_a_run_folder_stands_for_its_final_model(folder, tmp_path):
+    (tmp_path / "final").symlink_to(folder)
+    assert model_folder(tmp_path) == tmp_path / "final"
+
+
+def test_packaged_models_load_by_name():
+    if not packaged():
+        pytest.skip("no packaged models yet")
+    for name, path in packaged().items():
+        loaded = load(name)
+        assert loaded.path == path
+        assert loaded.tokenizer is not None
+
+
+def test_info_shows_versions_and_machine(capsys):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert atma.__version__ in said
+    assert torch.__version__ in said
+    assert "packaged models" in said
+
+
+def test_info_of_a_model_shows_its_configuration_and_hashes(folder, capsys):
+    assert main(["info", str(folder)]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    parameters = sum(parameter.numel() for parameter in load(folder).model.parameters())
+    assert said["parameters"] == f"{parameters:,}"
+    assert said["core"] == "polar"
+    assert said["extra"].split() == ["note", "fresh"]
+
+
+def test_prepare_says_what_it_made(data):
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert set(manifest["splits"]) == {"train", "validation"}
+
+
+def test_prepare_tells_bad_sources(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    assert "no such file or folder" in failing(capsys, "prepare", tmp_path / "nowhere")
+    assert "empty" in failing(capsys, "prepare", tmp_path / "empty.txt", "--out", tmp_path / "d")
+
+
+def test_eval_prints_a_table_and_keeps_rows(folder, data, tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    options = ["--data", data, "--lengths", 64, 128, 1 << 20, "--documents", 2, "--target-tokens", 16]
+    assert main(["eval", str(folder), *map(str, options), "--needle-trials", "0", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    fixed = {row["length"]: row["loss"] for row in rows if row["kind"] == "fixed"}
+    assert set(fixed) == {64, 128}
+    assert all(f"{loss:.3f}" in said for loss in fixed.values())
+    assert "too little text for losses at 1,048,576 tokens" in said
+
+
+def test_train_runs_a_recipe_and_the_result_generates(data, tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(data=data))
+    run = tmp_path / "run"
+    arguments = ["train", str(tmp_path / "recipe.toml"), "--out", str(run), "--device", "cpu"]
+    assert main([*arguments, "--set", "train.tokens=192", "train.seed=7"]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in rows) == 3
+    assert main(["generate", "x", "--model", str(run), "--max-tokens", "3"]) == 0
+    assert "holds a run already" in failing(capsys, *arguments, "--set", "train.tokens=192", "train.seed=7")
+
+
+def test_train_tells_a_bad_recipe(tmp_path, capsys):
+    assert "no such recipe" in failing(capsys, "train", tmp_path / "none.toml")
+    (tmp_path / "r.toml").write_text("[train]\nlenght = 3")
+    assert "did you mean 'train.length'" in failing(capsys, "train", tmp_path / "r.toml")
+    (tmp_path / "r.toml").write_text("")
+    for setting, told in {
+        "train.tokns=5": "did you mean 'train.tokens'",
+        "train.tokens=five": "'train.tokens' must be a int, not 'five'",
+        "tokens": "write KEY=VALUE",
+        "name.x=1": "'name' is no table",
+        "model.core=ropes": "must be one of polar, nope, rope",
+    }.items():
+        assert told in failing(capsys, "train", tmp_path / "r.toml", "--set", setting)
+
+
+def test_overriding_settings_changes_those_alone():
+    changed = override(
+        Recipe(), ("train.tokens=100", "model.core=rope", "evaluation.lengths=[8, 16]", "name=a b", "model.window=32")
+    )
+    expected = dataclasses.replace(
+        Recipe(),
+        name="a b",
+        train=dataclasses.replace(Recipe().train, tokens=100),
+        model=dataclasses.replace(Recipe().model, core="rope", window=32),
+        evaluation=dataclasses.replace(Recipe().evaluation, lengths=(8, 16)),
+    )
+    assert changed == expected
+    assert override(Recipe(), ()) == Recipe()
+
+
+def test_chat_keeps_one_state_over_all_turns(folder):
+    loaded = load(folder)
+    assert loaded.tokenizer is not None
+    generation = Generation(loaded.model, loaded.tokenizer, Settings(max_tokens=5, ignore_end=True, stop=("\nUser:",)))
+    said = "".join(converse(generation, ["hello", "more"]))
+    read = loaded.tokenizer.decode(generation.tokens[1:])
+    assert said.startswith("Assistant:")
+    assert read.startswith("User: hello\nAssistant:")
+    assert "\nUser: more\nAssistant:" in read
+
+
+def test_chat_ends_with_the_input(folder):
+    ended = run_apart("chat", folder, "--max-tokens", "3", input="hello\n")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("User: Assistant:")
+
+
+def test_lazy_names_of_the_package_are_what_they_say():
+    assert atma.Model is Model
+    assert atma.load is load
+    assert set(atma.__all__) <= set(dir(atma))
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = atma.lode

@@ -1,0 +1,127 @@
+"""House rules that a machine can check: sizes, names, no code from data, and pages that name only what exists."""
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+ALL_CODE = [path for folder in ("src", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+MEBIBYTE = 1 << 20
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def functions():
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, Function):
+                yield path, node, node.end_lineno - node.lineno + 1
+
+
+def named(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_no_file_is_long():
+    limits = {path: 600 if path.name == "gpu.py" else 300 for path in SOURCES}
+    long = [named(path) for path, limit in limits.items() if len(path.read_text().splitlines()) > limit]
+    assert not long
+
+
+def test_no_function_is_long():
+    long = [
+        f"{named(path)}:{node.name}"
+        for path, node, size in functions()
+        if size > (120 if path.name == "gpu.py" else 60)
+    ]
+    assert not long
+
+
+def test_most_functions_are_short():
+    sizes = sorted(size for _, _, size in functions())
+    assert statistics.median(sizes) <= 12
+    assert sizes[int(0.9 * (len(sizes) - 1))] <= 40
+
+
+def test_no_function_takes_many_arguments():
+    def arguments(node):
+        given = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        return len([name for name in given if name not in ("self", "cls")])
+
+    operations = ROOT / "src" / "atma" / "ops"
+    many = [
+        f"{named(p)}:{node.name}" for p, node, _ in functions() if arguments(node) > 8 and operations not in p.parents
+    ]
+    assert not many
+
+
+def test_public_functions_take_no_keyword_bag():
+    bags = []
+    for path in SOURCES:
+        tree = tree_of(path)
+        bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
+        public = [n for body in bodies for n in body if isinstance(n, Function) and not n.name.startswith("_")]
+        bags += [f"{named(path)}:{node.name}" for node in public if node.args.kwarg is not None]
+    assert not bags
+
+
+def test_no_module_is_named_after_nothing():
+    assert not [named(path) for path in SOURCES if path.stem in FORBIDDEN_NAMES or path.parent.name in FORBIDDEN_NAMES]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.stat().st_size], ids=named)
+def test_every_module_says_what_it_is(path):
+    assert ast.get_docstring(tree_of(path))
+
+
+@pytest.mark.parametrize("path", ALL_CODE, ids=named)
+def test_nothing_is_pickled_and_no_except_is_bare(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            assert "pickle" not in {name.name for name in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module == "pickle":
+            assert {name.name for name in node.names} == {"UnpicklingError"}
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except at line {node.lineno}"
+
+
+def test_torch_load_is_in_the_importer_alone_and_loads_weights_only():
+    calls = {}
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                calls[named(path)] = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    assert list(calls) == ["src/atma/importer.py"]
+    assert calls["src/atma/importer.py"]["weights_only"] == "True"
+
+
+def test_packaged_models_stay_small():
+    big = [named(path) for path in (ROOT / "src/atma/pretrained").rglob("*") if path.stat().st_size > 6 * MEBIBYTE]
+    assert not big
+
+
+def test_readme_names_only_files_that_exist():
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("README.md is not written yet")
+    text = readme.read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?://|#|mailto:)([^)\s#]+)", text)
+    quoted = re.findall(r"`((?:src|tests|docs|recipes|benchmarks|\.ci)/[\w./-]*)`", text)
+    missing = [path for path in {*linked, *quoted} if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_the_make_targets_that_pages_name_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    pages = [path.read_text() for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()]
+    told = {name for page in pages for name in re.findall(r"(?:^|`)make ([a-z-]+)", page, re.M)}
+    assert told
+    assert not {name for name in told if not re.search(rf"^{name}:", makefile, re.M)}
