@@ -1,0 +1,57 @@
+# Every target sets up .venv by itself. Works with GNU make 3.81 (macOS) and later.
+#   make PYTHON=python3.12          another interpreter
+#   make PIP_ARGS="--index-url …"   more arguments for pip, such as another package index
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell \
+	$(name) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null),$(name))))
+PIP_ARGS ?=
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+RUNS := .venv/ready-to-run
+TESTS := .venv/ready-to-test
+
+.PHONY: help demo test test-slow check bench clean browser-hint
+
+help:
+	@echo "make demo       train a small pair, evaluate it far beyond its length, write runs/demo/report.html"
+	@echo "make test       the tests;  make test-slow  those that take minutes"
+	@echo "make check      ruff, pyright, codespell"
+	@echo "make bench      the benchmarks in benchmarks/"
+
+$(RUNS): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "atma needs Python 3.11 or newer and finds none;" \
+		"install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "Setting up .venv; the first time takes some minutes."
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) -e .
+	@touch $@
+
+$(TESTS): $(RUNS)
+	@$(INSTALL) -e '.[test,check]'
+	@touch $@
+
+demo: $(RUNS)
+	@$(BIN)/atma demo
+
+test: $(TESTS) browser-hint
+	@$(BIN)/python -m pytest
+
+test-slow: $(TESTS) browser-hint
+	@$(BIN)/python -m pytest -m slow
+
+browser-hint:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || \
+		test -d "/Applications/Google Chrome.app" || \
+		echo "No Chromium or Chrome found: the tests of the report in a browser will be skipped."
+
+check: $(TESTS)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/codespell
+
+bench: $(RUNS)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
