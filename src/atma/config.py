@@ -6,16 +6,15 @@ configuration (`canonical_json`) is its identity: equal text, equal run.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from atma.strict import from_dict, to_dict, toml_value
 
 Core = Literal["polar", "nope", "rope"]
 CanonInit = Literal["uniform", "previous"]
@@ -26,7 +25,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and initial values of a model. Sizes are counts, half-lives are tokens. Source: maths.md, sections 1 to 6."""
+    """Shape and initial values of a model. Sizes are counts, half-lives tokens. Source: maths.md, sections 1 to 6."""
 
     vocab_size: int = 50_304
     width: int = 1024
@@ -54,10 +53,11 @@ class ModelConfig:
     null_base: float = 2.0
     null_slope: float = 0.5
     magnitude_slope: float = -1.5
-    canon_init: CanonInit = "uniform"
+    canon_init: CanonInit = "previous"
     """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
-    share_query_key_init: bool = False
-    """Start every query projection equal to that of its key head, so that equal tokens match from the first step."""
+    share_query_key_init: bool = True
+    """Start every query projection equal to that of its key head, so that equal tokens match from the first step;
+    False is the published form."""
     zero_input_projections: bool = False
     """Also zero the local mixers' input projections, as the published training script does (they then never learn)."""
 
@@ -116,10 +116,10 @@ class TrainConfig:
     """Tokens per optimiser step, all ranks and micro-batches together; a multiple of length × accumulation × ranks."""
     tokens: int = 2_000_000
     accumulation: int = 1
-    muon_rate: float = 0.005
-    embedding_rate: float = 0.003
-    head_rate: float = 0.003
-    vector_rate: float = 0.003
+    muon_rate: float = 0.01
+    embedding_rate: float = 0.006
+    head_rate: float = 0.006
+    vector_rate: float = 0.006
     momentum: float = 0.95
     weight_decay: float = 0.01
     beta1: float = 0.8
@@ -198,22 +198,6 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
-def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
-    """Build dataclass `kind` from plain data, strictly: an unknown key or a wrong type is a ValueError saying where."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-            raise ValueError(f"unknown key '{where}{key}'; did you mean '{where}{near}'?")
-    return kind(**{key: _coerce(hints[key], value, where + key) for key, value in values.items()})
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Data of a configuration as JSON has it: every field present, tuples as lists, infinity as the text "inf"."""
-    return _plain(dataclasses.asdict(config))
-
-
 def load_recipe(path: str | Path) -> Recipe:
     """Read a TOML recipe. `[model] preset = "nano"` starts from a preset. ValueError says which file and key."""
     path = Path(path)
@@ -242,53 +226,14 @@ def identity(config: Any) -> str:
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]
 
 
-def dump_toml(recipe: Recipe) -> str:
+def dumptoml_value(recipe: Recipe) -> str:
     """The recipe as TOML that `load_recipe` reads back to an equal recipe."""
-    lines = [f"name = {_toml(recipe.name)}"]
+    lines = [f"name = {toml_value(recipe.name)}"]
     for table in ("model", "data", "train", "evaluation"):
         lines.append(f"\n[{table}]")
         items = dataclasses.asdict(getattr(recipe, table)).items()
-        lines += [f"{key} = {_toml(value)}" for key, value in items if value is not None]
+        lines += [f"{key} = {toml_value(value)}" for key, value in items if value is not None]
     return "\n".join(lines) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return "inf" if value == math.inf else value
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"'{where}' must be a table, not {value!r}")
-        return from_dict(typing.cast(type, hint), value, where + ".")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else _coerce(arguments[0], value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"'{where}' must be one of {', '.join(map(str, arguments))}, not {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"'{where}' must be a list, not {value!r}")
-        return tuple(_coerce(arguments[0], item, where) for item in value)
-    if hint is float and (value == "inf" or (isinstance(value, int) and not isinstance(value, bool))):
-        value = float(value)
-    if type(value) is not hint:
-        raise ValueError(f"'{where}' must be a {hint.__name__}, not {value!r}")
-    return value
 
 
 def _require(holds: bool, name: str, value: Any, rule: str) -> None:
@@ -307,5 +252,5 @@ PRESETS: dict[str, ModelConfig] = {
         vocab_size=16_384, width=512, depth=12, query_heads=8, key_value_heads=2, head_width=64, max_half_life=2048
     ),
     "base": ModelConfig(max_half_life=2048),
-    "base-published": ModelConfig(direction_radius=1.0),
+    "base-published": ModelConfig(direction_radius=1.0, canon_init="uniform", share_query_key_init=False),
 }

@@ -1,0 +1,65 @@
+"""Dataclasses from plain data and back, strictly: an unknown key or a wrong type is an error that says where."""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from typing import Any, Literal
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
+    """Build dataclass `kind` from plain data, strictly: an unknown key or a wrong type is a ValueError saying where."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+            raise ValueError(f"unknown key '{where}{key}'; did you mean '{where}{near}'?")
+    return kind(**{key: _coerce(hints[key], value, where + key) for key, value in values.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Data of a configuration as JSON has it: every field present, tuples as lists, infinity as the text "inf"."""
+    return _plain(dataclasses.asdict(config))
+
+
+def toml_value(value: Any) -> str:
+    """A number, text, truth value or list as TOML writes it."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return "inf" if value == math.inf else value
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"'{where}' must be a table, not {value!r}")
+        return from_dict(typing.cast(type, hint), value, where + ".")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _coerce(arguments[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"'{where}' must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"'{where}' must be a list, not {value!r}")
+        return tuple(_coerce(arguments[0], item, where) for item in value)
+    if hint is float and (value == "inf" or (isinstance(value, int) and not isinstance(value, bool))):
+        value = float(value)
+    if type(value) is not hint:
+        raise ValueError(f"'{where}' must be a {hint.__name__}, not {value!r}")
+    return value
