@@ -226,7 +226,7 @@ def identity(config: Any) -> str:
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]
 
 
-def dumptoml_value(recipe: Recipe) -> str:
+def dump_toml(recipe: Recipe) -> str:
     """The recipe as TOML that `load_recipe` reads back to an equal recipe."""
     lines = [f"name = {toml_value(recipe.name)}"]
     for table in ("model", "data", "train", "evaluation"):
