@@ -40,6 +40,11 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
+def recording() -> bool:
+    """Whether a call must go through its custom operator: under autograd or a compiler. Otherwise its body runs alone."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -15,7 +15,9 @@ def causal_conv(
     segment_ids (B, T), equal within a document, only without a tail. Returns (B, T, C).
     """
     if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
-        raise ValueError(f"weight must be ({x.shape[-1]}, taps) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be ({x.shape[-1]}, taps) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}"
+        )
     expected = (x.shape[0], weight.shape[1] - 1, x.shape[2])
     if tail is not None and tuple(tail.shape) != expected:
         raise ValueError(f"tail must be {expected}, not {tuple(tail.shape)}")

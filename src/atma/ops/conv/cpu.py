@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from atma.ops.backend import recording
+
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
-    return _operation(x, weight, tail, segment_ids)
+    return (_operation if recording() else _forward)(x, weight, tail, segment_ids)
 
 
 def _same_document(segment_ids: Tensor, lag: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atma.ops.backend import recording
+
 CHUNK = 64
 
 
@@ -18,9 +20,12 @@ def recurrence(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results of the reference, in chunks; a single token without gradient takes the plain step."""
-    if q.shape[2] == 1 and not torch.is_grad_enabled():
+    if recording():
+        out, after, _, _ = _operation(q, k, v, log_decay, beta, memory, segment_ids)
+    elif q.shape[2] == 1:
         return _step(q, k, v, log_decay, beta, memory)
-    out, after, _, _ = _operation(q, k, v, log_decay, beta, memory, segment_ids)
+    else:
+        out, after, _, _ = _forward(q, k, v, log_decay, beta, memory, segment_ids)
     return out, after
 
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atma.ops.backend import recording
+
 BLOCK_LOGITS = 1 << 21
 """Logits held at once: 8 MiB in float32."""
 
@@ -13,7 +15,7 @@ def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
     if torch.is_autocast_enabled(hidden.device.type):
         low = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(low), weight.to(low)
-    return _operation(hidden, weight, bias, targets, cap)[0]
+    return (_operation if recording() else _forward)(hidden, weight, bias, targets, cap)[0]
 
 
 def _blocks(hidden: Tensor, weight: Tensor):
@@ -27,9 +29,7 @@ def _raw(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return z if bias is None else z.add_(bias.to(z.dtype))
 
 
-def _forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float
-) -> tuple[Tensor, Tensor]:
+def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Losses and log partition sums, both (N,)."""
     work = torch.promote_types(hidden.dtype, torch.float32)
     loss, partition = hidden.new_empty(targets.shape, dtype=work), hidden.new_empty(targets.shape, dtype=work)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from atma.ops.backend import recording
+
 QUERY_BLOCK = 256
 BLOCK_SCORES = 1 << 18
 """Scores held at once per key/value head and row: 1 MiB in float32, the size of one core's second-level cache."""
@@ -22,7 +24,7 @@ def statistics(
     q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """S (B, H, T, K), L, Q, M (B, H, T) in q's dtype, for q (B, H, T, K) already scaled; k, v (B, G, S, K)."""
-    return _operation(q, k, v, start, segment_ids, window)
+    return (_operation if recording() else _forward)(q, k, v, start, segment_ids, window)
 
 
 def _blocks(length: int, keys: int, group: int, start: Tensor | None, window: int | None) -> Iterator[tuple]:
@@ -40,7 +42,9 @@ def _blocks(length: int, keys: int, group: int, start: Tensor | None, window: in
             yield i, i_end, j, j_end, beyond_diagonal or behind_window
 
 
-def _mask(block: tuple, start: Tensor | None, segment_ids: Tensor | None, window: int | None, q: Tensor) -> Tensor | None:
+def _mask(
+    block: tuple, start: Tensor | None, segment_ids: Tensor | None, window: int | None, q: Tensor
+) -> Tensor | None:
     """(B or 1, 1, queries, keys) bool, true where a score is hidden; None where the whole block is visible."""
     i, i_end, j, j_end, masked = block
     hidden = None
