@@ -99,6 +99,7 @@ class Attention(nn.Module):
         self.core = PolarCore(config) if config.core == "polar" else SoftmaxCore(config)
         self.memory = DeltaMemory(config) if config.memory else None
 
+    @torch.no_grad()
     def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
         for layer in (self.q_proj, self.k_proj, self.v_proj):
             init_linear(layer, generator)
