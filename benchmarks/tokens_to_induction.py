@@ -1,8 +1,8 @@
 """Tokens to induction: training tokens until a repeated random span is predicted, per core, memory and seed.
 
 Each sequence is `--span` random tokens, repeated once; the loss and the accuracy are of the second half alone. The
-model is small (width 64, one global layer of four) so that three seeds of six variants fit an hour of one core. Prints a line
-per run as it ends and a table of medians; `--out` keeps every measurement as JSON lines.
+model is small (width 64, one global layer of four), so that three seeds of six variants fit an hour of one core. Prints
+a line per run as it ends and a table of medians; `--out` keeps every measurement as JSON lines.
 
     python benchmarks/tokens_to_induction.py --seeds 0 1 2 --out induction.jsonl
 """

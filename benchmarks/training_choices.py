@@ -10,12 +10,12 @@ import argparse
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from atma.config import TrainConfig, preset
+from atma.data.batches import Batch
 from atma.model import Model
 from atma.train.optim import Muon, Optimisers, parameter_groups
 from atma.train.parallel import Ranks
@@ -57,7 +57,7 @@ def steppers(name: str) -> dict[str, Callable[[], object]]:
     train, config = TrainConfig(), preset(name)
     ids = torch.randint(config.vocab_size, (ROWS, LENGTH + 1), generator=generator(1))
     segments = torch.zeros(ROWS, LENGTH, dtype=torch.int32)
-    batch = SimpleNamespace(tokens=ids[:, :-1], targets=ids[:, 1:].clone(), segment_ids=segments)
+    batch = Batch(ids[:, :-1], ids[:, 1:].clone(), segments)
     steps, gradients = {}, {}
     for compute in (torch.float32, torch.bfloat16):
         model = Model(config, generator(0))

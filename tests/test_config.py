@@ -25,7 +25,11 @@ def write(path, text):
     return path
 
 
-@given(width=st.integers(1, 4096), half_life=st.floats(1, 1e9) | st.just(math.inf), window=st.none() | st.integers(1, 99))
+@given(
+    width=st.integers(1, 4096),
+    half_life=st.floats(1, 1e9) | st.just(math.inf),
+    window=st.none() | st.integers(1, 99),
+)
 def test_a_recipe_survives_toml_and_json(tmp_path_factory, width, half_life, window):
     recipe = Recipe("round trip", ModelConfig(width=width, max_half_life=half_life, window=window))
     path = write(tmp_path_factory.mktemp("recipe") / "recipe.toml", dump_toml(recipe))

@@ -37,7 +37,7 @@ def test_a_damaged_state_file_is_one_clear_error(advanced, tmp_path, damage):
         path.write_bytes(b"not a state")
     else:
         path.unlink()
-    with pytest.raises(ValueError, match="state.safetensors"):
+    with pytest.raises(ValueError, match=r"state\.safetensors"):
         trees.load(path)
 
 

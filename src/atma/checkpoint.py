@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from atma.config import ModelConfig, from_dict, to_dict
+from atma.config import ModelConfig
+from atma.strict import from_dict, to_dict
 
 if TYPE_CHECKING:
     from atma.model import Model

@@ -56,8 +56,8 @@ class ModelConfig:
     canon_init: CanonInit = "previous"
     """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
     share_query_key_init: bool = True
-    """Start every query projection equal to that of its key head, so that equal tokens match from the first step;
-    False is the published form."""
+    """Start every query projection equal to that of its key head, so that equal tokens match from the first step.
+    Cores with Canon only: without it every token would match itself. False is the published form."""
     zero_input_projections: bool = False
     """Also zero the local mixers' input projections, as the published training script does (they then never learn)."""
 

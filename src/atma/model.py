@@ -7,6 +7,8 @@
 in chunks and decoding token by token are the same call as reading everything at once (maths.md, section 1).
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,11 @@ class Block(nn.Module):
         self.mixer = Attention(config) if kind == "global" else GatedConv(config)
         self.norm_mlp = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = MLP(config.width, config.mlp_multiple)
+
+    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
+        self.mixer.init_weights(config, generator)
+        init_linear(self.mlp.in_proj, generator)
+        init_linear(self.mlp.out_proj, generator, zero=True)
 
     def forward(
         self, x: Tensor, state: LocalState | GlobalState | None = None, *, segment_ids: Tensor | None = None
@@ -59,16 +66,14 @@ class Model(nn.Module):
         nn.init.normal_(self.embed.weight, generator=generator)
         init_linear(self.head, generator, zero=True)
         for block in self.blocks:
-            block.mixer.init_weights(self.config, generator)
-            init_linear(block.mlp.in_proj, generator)
-            init_linear(block.mlp.out_proj, generator, zero=True)
+            cast(Block, block).init_weights(self.config, generator)
 
     def init_state(self, batch: int, capacity: int) -> ModelState:
         """An empty state with room for `capacity` tokens in each of `batch` rows."""
         if batch < 1 or capacity < 1:
             raise ValueError(f"a state needs at least one row and room for one token, not batch {batch}, {capacity}")
         length = torch.zeros(batch, dtype=torch.int32, device=self.embed.weight.device)
-        return ModelState(length, tuple(block.mixer.init_state(batch, capacity) for block in self.blocks))
+        return ModelState(length, tuple(cast(Block, block).mixer.init_state(batch, capacity) for block in self.blocks))
 
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, *, segment_ids: Tensor | None = None
@@ -90,7 +95,9 @@ class Model(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) to soft-capped logits (…, vocabulary), float32 or wider."""
         work = torch.promote_types(hidden.dtype, torch.float32)
-        return softcap(F.linear(hidden, self.head.weight.to(hidden.dtype)).to(work) + self.head.bias, self.config.logit_cap)
+        return softcap(
+            F.linear(hidden, self.head.weight.to(hidden.dtype)).to(work) + self.head.bias, self.config.logit_cap
+        )
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per token (B, T) of targets (B, T) int64 under hidden (B, T, D); target −100 gives 0 and no gradient."""
@@ -106,4 +113,6 @@ class Model(nn.Module):
         room = capacity(state)
         if room and int(state.length.max()) + tokens.shape[1] > room:
             reached = int(state.length.max())
-            raise ValueError(f"{tokens.shape[1]} tokens after {reached} pass the state's capacity of {room}; grow it first")
+            raise ValueError(
+                f"{tokens.shape[1]} tokens after {reached} pass the state's capacity of {room}; grow it first"
+            )

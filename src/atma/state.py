@@ -1,8 +1,8 @@
 """What a model remembers between calls, and the operations on it, each written once over the tree.
 
-A state is a NamedTuple of tensors and of further states, batch first. It is consumed by the call it is given to: without
-gradients it may be overwritten in place, so `fork` it first to keep it. Capacity, the number of keys a state has room
-for, is fixed within a call; `grow` widens it outside.
+A state is a NamedTuple of tensors and of further states, batch first. It is consumed by the call it is given to:
+without gradients it may be overwritten in place, so `fork` it first to keep it. Capacity, the number of keys a state
+has room for, is fixed within a call; `grow` widens it outside.
 """
 
 import json
@@ -101,12 +101,12 @@ def nbytes(state: State) -> int:
 def tensors(state: State) -> list[Tensor]:
     """The tensors of the tree, in order."""
     found: list[Tensor] = []
-    transform(state, lambda _, x: found.append(x) or x)
+    _map(state, "", lambda _, x: found.append(x) or x)
     return found
 
 
 def save(state: State, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the state to one safetensors file, with text metadata beside it; the old file stays until the new is whole."""
+    """Write the state and text metadata to one safetensors file; an old file stays until the new one is whole."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

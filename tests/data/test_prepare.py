@@ -217,3 +217,22 @@ def test_the_tokenizer_sample_is_bounded_spread_and_repeatable():
     assert texts == sample_texts(stream, 0, lambda done: None, budget=20_000)[0]
     assert texts != sample_texts(stream, 1, lambda done: None, budget=20_000)[0]
     assert sample_texts(stream, 0, lambda done: None)[0] == stream
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_a_rename_that_fails_leaves_the_old_set(corpus, tmp_path, monkeypatch, refused):
+    out = tmp_path / "out"
+    prepare(corpus, out)
+    before, calls, real = contents(out), [], Path.rename
+
+    def rename(path, target):
+        calls.append(path)
+        if len(calls) == refused:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="not made, and nothing changed"):
+        prepare(corpus, out, Preparation(seed=1))
+    assert contents(out) == before
+    assert list(tmp_path.iterdir()) == [out]

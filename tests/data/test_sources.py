@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,7 +76,7 @@ def test_a_saved_hugging_face_dataset_gives_its_rows(tmp_path):
 
 
 def test_a_hugging_face_dataset_asks_for_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "dataset_info.json").write_text("{}")
     for source in ("hf:somebody/something", tmp_path):
         with pytest.raises(ValueError, match=r"needs `pip install 'atma-lm\[hf\]'`"):
@@ -143,3 +145,21 @@ def test_missing_and_empty_places_are_refused(tmp_path):
         texts(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no text in it"):
         texts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("hf:some/set", ("some/set", None, "train")),
+        ("hf:some/set:test", ("some/set", None, "test")),
+        ("hf:some/set:small:test", ("some/set", "small", "test")),
+    ],
+)
+def test_a_dataset_of_the_hub_is_streamed_by_name_configuration_and_split(monkeypatch, source, asked):
+    def load_dataset(name, config, *, split, streaming):
+        assert streaming
+        assert (name, config, split) == asked
+        return iter([{"text": text} for text in TEXTS])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert texts(source) == DISTINCT

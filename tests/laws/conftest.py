@@ -1,5 +1,6 @@
 """The subjects of the laws: every mixer and the whole model, on every backend, as `y, state = f(x, state)`."""
 
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from atma.model import Model
 from atma.ops import use_backend
 from tests.conftest import tiny
 
-CORES = [(core, memory, window) for core in ("polar", "nope", "rope") for memory in (False, True) for window in (None, 7)]
+CORES = list(itertools.product(("polar", "nope", "rope"), (False, True), (None, 7)))
 
 
 class Subject(NamedTuple):
@@ -61,7 +62,8 @@ def make(name: str) -> Subject:
 
 def _names() -> list[str]:
     parts = ["-".join([core, *["memory"] * memory, *["window"] * bool(window)]) for core, memory, window in CORES]
-    return ["conv", *(f"attention-{part}" for part in parts), "model-polar-memory", "model-nope", "model-rope-memory-window"]
+    models = ["model-polar-memory", "model-nope", "model-rope-memory-window"]
+    return ["conv", *(f"attention-{part}" for part in parts), *models]
 
 
 @pytest.fixture(params=_names())

@@ -116,7 +116,9 @@ def test_gradients_agree_with_finite_differences(name):
 
 
 @settings(max_examples=20, deadline=None)
-@given(length=st.integers(1, 40), starts=st.lists(st.integers(0, 30), min_size=2, max_size=2), window=st.integers(1, 50))
+@given(
+    length=st.integers(1, 40), starts=st.lists(st.integers(0, 30), min_size=2, max_size=2), window=st.integers(1, 50)
+)
 def test_queries_that_start_anywhere_equal_the_oracle(length, starts, window):
     q, k, v = draw(2, 4, length, 8), draw(2, 2, 70, 8), draw(2, 2, 70, 8, seed=1)
     scalars = [*(draw(4, seed=s) for s in range(4)), draw(4, 8)]

@@ -189,6 +189,11 @@ def test_data_with_more_tokens_than_the_model_is_refused(run):
     assert not run.exists() and VOCABULARY < 33
 
 
+def test_a_batch_that_the_processes_cannot_share_is_refused(run):
+    with pytest.raises(ValueError, match=r"multiple of length × accumulation × processes = 192, not 64"):
+        fit(tiny_recipe(accumulation=4), run, tiny_source(), ranks=Ranks(0, 3))
+
+
 def test_plain_lines_tell_step_loss_speed_and_time_left(run, capsys):
     fit(tiny_recipe(tokens=3 * 64), run, tiny_source(), progress=Lines(seconds=0))
     lines = capsys.readouterr().out.splitlines()

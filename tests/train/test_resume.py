@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_nothing_to_resume_is_said(run):
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (tiny_recipe(muon_rate=0.1), r"'train.muon_rate' is 0.005 there and 0.1 here"),
+        (tiny_recipe(seed=7), r"'train.seed' is 0 there and 7 here"),
         (tiny_recipe(tiny_model(core="nope")), r"'model.core' is 'polar' there and 'nope' here"),
     ],
 )
@@ -109,9 +110,20 @@ def test_another_recipe_is_refused_by_the_key_that_differs(run, other, named):
         fit(other, run, tiny_source(), resume=True)
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, run):
+    fit(tiny_recipe(), run, tiny_source())
+    fit(tiny_recipe(tiny_model(core="nope")), tmp_path / "other", tiny_source())
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", run / "checkpoints")
+    with pytest.raises(ValueError, match=r"config.json: another model than the recipe's"):
+        fit(tiny_recipe(), run, tiny_source(), resume=True)
+
+
 def test_other_data_is_refused(run):
     fit(tiny_recipe(), run, tiny_source())
-    with pytest.raises(ValueError, match=r"made with data counting, this run has other; resume with the data"):
+    with pytest.raises(
+        ValueError, match=r"made with data counting, now it is other; resume with the data"
+    ):
         fit(tiny_recipe(), run, tiny_source(data="other"), resume=True)
 
 

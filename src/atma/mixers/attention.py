@@ -92,10 +92,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, shared)
         self.out_proj = nn.Linear(inner, config.width)
         self.rotary = Rotary(config.head_width) if config.core == "rope" else None
-        sizes = {"canon_q": inner, "canon_k": shared, "canon_v": shared}
-        for name, size in sizes.items():
-            taps = nn.Parameter(torch.empty(size, config.canon_taps)) if self.rotary is None else None
-            self.register_parameter(name, taps)
+        has_canon = self.rotary is None
+        self.canon_q, self.canon_k, self.canon_v = (
+            nn.Parameter(torch.empty(size, config.canon_taps)) if has_canon else None
+            for size in (inner, shared, shared)
+        )
         self.core = PolarCore(config) if config.core == "polar" else SoftmaxCore(config)
         self.memory = DeltaMemory(config) if config.memory else None
 
@@ -109,7 +110,7 @@ class Attention(nn.Module):
                 init_taps(taps, generator)
         if config.canon_init == "previous" and self.canon_k is not None:
             start_at_previous(self.canon_k, self.head_width)
-        if config.share_query_key_init:
+        if config.share_query_key_init and self.rotary is None:
             share_projection(self.q_proj, self.k_proj, self.heads, self.groups)
         self.core.init_weights(config, generator)
         if self.memory is not None:
@@ -123,13 +124,13 @@ class Attention(nn.Module):
         weight = self.k_proj.weight
         held = weight.new_zeros(batch, self.groups, capacity, self.head_width)
         taps = self._canon()
-        tails = [None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in taps]
+        q, k, v = (None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in taps)
         memory = None
         if self.memory is not None:
             work = torch.promote_types(weight.dtype, torch.float32)
             memory = weight.new_zeros(batch, self.heads, self.head_width, self.head_width, dtype=work)
         length = torch.zeros(batch, dtype=torch.int32, device=weight.device)
-        return GlobalState(length, held, held.clone(), *tails, memory)
+        return GlobalState(length, held, held.clone(), q, k, v, memory)
 
     def project(self, x: Tensor, state: GlobalState | None = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
@@ -176,8 +177,8 @@ class Attention(nn.Module):
         self, state: GlobalState, keys: Tensor, values: Tensor, inputs: tuple[Tensor, ...], memory: Tensor | None
     ) -> GlobalState:
         tails = (state.q_tail, state.k_tail, state.v_tail)
-        moved = [None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True)]
-        return GlobalState(state.length + inputs[0].shape[1], keys, values, *moved, memory)
+        q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
+        return GlobalState(state.length + inputs[0].shape[1], keys, values, q, k, v, memory)
 
 
 def start_at_previous(taps: Tensor, head_width: int) -> None:

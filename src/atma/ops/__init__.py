@@ -1,4 +1,4 @@
-"""The operations under the mixers. Each folder holds one public function, its float64-able oracle and its fast paths."""
+"""The operations under the mixers. Each folder holds its public function, its oracle and its fast path."""
 
 from atma.ops.backend import backend_for, use_backend
 from atma.ops.conv import causal_conv

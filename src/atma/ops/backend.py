@@ -41,7 +41,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def recording() -> bool:
-    """Whether a call must go through its custom operator: under autograd or a compiler. Otherwise its body runs alone."""
+    """Whether a call must go through its custom operator: under autograd or a compiler. Otherwise its body does."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from atma.checkpoint import save_model, sync
-from atma.config import Recipe, dump_toml, identity, load_recipe, to_dict
+from atma.config import Recipe, dump_toml, identity, load_recipe
 from atma.model import Model
+from atma.strict import to_dict
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join, wait
 from atma.train.precision import choose_precision
@@ -57,8 +58,7 @@ def fit(
 ) -> Path:
     """`train` on batches from any `source`."""
     ranks = ranks or Ranks()
-    if source.vocab_size > recipe.model.vocab_size:
-        raise ValueError(f"the data has {source.vocab_size} tokens, the model vocab_size {recipe.model.vocab_size}")
+    _check_fit(recipe, source, ranks)
     if ranks.rank == 0:
         claim(recipe, out, resume)
     wait(ranks)
@@ -97,7 +97,7 @@ class Run:
         self.optimisers = Optimisers(self.model, recipe.train)
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
-        self.state = RunState(identity(recipe), source.hash, ranks.world)
+        self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
 
     def restore(self) -> list[str]:
         """Go back to the newest good checkpoint and cut the record to it. Returns what there is to tell about it.
@@ -109,6 +109,7 @@ class Run:
             raise ValueError(f"no good checkpoint to resume from: {problems[0]} (remove them to begin again)")
         if folder is not None:
             self.state = load_checkpoint(folder, self.state, self.model, self.optimisers)
+            self.stepper.compute = getattr(torch, self.state.compute)
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step)
         wait(self.ranks)
@@ -187,11 +188,22 @@ class Run:
                 "data": self.state.data,
                 "step": self.state.step,
                 "tokens": self._tokens(),
+                "compute": self.state.compute,
                 "recipe": to_dict(self.recipe),
             }
             save_model(final, self.model, self.source.tokenizer, extra)
         wait(self.ranks)
         return final
+
+
+def _check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
+    if source.vocab_size > recipe.model.vocab_size:
+        raise ValueError(f"the data has {source.vocab_size} tokens, the model vocab_size {recipe.model.vocab_size}")
+    train = recipe.train
+    unit = train.length * train.accumulation * ranks.world
+    if train.batch_tokens % unit:
+        wanted = f"length × accumulation × processes = {unit}"
+        raise ValueError(f"'batch_tokens' must be a multiple of {wanted}, not {train.batch_tokens}")
 
 
 def _require_equal(found: Recipe, wanted: Recipe, path: Path) -> None:

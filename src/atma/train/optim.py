@@ -20,10 +20,10 @@ _TINY = 1e-7
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` (Nesterov momentum, update scaled by sqrt(max(1, rows/cols))), in float32 on a CPU.
 
-    torch's runs its Newton-Schulz rounds in bfloat16. A CPU without bfloat16 instructions emulates them: the 46
-    matrices of the nano model took 2009 ms on one core limited to AVX2, 207 ms with AVX-512 and 53 ms with AVX512-BF16;
-    this form takes 48 ms on all three. It is also exact to 1e-4 where bfloat16 is off by 65% (a gradient of rank 4).
-    On a GPU torch's own step runs.
+    torch's runs its Newton-Schulz rounds in bfloat16, which a CPU without bfloat16 instructions emulates: the 46
+    matrices of the nano model took 2071 ms on one core limited to AVX2 and 64 ms with AVX512-BF16, this form 59 ms on
+    both (benchmarks/training_choices.py). It is also accurate to 1e-4 where bfloat16 is off by 65%: a gradient of rank
+    4. On a GPU torch's own step runs.
     """
 
     @torch.no_grad()

@@ -21,8 +21,9 @@ from atma.checkpoint import (
     verify_folder,
     write_folder,
 )
-from atma.config import ModelConfig, from_dict, identity
+from atma.config import ModelConfig, identity
 from atma.model import Model
+from atma.strict import from_dict
 from atma.train.optim import Optimisers
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ class RunState:
     """What a run carries from step to step beside weights and optimiser. `step` counts the steps done."""
 
     recipe: str
-    """Identity of the recipe."""
+    """Identity of the recipe, to be looked up; the run folder's recipe.toml is what a resumed recipe must equal."""
     data: str
     """Hash of the token set."""
+    compute: str = "float32"
+    """What the run computes in; it keeps it, even where "auto" would now choose otherwise."""
     world: int = 1
     """Processes that share the batch."""
     step: int = 0
@@ -78,19 +81,17 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
 def load_checkpoint(folder: Path, expected: RunState, model: Model, optimisers: Optimisers) -> RunState:
     """Restore model and optimisers in place and return the run's state.
 
-    ValueError when the checkpoint is damaged, or belongs to another recipe, token set or number of processes.
+    ValueError when the checkpoint is damaged, or belongs to another model, token set or number of processes.
     """
     try:
         state = from_dict(RunState, read_json(folder / "state.json"))
         config = from_dict(ModelConfig, read_json(folder / "config.json").get("model", {}))
     except TypeError:
         raise ValueError(f"{folder / 'state.json'}: incomplete") from None
-    for what, mend in (("recipe", "the recipe it began with"), ("data", "the data"), ("world", "as many processes")):
+    for what, mend in (("data", "the data it began with"), ("world", "as many processes")):
         found, wanted = getattr(state, what), getattr(expected, what)
         if found != wanted:
-            raise ValueError(
-                f"{folder}: made with {what} {found}, this run has {wanted}; resume with {mend}, or start anew"
-            )
+            raise ValueError(f"{folder}: made with {what} {found}, now it is {wanted}; resume with {mend}")
     if identity(config) != identity(model.config):
         raise ValueError(f"{folder / 'config.json'}: another model than the recipe's")
     fill_model(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")

@@ -9,9 +9,9 @@ from atma.ops.conv import cpu, reference
 def causal_conv(
     x: Tensor, weight: Tensor, tail: Tensor | None = None, segment_ids: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    """y[t] = Σ_w weight[:, w] · x[t − W + 1 + w], taps outside the row or across a document boundary read zero.
+    """y[t] = Σ_w weight[:, w] · x[t − W + 1 + w], taps outside the document read zero.
 
-    x (B, T, C); weight (C, W), the last tap sees the current token; tail (B, W−1, C), the inputs before x (None: zeros);
+    """y[t] = Σ_w weight[:, w] · x[t − W + 1 + w]; taps outside the document read zero.
     segment_ids (B, T), equal within a document, only without a tail. Returns (B, T, C).
     """
     if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:

@@ -1,4 +1,4 @@
-"""The convolution as W shifted multiply-adds, with its gradient written by hand so that autograd keeps only the inputs."""
+"""The convolution as W shifted multiply-adds, its gradient by hand so that autograd keeps only the inputs."""
 
 import torch
 from torch import Tensor

@@ -34,11 +34,11 @@ def gated_delta(
         raise ValueError(f"memory must be {(batch, heads, v.shape[3], width)} and comes without segment_ids")
     work = torch.promote_types(q.dtype, torch.float32)
     group = heads // k.shape[1]
-    inputs = [q.to(work), *(x.to(work).repeat_interleave(group, 1) for x in (k, v)), log_decay.to(work), beta.to(work)]
-    memory = inputs[0].new_zeros(batch, heads, v.shape[3], width) if memory is None else memory.to(work)
-    implementation = reference.recurrence if backend_for(backend) == "reference" else cpu.recurrence
-    out, memory = implementation(*inputs, memory, segment_ids)
-    return out.to(q.dtype), memory
+    keys, values = (x.to(work).repeat_interleave(group, 1) for x in (k, v))
+    held = q.new_zeros(batch, heads, v.shape[3], width, dtype=work) if memory is None else memory.to(work)
+    recurrence = reference.recurrence if backend_for(backend) == "reference" else cpu.recurrence
+    out, after = recurrence(q.to(work), keys, values, log_decay.to(work), beta.to(work), held, segment_ids)
+    return out.to(q.dtype), after
 
 
 __all__ = ["gated_delta"]

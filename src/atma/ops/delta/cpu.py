@@ -51,7 +51,7 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, segme
     length = q.shape[2]
     chunk = min(CHUNK, length)
     padding = -length % chunk
-    parts = [F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for x in (q, k, v)]
+    q, k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for x in (q, k, v))
     rates, beta = (F.pad(x, (0, padding)).unflatten(2, (-1, chunk)) for x in (log_decay, beta))
     lower = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
     sums = rates.unsqueeze(-1).masked_fill(~lower.tril(-1), 0).cumsum(-2)
@@ -62,7 +62,7 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, segme
         births = F.pad(born, (0, padding)).unflatten(1, (-1, chunk)).cumsum(-1)[:, None]
         decay.mul_(births.unsqueeze(-1) == births.unsqueeze(-2))
         entry.mul_(births == 0)
-    return _Chunks(*parts, beta.unsqueeze(-1), decay, entry.unsqueeze(-1))
+    return _Chunks(q, k, v, beta.unsqueeze(-1), decay, entry.unsqueeze(-1))
 
 
 def _solve(c: _Chunks) -> Tensor:
@@ -90,7 +90,7 @@ def _forward(
 
 
 def _memory_gradients(c: _Chunks, grad: Tensor, grad_memory: Tensor, scores: Tensor, removed: Tensor) -> tuple:
-    """The sequential part: gradients of each chunk's writes, of the memory after each chunk, and of the first memory."""
+    """The sequential part: gradients of each chunk's writes, of the memory after it, and of the first memory."""
     keys = c.decay[..., -1, :, None] * c.k
     grad_writes = scores.mT @ grad
     read = (c.entry * grad).mT @ c.q
@@ -140,13 +140,16 @@ def _backward(
     to_last = (last * c.k * carried).sum(-1)
     across = c.entry[..., -1, 0] * (grad_memories * before).sum((-1, -2))
     grad_rate = _rate_gradient(within, since, to_last, across)
-    grads = (x.flatten(2, 3)[:, :, :length].contiguous() for x in (grad_q, grad_k, grad_error))
-    rates = (x.flatten(2, 3)[:, :, :length].contiguous() for x in (grad_rate, grad_beta))
-    return *grads, *rates, grad_memory.contiguous()
+
+    def joined(x: Tensor) -> Tensor:
+        return x.flatten(2, 3)[:, :, :length].contiguous()
+
+    grads = joined(grad_q), joined(grad_k), joined(grad_error), joined(grad_rate), joined(grad_beta)
+    return *grads, grad_memory.contiguous()
 
 
 def _rate_gradient(within: Tensor, since: Tensor, to_last: Tensor, across: Tensor) -> Tensor:
-    """Gradient of each log decay: the sum over every product of decays that contains it. Sums stay inside a document."""
+    """Gradient of each log decay: the sum over every product of decays with it. Sums stay inside a document."""
     within = within.clone()
     within[..., -1, :] += to_last
     since = since.clone()

@@ -20,7 +20,7 @@ def softcap_loss(
     """Nats of each target under softmax(softcap(hidden · weightᵀ + bias)) (maths.md, section 1).
 
     hidden (…, D); weight (V, D); bias (V,) or None; targets (…) int64 in [0, V), or −100: loss 0, no gradient.
-    Returns (…) float32 (float64 for float64). Targets outside are a ValueError only where they are cheap to see, on CPU.
+    Returns (…) float32 (float64 for float64). On CPU, targets outside are a ValueError.
     """
     if hidden.shape[-1] != weight.shape[1] or targets.shape != hidden.shape[:-1]:
         shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}"

@@ -58,7 +58,7 @@ def softmax_attention(
     window: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Causal softmax attention at `scale`, with the arguments of `polar_attention`. Returns (B, H, T, K) in q's dtype."""
+    """Causal softmax attention at `scale`, arguments as in `polar_attention`. Returns (B, H, T, K) in q's dtype."""
     check_shapes(q, k, v, start, segment_ids, window)
     work = torch.promote_types(q.dtype, torch.float32)
     statistics = reference.statistics if backend_for(backend) == "reference" else cpu.statistics

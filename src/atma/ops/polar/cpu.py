@@ -1,8 +1,8 @@
 """Streamed attention statistics in blocks: memory linear in T, blocks above the diagonal skipped, backward by hand.
 
-The forward pass keeps, per query, a running maximum M and the sums L = Σ e^(a−M), Q = Σ e^(2(a−M)), S = Σ e^(a−M) v over
-the logits a = q·k it has met; a new maximum rescales them. The backward pass computes each block's weights again from M.
-M cancels in everything built from the sums, so it is a constant.
+The forward pass keeps, per query, a running maximum M and the sums L = Σ e^(a−M), Q = Σ e^(2(a−M)), S = Σ e^(a−M) v
+over the logits a = q·k it has met; a new maximum rescales them. The backward pass computes each block's weights again
+from M. M cancels in everything built from the sums, so it is a constant.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ QUERY_BLOCK = 256
 BLOCK_SCORES = 1 << 18
 """Scores held at once per key/value head and row: 1 MiB in float32, the size of one core's second-level cache."""
 HIDDEN = -1e30
-"""A masked logit. Finite, so that a row whose first block is wholly masked gives no NaN; its weight is exactly zero once
-the query's own key, which is always visible, has set the maximum."""
+"""A masked logit. Finite, so that a row whose first block is wholly masked gives no NaN; its weight is exactly zero
+once the query's own key, which is always visible, has set the maximum."""
 
 
 def statistics(

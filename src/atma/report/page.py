@@ -1,0 +1,179 @@
+"""The HTML page of a report: one file with styles, script, figures and tables in it, that asks the network for nothing.
+
+plotly.js is in the page once. The page's policy (Content-Security-Policy) forbids every request, and all text that
+comes from runs is escaped.
+"""
+
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from atma.config import dump_toml
+from atma.report.content import Report, Run, Section, first_value
+from atma.report.figures import Figure, Table, figures
+from atma.report.headline import headline
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+HASHES = {
+    "weights": "weights_sha256",
+    "tokenizer": "tokenizer_sha256",
+    "evaluation data": "data_hash",
+    "code": "code_sha256",
+}
+SETTINGS = ("parameters", "core", "memory", "dtype", "backend", "device", "threads", "seed", "version")
+
+
+def page(report: Report, path: str | Path) -> Path:
+    """Write the report to `path`, making its folder, and return the path. OSError if it cannot be written."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html(report), encoding="utf-8")
+    return path
+
+
+def html(report: Report) -> str:
+    """The report as the text of one HTML file."""
+    from plotly.offline import get_plotlyjs
+
+    body = "".join(_section(section, f"s{i}") for i, section in enumerate(report.sections))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{escape(report.title)}</title>
+<style>{_asset("report.css")}</style>
+</head>
+<body>
+<header><h1>{escape(report.title)}</h1>{_headlines(report)}</header>
+<main>{body}{_made_with(report)}</main>
+<script>{get_plotlyjs()}</script>
+<script>{_asset("report.js")}</script>
+</body>
+</html>
+"""
+
+
+def _headlines(report: Report) -> str:
+    parts = []
+    for section in report.sections:
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in headline(section))
+        parts.append(f"<h2>{escape(section.title)}</h2><ul>{items}</ul>" if items else "")
+    return f'<div class="headline">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
+
+
+def _section(section: Section, name: str) -> str:
+    drawn = "".join(_figure(figure, f"{name}f{i}") for i, figure in enumerate(figures(section)))
+    return (
+        f'<section id="{name}"><h2>{escape(section.title)}</h2>{_paragraph(section.note)}'
+        f'<div class="figures">{drawn}</div>{_slopes(section)}{_samples(section)}{_recipes(section)}</section>'
+    )
+
+
+def _figure(figure: Figure, name: str) -> str:
+    return f"""<figure>
+<h3 id="{name}t">{escape(figure.title)}</h3>
+<div class="chart" role="img" aria-labelledby="{name}t" aria-describedby="{name}c" data-figure="{name}d"></div>
+<script type="application/json" id="{name}d">{_json({"data": figure.data, "layout": figure.layout})}</script>
+<figcaption id="{name}c">{escape(figure.caption)}</figcaption>
+<details><summary>The same numbers as a table</summary>{_table(figure.table)}</details>
+</figure>"""
+
+
+def _slopes(section: Section) -> str:
+    """Slope and change of every loss measure with their intervals, the figures that a claim about length rests on."""
+    rows = []
+    for run in section.runs:
+        for measure in ("fixed", "nested", "junk"):
+            summary = run.summary(measure)
+            if summary is not None and "slope" in summary:
+                span = f"{summary['lengths'][0]:,} to {summary['lengths'][-1]:,}"
+                slope, change = _interval(summary, "slope"), _interval(summary, "change")
+                rows.append([section.label(run), measure, span, str(summary["documents"]), slope, change])
+    if not rows:
+        return ""
+    header = ["run", "measure", "lengths", "documents", "nats per doubling of length", "last length − first, nats"]
+    note = "Each document is its own control: slopes and changes are taken per document, intervals are 95% over them."
+    return f"<h3>Does loss rise with length?</h3>{_paragraph(note)}{_table(Table(header, rows))}"
+
+
+def _interval(summary: dict, key: str) -> str:
+    value, low, high = summary[key], summary.get(f"{key}_low"), summary.get(f"{key}_high")
+    return f"{value:+.4f}" if low is None or high is None else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _samples(section: Section) -> str:
+    parts = [
+        f'<article><h4>{escape(section.label(run))}</h4><pre class="sample"><b>{escape(run.prompt)}</b>'
+        f"{escape(run.sample)}</pre></article>"
+        for run in section.runs
+        if run.sample
+    ]
+    return f"<h3>A generated sample</h3><div class='figures'>{''.join(parts)}</div>" if parts else ""
+
+
+def _recipes(section: Section) -> str:
+    facts = [_facts(run) for run in section.runs]
+    rows = [[name, *(column[name] for column in facts)] for name in facts[0]]
+    table = Table(["", *(section.label(run) for run in section.runs)], rows)
+    texts = "".join(_recipe_text(section.label(run), run) for run in section.runs)
+    return f"<h3>How they were made and measured</h3>{_table(table)}{texts}"
+
+
+def _recipe_text(label: str, run: Run) -> str:
+    text = escape(dump_toml(run.recipe))
+    return f"<details><summary>Recipe of {escape(label)}</summary><pre>{text}</pre></details>"
+
+
+def _facts(run: Run) -> dict[str, str]:
+    train, data, model = run.recipe.train, run.recipe.data, run.recipe.model
+    warmup = f"{data.copy_warmup_tokens:,} tokens over {data.copy_vocabulary} ids"
+    facts = {
+        "layers × width, vocabulary": f"{model.depth} × {model.width}, {model.vocab_size:,}",
+        "training length": f"{train.length:,} tokens",
+        "training tokens": f"{train.tokens:,} in {train.steps:,} steps",
+        "synthetic recall rows": f"{data.recall_share:.0%} of the training rows" if data.recall_share else "none",
+        "synthetic copy warm-up": warmup if data.copy_warmup_tokens else "none",
+        "training seed": str(train.seed),
+    }
+    facts |= {key: _provenance(run, key) for key in SETTINGS}
+    return facts | {f"{name}, SHA-256": _provenance(run, key)[:16] for name, key in HASHES.items()}
+
+
+def _provenance(run: Run, key: str) -> str:
+    value = first_value(run.evaluation, key)
+    return "not measured" if value is None else str(value)
+
+
+def _made_with(report: Report) -> str:
+    rows = [[name, value] for name, value in report.environment.items()]
+    return (
+        f'<section id="made"><h2>Made with</h2><pre class="command">{escape(report.command)}</pre>'
+        f"{_table(Table(['environment', ''], rows))}</section>"
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(text)}</td>" for text in row[1:])}</tr>'
+        for row in table.rows
+    )
+    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>" if text else ""
+
+
+def _json(value: object) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return files("atma.report").joinpath(name).read_text(encoding="utf-8")
