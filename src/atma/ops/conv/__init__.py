@@ -11,7 +11,7 @@ def causal_conv(
 ) -> Tensor:
     """y[t] = Σ_w weight[:, w] · x[t − W + 1 + w], taps outside the document read zero.
 
-    """y[t] = Σ_w weight[:, w] · x[t − W + 1 + w]; taps outside the document read zero.
+    x (B, T, C); weight (C, W), its last tap sees the current token; tail (B, W−1, C): inputs before x (None: zeros);
     segment_ids (B, T), equal within a document, only without a tail. Returns (B, T, C).
     """
     if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
