@@ -125,6 +125,8 @@ def convert_config(tensors: Mapping[str, Tensor], published: Mapping[str, Any]) 
         canon_taps=published.get("attn_kernel_size", 4),
         norm_epsilon=published.get("rms_norm_eps", 1e-6),
         direction_radius=1.0,
+        canon_init="uniform",
+        share_query_key_init=False,
         decay_bias=published.get("mem_gamma_bias", 3.9),
         beta_bias=published.get("mem_beta_bias", 0.0),
     )
