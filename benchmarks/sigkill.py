@@ -22,6 +22,7 @@ from atma.config import DataConfig, Recipe, TrainConfig, dump_toml, preset
 from atma.data.prepare import Preparation, prepare
 
 WORDS = "the of a to in is that it was for on are with as his they be at one have this from or had by"
+BATCH_TOKENS = 512
 STARTUP_SHARE = 0.15
 """Of the kills, so many fall before the first step of their process."""
 
@@ -41,11 +42,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        recipe = make_recipe(Path(folder), arguments.steps or 10 * arguments.kills)
+        steps = arguments.steps or 10 * arguments.kills
+        recipe = make_recipe(Path(folder), steps)
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         seconds = time_of(command(recipe, whole, resume=False))
-        share = training_seconds(whole) / (arguments.kills + 1)
-        kills = kill_often(recipe, killed, arguments.kills, share, random.Random(arguments.seed))
+        kills = kill_often(recipe, killed, arguments.kills, steps, random.Random(arguments.seed))
         report(kills, seconds)
         wrong = differences(whole, killed)
         if len(kills) < arguments.kills:
@@ -64,8 +65,8 @@ def make_recipe(folder: Path, steps: int) -> Path:
     prepare(folder / "text", folder / "data", Preparation(tokenizer="bytes"))
     train = TrainConfig(
         length=64,
-        batch_tokens=512,
-        tokens=512 * steps,
+        batch_tokens=BATCH_TOKENS,
+        tokens=BATCH_TOKENS * steps,
         checkpoint_every=3,
         evaluate_every=7,
         evaluation_tokens=1024,
@@ -92,19 +93,15 @@ def time_of(line: list[str]) -> float:
     return time.monotonic() - began
 
 
-def training_seconds(run: Path) -> float:
-    """How long a run's steps took, from its record."""
-    return sum(512 / row["tokens_per_second"] for row in rows(run) if row["kind"] == "train")
-
-
-def kill_often(recipe: Path, run: Path, wanted: int, share: float, moments: random.Random) -> list[Kill]:
-    """Run to the end through `wanted` kills; `share` is the training time there is for each."""
+def kill_often(recipe: Path, run: Path, wanted: int, steps: int, moments: random.Random) -> list[Kill]:
+    """Run to the end through `wanted` kills, spread over `steps` steps by what is left of both."""
     kills: list[Kill] = []
     while True:
         clock = time.time()
         process = start(command(recipe, run, resume=(run / "recipe.toml").exists()))
         began = time.monotonic()
         if len(kills) < wanted:
+            share = (steps - len(train_steps(run))) / (wanted - len(kills) + 1)
             wait_a_while(process, run, share, moments)
             process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL:
@@ -116,17 +113,19 @@ def kill_often(recipe: Path, run: Path, wanted: int, share: float, moments: rand
 
 
 def wait_a_while(process: subprocess.Popen, run: Path, share: float, moments: random.Random) -> None:
-    """Sleep to a random moment: sometimes of the start, mostly of the training that follows it."""
+    """Sleep to a random moment: sometimes of the start, mostly up to 2·`share` steps on, anywhere within a step."""
     if moments.random() < STARTUP_SHARE:
-        time.sleep(moments.uniform(0, 3))
+        time.sleep(moments.uniform(0, 4))
         return
-    before = (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
-    while process.poll() is None:
-        now = (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
-        if now != before:
-            break
+    goal = len(train_steps(run)) + moments.uniform(0, 2 * share)
+    while process.poll() is None and len(train_steps(run)) < goal:
         time.sleep(0.002)
-    time.sleep(moments.uniform(0, 2 * share))
+    time.sleep(moments.uniform(0, 1.5) * last_step_seconds(run))
+
+
+def last_step_seconds(run: Path) -> float:
+    speeds = [row["tokens_per_second"] for row in rows(run) if row["kind"] == "train"]
+    return BATCH_TOKENS / speeds[-1] if speeds else 0.0
 
 
 def doing(run: Path, since: float) -> str:

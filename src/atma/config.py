@@ -95,7 +95,7 @@ class DataConfig:
     recall_share: float = 0.0
     """Share of rows that are synthetic recall sequences: spans, keys and values to be repeated later."""
     recall_vocabulary: int = 0
-    """Token ids a recall row draws from (a random subset of this size per row); 0 is the whole vocabulary."""
+    """The most token ids that one recall row draws its random tokens from; 0 is the whole vocabulary."""
     copy_warmup_tokens: int = 0
     """At the start, this many training tokens come from copy sequences over `copy_vocabulary` ids alone."""
     copy_vocabulary: int = 64

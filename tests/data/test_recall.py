@@ -81,7 +81,8 @@ def test_a_copy_row_is_one_sequence_over_and_over(length):
 
 
 @pytest.mark.parametrize("tokenizer", [byte_tokenizer(), train_bpe([" the number for item box is\n" * 9, WORDS], 500)])
-def test_a_record_comes_back_with_its_value(tokenizer):
+def test_a_record_comes_back_with_its_value(tokenizer, monkeypatch):
+    monkeypatch.setattr("atma.data.recall.SENTENCE", 1000)
     recall = Recall(tokenizer.vocab_size, tokenizer.eot, 0, tokenizer)
     filler = tokenizer.encode("~")[0]
     for seed in SEEDS:
@@ -103,10 +104,26 @@ def test_a_record_comes_back_with_its_value(tokenizer):
         assert re.findall(r"\d+", sentence)[0] not in known
 
 
+def test_many_records_in_a_row_are_told_apart_by_their_keys_in_half_of_the_rows(monkeypatch):
+    monkeypatch.setattr("atma.data.recall.SENTENCE", 200)
+    tokenizer = byte_tokenizer()
+    recall = Recall(tokenizer.vocab_size, tokenizer.eot, 0, tokenizer)
+    alike = 0
+    for seed in SEEDS:
+        row = recall.record(generator(seed), np.full(4000, ord("~")), 4000)
+        digits = re.compile(r"\d+")
+        sentences = [part for part in tokenizer.decode(row.ids.tolist()).split("~") if digits.search(part)]
+        assert sentences.count(sentences[-1]) == 2
+        alike += len({digits.sub("", sentence) for sentence in sentences}) == 1 < len(sentences) // 2
+    assert 0 < alike < len(SEEDS)
+
+
 def test_records_vary_and_never_use_the_sentence_of_the_evaluation():
     tokenizer = byte_tokenizer()
     records = Records(tokenizer)
-    sentences = {tokenizer.decode(records.draw(generator(seed)).ids) for seed in range(300)}
+    sentences = {
+        tokenizer.decode(records.draw(generator(seed), records.wording(generator(seed))).ids) for seed in range(300)
+    }
     assert len(sentences) == 300
     assert not re.search("access code", " ".join(TEMPLATES) + WORDS)
     assert all("access" not in sentence for sentence in sentences)

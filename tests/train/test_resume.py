@@ -121,9 +121,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, run):
 
 def test_other_data_is_refused(run):
     fit(tiny_recipe(), run, tiny_source())
-    with pytest.raises(
-        ValueError, match=r"made with data counting, now it is other; resume with the data"
-    ):
+    with pytest.raises(ValueError, match=r"made with data counting, now it is other; resume with the data"):
         fit(tiny_recipe(), run, tiny_source(data="other"), resume=True)
 
 

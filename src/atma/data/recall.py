@@ -27,6 +27,9 @@ from atma.tokenizer import Tokenizer
 
 VALUE_DIGITS = 5
 KEY_DIGITS = (3, 8)
+SENTENCE = 20
+"""About the tokens of a record: what a row has room for is counted in these."""
+SMALLEST_POOL = 8
 
 
 class Piece(NamedTuple):
@@ -94,10 +97,16 @@ class Recall:
         return Piece(ids, scored)
 
     def record(self, generator: Generator, text: np.ndarray, length: int) -> Piece:
-        """Sentences with a key and a value, each asked for later by its beginning."""
+        """Sentences with a key and a value, each asked for later by its beginning.
+
+        Half of the rows repeat one wording, so that only the keys tell their records apart.
+        """
         assert self.records is not None
-        count = generator.integers(1, 2 + length // 300)
-        records = [self.records.draw(generator) for _ in range(count)]
+        count = _log_uniform(generator, 1, max(1, length // (2 * SENTENCE)))
+        wordings = [self.records.wording(generator) for _ in range(count)]
+        if generator.random() < 0.5:
+            wordings = wordings[:1] * count
+        records = [self.records.draw(generator, wording) for wording in wordings]
         pieces = [unscored(record.ids) for record in records] + [records[i] for i in generator.permutation(count)]
         return weave(generator, pieces, text, length)
 
@@ -105,10 +114,13 @@ class Recall:
         return Piece(np.array([self.eot]), np.array([False]))
 
     def _draw(self, generator: Generator) -> Callable[[int | tuple[int, int]], np.ndarray]:
-        """A function that draws random ids for one row: of the whole vocabulary or of a subset, never end-of-text."""
-        if not self.subset:
-            return lambda shape: _without(generator.integers(self.vocab_size - 1, size=shape), self.eot)
-        pool = _without(generator.integers(self.vocab_size - 1, size=self.subset), self.eot)
+        """A function that draws random ids for one row from a pool of its own, never end-of-text.
+
+        The pool's size is log-uniform: few ids repeat by chance, so that only a longer context tells places apart.
+        """
+        most = min(self.subset or self.vocab_size, self.vocab_size) - 1
+        size = _log_uniform(generator, min(SMALLEST_POOL, most), most)
+        pool = _without(generator.permutation(self.vocab_size - 1)[:size], self.eot)
         return lambda shape: pool[generator.integers(len(pool), size=shape)]
 
 
@@ -123,21 +135,27 @@ class Records:
         self._literals = {part: np.array(tokenizer.encode(part)) for part in sorted(literals)}
         self._templates = parts
 
-    def draw(self, generator: Generator) -> Piece:
-        """A sentence, scored as where it comes back: all but its first token and its key."""
+    def wording(self, generator: Generator) -> list[np.ndarray | str]:
+        """A sentence as ids, its words chosen, its key and value still open."""
         parts = self._templates[generator.integers(len(self._templates))]
-        ids = [self._part(generator, part) for part in parts]
-        scored = [np.full(len(part_ids), part != "{key}") for part, part_ids in zip(parts, ids, strict=True)]
+        return [self._word(generator) if part == "{word}" else self._literals.get(part, part) for part in parts]
+
+    def draw(self, generator: Generator, wording: list[np.ndarray | str]) -> Piece:
+        """The sentence with a key and a value, scored as where it comes back: all but its first token and its key."""
+        ids = [self._number(generator, part) if isinstance(part, str) else part for part in wording]
+        scored = [
+            np.full(len(part_ids), not (isinstance(part, str) and part == "{key}"))
+            for part, part_ids in zip(wording, ids, strict=True)
+        ]
         scored[0][0] = False
         return Piece(np.concatenate(ids), np.concatenate(scored))
 
-    def _part(self, generator: Generator, part: str) -> np.ndarray:
-        if part == "{word}":
-            return self._words[generator.integers(len(self._words))]
-        if part in ("{key}", "{value}"):
-            size = VALUE_DIGITS if part == "{value}" else generator.integers(KEY_DIGITS[0], KEY_DIGITS[1] + 1)
-            return self._digits[generator.integers(10, size=size)]
-        return self._literals[part]
+    def _word(self, generator: Generator) -> np.ndarray:
+        return self._words[generator.integers(len(self._words))]
+
+    def _number(self, generator: Generator, part: str) -> np.ndarray:
+        size = VALUE_DIGITS if part == "{value}" else generator.integers(KEY_DIGITS[0], KEY_DIGITS[1] + 1)
+        return self._digits[generator.integers(10, size=size)]
 
 
 def has_digits(tokenizer: Tokenizer) -> bool:
