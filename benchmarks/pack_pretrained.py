@@ -1,6 +1,6 @@
 """Put a finished run into the package: bfloat16 weights, its tokenizer, its recipe and its whole training log.
 
-    python benchmarks/pack_pretrained.py runs/nano nano
+python benchmarks/pack_pretrained.py runs/nano nano
 """
 
 import argparse

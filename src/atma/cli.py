@@ -5,10 +5,14 @@ immediate; its signature and docstring are its options and their help. A ValueEr
 one line on stderr and status 2. Ctrl-C is status 130.
 """
 
+import contextlib
+import functools
 import importlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import atma
 
@@ -40,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"atma: error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(f"atma: error: out of memory: {_one_line(error)}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -55,11 +64,36 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _run(verb: str, arguments: list[str]) -> None:
+    run = importlib.import_module(f"atma.commands.{VERBS[verb][0]}").run
+    _parse(run, f"atma {verb}", arguments)()
+
+
+def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Callable[[], None]:
+    """The call of `run` that the arguments mean. ValueError says in one line what tyro tells in a box."""
     import tyro
 
-    run = importlib.import_module(f"atma.commands.{VERBS[verb][0]}").run
+    @functools.wraps(run)
+    def later(*positional: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(run, *positional, **named)
+
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)
-    tyro.cli(run, prog=f"atma {verb}", args=arguments, config=style)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(later, prog=program, args=arguments, config=style)
+    except SystemExit as ended:
+        if ended.code in (0, None):
+            raise
+    raise ValueError(f"{_unboxed(told.getvalue())} (see {program} --help)")
+
+
+def _unboxed(box: str) -> str:
+    """The lines of a box of tyro without its frame and its quotations of the help."""
+    inner = [line.strip("│ ") if line.startswith("│ ──") else line[2:].rstrip("│ ") for line in box.splitlines()]
+    inside = "\n".join(line for line, framed in zip(inner, box.splitlines(), strict=True) if framed.startswith("│"))
+    parts = [part.splitlines() for part in inside.split("─" * 10)]
+    told = [" ".join(line.strip("─ ") for line in part if not line.startswith(" " * 8)).strip() for part in parts]
+    return "; ".join(part for part in told if part and "helptext" not in part) or " ".join(box.split())
 
 
 def _overview() -> str:
@@ -67,6 +101,10 @@ def _overview() -> str:
     head = "usage: atma VERB [options]\n\nLanguage models that train short and run long.\n"
     verbs = [f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
     return "\n".join([head, *verbs, "\n`atma VERB --help` explains a verb; `atma --version` prints the version."])
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _one_line(error: Exception) -> str:
