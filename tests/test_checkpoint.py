@@ -180,7 +180,7 @@ def test_weights_that_are_not_numbers_with_a_fraction_are_refused(folder):
     ("key", "value", "message"),
     [
         ("wdith", 16, r"config.json: unknown key 'wdith'; did you mean 'width'\?"),
-        ("width", "wide", r"config.json: 'width' must be a int, not 'wide'"),
+        ("width", "wide", r"config.json: 'width' must be of type int, not 'wide'"),
         ("width", 0, r"config.json: 'width' must be at least 1, not 0"),
         ("width", 24, r"model.safetensors: tensor '.*' is .*, the config says .*: weights of another config"),
         ("depth", 2, r"model.safetensors: unexpected tensor 'blocks.2"),
@@ -259,5 +259,13 @@ def test_weights_that_really_cannot_be_written_leave_the_old_model(folder):
     command = [sys.executable, "-c", LIMITED, str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
     assert ended.returncode == 2, ended.stderr
-    assert "model.safetensors: cannot be written: " in ended.stdout
+    assert f"{folder}: cannot be written, what was there stays as it was: " in ended.stdout
     assert load_model(folder)[0].config.width == 16 and names(folder.parent) == ["model"]
+
+
+def test_a_folder_of_other_things_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for where in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(ValueError, match=r"something other than a model|is a file"):
+            save_model(where, small(), None)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,10 +113,31 @@ def test_an_unknown_verb_is_named(capsys):
 
 
 def test_an_unknown_option_is_named_and_exits_2(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["generate", "x", "--temprature", "1"])
-    assert ended.value.code == 2
-    assert "--temprature" in capsys.readouterr().err
+    assert "--temprature, 1" in failing(capsys, "generate", "x", "--temprature", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prepare"], "Missing from atma prepare: SOURCE (see atma prepare --help)"),
+        (["prepare", "x", "--seed", "y"], "Error parsing --seed: invalid literal for int() with base 10: 'y'"),
+        (["prepare", "x", "--tokeniser", "bpe"], "Perhaps you meant: --tokenizer STR (see atma prepare --help)"),
+        (["generate", "x", "--temperature", "-1"], "'temperature' must be 0 or more, not -1.0"),
+        (["generate", "x", "--seed", str(2**64)], "'seed' must be below 2 to the power 64"),
+        (["eval", "--seed", "-1"], "'seed' must be 0 or more, not -1"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line(arguments, told, capsys):
+    assert told in failing(capsys, *arguments)
+
+
+@pytest.mark.parametrize("error", [MemoryError("8 GiB"), RuntimeError("can't allocate memory: you tried 102 bytes")])
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("atma.cli._dispatch", fails)
+    assert "out of memory: " in failing(capsys, "info")
 
 
 def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
@@ -259,6 +281,28 @@ def test_packaged_models_load_by_name():
         assert loaded.tokenizer is not None
 
 
+@pytest.mark.parametrize("kept", [0, 100, 5000])
+def test_info_tells_damaged_weights(folder, kept, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    assert f"{weights}: not a readable safetensors file" in failing(capsys, "info", str(tmp_path / "cut"))
+
+
+def test_a_state_that_cannot_be_kept_is_told_before_any_text(folder, tmp_path, capsys):
+    for where, told in ((tmp_path, "is a folder"), (tmp_path / "no" / "state", "no folder")):
+        assert told in failing(capsys, "generate", "x", "--model", str(folder), "--save-state", str(where))
+        assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_told_and_begins_no_run(device, data, tmp_path, capsys):
+    (tmp_path / "a.toml").write_text(RECIPE.format(data=data))
+    line = failing(capsys, "train", str(tmp_path / "a.toml"), "--out", str(tmp_path / "run"), "--device", device)
+    assert f"--device {device}: " in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_info_shows_versions_and_machine(capsys):
     assert main(["info"]) == 0
     said = capsys.readouterr().out
@@ -317,7 +361,7 @@ def test_train_tells_a_bad_recipe(tmp_path, capsys):
     (tmp_path / "r.toml").write_text("")
     for setting, told in {
         "train.tokns=5": "did you mean 'train.tokens'",
-        "train.tokens=five": "'train.tokens' must be a int, not 'five'",
+        "train.tokens=five": "'train.tokens' must be of type int, not 'five'",
         "tokens": "write KEY=VALUE",
         "name.x=1": "'name' is no table",
         "model.core=ropes": "must be one of polar, nope, rope",

@@ -346,3 +346,15 @@ def test_a_prompt_with_no_tokens_is_an_error(model):
 def test_a_tokenizer_larger_than_the_model_is_an_error():
     with pytest.raises(ValueError, match="the tokenizer has 257 tokens, the model only 200"):
         Generation(fresh_model(vocab_size=200), WORDS)
+
+
+def test_one_flipped_bit_in_a_saved_text_is_found(model, tmp_path):
+    generation = Generation(model, byte_tokenizer(), Settings(max_tokens=2))
+    generation.feed("hello")
+    "".join(generation.write())
+    generation.save(tmp_path / "text")
+    whole = (tmp_path / "text").read_bytes()
+    for at in (len(whole) - 1000, len(whole) // 2):
+        (tmp_path / "text").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            Generation.resume(tmp_path / "text", model, byte_tokenizer())

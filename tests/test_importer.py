@@ -31,7 +31,8 @@ def read_golden(path):
 def published(core="polar"):
     """A small model under its published names, and its config.json."""
     shape = {"vocab_size": 50, "width": 32, "depth": 4, "query_heads": 4, "key_value_heads": 2, "head_width": 8}
-    model = Model(ModelConfig(**shape, core=core, direction_radius=1.0), torch.Generator().manual_seed(0))
+    form = {"core": core, "direction_radius": 1.0, "canon_init": "uniform", "share_query_key_init": False}
+    model = Model(ModelConfig(**shape, **form), torch.Generator().manual_seed(0))
     ours = model.state_dict()
     names = published_names(model.config)
     tensors = {theirs: ours[name].clone() for name, theirs in names.items()}
@@ -139,6 +140,11 @@ def test_other_rotary_frequencies_are_refused():
         ({"attn_type": "alibi"}, "attn_type 'alibi' is none of polar, nope, rope"),
         ({"hidden_size": None}, "'hidden_size' must be a positive number, not None"),
         ({"head_dim": 7}, "a multiple of 14"),
+        ({"attn_window": "8"}, "'attn_window' must be of type int, not '8'"),
+        ({"attn_kernel_size": 2.5}, "'attn_kernel_size' must be of type int, not 2.5"),
+        ({"mem_enabled": "no"}, "'mem_enabled' must be of type bool, not 'no'"),
+        ({"rms_norm_eps": "x"}, "'rms_norm_eps' must be a float, not 'x'"),
+        ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000, but there are only"),
         ({"num_hidden_layers": "4"}, "'num_hidden_layers' must be a positive number, not '4'"),
     ],
 )
@@ -173,3 +179,27 @@ def test_a_folder_without_weights_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"model\.safetensors: missing"):
         import_model(tmp_path, tmp_path / "out")
+
+
+def test_one_flipped_bit_in_weights_is_found(tmp_path):
+    _, tensors, config = published()
+    folder = write(tmp_path / "source", tensors, config)
+    whole = bytearray((folder / "weights.pt").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (folder / "weights.pt").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"weights\.pt: not a readable PyTorch file .* damaged"):
+        import_model(folder, tmp_path / "out")
+
+
+def test_an_import_replaces_a_model_and_nothing_else(tmp_path):
+    _, tensors, config = published()
+    source = write(tmp_path / "source", tensors, config)
+    import_model(source, tmp_path / "out")
+    import_model(source, tmp_path / "out")
+    note = tmp_path / "out" / "thesis.txt"
+    note.write_text("years of work")
+    for out in (tmp_path / "out", note, source):
+        with pytest.raises(ValueError, match=r"something other than a model|is a file|is the source"):
+            import_model(source, out)
+    assert note.read_text() == "years of work"
+    assert (source / "weights.pt").exists()

@@ -30,6 +30,7 @@ Writer = Callable[[Path], object]
 FORMAT = "atma-1"
 MANIFEST = "manifest.json"
 _HEAD = "head.weight"
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST)
 
 
 def save_model(
@@ -37,8 +38,10 @@ def save_model(
 ) -> None:
     """Write a model folder, replacing an older one at once. `extra` is JSON data kept under "extra" in config.json.
 
-    OSError when the disk refuses; the older folder is then untouched.
+    OSError when the disk refuses; the older folder is then untouched. ValueError, before anything is written, when
+    `folder` is a file or holds anything that is not of a model: it would be lost.
     """
+    require_replaceable(Path(folder))
     write_folder(folder, model_files(model, tokenizer, extra))
 
 
@@ -54,6 +57,15 @@ def model_files(
     if tokenizer is not None:
         files["tokenizer.json"] = lambda path: tokenizer.save(path)
     return files
+
+
+def require_replaceable(folder: Path) -> None:
+    """ValueError unless `folder` may become a model folder: nothing is there, or nothing but a model's files."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; name a folder to write to")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _FILES) if folder.exists() else []
+    if others:
+        raise ValueError(f"{folder}: holds something other than a model ('{others[0]}'); name a new folder")
 
 
 def load_model(folder: str | Path) -> "tuple[Model, Tokenizer | None]":
@@ -143,6 +155,17 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
 
 
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor of a safetensors file, from its head alone; ValueError when missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
+
+
 def write_folder(folder: str | Path, files: Mapping[str, Writer]) -> None:
     """Make `folder` hold exactly `files` (name to the function that writes that path) and a manifest of their hashes.
 
@@ -156,6 +179,9 @@ def write_folder(folder: str | Path, files: Mapping[str, Writer]) -> None:
     staging.mkdir()
     try:
         _fill(staging, files)
+    except OSError as error:
+        _remove(staging)
+        raise OSError(f"{folder}: cannot be written, what was there stays as it was: {reason(error)}") from error
     except BaseException:
         _remove(staging)
         raise
@@ -249,6 +275,11 @@ def _swap(staging: Path, folder: Path) -> None:
 def _beside(folder: Path, suffix: str) -> Path:
     folder = Path(os.path.abspath(folder))
     return folder.parent / f".{folder.name}.{suffix}"
+
+
+def reason(error: OSError) -> str:
+    """Why the disk refused, without the name of the file that was being filled, which is gone afterwards."""
+    return error.strerror or str(error).rpartition("I/O error: ")[2]
 
 
 def sync(path: Path) -> None:

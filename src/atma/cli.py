@@ -10,6 +10,7 @@ import functools
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -88,12 +89,15 @@ def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Call
 
 
 def _unboxed(box: str) -> str:
-    """The lines of a box of tyro without its frame and its quotations of the help."""
-    inner = [line.strip("│ ") if line.startswith("│ ──") else line[2:].rstrip("│ ") for line in box.splitlines()]
-    inside = "\n".join(line for line, framed in zip(inner, box.splitlines(), strict=True) if framed.startswith("│"))
-    parts = [part.splitlines() for part in inside.split("─" * 10)]
-    told = [" ".join(line.strip("─ ") for line in part if not line.startswith(" " * 8)).strip() for part in parts]
-    return "; ".join(part for part in told if part and "helptext" not in part) or " ".join(box.split())
+    """What a box of tyro says, without its title, its frame (blank where the output is not UTF-8) and quoted help."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        if re.fullmatch("[│╰╯─ -]*", line):
+            parts.append([])
+        elif not line[2:].startswith(" " * 8):
+            parts[-1].append(line.strip("│ "))
+    told = [" ".join(part) for part in parts if part and "helptext" not in part[0]]
+    return "; ".join(told) or " ".join(box.split())
 
 
 def _overview() -> str:

@@ -65,6 +65,8 @@ class ModelConfig:
         sizes = ("vocab_size", "width", "depth", "query_heads", "key_value_heads", "head_width", "mlp_multiple")
         for name in (*sizes, "local_taps", "canon_taps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("decay_bias", "beta_bias", "length_gain", "null_base", "null_slope", "magnitude_slope"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
         for name in ("logit_cap", "norm_epsilon", "max_half_life"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
@@ -140,14 +142,16 @@ class TrainConfig:
     evaluation_tokens: int = 65_536
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints"):
+        sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
+        for name in (*sizes, "evaluation_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         whole = self.batch_tokens % (self.length * self.accumulation) == 0
         unit = self.length * self.accumulation
         _require(whole, "batch_tokens", self.batch_tokens, f"a multiple of length × accumulation = {unit}")
-        for name in ("muon_rate", "embedding_rate", "head_rate", "vector_rate", "weight_decay", "regulariser_weight"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("muon_rate", "embedding_rate", "head_rate", "vector_rate", "weight_decay", "distractor_weight"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
         for name in ("warmup_share", "constant_share", "regulariser_weight"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         for name in ("momentum", "beta1", "beta2"):
@@ -189,6 +193,10 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
+        _require(plain, "name", self.name, "the name of a folder, without slashes")
 
 
 def preset(name: str) -> ModelConfig:

@@ -5,16 +5,16 @@ may have any length and a text may go on without end: the state grows by doublin
 """
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
-from safetensors import SafetensorError
 
 from atma import state as states
-from atma.checkpoint import sync
+from atma.checkpoint import reason, sync
 from atma.eval.provenance import weights_hash
 from atma.model import Model
 from atma.sampling import choose
@@ -118,11 +118,12 @@ class Generation:
         path = Path(path)
         staging = path.with_name(f".{path.name}.staging")
         try:
+            about["sha256"] = _digest(self._state, about)
             states.save(self._state, staging, {"generation": json.dumps(about)})
             sync(staging)
             staging.replace(path)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written: {error}") from None
+        except OSError as error:
+            raise OSError(f"{path}: the state cannot be written: {reason(error)}") from None
         finally:
             staging.unlink(missing_ok=True)
 
@@ -134,6 +135,8 @@ class Generation:
         """
         state, metadata = states.load(path)
         about = _read_about(metadata, path)
+        if about.pop("sha256", None) != _digest(state, about):
+            raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")
         if about["weights"] != weights_hash(model, None) or about["tokenizer"] != tokenizer.hash():
             raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
         if int(state.length[0]) != len(about["tokens"]) - 1:
@@ -177,11 +180,20 @@ class Generation:
             self._state = states.grow(self._state, self._capacity)
 
 
+def _digest(state: states.ModelState, about: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for tensor in states.tensors(state):
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _read_about(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     try:
         about = json.loads(metadata["generation"])
     except (KeyError, json.JSONDecodeError):
         raise ValueError(f"{path}: not a saved text (no generation in its metadata)") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: not a saved text (its metadata is no table)")
     if about.get("format") != FORMAT:
         raise ValueError(f"{path}: saved in format '{about.get('format')}'; this version reads '{FORMAT}'")
     return about

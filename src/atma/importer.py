@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, get_args
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
-from atma.checkpoint import fill_model, load_tensors, read_json, save_model
+from atma.checkpoint import fill_model, load_tensors, read_json, require_replaceable, save_model
 from atma.config import Core, Kind, ModelConfig
 from atma.model import Model
 from atma.tokenizer import load_tokenizer
@@ -58,6 +59,9 @@ def import_model(source: str | Path, out: str | Path, tokenizer: str | Path | No
     source = Path(source)
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder; give the one with config.json and weights.pt or model.safetensors")
+    if Path(out).resolve() == source.resolve():
+        raise ValueError(f"{out}: is the source; name a new folder")
+    require_replaceable(Path(out))
     published = read_json(source / "config.json")
     weights = source / "weights.pt"
     tensors = _load_pt(weights) if weights.exists() else load_tensors(weights := source / "model.safetensors")
@@ -104,6 +108,8 @@ def convert_config(tensors: Mapping[str, Tensor], published: Mapping[str, Any]) 
     core = _setting(published, "attn_type", str)
     if core not in get_args(Core):
         raise ValueError(f"config.json: attn_type '{core}' is none of {', '.join(get_args(Core))}")
+    if depth > len(tensors):
+        raise ValueError(f"config.json: 'num_hidden_layers' is {depth}, but there are only {len(tensors)} tensors")
     kinds: tuple[Kind, ...] = tuple(
         "global" if f"blocks.{i}.attn.q.weight" in tensors else "local" for i in range(depth)
     )
@@ -118,17 +124,17 @@ def convert_config(tensors: Mapping[str, Tensor], published: Mapping[str, Any]) 
         key_value_heads=_ratio(tensors, f"{first}attn.k.weight", head_width) if first else 1,
         head_width=head_width,
         core=core,
-        memory=bool(published.get("mem_enabled", f"{first}attn.mem.gate.weight" in tensors)),
-        window=published.get("attn_window") or None,
+        memory=_optional(published, "mem_enabled", f"{first}attn.mem.gate.weight" in tensors),
+        window=_optional(published, "attn_window", 0) or None,
         mlp_multiple=_ratio(tensors, "blocks.0.mlp.fc.weight", 2 * width),
-        local_taps=published.get("conv_kernel_size", 3),
-        canon_taps=published.get("attn_kernel_size", 4),
-        norm_epsilon=published.get("rms_norm_eps", 1e-6),
+        local_taps=_optional(published, "conv_kernel_size", 3),
+        canon_taps=_optional(published, "attn_kernel_size", 4),
+        norm_epsilon=_optional(published, "rms_norm_eps", 1e-6),
         direction_radius=1.0,
         canon_init="uniform",
         share_query_key_init=False,
-        decay_bias=published.get("mem_gamma_bias", 3.9),
-        beta_bias=published.get("mem_beta_bias", 0.0),
+        decay_bias=_optional(published, "mem_gamma_bias", 3.9),
+        beta_bias=_optional(published, "mem_beta_bias", 0.0),
     )
 
 
@@ -176,6 +182,18 @@ def _setting(published: Mapping[str, Any], name: str, kind: type = int) -> Any:
     return value
 
 
+def _optional(published: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A setting of the default's type, or the default where it is absent or null."""
+    value = published.get(name)
+    if value is None:
+        return default
+    if type(default) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"config.json: '{name}' must be a {type(default).__name__}, not {value!r}")
+    return value
+
+
 def _vocabulary(tensors: Mapping[str, Tensor], published: Mapping[str, Any]) -> int:
     """Rows of the embedding: the vocabulary with its padding."""
     stated = _setting(published, "vocab_size")
@@ -205,12 +223,23 @@ def _check_rotary(name: str, stored: Tensor, head_width: int) -> None:
 
 
 def _load_pt(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path}: not a file")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, KeyError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
-        raise ValueError(f"{path}: not a readable PyTorch file of plain tensors: {first_line}") from None
+    except (RuntimeError, UnpicklingError, BadZipFile, EOFError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not a readable PyTorch file of plain tensors, truncated or damaged") from None
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path}: no table of tensors under 'model'")
     return tensors
+
+
+def _check_sums(path: Path) -> None:
+    """BadZipFile when a part of the archive differs from its checksum, which `torch.load` does not look at."""
+    if not is_zipfile(path):
+        return
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise BadZipFile(damaged)

@@ -5,9 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from atma.checkpoint import file_hash, load_config, load_info
+from atma.checkpoint import file_hash, load_config, load_info, tensor_shapes
 from atma.config import identity, to_dict
 from atma.loading import model_folder, packaged
 from atma.ops import backend
@@ -32,10 +30,7 @@ def model_facts(name: str | Path) -> dict[str, Any]:
     folder = model_folder(name)
     config = load_config(folder)
     weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise ValueError(f"{weights}: missing")
-    with safe_open(weights, "pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    shapes = tensor_shapes(weights).values()
     tokenizer = folder / "tokenizer.json"
     return {
         "folder": str(folder),

@@ -32,6 +32,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "top_k", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.seed < 2**64, "seed", self.seed, "below 2 to the power 64")
         _require(
             self.temperature >= 0 and math.isfinite(self.temperature), "temperature", self.temperature, "0 or more"
         )

@@ -61,5 +61,5 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if hint is float and (value == "inf" or (isinstance(value, int) and not isinstance(value, bool))):
         value = float(value)
     if type(value) is not hint:
-        raise ValueError(f"'{where}' must be a {hint.__name__}, not {value!r}")
+        raise ValueError(f"'{where}' must be of type {hint.__name__}, not {value!r}")
     return value

@@ -119,6 +119,8 @@ def test_the_running_standard_library_is_found():
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: 'text' must be text, not int"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, after line 0: not UTF-8"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz, after line 0: not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"")[:10] + b"\xff" * 40, "a.jsonl.gz, after line 0: not a whole gzip file"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl, line 1: 'text' holds half a character"),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], r"a.jsonl.gz, after line \d: not a whole gzip file"),
         ("a.jsonl.zst", b"plain text", "a.jsonl.zst: not a zstd file"),
         ("a.parquet", b"plain text", "a.parquet: not a parquet file"),

@@ -157,3 +157,16 @@ def test_prepared_text_is_evaluated_as_it_is(tiny, tmp_path):
     assert {row["kind"] for row in rows} == {"nested", "position", "fixed", "junk", "needle", "summary"}
     nested = next(row for row in rows if row["kind"] == "nested")
     assert nested["data_hash"] == token_set.hash and nested["joined_documents"] == 0
+
+
+def test_a_results_file_that_is_not_text_is_named_and_left(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl: not a file of result rows"):
+        read_rows(path)
+
+
+def test_rows_that_cannot_be_written_name_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"rows\.jsonl: cannot be written: "):
+        write_rows(tmp_path / "file" / "rows.jsonl", [{"loss": 1.0}])

@@ -38,6 +38,8 @@ def run(
     from atma.eval import evaluate
     from atma.loading import load
 
+    if seed < 0:
+        raise ValueError(f"'seed' must be 0 or more, not {seed}")
     chosen = EvaluationConfig(tuple(lengths), documents, target_tokens, needle_trials, seed)
     loaded = load(model)
     token_set = TokenSet.open(data, "validation")

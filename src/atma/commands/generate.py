@@ -40,6 +40,8 @@ def run(
     text = _prompt(prompt, file)
     if text is None and continue_from is None:
         raise ValueError("no prompt; give one, or --file FILE, or --continue-from STATE")
+    if save_state:
+        require_writable(save_state)
     generation = begin(model, settings, continue_from)
     if text is not None:
         generation.feed(text)
@@ -66,6 +68,14 @@ def begin(model: str, settings: Settings, continue_from: Path | None = None) -> 
     if continue_from is None:
         return Generation(loaded.model, loaded.tokenizer, settings)
     return Generation.resume(continue_from, loaded.model, loaded.tokenizer, settings)
+
+
+def require_writable(path: Path) -> None:
+    """ValueError, before a text is written that could not be kept, unless a file can be at `path`."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file for the state")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: no folder {path.parent} to write the state to; make it first")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str | None:

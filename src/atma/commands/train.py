@@ -35,6 +35,8 @@ def run(
     """
     from atma.train import export_tensorboard, terminal_progress, train
 
+    if device is not None:
+        require_device(device)
     chosen = override(load_recipe(recipe), assignments)
     folder = out or Path("runs") / chosen.name
     final = train(chosen, folder, resume, terminal_progress(), device)
@@ -43,12 +45,27 @@ def run(
     print(f"trained: {final}\ntry it: atma generate --model {folder} PROMPT")
 
 
+def require_device(name: str) -> None:
+    """ValueError unless this machine can train on the device `name`."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: no such kind of device; take cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: training runs on cpu or cuda")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: this machine has {count} GPUs that PyTorch can use; take cpu")
+
+
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     """The recipe with settings "table.key=value" changed; a value is TOML, or else text. ValueError as for a recipe."""
     values = to_dict(recipe)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if not equals:
+        if not equals or not path.strip():
             raise ValueError(f"--set {assignment}: write KEY=VALUE, such as train.tokens=100000")
         *tables, key = path.strip().split(".")
         table = values

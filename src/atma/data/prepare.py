@@ -50,6 +50,7 @@ class Preparation:
     shard_tokens: int = 100_000_000
     """Most tokens of a shard; a longer document has a shard of its own."""
     seed: int = 0
+    """Chooses the documents that are held out, their order and a tokenizer's sample."""
     field: str = "text"
     """Key or column of the text in jsonl, parquet and Hugging Face datasets."""
 

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sysconfig
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -155,7 +156,7 @@ def _json_lines(path: Path, name: str, field: str) -> Iterator[Document]:
         raise ValueError(f"{path}, line {number}: not JSON: {error.msg}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}, after line {number}: not UTF-8 text") from None
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}, after line {number}: not a whole gzip file: {error}") from None
 
 
@@ -272,4 +273,9 @@ def _field(row: Any, field: str, where: str) -> str:
 def _text(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: '{field}' must be text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise ValueError(f"{where}: '{field}' holds half a character ({half!r}), which is no text") from None
     return value

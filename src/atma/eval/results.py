@@ -3,6 +3,7 @@
 A row's `key` names its measurement and provenance, so that a measurement already there is not made again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,11 @@ def read_rows(path: Path | str) -> list[Row]:
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a file of result rows (it is not UTF-8 text); choose another file") from None
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -36,16 +41,22 @@ def read_rows(path: Path | str) -> list[Row]:
 
 
 def write_rows(path: Path | str, rows: list[Row]) -> None:
-    """Replace the file by these rows; a reader, or a crash, sees the old file or the new one."""
+    """Replace the file by these rows; a reader, or a crash, sees the old file or the new one.
+
+    OSError names the file, which is then as it was.
+    """
     path = Path(path)
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with staged.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         staged.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staged.unlink()
