@@ -1,26 +1,47 @@
 """Put a finished run into the package: bfloat16 weights, its tokenizer, its recipe and its whole training log.
 
-python benchmarks/pack_pretrained.py runs/nano nano
+The recipe must be the one that made the run, but for a count limit that no row of the run reached: it cannot have
+changed the training.
+
+    python benchmarks/pack_pretrained.py recipes/nano.toml runs/nano nano
 """
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import atma
 from atma.checkpoint import file_hash, load_info, load_model, model_files, write_folder
+from atma.config import Recipe, identity, load_recipe, to_dict
+from atma.model import Model
 
 LARGEST = 6_000_000
 
 
+def check(run: Recipe, recipe: Recipe) -> None:
+    """End unless the recipe made the run."""
+    limit = recipe.model.count_limit
+    if limit is not None and limit < run.train.length:
+        raise SystemExit(f"a count_limit of {limit} would have changed a run of length {run.train.length}")
+    if replace(run, model=replace(run.model, count_limit=limit)) != recipe:
+        raise SystemExit("the recipe is not the one that made the run")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=load_recipe)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     options = parser.parse_args()
-    model, tokenizer = load_model(options.run / "final")
-    files = model_files(model.bfloat16(), tokenizer, load_info(options.run / "final")["extra"])
-    files = dict(files) | {"metrics.jsonl": lambda path: shutil.copyfile(options.run / "metrics.jsonl", path)}
+    check(load_recipe(options.run / "recipe.toml"), options.recipe)
+    trained, tokenizer = load_model(options.run / "final")
+    model = Model(options.recipe.model)
+    model.load_state_dict(trained.state_dict())
+    extra = load_info(options.run / "final")["extra"]
+    extra |= {"recipe": to_dict(options.recipe), "identity": identity(options.recipe)}
+    files = dict(model_files(model.bfloat16(), tokenizer, extra))
+    files["metrics.jsonl"] = lambda path: shutil.copyfile(options.run / "metrics.jsonl", path)
     folder = Path(atma.__file__).parent / "pretrained" / options.name
     write_folder(folder, files)
     for path in sorted(folder.iterdir()):

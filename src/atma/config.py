@@ -45,6 +45,10 @@ class ModelConfig:
     tied_head: bool = False
     max_half_life: float = math.inf
     """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form."""
+    count_limit: int | None = None
+    """Visible keys up to which a polar layer's temperature and null floor grow; None is the published unbounded form.
+
+    At the training length it changes nothing in training; beyond it the layer stays what it was trained to be."""
     direction_radius: float | None = None
     """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
     decay_bias: float = 3.9
@@ -71,6 +75,12 @@ class ModelConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
         _require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
+        _require(
+            self.count_limit is None or self.count_limit >= 1,
+            "count_limit",
+            self.count_limit,
+            "at least 1, or left out",
+        )
         radius = self.direction_radius
         _require(radius is None or radius > 0, "direction_radius", radius, "positive, or left out")
         divides = self.query_heads % self.key_value_heads == 0
@@ -254,11 +264,25 @@ PRESETS: dict[str, ModelConfig] = {
         vocab_size=257, width=64, depth=4, query_heads=2, key_value_heads=1, head_width=16, mlp_multiple=2
     ),
     "nano": ModelConfig(
-        vocab_size=1024, width=128, depth=8, query_heads=2, key_value_heads=1, head_width=64, max_half_life=256
+        vocab_size=1024,
+        width=128,
+        depth=8,
+        query_heads=2,
+        key_value_heads=1,
+        head_width=64,
+        max_half_life=256,
+        count_limit=256,
     ),
     "small": ModelConfig(
-        vocab_size=16_384, width=512, depth=12, query_heads=8, key_value_heads=2, head_width=64, max_half_life=2048
+        vocab_size=16_384,
+        width=512,
+        depth=12,
+        query_heads=8,
+        key_value_heads=2,
+        head_width=64,
+        max_half_life=2048,
+        count_limit=2048,
     ),
-    "base": ModelConfig(max_half_life=2048),
+    "base": ModelConfig(max_half_life=2048, count_limit=2048),
     "base-published": ModelConfig(direction_radius=1.0, canon_init="uniform", share_query_key_init=False),
 }

@@ -190,7 +190,7 @@ def _optional(published: Mapping[str, Any], name: str, default: Any) -> Any:
     if type(default) is float and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        raise ValueError(f"config.json: '{name}' must be a {type(default).__name__}, not {value!r}")
+        raise ValueError(f"config.json: '{name}' must be of type {type(default).__name__}, not {value!r}")
     return value
 
 

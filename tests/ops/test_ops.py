@@ -175,6 +175,14 @@ def test_polar_properties_hold():
     torch.testing.assert_close(equal[0, 0], torch.tanh(F.softplus(slope) * counts.log1p()), rtol=1e-12, atol=0)
 
 
+def test_a_count_limit_changes_nothing_up_to_it_and_something_beyond():
+    _, arguments = case("polar", 40)
+    free, limited = (polar_attention(*arguments, count_limit=limit) for limit in (None, 24))
+    for a, b in zip(free, limited, strict=True):
+        torch.testing.assert_close(b[:, :, :24], a[:, :, :24], rtol=0, atol=0)
+        assert not torch.allclose(b[:, :, 24:], a[:, :, 24:])
+
+
 def test_direction_does_not_know_how_many_keys_matched():
     """The same set of keys, without noise, at 1× and 64× gives the same direction."""
     keys, values = draw(1, 1, 4, 8).repeat(1, 1, 64, 1), draw(1, 1, 4, 8, seed=1).repeat(1, 1, 64, 1)

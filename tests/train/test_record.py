@@ -9,9 +9,9 @@ from atma.train.record import NAME, Record, cut_record, export_tensorboard, read
 def run(tmp_path):
     with Record(tmp_path / NAME) as record:
         for step in range(1, 6):
-            record.write("train", step, loss=step / 3, tokens_per_second=10.0)
+            record.write("train", step, {"loss": step / 3, "tokens_per_second": 10.0})
             if step % 2 == 0:
-                record.write("validation", step, loss=step / 7)
+                record.write("validation", step, {"loss": step / 7})
     return tmp_path
 
 
@@ -23,13 +23,13 @@ def test_rows_come_back_as_written(run):
 
 def test_every_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
     with Record(tmp_path / NAME) as record:
-        record.write("train", 1, loss=1.0)
+        record.write("train", 1, {"loss": 1.0})
         assert json.loads((tmp_path / NAME).read_text()) == {"kind": "train", "step": 1, "loss": 1.0}
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
     with Record(tmp_path / NAME) as record:
-        assert record.write("train", 1, loss=float("nan"), grad_norm=float("inf"))["loss"] is None
+        assert record.write("train", 1, {"loss": float("nan"), "grad_norm": float("inf")})["loss"] is None
     assert read_record(tmp_path)[0]["grad_norm"] is None
 
 

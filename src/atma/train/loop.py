@@ -125,7 +125,7 @@ class Run:
         progress.start(self.recipe.name, steps, self.state.step)
         try:
             for note in notes:
-                progress.show(record.write("event", self.state.step, event=note))
+                progress.show(record.write("event", self.state.step, {"event": note}))
             while self.state.step < steps:
                 self._advance(record, progress)
         finally:
@@ -141,10 +141,10 @@ class Run:
         seconds = time.perf_counter() - began
         state.step += 1
         self._count(outcome, batch, record)
-        progress.show(record.write("train", state.step, **self._row(outcome, multiplier, seconds)))
+        progress.show(record.write("train", state.step, self._row(outcome, multiplier, seconds)))
         last = state.step == train.steps
         if train.evaluate_every and (last or state.step % train.evaluate_every == 0):
-            progress.show(record.write("validation", state.step, tokens=self._tokens(), loss=self._validate()))
+            progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": self._validate()}))
         if last or state.step % train.checkpoint_every == 0:
             self._checkpoint(record)
 
@@ -157,7 +157,7 @@ class Run:
             return
         names = non_finite_names(self.stepper, batch)
         message = f"step {state.step}: {PATIENCE} steps in a row were not finite; not finite are {names}"
-        record.write("event", state.step, event=message)
+        record.write("event", state.step, {"event": message})
         raise ValueError(f"{message}; lower the rates or look at the data")
 
     def _row(self, outcome: Outcome, multiplier: float, seconds: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ back to the checkpoint's step, so that every loss stands in it once.
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Record:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(self, kind: str, step: int, **values: float | int | str | None) -> dict[str, Any]:
+    def write(self, kind: str, step: int, values: Mapping[str, float | int | str | None]) -> dict[str, Any]:
         """Append one row and return it. Numbers that JSON cannot hold (NaN, inf) are written as null."""
         row = {"kind": kind, "step": step} | {key: _finite(value) for key, value in values.items()}
         self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
