@@ -143,7 +143,7 @@ def test_other_rotary_frequencies_are_refused():
         ({"attn_window": "8"}, "'attn_window' must be of type int, not '8'"),
         ({"attn_kernel_size": 2.5}, "'attn_kernel_size' must be of type int, not 2.5"),
         ({"mem_enabled": "no"}, "'mem_enabled' must be of type bool, not 'no'"),
-        ({"rms_norm_eps": "x"}, "'rms_norm_eps' must be a float, not 'x'"),
+        ({"rms_norm_eps": "x"}, "'rms_norm_eps' must be of type float, not 'x'"),
         ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000, but there are only"),
         ({"num_hidden_layers": "4"}, "'num_hidden_layers' must be a positive number, not '4'"),
     ],

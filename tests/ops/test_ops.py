@@ -123,7 +123,7 @@ def test_queries_that_start_anywhere_equal_the_oracle(length, starts, window):
     q, k, v = draw(2, 4, length, 8), draw(2, 2, 70, 8), draw(2, 2, 70, 8, seed=1)
     scalars = [*(draw(4, seed=s) for s in range(4)), draw(4, 8)]
     start = torch.tensor(starts)
-    fast, oracle = (polar_attention(q, k, v, *scalars, start, None, window, b) for b in ("cpu", "reference"))
+    fast, oracle = (polar_attention(q, k, v, *scalars, start, None, window, backend=b) for b in ("cpu", "reference"))
     for a, b in zip(fast, oracle, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
