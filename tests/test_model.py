@@ -75,20 +75,31 @@ def test_a_state_and_packed_documents_exclude_each_other():
         model(tokens, model.init_state(1, 8), segment_ids=torch.zeros(1, 4, dtype=torch.int32))
 
 
-def test_autocast_stays_close_to_float32():
-    model = Model(tiny(), torch.Generator().manual_seed(0))
-    tokens = torch.randint(0, 23, (2, 70))
+def learned(config):
+    """A model whose every parameter is away from its initial value: zero output projections would hide the mixers."""
+    model, generator = Model(config, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+    return model
+
+
+def test_autocast_is_within_twice_the_error_of_a_model_wholly_in_bfloat16():
+    model = learned(tiny())
+    tokens = torch.randint(0, 23, (2, 70), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         exact = model(tokens)[0]
         with torch.autocast("cpu", torch.bfloat16):
             low = model(tokens)[0]
-    assert (low.float() - exact).abs().max() < 0.1
+        plain = model.bfloat16()(tokens)[0]
+    error = (low.float() - exact).abs().max()
+    assert 0 < error <= 2 * (plain.float() - exact).abs().max()
 
 
 @pytest.mark.parametrize("core", ["polar", "rope"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_whole_model_compiles_without_a_break(core):
-    model, tokens = Model(tiny(core), torch.Generator().manual_seed(0)), torch.randint(0, 23, (2, 30))
+    model, tokens = learned(tiny(core)), torch.arange(60).view(2, 30) % 23
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(tokens)[0], model(tokens)[0])
 

@@ -62,7 +62,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Zero output projections, nothing else (maths.md, section 6): every parameter learns from the second step."""
+        """Zero output projections, nothing else (maths.md, section 6): all learn from the third step on."""
         nn.init.normal_(self.embed.weight, generator=generator)
         init_linear(self.head, generator, zero=True)
         for block in self.blocks:

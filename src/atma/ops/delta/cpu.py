@@ -122,7 +122,8 @@ def _backward(
     errors = c.v - c.entry * held
     writes = inverse @ (c.beta * errors)
     products, last = c.k @ c.k.mT, c.decay[..., -1, :, None]
-    scores = (c.q @ c.k.mT).mul_(c.decay)
+    overlaps = c.q @ c.k.mT
+    scores = overlaps * c.decay
     removed = inverse @ (c.beta * c.entry * c.k)
     grad_writes, grad_memories, grad_memory = _memory_gradients(c, grad, grad_after, scores, removed)
     grad_solved = inverse.mT @ grad_writes
@@ -135,7 +136,7 @@ def _backward(
     grad_q = grad_scores @ c.k + (c.entry * grad) @ before
     grad_k = grad_scores.mT @ c.q + last * carried - entered @ before + mixed @ c.k + mixed.mT @ c.k
     grad_beta = (grad_solved * errors).sum(-1) + (grad_A * products).sum(-1)
-    within = (grad_scores * (c.q @ c.k.mT)) + mixed * products
+    within = grad_scores * overlaps + mixed * products
     since = ((c.entry * grad * (c.q @ before.mT)).sum(-1)) - (entered * held).sum(-1)
     to_last = (last * c.k * carried).sum(-1)
     across = c.entry[..., -1, 0] * (grad_memories * before).sum((-1, -2))
