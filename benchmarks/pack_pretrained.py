@@ -1,7 +1,7 @@
 """Put a finished run into the package: bfloat16 weights, its tokenizer, its recipe and its whole training log.
 
-The recipe must be the one that made the run, but for a count limit that no row of the run reached: it cannot have
-changed the training.
+The recipe must be the one that made the run, but for what polar attention does beyond a count limit that no row of the
+run reached: it cannot have changed the training.
 
     python benchmarks/pack_pretrained.py recipes/nano.toml runs/nano nano
 """
@@ -24,7 +24,8 @@ def check(run: Recipe, recipe: Recipe) -> None:
     limit = recipe.model.count_limit
     if limit is not None and limit < run.train.length:
         raise SystemExit(f"a count_limit of {limit} would have changed a run of length {run.train.length}")
-    if replace(run, model=replace(run.model, count_limit=limit)) != recipe:
+    model = replace(run.model, count_limit=limit, sharpening=recipe.model.sharpening)
+    if replace(run, model=model) != recipe:
         raise SystemExit("the recipe is not the one that made the run")
 
 

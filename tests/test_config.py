@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atma.config import (
+    EvaluationConfig,
     ModelConfig,
     Recipe,
     TrainConfig,
@@ -87,3 +88,10 @@ def test_a_missing_or_binary_recipe_is_named(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a TOML recipe"):
         load_recipe(tmp_path / "binary.toml")
+
+
+def test_a_token_budget_leaves_long_lengths_fewer_needles_and_one_at_least():
+    evaluation = EvaluationConfig(lengths=(100, 1000, 10_000), needle_trials=8, needle_tokens=4000)
+    assert [evaluation.trials(length) for length in evaluation.lengths] == [8, 2, 1]
+    assert EvaluationConfig(needle_trials=0, needle_tokens=4000).trials(100) == 0
+    assert EvaluationConfig().trials(1_000_000) == 32

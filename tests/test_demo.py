@@ -26,7 +26,7 @@ def toy(tmp_path_factory) -> Plan:
         train(tiny(name, core, folder / "text"), folder / "runs" / name)
         (folder / "runs" / name / "final").rename(folder / name)
     pair = (str(folder / "nano"), str(folder / "nano-rope"))
-    return Plan(str(folder / "source"), 272, pair, doublings=2, sizes=(2,))
+    return Plan(str(folder / "source"), 272, pair, doublings=2, sizes=(2, 2))
 
 
 def tiny(name: str, core: str, text: Path) -> Recipe:
@@ -77,7 +77,7 @@ def test_both_models_of_a_pair_get_the_same_tokens_in_whole_steps():
     assert steps == {7168}
 
 
-@pytest.mark.parametrize(("minutes", "seeds"), [(0, 1), (-1, 1), (1, 0)])
+@pytest.mark.parametrize(("minutes", "seeds"), [(0, 1), (-1, 1), (float("nan"), 1), (float("inf"), 1), (1, 0)])
 def test_a_demo_without_time_or_seeds_is_refused(minutes: float, seeds: int, tmp_path: Path):
     with pytest.raises(ValueError, match="needs time and a seed"):
         demo(tmp_path, minutes, seeds)

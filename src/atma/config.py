@@ -46,9 +46,10 @@ class ModelConfig:
     max_half_life: float = math.inf
     """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form."""
     count_limit: int | None = None
-    """Visible keys up to which a polar layer's temperature and null floor grow; None is the published unbounded form.
-
-    At the training length it changes nothing in training; beyond it the layer stays what it was trained to be."""
+    """Visible keys beyond which a polar layer's null floor stays and its temperature grows `sharpening` times as fast;
+    None is the published form, both growing on. At the training length it changes nothing in training."""
+    sharpening: float = 1.0
+    """Growth of a polar layer's temperature with ln n beyond `count_limit`, relative to its growth before."""
     direction_radius: float | None = None
     """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
     decay_bias: float = 3.9
@@ -81,6 +82,8 @@ class ModelConfig:
             self.count_limit,
             "at least 1, or left out",
         )
+        sharp = math.isfinite(self.sharpening) and self.sharpening >= 0
+        _require(sharp, "sharpening", self.sharpening, "a finite number of at least 0")
         radius = self.direction_radius
         _require(radius is None or radius > 0, "direction_radius", radius, "positive, or left out")
         divides = self.query_heads % self.key_value_heads == 0
@@ -184,6 +187,8 @@ class EvaluationConfig:
     target_tokens: int = 128
     """Tokens scored per document in the fixed-target measure."""
     needle_trials: int = 32
+    needle_tokens: int | None = None
+    """The most tokens to read for needles at one length: long lengths then have fewer trials, one at least."""
     seed: int = 1234
 
     def __post_init__(self) -> None:
@@ -192,6 +197,13 @@ class EvaluationConfig:
         for name in ("documents", "target_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.needle_trials >= 0, "needle_trials", self.needle_trials, "0 or more")
+        most = self.needle_tokens
+        _require(most is None or most >= 1, "needle_tokens", most, "at least 1, or left out")
+
+    def trials(self, length: int) -> int:
+        """Needles at this length; each is read twice, the second time without its needle."""
+        within = self.needle_trials if self.needle_tokens is None else self.needle_tokens // (2 * length)
+        return min(self.needle_trials, max(1, within))
 
 
 @dataclass(frozen=True)
@@ -272,6 +284,7 @@ PRESETS: dict[str, ModelConfig] = {
         head_width=64,
         max_half_life=256,
         count_limit=256,
+        sharpening=2.0,
     ),
     "small": ModelConfig(
         vocab_size=16_384,
@@ -282,7 +295,8 @@ PRESETS: dict[str, ModelConfig] = {
         head_width=64,
         max_half_life=2048,
         count_limit=2048,
+        sharpening=2.0,
     ),
-    "base": ModelConfig(max_half_life=2048, count_limit=2048),
+    "base": ModelConfig(max_half_life=2048, count_limit=2048, sharpening=2.0),
     "base-published": ModelConfig(direction_radius=1.0, canon_init="uniform", share_query_key_init=False),
 }

@@ -5,9 +5,11 @@ this machine, make the pair that is trained here. Nothing is taken from an earli
 and that only when its hashes hold.
 """
 
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +54,8 @@ class Plan:
     """For measuring the pair trained here."""
     packaged_share: float = 0.8
     """For measuring the packaged pair, needles included."""
-    sizes: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """Numbers of documents and of needles to choose from."""
+    sizes: tuple[int, int] = (4, 64)
+    """The fewest and the most documents, and needles, whatever the time allows."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def demo(out: str | Path = Path("runs/demo"), minutes: float = 10.5, seeds: int 
     """
     from rich.console import Console
 
-    if minutes <= 0 or seeds < 1:
+    if not 0 < minutes < math.inf or seeds < 1:
         raise ValueError(f"a demonstration needs time and a seed, not {minutes} minutes and {seeds} seeds")
     run = Demo(Path(out), plan or Plan(), minutes * 60, seeds, Console())
     pair = [Packaged.open(name) for name in run.plan.packaged]
@@ -213,12 +215,17 @@ def training_speed(recipe: Recipe) -> float:
     return statistics.median(speeds[2:])
 
 
-def reading_speed(model: Loaded, length: int) -> float:
-    """Tokens/s of scoring one row of `length` tokens."""
-    tokens = torch.zeros(1, length + 1, dtype=torch.int64)
-    began = time.perf_counter()
-    score(model.model, tokens)
-    return length / (time.perf_counter() - began)
+def reading_seconds(model: Loaded, lengths: Sequence[int]) -> dict[int, float]:
+    """Seconds to score one row of each length: a T + b T² through the times at an eighth and a half of the last."""
+    short, long = max(1, lengths[-1] // 8), max(2, lengths[-1] // 2)
+    rates = []
+    for length in (short, long):
+        tokens = torch.zeros(1, length + 1, dtype=torch.int64)
+        began = time.perf_counter()
+        score(model.model, tokens)
+        rates.append((time.perf_counter() - began) / length)
+    growth = max(0.0, (rates[1] - rates[0]) / (long - short))
+    return {length: length * (rates[1] + growth * (length - long)) for length in lengths}
 
 
 def together(speeds: list[float]) -> float:
@@ -229,9 +236,12 @@ def together(speeds: list[float]) -> float:
 def evaluation(plan: Plan, length: int, models: list[Loaded], seconds: float, needle_share: float) -> EvaluationConfig:
     """As many documents, and needles in their share of the time, as `seconds` allow for all models together."""
     lengths = tuple(length * 2**i for i in range(plan.doublings + 1))
-    tokens = seconds * together([reading_speed(model, lengths[-1]) for model in models])
-    documents = _fitting(plan, tokens * (1 - needle_share) / (sum(lengths) + 2 * lengths[-1]))
-    trials = _fitting(plan, tokens * needle_share / (2 * sum(lengths))) if needle_share else 0
+    began = time.monotonic()
+    costs = [reading_seconds(model, lengths) for model in models]
+    seconds -= time.monotonic() - began
+    fixed, longest = sum(sum(cost.values()) for cost in costs), sum(cost[lengths[-1]] for cost in costs)
+    documents = _fitting(plan, seconds * (1 - needle_share) / (fixed + 2 * longest))
+    trials = _fitting(plan, seconds * needle_share / (2 * fixed)) if needle_share else 0
     return EvaluationConfig(lengths, documents, min(128, length // 2), trials)
 
 
@@ -243,7 +253,8 @@ def measured(run: Demo, model: Loaded, text: TokenSet, settings: EvaluationConfi
 
 
 def _fitting(plan: Plan, most: float) -> int:
-    return max([size for size in plan.sizes if size <= most], default=plan.sizes[0])
+    least, limit = plan.sizes
+    return int(min(max(most, least), limit))
 
 
 def _their_text(run: Demo, own: TokenSet, model: Loaded) -> TokenSet:

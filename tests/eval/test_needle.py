@@ -70,11 +70,6 @@ def test_a_perfect_copier_finds_every_needle_and_none_that_is_absent(copier):
     assert (row["length"], row["gap"], row["trials"]) == (150, 61, 12)
 
 
-def test_fewer_trials_can_be_asked_of_some_lengths(copier):
-    rows = needle(copier, TEXT, [100, 140], 4, trials_by_length={140: 2})
-    assert [(row["length"], row["trials"]) for row in rows] == [(100, 4), (140, 2)]
-
-
 def test_a_gap_longer_than_the_text_reads_it_again():
     tokenizer = byte_tokenizer()
     trials = draw_trials(tokenizer, 1, 20, 0)

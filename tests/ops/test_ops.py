@@ -1,5 +1,7 @@
 """Fast paths against the materialised oracles, custom-operator contracts, and what each operation refuses."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -175,12 +177,26 @@ def test_polar_properties_hold():
     torch.testing.assert_close(equal[0, 0], torch.tanh(F.softplus(slope) * counts.log1p()), rtol=1e-12, atol=0)
 
 
-def test_a_count_limit_changes_nothing_up_to_it_and_something_beyond():
+@pytest.mark.parametrize("sharpening", [0.0, 1.0, 2.0])
+def test_a_count_limit_changes_nothing_up_to_it_and_something_beyond(sharpening):
     _, arguments = case("polar", 40)
-    free, limited = (polar_attention(*arguments, count_limit=limit) for limit in (None, 24))
+    free, limited = (polar_attention(*arguments, count_limit=n, sharpening=sharpening) for n in (None, 24))
     for a, b in zip(free, limited, strict=True):
         torch.testing.assert_close(b[:, :, :24], a[:, :, :24], rtol=0, atol=0)
         assert not torch.allclose(b[:, :, 24:], a[:, :, 24:])
+
+
+def test_beyond_the_count_limit_the_floor_stays_and_the_temperature_sharpens():
+    """One query at n = 64 with the limit at 16 is one without a limit whose gain and floor are those by hand."""
+    q, k, v = draw(1, 1, 1, 8), draw(1, 1, 64, 8, seed=1), draw(1, 1, 64, 8, seed=2)
+    gain, base, slope, magnitude = (draw(1, seed=s) for s in range(4))
+    null, start = draw(1, 8), torch.tensor([63])
+    limited = polar_attention(q, k, v, gain, base, slope, magnitude, null, start, count_limit=16, sharpening=2.0)
+    growth = F.softplus(gain) * (math.log(16) + 2 * math.log(4)) / math.log(64)
+    floor = base + F.softplus(slope) * math.sqrt(math.log(17))
+    by_hand = (growth.expm1().log(), floor, torch.full((1,), -1e3, dtype=torch.float64), magnitude, null, start)
+    for a, b in zip(limited, polar_attention(q, k, v, *by_hand), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
 def test_direction_does_not_know_how_many_keys_matched():

@@ -6,9 +6,9 @@ import torch
 from tiny_run import VOCABULARY, Rows, rows, tiny_model, tiny_recipe, tiny_source
 
 from atma.checkpoint import load_info, load_model
-from atma.config import load_recipe
+from atma.config import Recipe, load_recipe
 from atma.model import Model
-from atma.train.loop import fit
+from atma.train.loop import fit, train
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks
 from atma.train.progress import Lines, Silent, clock
@@ -221,3 +221,9 @@ def test_progress_is_ended_when_a_run_breaks(run):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_time_left_reads_like_a_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_an_unknown_device_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="'device'.*'foo'"):
+        train(Recipe(), tmp_path / "run", device="foo")
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,12 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
     with Record(tmp_path / NAME) as record:
         assert record.write("train", 1, {"loss": float("nan"), "grad_norm": float("inf")})["loss"] is None
     assert read_record(tmp_path)[0]["grad_norm"] is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_disk_is_named():
+    with Record(Path("/dev/full")) as record, pytest.raises(OSError, match=r"No space left on device.*/dev/full"):
+        record.write("train", 1, {"loss": 1.0})
 
 
 def test_cutting_keeps_the_rows_up_to_the_step_byte_for_byte(run):

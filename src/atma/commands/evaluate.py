@@ -17,6 +17,7 @@ def run(
     documents: int = _DEFAULT.documents,
     target_tokens: int = _DEFAULT.target_tokens,
     needle_trials: int = _DEFAULT.needle_trials,
+    needle_tokens: int | None = _DEFAULT.needle_tokens,
     seed: int = _DEFAULT.seed,
     out: Path | None = None,
 ) -> None:
@@ -31,6 +32,7 @@ def run(
         documents: Documents to measure the losses on.
         target_tokens: Tokens scored per document where only the context before them grows ("fixed targets").
         needle_trials: Needles hidden per length; 0 leaves them out.
+        needle_tokens: The most tokens to read for needles at one length; long lengths then have fewer.
         seed: Chooses documents and needles.
         out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
     """
@@ -40,7 +42,7 @@ def run(
 
     if seed < 0:
         raise ValueError(f"'seed' must be 0 or more, not {seed}")
-    chosen = EvaluationConfig(tuple(lengths), documents, target_tokens, needle_trials, seed)
+    chosen = EvaluationConfig(tuple(lengths), documents, target_tokens, needle_trials, needle_tokens, seed)
     loaded = load(model)
     token_set = TokenSet.open(data, "validation")
     with bars() as progress:

@@ -4,7 +4,7 @@
 alone. Each returns rows of plain JSON data; `evaluate` adds to each where it came from.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,6 @@ def evaluate(
     evaluation: EvaluationConfig,
     progress: Progress | None = None,
     results: Path | str | None = None,
-    trials_by_length: Mapping[int, int] | None = None,
     joined: bool = True,
     streaming: Streaming = DEFAULT,
 ) -> list[Row]:
@@ -69,7 +68,7 @@ def evaluate(
     stamp = provenance(loaded, token_set, evaluation.seed, streaming)
     kept = read_rows(results) if results is not None else []
     rows: list[Row] = []
-    plan = list(_plan(loaded, token_set, evaluation, dict(trials_by_length or {}), joined, streaming))
+    plan = list(_plan(loaded, token_set, evaluation, joined, streaming))
     for measurement in plan:
         key = measurement_key(measurement.spec, stamp)
         found = [row for row in kept if row.get("key") == key]
@@ -89,13 +88,12 @@ def _plan(
     loaded: Loaded,
     token_set: TokenSet,
     evaluation: EvaluationConfig,
-    trials_by_length: dict[int, int],
     joined: bool,
     streaming: Streaming,
 ) -> Iterator[_Measurement]:
     yield from _document_losses(loaded, token_set, evaluation, joined, streaming)
     yield from _junk_losses(loaded, token_set, evaluation, streaming)
-    yield from _needles(loaded, token_set, evaluation, trials_by_length, streaming)
+    yield from _needles(loaded, token_set, evaluation, streaming)
 
 
 def _document_losses(
@@ -148,10 +146,9 @@ def _needles(
     loaded: Loaded,
     token_set: TokenSet,
     evaluation: EvaluationConfig,
-    trials_by_length: dict[int, int],
     streaming: Streaming,
 ) -> Iterator[_Measurement]:
-    counts = {length: trials_by_length.get(length, evaluation.needle_trials) for length in evaluation.lengths}
+    counts = {length: evaluation.trials(length) for length in evaluation.lengths}
     counts = {length: trials for length, trials in counts.items() if trials > 0}
     check_room(tokenizer_of(loaded), list(counts), evaluation.seed)
     text = haystack(token_set, tokenizer_of(loaded).eot) if counts else None
@@ -159,7 +156,7 @@ def _needles(
 
         def run(advance: Advance, length: int = length, trials: int = trials) -> list[Row]:
             assert text is not None
-            return needle(loaded, text, [length], trials, evaluation.seed, None, streaming, advance)
+            return needle(loaded, text, [length], trials, evaluation.seed, streaming, advance)
 
         spec: Row = {"measure": "needle", "length": length, "trials": trials}
         yield _Measurement(f"needles at {length}", spec, 2 * trials * (length - 1), run)

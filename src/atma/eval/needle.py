@@ -5,7 +5,7 @@ five single-digit tokens. Source: maths.md, section 7. The gap is text of the va
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,6 @@ def needle(
     lengths: Sequence[int],
     trials: int,
     seed: int = 0,
-    trials_by_length: Mapping[int, int] | None = None,
     streaming: Streaming = DEFAULT,
     progress: Advance | None = None,
 ) -> list[Row]:
@@ -50,20 +49,18 @@ def needle(
 
     haystack: text token ids (n,), read round and round if a gap is longer. A length counts every token, from
     end-of-text to the last digit. Trial i has the same record, value and end of gap at every length and for every model
-    of the same tokenizer; `trials_by_length` sets other numbers of trials for some lengths. Intervals are Wilson 95%,
-    over trials × 5 tokens and over trials.
+    of the same tokenizer. Intervals are Wilson 95%, over trials × 5 tokens and over trials.
     """
-    counts = {length: (trials_by_length or {}).get(length, trials) for length in lengths}
-    if min(counts.values(), default=0) < 1:
-        raise ValueError(f"needles need a length and a trial at each; trials by length are {counts}")
+    if trials < 1 or not lengths:
+        raise ValueError(f"needles need a length and a trial at each, not lengths {list(lengths)} and {trials} trials")
     tokenizer = tokenizer_of(loaded)
-    drawn = draw_trials(tokenizer, max(counts.values()), len(haystack), seed)
+    drawn = draw_trials(tokenizer, trials, len(haystack), seed)
     rows: list[Row] = []
-    for length, count in counts.items():
-        present = layouts(tokenizer.eot, haystack, drawn[:count], length)
-        absent = layouts(tokenizer.eot, haystack, drawn[:count], length, absent=True)
-        gap = int(statistics.median(gap_length(trial, length) for trial in drawn[:count]))
-        row: Row = {"kind": "needle", "length": length, "gap": gap, "trials": count}
+    for length in lengths:
+        present = layouts(tokenizer.eot, haystack, drawn, length)
+        absent = layouts(tokenizer.eot, haystack, drawn, length, absent=True)
+        gap = int(statistics.median(gap_length(trial, length) for trial in drawn))
+        row: Row = {"kind": "needle", "length": length, "gap": gap, "trials": trials}
         row |= _measured("", _run(loaded, present, streaming, progress))
         rows.append(row | _measured("absent_", _run(loaded, absent, streaming, progress)))
     return rows

@@ -39,7 +39,8 @@ class PolarCore(nn.Module):
         self.magnitude_slope = nn.Parameter(torch.empty(heads))
         self.null_value = nn.Parameter(torch.empty(heads, config.head_width))
         self.count_proj = nn.Linear(heads, config.width)
-        self.radius, self.window, self.count_limit = config.radius, config.window, config.count_limit
+        self.radius, self.window = config.radius, config.window
+        self.count_limit, self.sharpening = config.count_limit, config.sharpening
 
     def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
         for name in ("length_gain", "null_base", "null_slope", "magnitude_slope"):
@@ -52,7 +53,7 @@ class PolarCore(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Direction (B, H, T, K), before the radius, and magnitude (B, H, T)."""
         scalars = (self.length_gain, self.null_base, self.null_slope, self.magnitude_slope, self.null_value)
-        return polar_attention(q, k, v, *scalars, start, segment_ids, self.window, self.count_limit)
+        return polar_attention(q, k, v, *scalars, start, segment_ids, self.window, self.count_limit, self.sharpening)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None

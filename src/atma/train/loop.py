@@ -40,7 +40,10 @@ def train(
     Under `torchrun` the processes share each batch. ValueError when `out` holds a run and resume is not asked for, or
     another recipe's run, or nothing to resume; when the data does not fit; when losses stay non-finite.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"'device' must be cpu or cuda, not {device!r}") from error
     ranks = join(where)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

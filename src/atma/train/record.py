@@ -20,7 +20,7 @@ class Record:
     """Appends rows to the file `path`; closes with the `with` statement."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def __enter__(self) -> "Record":
         return self
@@ -31,13 +31,14 @@ class Record:
     def write(self, kind: str, step: int, values: Mapping[str, float | int | str | None]) -> dict[str, Any]:
         """Append one row and return it. Numbers that JSON cannot hold (NaN, inf) are written as null."""
         row = {"kind": kind, "step": step} | {key: _finite(value) for key, value in values.items()}
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
         return row
 
     def sync(self) -> None:
         """Force what was written to the disk."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
 

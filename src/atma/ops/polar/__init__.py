@@ -22,6 +22,7 @@ def polar_attention(
     segment_ids: Tensor | None = None,
     window: int | None = None,
     count_limit: int | None = None,
+    sharpening: float = 1.0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Direction and magnitude of what each query sees (maths.md, section 4; ATMA, arXiv 2606.25156).
@@ -30,7 +31,8 @@ def polar_attention(
     null_value (H, K). start (B,) int: keys already held before this call, so query i of row b stands at position
     start[b] + i and sees keys up to it; keys beyond are ignored (None: all zero). segment_ids (B, T), training only: a
     query sees its own document, positions count from that document's start. window: only the last `window` keys.
-    count_limit: temperature and null floor grow with the number of visible keys up to this one (None: without bound).
+    count_limit: number of visible keys n beyond which the null floor grows no more and the temperature's ln n grows
+    `sharpening` times as fast (None: both as published, at any n).
     Returns direction (B, H, T, K), of length at most 1, and magnitude (B, H, T) in [0, 1), in q's dtype; statistics are
     float32 for lower precisions.
     """
@@ -40,8 +42,11 @@ def polar_attention(
             raise ValueError(f"{name} must be ({q.shape[1]},), one number per query head, not {tuple(value.shape)}")
     work = torch.promote_types(q.dtype, torch.float32)
     count = visible_keys(q, start, segment_ids, window).to(work)[:, None]
-    count = count if count_limit is None else count.clamp(max=count_limit)
-    temperature = 1 + F.softplus(length_gain.to(work))[:, None] * count.log()
+    log_count = count.log()
+    if count_limit is not None:
+        count = count.clamp(max=count_limit)
+        log_count = count.log() + sharpening * (log_count - count.log())
+    temperature = 1 + F.softplus(length_gain.to(work))[:, None] * log_count
     floor = null_base.to(work)[:, None] + F.softplus(null_slope.to(work))[:, None] * (count + 1).log().sqrt()
     scaled = q.to(work) * (temperature * q.shape[-1] ** -0.5).unsqueeze(-1)
     statistics = reference.statistics if backend_for(backend) == "reference" else cpu.statistics
