@@ -14,6 +14,7 @@ from atma.ops.conv import cpu as conv_cpu
 from atma.ops.delta import cpu as delta_cpu
 from atma.ops.loss import cpu as loss_cpu
 from atma.ops.polar import cpu as polar_cpu
+from atma.ops.polar import visible_range
 
 LENGTHS = [1, 2, 63, 64, 65, 200]
 
@@ -147,8 +148,7 @@ def operators():
     return {
         "conv": (conv_cpu._operation, (x, draw(3, 4), draw(1, 3, 3), None)),
         "conv packed": (conv_cpu._operation, (x, draw(3, 4), None, ids)),
-        "polar": (polar_cpu._operation, (q, k, v, None, ids, 3)),
-        "polar start": (polar_cpu._operation, (q, k, v, torch.zeros(1, dtype=torch.int32), None, None)),
+        "polar": (polar_cpu._operation, (q, k, v, draw(1, 2, 5), *visible_range(q, None, ids, 3))),
         "delta": (delta_cpu._operation, (q, keys, draw(1, 2, 5, 4), rates, rates.exp(), draw(1, 2, 4, 4), ids)),
         "loss": (loss_cpu._operation, (draw(5, 3), draw(7, 3), draw(7), torch.arange(5), 15.0)),
     }

@@ -224,6 +224,6 @@ def test_time_left_reads_like_a_clock(seconds, text):
 
 
 def test_an_unknown_device_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="'device'.*'foo'"):
+    with pytest.raises(ValueError, match=r"'device'.*'foo'"):
         train(Recipe(), tmp_path / "run", device="foo")
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from atma.layers import Rotary, init_linear
 from atma.mixers.delta_memory import DeltaMemory
 from atma.mixers.gated_conv import advance, init_taps
 from atma.ops import causal_conv, polar_attention, softmax_attention
-from atma.ops.polar import visible_keys
+from atma.ops.polar import visible_range
 from atma.state import GlobalState
 
 ROPE_SCALE = 0.12
@@ -155,7 +155,8 @@ class Attention(nn.Module):
         q, k, v = projected.q, projected.k, projected.v
         start = None if state is None else state.length
         if self.rotary is not None:
-            position = visible_keys(q, start, segment_ids, None) - 1
+            first, last = visible_range(q, start, segment_ids, None)
+            position = last - first - 1
             q, k = self.rotary(q, position), self.rotary(k, position)
         keys, values = k, v
         if state is not None:

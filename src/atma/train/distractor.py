@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from atma.mixers.attention import Attention, PolarCore, SoftmaxCore
 from atma.model import Model
-from atma.ops.polar import cpu, visible_keys
+from atma.ops.polar import statistics_of, visible_range
 
 _QUERIES = 128
 
@@ -80,7 +80,8 @@ def noise(mixer: Attention, count: int, generator: torch.Generator) -> tuple[Ten
 
 def null_mass(core: PolarCore, q: Tensor, keys: Tensor, segment_ids: Tensor | None) -> Tensor:
     """Mean over queries of Σ e^{t s_j} / (Σ e^{t s_j} + e^{t ν}), s over the noise keys alone, t and ν by position."""
-    visible = visible_keys(q, None, segment_ids, core.window).to(q)[:, None]
+    first, last = visible_range(q, None, segment_ids, core.window)
+    visible = (last - first).to(q)[:, None]
     temperature = 1 + F.softplus(core.length_gain)[:, None] * visible.log()
     floor = core.null_base[:, None] + F.softplus(core.null_slope)[:, None] * (visible + 1).log().sqrt()
     scaled = q * (temperature * q.shape[-1] ** -0.5).unsqueeze(-1)
@@ -91,7 +92,9 @@ def null_mass(core: PolarCore, q: Tensor, keys: Tensor, segment_ids: Tensor | No
 def output_change(core: SoftmaxCore, call: CoreCall, keys: Tensor, values: Tensor) -> Tensor:
     """Mean squared change of the softmax read when noise keys and values stand before the real ones."""
     scaled = call.q.float() * core.scale
-    S, L, _, M = cpu.statistics(scaled, call.k.float(), call.v.float(), None, call.segment_ids, core.window)
+    seen = visible_range(call.q, None, call.segment_ids, core.window)
+    q, k, v = call.q.float(), call.k.float(), call.v.float()
+    S, L, _, M = statistics_of("auto")(q, k, v, torch.full_like(q[..., 0], core.scale), *seen)
     total, read = _read(scaled, keys, values)
     assert read is not None
     share = torch.sigmoid(total - (L.log() + M)).unsqueeze(-1)

@@ -1,5 +1,7 @@
 """Polar attention, and softmax attention for the controls, over the same streamed statistics."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,16 +43,15 @@ def polar_attention(
         if value.shape != (q.shape[1],):
             raise ValueError(f"{name} must be ({q.shape[1]},), one number per query head, not {tuple(value.shape)}")
     work = torch.promote_types(q.dtype, torch.float32)
-    count = visible_keys(q, start, segment_ids, window).to(work)[:, None]
+    first, last = visible_range(q, start, segment_ids, window)
+    count = (last - first).to(work)[:, None]
     log_count = count.log()
     if count_limit is not None:
         count = count.clamp(max=count_limit)
         log_count = count.log() + sharpening * (log_count - count.log())
     temperature = 1 + F.softplus(length_gain.to(work))[:, None] * log_count
     floor = null_base.to(work)[:, None] + F.softplus(null_slope.to(work))[:, None] * (count + 1).log().sqrt()
-    scaled = q.to(work) * (temperature * q.shape[-1] ** -0.5).unsqueeze(-1)
-    statistics = reference.statistics if backend_for(backend) == "reference" else cpu.statistics
-    S, L, Q, M = statistics(scaled, k, v, start, segment_ids, window)
+    S, L, Q, M = statistics_of(backend)(q, k, v, temperature * q.shape[-1] ** -0.5, first, last)
     c, magnitude = fold(S, L, Q, temperature * floor - M, magnitude_slope.to(work), null_value.to(work))
     return c.to(q.dtype), magnitude.to(q.dtype)
 
@@ -68,10 +69,20 @@ def softmax_attention(
 ) -> Tensor:
     """Causal softmax attention at `scale`, arguments as in `polar_attention`. Returns (B, H, T, K) in q's dtype."""
     check_shapes(q, k, v, start, segment_ids, window)
-    work = torch.promote_types(q.dtype, torch.float32)
-    statistics = reference.statistics if backend_for(backend) == "reference" else cpu.statistics
-    S, L, _, _ = statistics(q.to(work) * scale, k, v, start, segment_ids, window)
+    first, last = visible_range(q, start, segment_ids, window)
+    scales = torch.full((1,), scale, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+    S, L, _, _ = statistics_of(backend)(q, k, v, scales.expand(q.shape[:-1]), first, last)
     return (S / L.unsqueeze(-1)).to(q.dtype)
+
+
+def statistics_of(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The backend's `statistics(q, k, v, scale, first, last)`: S (B, H, T, K), L, Q and M (B, H, T).
+
+    Query i of row b sees the keys first[b, i] ≤ s < last[b, i]; its logits are a = scale[b, i] q·k, and M = max a,
+    L = Σ e^(a−M), Q = Σ e^(2(a−M)), S = Σ e^(a−M) v, float32 or wider. M is a constant for gradients: what is built
+    from the sums does not depend on it.
+    """
+    return reference.statistics if backend_for(backend) == "reference" else cpu.statistics
 
 
 def fold(
@@ -88,17 +99,20 @@ def fold(
     return c, torch.tanh(F.softplus(magnitude_slope)[:, None] * effective.log1p())
 
 
-def visible_keys(q: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None) -> Tensor:
-    """(B or 1, T) int: n of each query, the keys it sees, itself included."""
-    index = torch.arange(q.shape[2], device=q.device)
+def visible_range(
+    q: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """first and last (B, T) int32: the query at index i sees the keys first[i] ≤ s < last[i], itself the last."""
+    index = torch.arange(q.shape[2], device=q.device, dtype=torch.int32)
+    last = index.expand(q.shape[0], -1) + 1 if start is None else start.to(torch.int32)[:, None] + index + 1
+    first = torch.zeros_like(last)
     if segment_ids is not None:
-        first = torch.ones_like(segment_ids, dtype=torch.bool)
-        first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-        position = index - torch.where(first, index, 0).cummax(1).values
-    else:
-        position = index[None] if start is None else start[:, None] + index
-    count = position + 1
-    return count if window is None else count.clamp(max=window)
+        begins = torch.ones_like(segment_ids, dtype=torch.bool)
+        begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+        first = torch.where(begins, index, 0).cummax(1).values
+    if window is not None:
+        first = torch.maximum(first, last - window)
+    return first, last
 
 
 def check_shapes(

@@ -5,26 +5,14 @@ from torch import Tensor
 
 
 def statistics(
-    q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """S (B, H, T, K), L, Q, M (B, H, T) over logits a = q·k of the visible keys; M, the largest, is a constant."""
-    group = q.shape[1] // k.shape[1]
-    keys, values = k.to(q.dtype).repeat_interleave(group, 1), v.to(q.dtype).repeat_interleave(group, 1)
-    seen = visible(q, k, start, segment_ids, window)[:, None]
-    a = torch.einsum("bhtk,bhsk->bhts", q, keys).masked_fill(~seen, -torch.inf)
+    """S (B, H, T, K), L, Q, M (B, H, T) over logits a = scale q·k of the visible keys; M, the largest, is constant."""
+    group, work = q.shape[1] // k.shape[1], torch.promote_types(q.dtype, torch.float32)
+    q, keys, values = q.to(work), *(x.to(work).repeat_interleave(group, 1) for x in (k, v))
+    s = torch.arange(k.shape[2], device=q.device)
+    seen = (s >= first.unsqueeze(-1)) & (s < last.unsqueeze(-1))
+    a = (torch.einsum("bhtk,bhsk->bhts", q, keys) * scale.unsqueeze(-1)).masked_fill(~seen[:, None], -torch.inf)
     M = a.amax(-1).detach()
     p = (a - M.unsqueeze(-1)).exp()
     return torch.einsum("bhts,bhsk->bhtk", p, values), p.sum(-1), p.square().sum(-1), M
-
-
-def visible(q: Tensor, k: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None) -> Tensor:
-    """(B or 1, T, S) bool: which keys each query sees."""
-    position = torch.arange(q.shape[2], device=q.device)
-    position = position[None] if start is None else start[:, None] + position
-    behind = position[:, :, None] - torch.arange(k.shape[2], device=q.device)
-    seen = behind >= 0
-    if window is not None:
-        seen = seen & (behind < window)
-    if segment_ids is not None:
-        seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return seen
