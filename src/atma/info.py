@@ -8,7 +8,7 @@ from typing import Any
 from atma.checkpoint import file_hash, load_config, load_info, tensor_shapes
 from atma.config import identity, to_dict
 from atma.loading import model_folder, packaged
-from atma.ops import backend
+from atma.ops import backend, native
 from atma.report.content import environment
 
 _LIBRARIES = ("numpy", "safetensors", "tokenizers", "tyro", "rich", "plotly")
@@ -21,6 +21,7 @@ def installation() -> dict[str, str]:
     facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
     facts |= {f"{name} (extra)": _version_or_absent(name) for name in _EXTRAS}
     facts["backends"] = f"{', '.join(backend.BACKENDS)}; auto takes {backend.backend_for()}"
+    facts["native kernels"] = native.status().reason
     facts["packaged models"] = ", ".join(packaged()) or "none"
     return facts
 

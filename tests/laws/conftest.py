@@ -12,6 +12,7 @@ from atma.mixers import Attention, GatedConv
 from atma.model import Model
 from atma.ops import use_backend
 from tests.conftest import tiny
+from tests.ops.backends import ALL
 
 CORES = list(itertools.product(("polar", "nope", "rope"), (False, True), (None, 7)))
 
@@ -73,7 +74,7 @@ def subject(request) -> Subject:
     return make(request.param)
 
 
-@pytest.fixture(params=["cpu", "reference"], autouse=True)
+@pytest.fixture(params=ALL, autouse=True)
 def backend(request):
     with use_backend(request.param):
         yield request.param

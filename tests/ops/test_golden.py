@@ -6,6 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from atma.ops import gated_delta, polar_attention
+from tests.ops.backends import ALL
 
 POLAR = ("q", "k", "v", "length_gain", "null_base", "null_slope", "magnitude_slope", "null_value")
 DELTA = ("q", "k", "v", "log_decay", "beta", "memory_in")
@@ -21,7 +22,7 @@ def assert_matches(function, names, outputs, vectors):
         assert error < 1e-9, f"{name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("name", ["polar_full", "polar_window"])
 def test_polar_attention_matches_the_golden_vectors(golden, name, backend):
     path = golden / f"{name}.safetensors"
@@ -34,7 +35,7 @@ def test_polar_attention_matches_the_golden_vectors(golden, name, backend):
     assert_matches(function, POLAR, ("direction", "magnitude"), load_file(path))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ALL)
 def test_gated_delta_matches_the_golden_vectors(golden, backend):
     def function(*inputs):
         return gated_delta(*inputs, backend=backend)

@@ -8,13 +8,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atma.ops import causal_conv, gated_delta, polar_attention, softcap_loss, softmax_attention, use_backend
+from atma.ops import causal_conv, gated_delta, native, polar_attention, softcap_loss, softmax_attention, use_backend
 from atma.ops.backend import backend_for
 from atma.ops.conv import cpu as conv_cpu
 from atma.ops.delta import cpu as delta_cpu
+from atma.ops.delta import native as delta_native
 from atma.ops.loss import cpu as loss_cpu
 from atma.ops.polar import cpu as polar_cpu
+from atma.ops.polar import native as polar_native
 from atma.ops.polar import visible_range
+from tests.ops.backends import FAST
 
 LENGTHS = [1, 2, 63, 64, 65, 200]
 
@@ -72,7 +75,8 @@ CASES = [
 
 def outputs_and_gradients(function, arguments, backend):
     arguments = [x.clone().requires_grad_() if is_real(x) else x for x in arguments]
-    found = function(*arguments, backend=backend)
+    with use_backend(backend):
+        found = function(*arguments)
     found = found if isinstance(found, tuple) else (found,)
     weights = [draw(*x.shape, seed=9).to(x.dtype) for x in found]
     gradients = torch.autograd.grad(found, [x for x in arguments if is_real(x)], weights, allow_unused=True)
@@ -83,59 +87,67 @@ def is_real(x):
     return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", CASES)
-def test_the_fast_path_equals_the_oracle_with_every_gradient(name, length):
+def test_the_fast_path_equals_the_oracle_with_every_gradient(name, length, backend):
     function, arguments = case(name, length)
-    fast, oracle = (outputs_and_gradients(function, arguments, backend) for backend in ("cpu", "reference"))
+    fast, oracle = (outputs_and_gradients(function, arguments, each) for each in (backend, "reference"))
     for a, b in zip(fast, oracle, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", CASES)
-def test_float32_stays_within_1e_4_of_float64(name):
+def test_float32_stays_within_1e_4_of_float64(name, backend):
     function, arguments = case(name, 130)
     low = [x.float() if is_real(x) else x for x in arguments]
-    exact, found = outputs_and_gradients(function, arguments, "cpu"), outputs_and_gradients(function, low, "cpu")
+    exact, found = outputs_and_gradients(function, arguments, "cpu"), outputs_and_gradients(function, low, backend)
     for a, b in zip(found, exact, strict=True):
         assert (a - b).abs().max() <= 1e-4 * max(1, b.abs().max())
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", [name for name in CASES if name != "loss"])
-def test_bfloat16_is_within_twice_the_error_of_a_plain_bfloat16_reference(name):
+def test_bfloat16_is_within_twice_the_error_of_a_plain_bfloat16_reference(name, backend):
     function, arguments = case(name, 130)
     low = [x.bfloat16() if is_real(x) else x for x in arguments]
-    exact = function(*arguments, backend="reference")
-    found, plain = function(*low, backend="cpu"), function(*low, backend="reference")
+    exact, plain = function(*arguments, backend="reference"), function(*low, backend="reference")
+    with use_backend(backend):
+        found = function(*low)
     for a, b, c in zip(*((x,) if torch.is_tensor(x) else x for x in (found, plain, exact)), strict=True):
         assert (a - c).abs().max() <= 2 * (b - c).abs().max()
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", ["conv tail", "polar", "softmax window", "delta"])
-def test_gradients_agree_with_finite_differences(name):
+def test_gradients_agree_with_finite_differences(name, backend):
     function, arguments = case(name, 5)
     arguments = [x.clone().requires_grad_() if is_real(x) else x for x in arguments]
-    assert torch.autograd.gradcheck(lambda *x: function(*x), arguments)
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(lambda *x: function(*x), arguments)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @settings(max_examples=20, deadline=None)
 @given(
     length=st.integers(1, 40), starts=st.lists(st.integers(0, 30), min_size=2, max_size=2), window=st.integers(1, 50)
 )
-def test_queries_that_start_anywhere_equal_the_oracle(length, starts, window):
+def test_queries_that_start_anywhere_equal_the_oracle(length, starts, window, backend):
     q, k, v = draw(2, 4, length, 8), draw(2, 2, 70, 8), draw(2, 2, 70, 8, seed=1)
     scalars = [*(draw(4, seed=s) for s in range(4)), draw(4, 8)]
     start = torch.tensor(starts)
-    fast, oracle = (polar_attention(q, k, v, *scalars, start, None, window, backend=b) for b in ("cpu", "reference"))
+    fast, oracle = (polar_attention(q, k, v, *scalars, start, None, window, backend=b) for b in (backend, "reference"))
     for a, b in zip(fast, oracle, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_many_key_blocks_equal_the_oracle(monkeypatch):
+@pytest.mark.parametrize("backend", FAST)
+def test_many_key_blocks_equal_the_oracle(monkeypatch, backend):
     monkeypatch.setattr(polar_cpu, "QUERY_BLOCK", 16)
     monkeypatch.setattr(polar_cpu, "BLOCK_SCORES", 1)
     function, arguments = case("polar packed", 600)
-    fast, oracle = (outputs_and_gradients(function, arguments, backend) for backend in ("cpu", "reference"))
+    fast, oracle = (outputs_and_gradients(function, arguments, each) for each in (backend, "reference"))
     for a, b in zip(fast, oracle, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
@@ -149,6 +161,8 @@ def operators():
         "conv": (conv_cpu._operation, (x, draw(3, 4), draw(1, 3, 3), None)),
         "conv packed": (conv_cpu._operation, (x, draw(3, 4), None, ids)),
         "polar": (polar_cpu._operation, (q, k, v, draw(1, 2, 5), *visible_range(q, None, ids, 3))),
+        "polar native": (polar_native._operation, (q, k, v, draw(1, 2, 5), *visible_range(q, None, ids, 3))),
+        "delta native": (delta_native._operation, (q, k, v, rates, rates.exp(), draw(1, 2, 4, 4), ids)),
         "delta": (delta_cpu._operation, (q, keys, draw(1, 2, 5, 4), rates, rates.exp(), draw(1, 2, 4, 4), ids)),
         "loss": (loss_cpu._operation, (draw(5, 3), draw(7, 3), draw(7), torch.arange(5), 15.0)),
     }
@@ -157,6 +171,8 @@ def operators():
 @pytest.mark.parametrize("name", list(operators()))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_each_custom_operator_keeps_its_contract(name):
+    if "native" in name and not native.available(torch.float64):
+        pytest.skip(native.status().reason)
     operator, arguments = operators()[name]
     arguments = [x.clone().requires_grad_() if is_real(x) else x for x in arguments]
     torch.library.opcheck(operator, tuple(arguments))

@@ -1,11 +1,14 @@
 """Which implementation an operation takes.
 
-`reference` is the materialised oracle in plain PyTorch, on any device. `cpu` is the fast path without a GPU; it is
-blocked PyTorch, so it also runs on other devices when asked for by name. `auto` picks `cpu`. A backend asked for by
-name is never replaced by another.
+`reference` is the materialised oracle in plain PyTorch, on any device. `cpu` is blocked PyTorch: fast with neither a
+GPU nor a compiler, and for any device when asked for by name. `native` are the compiled CPU kernels (atma.ops.native),
+`gpu` the Triton kernels. `auto` takes the best that is there for the tensor's device and dtype. A backend that a call
+asks for by name is never replaced by another; `use_backend` speaks for many operations: one without it takes `cpu`.
 """
 
 import contextlib
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -13,27 +16,75 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-BACKENDS = ("reference", "cpu")
+from atma.ops import native
+
+BACKENDS = ("reference", "cpu", "native", "gpu")
 
 _chosen = "auto"
 
 
-def backend_for(name: str = "auto") -> str:
-    """The backend a call takes: `name`, or for "auto" the surrounding `use_backend`, or else the fast path."""
+def backend_for(name: str = "auto", x: Tensor | None = None, kernels: tuple[str, ...] = BACKENDS) -> str:
+    """The backend of a call on `x` (None: a float32 tensor of the CPU) of an operation that has these kernels.
+
+    ValueError for an unknown one, one that the operation has not, or one that is not available, with the reason.
+    """
+    if name == "auto" and _chosen != "auto":
+        name = _chosen if _chosen in kernels else "cpu"
     if name == "auto":
-        name = _chosen
-    if name == "auto":
-        return "cpu"
+        return next((best for best in ("gpu", "native") if best in kernels and _hindrance(best, x) is None), "cpu")
     if name not in BACKENDS:
         raise ValueError(f"no backend '{name}'; known: auto, {', '.join(BACKENDS)}")
+    if name not in kernels:
+        raise ValueError(f"this operation has no backend '{name}'; it has {', '.join(kernels)}")
+    hindrance = _hindrance(name, x)
+    if hindrance is not None and not (name == "gpu" and _interpreted()):
+        raise ValueError(f"the {name} backend is not available here: {hindrance}")
     return name
+
+
+def _hindrance(name: str, x: Tensor | None) -> str | None:
+    """Why this backend cannot take `x`, or None if it can."""
+    if name == "native":
+        if x is not None and x.device.type != "cpu":
+            return f"it computes on the CPU, not on {x.device}"
+        dtype = torch.float32 if x is None else x.dtype
+        if dtype not in native.DTYPES:
+            return f"it takes {', '.join(native.DTYPES.values())}, not {str(dtype).removeprefix('torch.')}"
+        return _native_hindrance()
+    if name == "gpu":
+        if x is None or x.device.type != "cuda":
+            return f"it computes on a CUDA device, not on {'cpu' if x is None else x.device}"
+        return None if _has_triton() else "triton is not installed"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _native_hindrance() -> str | None:
+    library, reason = native.status()
+    return None if library is not None else reason
+
+
+@torch.compiler.assume_constant_result
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def _interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and _has_triton()
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run every operation called inside with backend `name`, in every thread."""
     global _chosen
-    before, _chosen = _chosen, "auto" if name == "auto" else backend_for(name)
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"no backend '{name}'; known: auto, {', '.join(BACKENDS)}")
+    hindrance = _native_hindrance() if name == "native" else None
+    if hindrance is not None:
+        raise ValueError(f"the native backend is not available here: {hindrance}")
+    before, _chosen = _chosen, name
     try:
         yield
     finally:

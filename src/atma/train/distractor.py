@@ -94,7 +94,7 @@ def output_change(core: SoftmaxCore, call: CoreCall, keys: Tensor, values: Tenso
     scaled = call.q.float() * core.scale
     seen = visible_range(call.q, None, call.segment_ids, core.window)
     q, k, v = call.q.float(), call.k.float(), call.v.float()
-    S, L, _, M = statistics_of("auto")(q, k, v, torch.full_like(q[..., 0], core.scale), *seen)
+    S, L, _, M = statistics_of("auto", q)(q, k, v, torch.full_like(q[..., 0], core.scale), *seen)
     total, read = _read(scaled, keys, values)
     assert read is not None
     share = torch.sigmoid(total - (L.log() + M)).unsqueeze(-1)

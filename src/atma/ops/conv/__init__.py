@@ -24,9 +24,9 @@ def causal_conv(
     if tail is not None and segment_ids is not None:
         raise ValueError("segment_ids marks packed documents in training; a call with a tail continues one document")
     weight = weight.to(x.dtype)
-    if backend_for(backend) == "reference":
-        return reference.causal_conv(x, weight, tail, segment_ids)
-    return cpu.causal_conv(x, weight, tail, segment_ids)
+    chosen = backend_for(backend, x, ("reference", "cpu"))
+    implementation = reference.causal_conv if chosen == "reference" else cpu.causal_conv
+    return implementation(x, weight, tail, segment_ids)
 
 
 __all__ = ["causal_conv"]

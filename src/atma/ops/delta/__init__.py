@@ -1,10 +1,12 @@
 """The gated delta rule: a matrix memory that decays, corrects itself at the current key, and is read by the query."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from atma.ops.backend import backend_for, own_precision
-from atma.ops.delta import cpu, reference
+from atma.ops.delta import cpu, native, reference
 
 
 @own_precision
@@ -33,12 +35,20 @@ def gated_delta(
     if memory is not None and (segment_ids is not None or memory.shape != (batch, heads, v.shape[3], width)):
         raise ValueError(f"memory must be {(batch, heads, v.shape[3], width)} and comes without segment_ids")
     work = torch.promote_types(q.dtype, torch.float32)
-    group = heads // k.shape[1]
-    keys, values = (x.to(work).repeat_interleave(group, 1) for x in (k, v))
     held = q.new_zeros(batch, heads, v.shape[3], width, dtype=work) if memory is None else memory.to(work)
-    recurrence = reference.recurrence if backend_for(backend) == "reference" else cpu.recurrence
-    out, after = recurrence(q.to(work), keys, values, log_decay.to(work), beta.to(work), held, segment_ids)
+    inputs = (x.to(work) for x in (q, k, v, log_decay, beta))
+    out, after = recurrence_of(backend, q)(*inputs, held, segment_ids)
     return out.to(q.dtype), after
+
+
+def recurrence_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The `recurrence(q, k, v, log_decay, beta, memory, segment_ids)` of a backend for q: out and the memory after."""
+    chosen = backend_for(backend, q)
+    if chosen == "gpu":
+        from atma.ops.delta import gpu
+
+        return gpu.recurrence
+    return {"reference": reference, "cpu": cpu, "native": native}[chosen].recurrence
 
 
 __all__ = ["gated_delta"]

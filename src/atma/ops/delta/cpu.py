@@ -20,6 +20,7 @@ def recurrence(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results of the reference, in chunks; a single token without gradient takes the plain step."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     if recording():
         out, after, _, _ = _operation(q, k, v, log_decay, beta, memory, segment_ids)
     elif q.shape[2] == 1:

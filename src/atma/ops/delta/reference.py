@@ -7,7 +7,8 @@ from torch import Tensor
 def recurrence(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Arguments of `gated_delta` with k and v already expanded to H heads and one dtype throughout."""
+    """Arguments of `gated_delta` in one dtype throughout."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     reads = []
     for t in range(q.shape[2]):
         if segment_ids is not None and t > 0:

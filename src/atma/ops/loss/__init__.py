@@ -29,7 +29,8 @@ def softcap_loss(
         low, high = (int(x) for x in targets.aminmax())
         if high >= weight.shape[0] or (low < 0 and low != IGNORE):
             raise ValueError(f"targets must be in [0, {weight.shape[0]}) or {IGNORE}; found {low} to {high}")
-    implementation = reference.losses if backend_for(backend) == "reference" else cpu.losses
+    chosen = backend_for(backend, hidden, ("reference", "cpu"))
+    implementation = reference.losses if chosen == "reference" else cpu.losses
     return implementation(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.backend import backend_for, own_precision
-from atma.ops.polar import cpu, reference
+from atma.ops.polar import cpu, native, reference
 
 
 @own_precision
@@ -51,7 +51,7 @@ def polar_attention(
         log_count = count.log() + sharpening * (log_count - count.log())
     temperature = 1 + F.softplus(length_gain.to(work))[:, None] * log_count
     floor = null_base.to(work)[:, None] + F.softplus(null_slope.to(work))[:, None] * (count + 1).log().sqrt()
-    S, L, Q, M = statistics_of(backend)(q, k, v, temperature * q.shape[-1] ** -0.5, first, last)
+    S, L, Q, M = statistics_of(backend, q)(q, k, v, temperature * q.shape[-1] ** -0.5, first, last)
     c, magnitude = fold(S, L, Q, temperature * floor - M, magnitude_slope.to(work), null_value.to(work))
     return c.to(q.dtype), magnitude.to(q.dtype)
 
@@ -71,18 +71,23 @@ def softmax_attention(
     check_shapes(q, k, v, start, segment_ids, window)
     first, last = visible_range(q, start, segment_ids, window)
     scales = torch.full((1,), scale, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-    S, L, _, _ = statistics_of(backend)(q, k, v, scales.expand(q.shape[:-1]), first, last)
+    S, L, _, _ = statistics_of(backend, q)(q, k, v, scales.expand(q.shape[:-1]), first, last)
     return (S / L.unsqueeze(-1)).to(q.dtype)
 
 
-def statistics_of(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The backend's `statistics(q, k, v, scale, first, last)`: S (B, H, T, K), L, Q and M (B, H, T).
+def statistics_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The `statistics(q, k, v, scale, first, last)` of a backend for q: S (B, H, T, K), L, Q and M (B, H, T).
 
     Query i of row b sees the keys first[b, i] ≤ s < last[b, i]; its logits are a = scale[b, i] q·k, and M = max a,
     L = Σ e^(a−M), Q = Σ e^(2(a−M)), S = Σ e^(a−M) v, float32 or wider. M is a constant for gradients: what is built
     from the sums does not depend on it.
     """
-    return reference.statistics if backend_for(backend) == "reference" else cpu.statistics
+    chosen = backend_for(backend, q)
+    if chosen == "gpu":
+        from atma.ops.polar import gpu
+
+        return gpu.statistics
+    return {"reference": reference, "cpu": cpu, "native": native}[chosen].statistics
 
 
 def fold(

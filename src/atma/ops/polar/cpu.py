@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.polar.operator import operator
 
 QUERY_BLOCK = 256
 BLOCK_SCORES = 1 << 18
@@ -113,32 +114,4 @@ def _backward(
     return (grad_q * scale.unsqueeze(-1)).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_scale
 
 
-_operation = torch.library.custom_op("atma::attention_statistics", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::attention_statistics_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    row = scale.new_empty(q.shape[:-1])
-    return scale.new_empty(q.shape), row, torch.empty_like(row), torch.empty_like(row)
-
-
-@_gradient_operation.register_fake
-def _(grad_S, grad_L, grad_Q, q, k, v, scale, M, first, last):
-    return torch.empty_like(q), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(M)
-
-
-def _save(ctx, inputs, output) -> None:
-    q, k, v, scale, first, last = inputs
-    ctx.save_for_backward(q, k, v, scale, output[3], first, last)
-    ctx.mark_non_differentiable(output[3])
-    ctx.set_materialize_grads(True)
-
-
-def _gradient(ctx, grad_S: Tensor, grad_L: Tensor, grad_Q: Tensor, _grad_M: Tensor):
-    return *_gradient_operation(grad_S, grad_L, grad_Q, *ctx.saved_tensors), None, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = operator("atma::attention_statistics", _forward, _backward)

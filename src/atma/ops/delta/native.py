@@ -1,0 +1,111 @@
+"""The gated delta rule by the compiled kernel (ops/native/delta.cpp): float32 and float64, on the CPU."""
+
+import torch
+from torch import Tensor
+
+from atma.ops import native
+from atma.ops.backend import recording
+
+CHUNK = 64
+
+
+def recurrence(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The reference's arguments and results. Without gradients a few tokens are taken one after the other."""
+    if recording():
+        return _operation(q, k, v, log_decay, beta, memory, segment_ids)[:2]
+    return _run(q, k, v, log_decay, beta, memory, segment_ids, None)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    segment_ids: Tensor | None,
+    before: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    out, after = q.new_empty(*q.shape[:3], v.shape[3]), torch.empty_like(memory, memory_format=torch.contiguous_format)
+    _call("delta_forward", (q, k, v, log_decay, beta), segment_ids, memory, (out, after, before), (None,) * 8)
+    return out, after
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, memory after, and memory before each chunk (B, H, N, K, V)."""
+    before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], v.shape[3])
+    return *_run(q, k, v, log_decay, beta, memory, segment_ids, before), before
+
+
+def _backward(
+    grad_out: Tensor,
+    grad_after: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    segment_ids: Tensor | None,
+    before: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    group = q.shape[1] // k.shape[1]
+    shapes = (q.shape, q.shape, (*q.shape[:3], v.shape[3]), beta.shape, beta.shape, grad_after.shape)
+    grads = [q.new_empty(shape) for shape in shapes]
+    given = (grad_out.contiguous(), grad_after.contiguous())
+    _call("delta_backward", (q, k, v, log_decay, beta), segment_ids, grads[5], (None, None, before), (*given, *grads))
+    shared = (x.unflatten(1, (-1, group)).sum(2) if group > 1 else x for x in grads[1:3])
+    return grads[0], *shared, *grads[3:]
+
+
+def _call(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    segment_ids: Tensor | None,
+    memory: Tensor,
+    results: tuple[Tensor | None, ...],
+    gradients: tuple[Tensor | None, ...],
+) -> None:
+    """Hand over a Problem of delta.cpp."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in inputs[:3])
+    log_decay, beta = (x.contiguous() for x in inputs[3:])
+    memory, born = memory.contiguous(), None
+    if segment_ids is not None:
+        born = torch.zeros(segment_ids.shape, dtype=torch.uint8)
+        born[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    tensors = (q, k, v, log_decay, beta, born, memory, *results, *gradients)
+    places = (0 if x is None else x.data_ptr() for x in tensors)
+    native.call(name, q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
+
+
+_operation = torch.library.custom_op("atma::gated_delta_native", _forward, mutates_args=())
+_gradient_operation = torch.library.custom_op("atma::gated_delta_native_backward", _backward, mutates_args=())
+
+
+@_operation.register_fake
+def _(q, k, v, log_decay, beta, memory, segment_ids):
+    before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], v.shape[3])
+    return q.new_empty(*q.shape[:3], v.shape[3]), memory.new_empty(memory.shape), before
+
+
+@_gradient_operation.register_fake
+def _(grad_out, grad_after, q, k, v, log_decay, beta, segment_ids, before):
+    return *(x.new_empty(x.shape) for x in (q, k, v, log_decay, beta)), grad_after.new_empty(grad_after.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, log_decay, beta, _, segment_ids = inputs
+    ctx.save_for_backward(q, k, v, log_decay, beta, segment_ids, output[2])
+    ctx.mark_non_differentiable(output[2])
+
+
+def _gradient(ctx, grad_out, grad_after, _grad_before):
+    return *_gradient_operation(grad_out, grad_after, *ctx.saved_tensors), None
+
+
+_operation.register_autograd(_gradient, setup_context=_save)

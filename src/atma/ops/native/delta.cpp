@@ -1,0 +1,332 @@
+// The gated delta rule (ops/delta/reference.py) in chunks of tokens, one head after the other, and in single steps.
+// Within a chunk D[p, s] = γ_{s+1} … γ_p, zero across documents, g[p] the decay since before the chunk, and with the
+// strictly lower A = β ∘ D ∘ K Kᵀ the writes U solve (I + A) U = R = β (V − g ∘ K N), where N = Mᵀ (K, V) is the memory.
+#include "simd.h"
+
+namespace {
+
+struct Problem {  // what ops/delta/native.py hands over; strides in elements, the last axis contiguous
+    int64_t batch, heads, groups, length, width, value_width;
+    int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
+    const void *q, *k, *v, *log_decay, *beta;  // the last two (B, H, T) contiguous
+    const uint8_t* born;                       // (B, T), 1 where a document begins, or null
+    const void* memory;                        // (B, H, V, K)
+    void *out, *after, *before;                // (B, H, T, V), (B, H, V, K), (B, H, chunks, K, V) or null
+    const void *grad_out, *grad_after;
+    void *grad_q, *grad_k, *grad_v, *grad_decay, *grad_beta, *grad_memory;  // per query head
+    int64_t threads;
+};
+
+constexpr long CHUNK = 64, FEW_TOKENS = 8;
+
+template <class T> struct Head {
+    const Problem& p;
+    long b, h, group;
+    Head(const Problem& p, long index) : p(p), b(index / p.heads), h(index % p.heads), group(h / (p.heads / p.groups)) {}
+    long row() const { return (b * p.heads + h) * p.length; }
+    const T* q(long t) const { return static_cast<const T*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token; }
+    const T* k(long t) const { return static_cast<const T*>(p.k) + b * p.k_batch + group * p.k_head + t * p.k_token; }
+    const T* v(long t) const { return static_cast<const T*>(p.v) + b * p.v_batch + group * p.v_head + t * p.v_token; }
+    T rate(long t) const { return static_cast<const T*>(p.log_decay)[row() + t]; }
+    T beta(long t) const { return static_cast<const T*>(p.beta)[row() + t]; }
+    bool born(long t) const { return p.born != nullptr && p.born[b * p.length + t] != 0; }
+    template <class P> P* state(P* base) const { return base + (b * p.heads + h) * p.width * p.value_width; }
+};
+
+template <class T> void zero(T* x, long size) { std::fill(x, x + size, T(0)); }
+
+template <class T> void copy_padded(const T* from, long stride, long rows, long width, long wide, T* to) {
+    for (long r = 0; r < rows; ++r)
+        for (long d = 0; d < wide; ++d) to[r * wide + d] = d < width ? from[r * stride + d] : T(0);
+}
+
+template <class T> void transpose(const T* from, long rows, long columns, long from_row, T* to, long to_row) {
+    for (long r = 0; r < rows; ++r)
+        for (long c = 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
+}
+
+template <class T> struct Chunk {
+    long K, V, size = 0;              // padded widths, tokens
+    Buffer<T> q, k, v, k_turned;      // (C, K), (C, K), (C, V), (K, C)
+    Buffer<T> D, A, P, g, last, beta; // (C, C) three times, (C) three times
+    Buffer<T> held, U, N;             // K N (C, V), (C, V), (K, V)
+    Chunk(long width, long value_width)
+        : K(padded<T>(width)), V(padded<T>(value_width)), q(CHUNK * K), k(CHUNK * K), v(CHUNK * V), k_turned(CHUNK * K),
+          D(CHUNK * CHUNK), A(CHUNK * CHUNK), P(CHUNK * CHUNK), g(CHUNK), last(CHUNK), beta(CHUNK), held(CHUNK * V),
+          U(CHUNK * V), N(K * V) {}
+
+    void read(const Head<T>& head, long t) {
+        const Problem& p = head.p;
+        size = std::min(CHUNK, p.length - t);
+        copy_padded(head.q(t), p.q_token, size, p.width, K, q.get());
+        copy_padded(head.k(t), p.k_token, size, p.width, K, k.get());
+        copy_padded(head.v(t), p.v_token, size, p.value_width, V, v.get());
+        zero(k_turned.get(), K * CHUNK);
+        transpose<T>(k, size, K, K, k_turned, CHUNK);
+        for (long i = 0; i < size; ++i) beta[i] = head.beta(t + i);
+        decays(head, t);
+    }
+    void decays(const Head<T>& head, long t) {
+        using S = Simd<T>;
+        constexpr T log2e = T(1.4426950408889634);
+        Buffer<T> sums(CHUNK);
+        zero(sums.get(), CHUNK), zero(D.get(), CHUNK * CHUNK);
+        T since = 0;
+        for (long i = 0; i < size; ++i) {
+            bool born = head.born(t + i);
+            T rate = born ? T(-1e30) : head.rate(t + i) * log2e;
+            since += rate;
+            g[i] = exp2_of_one(std::min(since, T(0)));
+            for (long s = 0; s < i; ++s) sums[s] += rate;
+            for (long s = 0; s <= i; s += S::lanes) S::store(D + i * CHUNK + s, exp2_of(S::load(sums + s)));
+            zero(D + i * CHUNK + i + 1, CHUNK - i - 1);
+        }
+        for (long i = 0; i < size; ++i) last[i] = D[(size - 1) * CHUNK + i];
+    }
+    // A, and the writes U from the memory N before the chunk.
+    void write() {
+        product<T>(size, CHUNK, K, k, K, 1, k_turned, CHUNK, A, CHUNK, false);
+        product<T>(size, V, K, k, K, 1, N, V, held, V, false);
+        for (long i = 0; i < size; ++i) {
+            for (long s = 0; s < i; ++s) A[i * CHUNK + s] *= beta[i] * D[i * CHUNK + s];
+            zero(A + i * CHUNK + i, CHUNK - i);
+            for (long d = 0; d < V; ++d) U[i * V + d] = beta[i] * (v[i * V + d] - g[i] * held[i * V + d]);
+        }
+        for (long i = 0; i < size; ++i)
+            for (long j = i + 1; j < size; ++j) A[i * CHUNK + j] = 0;
+        solve();
+    }
+    // (I + A) U = U in place, six rows at a time: what earlier rows wrote, then the rows among themselves.
+    void solve() {
+        Buffer<T> negative(CHUNK * CHUNK);
+        for (long i = 0; i < size * CHUNK; ++i) negative[i] = -A[i];
+        for (long i = 0; i < size; i += TILE_ROWS) {
+            long count = std::min<long>(TILE_ROWS, size - i);
+            strip<T>(count, V, i, negative + i * CHUNK, CHUNK, 1, U, V, U + i * V, V, true);
+            for (long r = i + 1; r < i + count; ++r)
+                strip<T>(1, V, r - i, negative + r * CHUNK + i, CHUNK, 1, U + i * V, V, U + r * V, V, true);
+        }
+    }
+    // (I + A)ᵀ X = X in place.
+    void solve_turned(T* X) {
+        Buffer<T> negative(CHUNK * CHUNK);
+        for (long i = 0; i < size * CHUNK; ++i) negative[i] = -A[i];
+        for (long end = size; end > 0; end -= TILE_ROWS) {
+            long i = std::max(0L, end - TILE_ROWS);
+            strip<T>(end - i, V, size - end, negative + end * CHUNK + i, 1, CHUNK, X + end * V, V, X + i * V, V, true);
+            for (long r = end - 2; r >= i; --r)
+                strip<T>(1, V, end - 1 - r, negative + (r + 1) * CHUNK + r, 1, CHUNK, X + (r + 1) * V, V, X + r * V, V, true);
+        }
+    }
+    // P = D ∘ q Kᵀ; `overlaps` gets q Kᵀ if asked for.
+    void score(T* overlaps) {
+        product<T>(size, CHUNK, K, q, K, 1, k_turned, CHUNK, P, CHUNK, false);
+        if (overlaps != nullptr) std::copy(P.get(), P + size * CHUNK, overlaps);
+        for (long i = 0; i < size * CHUNK; ++i) P[i] *= D[i];
+    }
+    // x scaled by row: (rows, width) ∘ factor (rows), into `to`.
+    void scaled(const T* x, const T* factor, long width, T* to) const {
+        for (long i = 0; i < size; ++i)
+            for (long d = 0; d < width; ++d) to[i * width + d] = factor[i] * x[i * width + d];
+    }
+    // N ← g_last N + (last ∘ K)ᵀ U.
+    void advance(T* room) {
+        scaled(k, last, K, room);
+        for (long i = 0; i < K * V; ++i) N[i] *= g[size - 1];
+        product<T>(K, V, size, room, 1, K, U, V, N, V, true);
+    }
+};
+
+template <class T> void forward_head(const Problem& p, long index) {
+    Head<T> head(p, index);
+    Chunk<T> c(p.width, p.value_width);
+    Buffer<T> room(CHUNK * c.K), out(CHUNK * c.V);
+    zero(c.N.get(), c.K * c.V);
+    transpose(head.state(static_cast<const T*>(p.memory)), p.value_width, p.width, p.width, c.N.get(), c.V);
+    long chunks = (p.length + CHUNK - 1) / CHUNK;
+    for (long n = 0; n < chunks; ++n) {
+        if (p.before != nullptr)
+            copy_padded<T>(c.N, c.V, p.width, p.value_width, p.value_width,
+                           static_cast<T*>(p.before) + (index * chunks + n) * p.width * p.value_width);
+        c.read(head, n * CHUNK);
+        c.write();
+        c.score(nullptr);
+        c.scaled(c.q, c.g, c.K, room);
+        product<T>(c.size, c.V, c.K, room, c.K, 1, c.N, c.V, out, c.V, false);
+        for (long i = 0; i < c.size; i += TILE_ROWS) {
+            long count = std::min<long>(TILE_ROWS, c.size - i);
+            strip<T>(count, c.V, i + count, c.P + i * CHUNK, CHUNK, 1, c.U, c.V, out + i * c.V, c.V, true);
+        }
+        copy_padded<T>(out, c.V, c.size, p.value_width, p.value_width,
+                       static_cast<T*>(p.out) + (head.row() + n * CHUNK) * p.value_width);
+        c.advance(room);
+    }
+    transpose<T>(c.N, p.width, p.value_width, c.V, head.state(static_cast<T*>(p.after)), p.width);
+}
+
+// Token after token: the memory (V, K) is read and written once for each.
+template <class T> void step_head(const Problem& p, long index) {
+    using S = Simd<T>;
+    Head<T> head(p, index);
+    T* M = head.state(static_cast<T*>(p.after));
+    const T* memory = head.state(static_cast<const T*>(p.memory));
+    std::copy(memory, memory + p.width * p.value_width, M);
+    long whole = p.width / S::lanes * S::lanes;
+    for (long t = 0; t < p.length; ++t) {
+        T decay = head.born(t) ? T(0) : std::exp(head.rate(t)), beta = head.beta(t);
+        const T *q = head.q(t), *k = head.k(t), *v = head.v(t);
+        for (long e = 0; e < p.value_width; ++e) {
+            T* row = M + e * p.width;
+            typename S::V seen{}, read{};
+            T seen_rest = 0, read_rest = 0;
+            for (long d = 0; d < whole; d += S::lanes) seen += S::load(row + d) * S::load(k + d);
+            for (long d = whole; d < p.width; ++d) seen_rest += row[d] * k[d];
+            T error = beta * (v[e] - decay * (S::sum(seen) + seen_rest));
+            for (long d = 0; d < whole; d += S::lanes) {
+                typename S::V next = decay * S::load(row + d) + error * S::load(k + d);
+                S::store(row + d, next);
+                read += next * S::load(q + d);
+            }
+            for (long d = whole; d < p.width; ++d) {
+                row[d] = decay * row[d] + error * k[d];
+                read_rest += row[d] * q[d];
+            }
+            static_cast<T*>(p.out)[(head.row() + t) * p.value_width + e] = S::sum(read) + read_rest;
+        }
+    }
+}
+
+template <class T> struct Gradients {  // of one chunk
+    Buffer<T> out, U, R, N, N_before, P, A, products, overlaps, k, q, carried, room, turned;
+    Gradients(long K, long V)
+        : out(CHUNK * V), U(CHUNK * V), R(CHUNK * V), N(K * V), N_before(K * V), P(CHUNK * CHUNK), A(CHUNK * CHUNK),
+          products(CHUNK * CHUNK), overlaps(CHUNK * CHUNK), k(CHUNK * K), q(CHUNK * K), carried(CHUNK * K),
+          room(CHUNK * std::max(K, V)), turned(std::max(K, CHUNK) * std::max(V, CHUNK)) {}
+};
+
+// Rows of x · y over `width`, into `to`.
+template <class T> T dot(const T* x, const T* y, long width) {
+    T total = 0;
+    for (long d = 0; d < width; ++d) total += x[d] * y[d];
+    return total;
+}
+
+// Gradients of q, k, v, R, A, P of the chunk at token t, and of the memory before it in place of that after it.
+template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradients<T>& d, long t) {
+    const Problem& p = head.p;
+    long size = c.size, K = c.K, V = c.V;
+    c.write();
+    product<T>(size, CHUNK, K, c.k, K, 1, c.k_turned, CHUNK, d.products, CHUNK, false);
+    c.score(d.overlaps);
+    copy_padded(static_cast<const T*>(p.grad_out) + (head.row() + t) * p.value_width, p.value_width, size, p.value_width, V,
+                d.out.get());
+    product<T>(size, V, size, c.P, 1, CHUNK, d.out, V, d.U, V, false);   // grad U = Pᵀ dO + (last ∘ K) dN
+    c.scaled(c.k, c.last, K, d.room);
+    product<T>(size, V, K, d.room, K, 1, d.N, V, d.U, V, true);
+    std::copy(d.U.get(), d.U + size * V, d.R.get());
+    c.solve_turned(d.R);
+    zero(d.turned.get(), V * CHUNK);
+    transpose<T>(c.U, size, V, V, d.turned, CHUNK);
+    product<T>(size, CHUNK, V, d.R, V, 1, d.turned, CHUNK, d.A, CHUNK, false);
+    product<T>(size, CHUNK, V, d.out, V, 1, d.turned, CHUNK, d.P, CHUNK, false);
+    for (long i = 0; i < size; ++i)
+        for (long s = 0; s < CHUNK; ++s) {
+            d.A[i * CHUNK + s] *= s < i ? -c.D[i * CHUNK + s] : T(0);
+            d.P[i * CHUNK + s] *= c.D[i * CHUNK + s];
+        }
+}
+
+// Gradients of beta and of the log decays, after `backward_chunk`. Sums stay inside a document.
+template <class T> void backward_rates(const Head<T>& head, const Chunk<T>& c, const Gradients<T>& d, const T* entered, long t) {
+    const Problem& p = head.p;
+    long size = c.size, K = c.K, V = c.V;
+    Buffer<T> since(CHUNK), read(CHUNK * V), below(CHUNK);
+    product<T>(size, V, K, c.q, K, 1, c.N, V, read, V, false);
+    for (long i = 0; i < size; ++i) {
+        T errors = 0;
+        for (long e = 0; e < V; ++e) errors += d.R[i * V + e] * (c.v[i * V + e] - c.g[i] * c.held[i * V + e]);
+        static_cast<T*>(p.grad_beta)[head.row() + t + i] = errors + dot<T>(d.A + i * CHUNK, d.products + i * CHUNK, i);
+        since[i] = c.g[i] * dot<T>(d.out + i * V, read + i * V, V) - dot<T>(entered + i * V, c.held + i * V, V);
+    }
+    since[size - 1] += c.g[size - 1] * dot<T>(d.N, c.N, K * V);
+    zero(below.get(), CHUNK);  // below[s]: Σ over p ≥ the row at hand of what depends on D[p, s]
+    T later = 0;
+    for (long i = size - 1; i >= 0; --i) {
+        later += since[i];
+        T spanning = 0;
+        for (long s = 0; s < i; ++s) {
+            long at = i * CHUNK + s;
+            below[s] += d.P[at] * d.overlaps[at] + c.beta[i] * d.A[at] * d.products[at];
+            if (i == size - 1) below[s] += c.last[s] * dot<T>(c.k + s * K, d.carried + s * K, K);
+            spanning += below[s];
+        }
+        static_cast<T*>(p.grad_decay)[head.row() + t + i] = spanning + later;
+    }
+}
+
+template <class T> void backward_head(const Problem& p, long index) {
+    Head<T> head(p, index);
+    Chunk<T> c(p.width, p.value_width);
+    long K = c.K, V = c.V, chunks = (p.length + CHUNK - 1) / CHUNK;
+    Gradients<T> d(K, V);
+    Buffer<T> N_turned(K * V), entered(CHUNK * V), mixed(CHUNK * CHUNK);
+    zero(d.N.get(), K * V), zero(c.N.get(), K * V);
+    transpose(head.state(static_cast<const T*>(p.grad_after)), p.value_width, p.width, p.width, d.N.get(), V);
+    for (long n = chunks - 1; n >= 0; --n) {
+        long t = n * CHUNK;
+        copy_padded(static_cast<const T*>(p.before) + (index * chunks + n) * p.width * p.value_width, p.value_width, p.width,
+                    p.value_width, V, c.N.get());
+        c.read(head, t);
+        backward_chunk(head, c, d, t);
+        long size = c.size;
+        for (long i = 0; i < size; ++i)
+            for (long e = 0; e < V; ++e) {
+                T error = c.beta[i] * d.R[i * V + e];
+                if (e < p.value_width) static_cast<T*>(p.grad_v)[(head.row() + t + i) * p.value_width + e] = error;
+                entered[i * V + e] = c.g[i] * error;
+            }
+        for (long i = 0; i < size; ++i)
+            for (long s = 0; s < CHUNK; ++s) mixed[i * CHUNK + s] = c.beta[i] * d.A[i * CHUNK + s];
+        transpose<T>(d.N, K, V, V, d.turned, K);                                    // carried = U dNᵀ
+        product<T>(size, K, V, c.U, V, 1, d.turned, K, d.carried, K, false);
+        transpose<T>(c.N, K, V, V, N_turned, K);
+        c.scaled(d.out, c.g, V, d.room);                                            // grad q = dP K + (g ∘ dO) Nᵀ
+        product<T>(size, K, V, d.room, V, 1, N_turned, K, d.q, K, false);
+        product<T>(size, K, size, d.P, CHUNK, 1, c.k, K, d.q, K, true);
+        for (long i = 0; i < size * V; ++i) entered[i] = -entered[i];
+        product<T>(size, K, V, entered, V, 1, N_turned, K, d.k, K, false);          // grad k, term by term
+        product<T>(size, K, size, d.P, 1, CHUNK, c.q, K, d.k, K, true);
+        product<T>(size, K, size, mixed, CHUNK, 1, c.k, K, d.k, K, true);
+        product<T>(size, K, size, mixed, 1, CHUNK, c.k, K, d.k, K, true);
+        for (long i = 0; i < size; ++i)
+            for (long j = 0; j < K; ++j) d.k[i * K + j] += c.last[i] * d.carried[i * K + j];
+        long at = (head.row() + t) * p.width;
+        copy_padded<T>(d.q, K, size, p.width, p.width, static_cast<T*>(p.grad_q) + at);
+        copy_padded<T>(d.k, K, size, p.width, p.width, static_cast<T*>(p.grad_k) + at);
+        for (long i = 0; i < K * V; ++i) d.N_before[i] = c.g[size - 1] * d.N[i];
+        product<T>(K, V, size, c.q, 1, K, d.room, V, d.N_before, V, true);          // + qᵀ (g ∘ dO) − Kᵀ entered
+        product<T>(K, V, size, c.k, 1, K, entered, V, d.N_before, V, true);
+        for (long i = 0; i < size * V; ++i) entered[i] = -entered[i];
+        backward_rates(head, c, d, entered.get(), t);
+        std::copy(d.N_before.get(), d.N_before + K * V, d.N.get());
+    }
+    transpose<T>(d.N, p.width, p.value_width, V, head.state(static_cast<T*>(p.grad_memory)), p.width);
+}
+
+template <class T> void forward(const Problem& p) {
+    bool few = p.length <= FEW_TOKENS && p.before == nullptr;
+    long heads = p.batch * p.heads, work = heads * p.length * p.width * p.value_width;
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (work > 65536)
+    for (long i = 0; i < heads; ++i) few ? step_head<T>(p, i) : forward_head<T>(p, i);
+}
+template <class T> void backward(const Problem& p) {
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic)
+    for (long i = 0; i < p.batch * p.heads; ++i) backward_head<T>(p, i);
+}
+}  // namespace
+
+#define EXPORT(NAME, T)                                                           \
+    extern "C" void delta_forward_##NAME(const Problem* p) { forward<T>(*p); }    \
+    extern "C" void delta_backward_##NAME(const Problem* p) { backward<T>(*p); }
+EXPORT(float32, float)
+EXPORT(float64, double)

@@ -1,0 +1,404 @@
+// Streamed attention statistics (ops/polar/reference.py) with the scores of one block of queries and keys at a time in
+// the second-level cache. Query rows that share a key/value head are worked on together, position-major: row = query ×
+// group + head. Each row sees the keys first ≤ s < last, an interval that never moves back along the queries.
+#include "simd.h"
+
+namespace {
+
+struct Problem {  // what ops/polar/native.py hands over; strides in elements, the last axis contiguous
+    int64_t batch, heads, groups, queries, width;
+    int64_t q_batch, q_head, q_query, k_batch, k_head, k_key, v_batch, v_head, v_key;
+    int64_t scale_batch, scale_head, scale_query;
+    const void *q, *k, *v, *scale;
+    const int32_t *first, *last;             // (B, T)
+    void *S, *L, *Q, *M;                     // (B, H, T, K) and (B, H, T); gradients of the first three in the backward
+    void *grad_q, *grad_k, *grad_v;          // grad_q of the scaled products: not yet times the scale; (…) contiguous
+    int64_t keys, threads;
+};
+
+constexpr long KEY_BLOCK = 256, ROW_BLOCK = 144, SPLIT_KEYS = 512, FEW_ROWS = 16;
+
+template <class T> struct Block {  // of one key/value head: what the rows of a query block are and see
+    const Problem& p;
+    long b, g, group, from, to;    // queries [from, to)
+    long rows() const { return (to - from) * group; }
+    long first(long row) const { return p.first[b * p.queries + from + row / group]; }
+    long last(long row) const { return p.last[b * p.queries + from + row / group]; }
+    long at(long row) const { return (b * p.heads + g * group + row % group) * p.queries + from + row / group; }
+    T scale(long row) const {
+        return static_cast<const T*>(p.scale)[b * p.scale_batch + (g * group + row % group) * p.scale_head +
+                                              (from + row / group) * p.scale_query];
+    }
+};
+
+constexpr double LOG2E = 1.4426950408889634;
+
+template <class T, class E> const E* query(const Problem& p, long b, long h, long i) {
+    return static_cast<const E*>(p.q) + b * p.q_batch + h * p.q_head + i * p.q_query;
+}
+
+// Scaled query rows (rows, wide), zero beyond the width.
+template <class T, class E> void gather_queries(const Block<T>& block, T factor, T* rows, long wide) {
+    const Problem& p = block.p;
+    for (long r = 0; r < block.rows(); ++r) {
+        const E* q = query<T, E>(p, block.b, block.g * block.group + r % block.group, block.from + r / block.group);
+        T scale = block.scale(r) * factor;
+        for (long d = 0; d < wide; ++d) rows[r * wide + d] = d < p.width ? T(q[d]) * scale : T(0);
+    }
+}
+
+// Keys [from, to) as panels (panels, wide, panel): the columns of a panel are neighbouring keys.
+template <class T, class E> void transpose(const E* x, long stride, long from, long to, long width, long wide, T* out) {
+    constexpr long panel = Simd<T>::panel;
+    for (long s = from; s < to; s += panel, out += wide * panel)
+        for (long d = 0; d < wide; ++d)
+            for (long j = 0; j < panel; ++j)
+                out[d * panel + j] = d < width && s + j < to ? T(x[(s + j) * stride + d]) : T(0);
+}
+
+template <class T, class E> void copy_rows(const E* x, long stride, long from, long to, long width, long wide, T* out) {
+    for (long s = from; s < to; ++s, out += wide)
+        for (long d = 0; d < wide; ++d) out[d] = d < width ? T(x[s * stride + d]) : T(0);
+}
+
+// The columns of a block of keys [j, j + size) that rows [row, row + count) see: relative to j.
+template <class T> struct Span {
+    long from, to;
+    Span(const Block<T>& block, long row, long count, long j, long size)
+        : from(std::clamp(block.first(row) - j, 0L, size)), to(std::clamp(block.last(row + count - 1) - j, 0L, size)) {}
+};
+
+// a = q kᵀ of a strip of at most six rows over the panels of its span.
+template <class T>
+void score_strip(const T* q, long count, long wide, const T* panels, Span<T> span, T* a, long a_row) {
+    constexpr long panel = Simd<T>::panel;
+    for (long c = span.from / panel; c * panel < span.to; ++c)
+        strip<T>(count, panel, wide, q, wide, 1, panels + c * wide * panel, panel, a + c * panel, a_row, false);
+}
+
+template <class T> struct Sums {
+    T top, sum, squares;
+};
+
+// In place a → 2^(a − top) over the columns [from, to) that a row sees, zero elsewhere in [low, high). `sums` is updated
+// to the new maximum; returns the factor by which what was read before must shrink.
+template <class T> T soften(T* a, long from, long to, long low, long high, Sums<T>& sums) {
+    using S = Simd<T>;
+    constexpr long lanes = S::lanes;
+    for (long j = low; j < from; ++j) a[j] = T(-1e30);
+    for (long j = std::max(to, low); j < high; ++j) a[j] = T(-1e30);
+    typename S::V best = S::load(a + low);
+    for (long j = low + lanes; j < high; j += lanes) {
+        typename S::V x = S::load(a + j);
+        best = x > best ? x : best;
+    }
+    T top = std::max(sums.top, S::max(best));
+    typename S::V sum{}, squares{};
+    for (long j = low; j < high; j += lanes) {
+        typename S::V x = exp2_of(S::load(a + j) - top);
+        S::store(a + j, x);
+        sum += x;
+        squares += x * x;
+    }
+    T shrink = exp2_of_one(sums.top - top);
+    sums = {top, sums.sum * shrink + S::sum(sum), sums.squares * shrink * shrink + S::sum(squares)};
+    return shrink;
+}
+
+template <class T> void zero(T* x, long size) { std::fill(x, x + size, T(0)); }
+
+// One block of queries against all the keys it sees. panels and values begin at key `base`.
+template <class T>
+void attend(const Block<T>& block, const T* q, const T* panels, const T* values, long base, long wide, T* a, T* S,
+            Sums<T>* sums) {
+    constexpr long lanes = Simd<T>::lanes, panel = Simd<T>::panel;
+    long rows = block.rows();
+    zero(S, rows * wide);
+    std::fill(sums, sums + rows, Sums<T>{T(-1e30), 0, 0});
+    long begin = base + (block.first(0) - base) / panel * panel;
+    for (long j = begin; j < block.last(rows - 1); j += KEY_BLOCK)
+        for (long r = 0; r < rows; r += TILE_ROWS) {
+            long count = std::min<long>(TILE_ROWS, rows - r);
+            Span<T> span(block, r, count, j, KEY_BLOCK);
+            if (span.from >= span.to) continue;
+            long low = span.from / lanes * lanes, high = (span.to + lanes - 1) / lanes * lanes;
+            score_strip(q + r * wide, count, wide, panels + (j - base) * wide, span, a, KEY_BLOCK);
+            for (long i = r; i < r + count; ++i) {
+                T* row = a + (i - r) * KEY_BLOCK;
+                Span<T> seen(block, i, 1, j, KEY_BLOCK);
+                if (seen.from >= seen.to) {
+                    zero(row + low, high - low);
+                    continue;
+                }
+                T shrink = soften(row, seen.from, seen.to, low, high, sums[i]);
+                if (shrink != T(1))
+                    for (long d = 0; d < wide; ++d) S[i * wide + d] *= shrink;
+            }
+            strip<T>(count, wide, high - low, a + low, KEY_BLOCK, 1,
+                     values + (j - base + low) * wide, wide, S + r * wide, wide, true);
+        }
+}
+
+template <class T> void put(const Block<T>& block, const T* S, const Sums<T>* sums, long wide) {
+    const Problem& p = block.p;
+    for (long r = 0; r < block.rows(); ++r) {
+        long at = block.at(r);
+        std::copy(S + r * wide, S + r * wide + p.width, static_cast<T*>(p.S) + at * p.width);
+        static_cast<T*>(p.L)[at] = sums[r].sum;
+        static_cast<T*>(p.Q)[at] = sums[r].squares;
+        static_cast<T*>(p.M)[at] = T(sums[r].top / LOG2E);
+    }
+}
+
+template <class T, class E> struct Head {  // one key/value head: its sizes, and the keys that any query sees
+    const Problem& p;
+    long b, g, group, wide, from, to;
+    Head(const Problem& p, long index)
+        : p(p), b(index / p.groups), g(index % p.groups), group(p.heads / p.groups), wide(padded<T>(p.width)),
+          from(p.first[b * p.queries]), to(p.last[b * p.queries + p.queries - 1]) {}
+    const E* key(long s) const { return static_cast<const E*>(p.k) + b * p.k_batch + g * p.k_head + s * p.k_key; }
+    const E* value(long s) const { return static_cast<const E*>(p.v) + b * p.v_batch + g * p.v_head + s * p.v_key; }
+    long room() const { return (to - from + KEY_BLOCK) * wide; }  // a block that begins at the last key stays inside
+    Block<T> block(long i, long step) const { return {p, b, g, group, i * step, std::min((i + 1) * step, long(p.queries))}; }
+
+    template <class Work> void in_stretches(Work work) const {
+        constexpr long stretch = 1024;
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+        for (long s = from; s < to; s += stretch) work(s, std::min(s + stretch, to), (s - from) * wide);
+    }
+};
+
+template <class T, class E> void forward_head(const Problem& p, long index) {
+    Head<T, E> head(p, index);
+    long wide = head.wide, step = std::max(1L, ROW_BLOCK / head.group), blocks = (p.queries + step - 1) / step;
+    Buffer<T> panels(head.room()), values(head.room());
+    head.in_stretches([&](long s, long e, long at) {
+        transpose<T, E>(head.key(0), p.k_key, s, e, p.width, wide, panels + at);
+        copy_rows<T, E>(head.value(0), p.v_key, s, e, p.width, wide, values + at);
+    });
+    zero(values + (head.to - head.from) * wide, KEY_BLOCK * wide);
+#pragma omp parallel num_threads(p.threads)
+    {
+        Buffer<T> q(step * head.group * wide), S(step * head.group * wide), a(TILE_ROWS * KEY_BLOCK);
+        Buffer<Sums<T>> sums(step * head.group);
+#pragma omp for schedule(dynamic)
+        for (long i = blocks - 1; i >= 0; --i) {
+            Block<T> block = head.block(i, step);
+            gather_queries<T, E>(block, T(LOG2E), q, wide);
+            attend<T>(block, q, panels, values, head.from, wide, a, S, sums);
+            put<T>(block, S, sums, wide);
+        }
+    }
+}
+
+// Few query rows, many keys: keys are read once, in splits that threads share; `merge` joins the splits exactly.
+template <class T, class E> void forward_split(const Head<T, E>& head, const T* q, long s, long e, T* a, T* S, Sums<T>* sums) {
+    using V = Simd<T>;
+    Block<T> block = head.block(0, head.p.queries);
+    long rows = block.rows(), wide = head.wide, width = head.p.width;
+    zero(S, rows * wide);
+    for (long r = 0; r < rows; ++r) sums[r] = {T(-1e30), 0, 0};
+    long whole = width % V::lanes == 0 ? width : 0;
+    for (long j = s; j < e; ++j) {
+        const E* k = head.key(j);
+        for (long r = 0; r < rows; ++r) {
+            typename V::V dot{};
+            for (long d = 0; d < whole; d += V::lanes) dot += V::load(q + r * wide + d) * widen(k + d);
+            T rest = V::sum(dot);
+            for (long d = whole; d < width; ++d) rest += q[r * wide + d] * T(k[d]);
+            a[r * SPLIT_KEYS + j - s] = rest;
+        }
+    }
+    for (long r = 0; r < rows; ++r) {
+        Span<T> seen(block, r, 1, s, e - s);
+        long high = padded<T>(e - s);
+        if (seen.from < seen.to) soften(a + r * SPLIT_KEYS, seen.from, seen.to, 0, high, sums[r]);
+        else zero(a + r * SPLIT_KEYS, high);
+    }
+    for (long j = s; j < e; ++j) {
+        const E* v = head.value(j);
+        for (long r = 0; r < rows; ++r) {
+            T weight = a[r * SPLIT_KEYS + j - s];
+            for (long d = 0; d < whole; d += V::lanes) V::store(S + r * wide + d, V::load(S + r * wide + d) + weight * widen(v + d));
+            for (long d = whole; d < width; ++d) S[r * wide + d] += weight * T(v[d]);
+        }
+    }
+}
+
+template <class T> void merge(T* S, Sums<T>& sums, const T* other_S, const Sums<T>& other, long wide) {
+    T top = std::max(sums.top, other.top), mine = exp2_of_one(sums.top - top), theirs = exp2_of_one(other.top - top);
+    for (long d = 0; d < wide; ++d) S[d] = S[d] * mine + other_S[d] * theirs;
+    sums = {top, sums.sum * mine + other.sum * theirs, sums.squares * mine * mine + other.squares * theirs * theirs};
+}
+
+template <class T, class E> void forward_few(const Problem& p) {
+    long heads = p.batch * p.groups, rows = p.queries * p.heads / p.groups, wide = padded<T>(p.width);
+    long splits = 1;
+    for (long i = 0; i < heads; ++i) {
+        Head<T, E> head(p, i);
+        splits = std::max(splits, (head.to - head.from + SPLIT_KEYS - 1) / SPLIT_KEYS);
+    }
+    Buffer<T> S(heads * splits * rows * wide), q(heads * rows * wide);
+    Buffer<Sums<T>> sums(heads * splits * rows);
+#pragma omp parallel num_threads(p.threads) if (splits * heads > 1)
+    {
+        Buffer<T> a(rows * SPLIT_KEYS);
+#pragma omp for
+        for (long i = 0; i < heads; ++i)
+            gather_queries<T, E>(Head<T, E>(p, i).block(0, p.queries), T(LOG2E), q + i * rows * wide, wide);
+#pragma omp for collapse(2) schedule(static)
+        for (long i = 0; i < heads; ++i)
+            for (long c = 0; c < splits; ++c) {
+                Head<T, E> head(p, i);
+                long s = std::min(head.from + c * SPLIT_KEYS, head.to), e = std::min(s + SPLIT_KEYS, head.to);
+                long at = (i * splits + c) * rows;
+                forward_split<T, E>(head, q + i * rows * wide, s, e, a, S + at * wide, sums + at);
+            }
+#pragma omp for
+        for (long i = 0; i < heads; ++i) {
+            long at = i * splits * rows;
+            for (long c = 1; c < splits; ++c)
+                for (long r = 0; r < rows; ++r)
+                    merge<T>(S + (at + r) * wide, sums[at + r], S + (at + c * rows + r) * wide, sums[at + c * rows + r], wide);
+            put<T>(Head<T, E>(p, i).block(0, p.queries), S + at * wide, sums + at, wide);
+        }
+    }
+}
+
+template <class T, class E> void forward(const Problem& p) {
+    if (p.queries * p.heads / p.groups <= FEW_ROWS) return forward_few<T, E>(p);
+    long heads = p.batch * p.groups;
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (heads >= p.threads)
+    for (long i = 0; i < heads; ++i) forward_head<T, E>(p, i);
+}
+
+template <class T> struct Rows {  // of all queries of one key/value head, gathered once for the backward pass
+    Buffer<T> q, grad_S, grad_L, grad_Q, top;
+    Rows(const Block<T>& all, long wide)
+        : q(all.rows() * wide), grad_S(all.rows() * wide), grad_L(all.rows()), grad_Q(all.rows()), top(all.rows()) {
+        const Problem& p = all.p;
+        for (long r = 0; r < all.rows(); ++r) {
+            long at = all.at(r);
+            const T* from = static_cast<const T*>(p.S) + at * p.width;
+            for (long d = 0; d < wide; ++d) grad_S[r * wide + d] = d < p.width ? from[d] : T(0);
+            grad_L[r] = static_cast<const T*>(p.L)[at];
+            grad_Q[r] = 2 * static_cast<const T*>(p.Q)[at];
+            top[r] = static_cast<const T*>(p.M)[at] * T(LOG2E);
+        }
+    }
+};
+
+// p = 2^(a − top) in place of a, and da = p (dp + grad_L + 2 grad_Q p) in place of dp, zero where the row sees nothing.
+template <class T> void differentiate(T* a, T* da, Span<T> seen, long low, long high, T top, T grad_L, T grad_Q) {
+    using S = Simd<T>;
+    for (long j = low; j < std::min(seen.from, high); ++j) a[j] = T(-1e30);
+    for (long j = std::max(seen.to, low); j < high; ++j) a[j] = T(-1e30);
+    for (long j = low; j < high; j += S::lanes) {
+        typename S::V x = exp2_of(S::load(a + j) - top);
+        S::store(a + j, x);
+        S::store(da + j, x * (S::load(da + j) + grad_L + grad_Q * x));
+    }
+}
+
+template <class T> struct Gradients {  // of one block of keys (KEY_BLOCK, wide), and room for a block of scores
+    Buffer<T> k, v, weights, da;
+    explicit Gradients(long wide)
+        : k(KEY_BLOCK * wide), v(KEY_BLOCK * wide), weights(ROW_BLOCK * KEY_BLOCK), da(ROW_BLOCK * KEY_BLOCK) {}
+};
+
+template <class T, class E>
+void backward_keys(const Head<T, E>& head, const Rows<T>& rows, const T* k_panels, const T* v_panels, const T* keys, long j,
+                   Gradients<T>& grads, T* grad_q) {
+    constexpr long lanes = Simd<T>::lanes;
+    const Problem& p = head.p;
+    Block<T> all = head.block(0, p.queries);
+    long wide = head.wide, size = std::min(KEY_BLOCK, head.to - j), high_end = padded<T>(size);
+    zero<T>(grads.k, KEY_BLOCK * wide), zero<T>(grads.v, KEY_BLOCK * wide);
+    const int32_t *first = p.first + head.b * p.queries, *last = p.last + head.b * p.queries;
+    long begin = (std::upper_bound(last, last + p.queries, int32_t(j)) - last) * head.group;
+    long end = (std::lower_bound(first, first + p.queries, int32_t(j + size)) - first) * head.group;
+    for (long r0 = begin; r0 < end; r0 += ROW_BLOCK) {
+        long stop = std::min(r0 + ROW_BLOCK, end), least = high_end, most = 0;
+        for (long r = r0; r < stop; r += TILE_ROWS) {
+            long count = std::min<long>(TILE_ROWS, stop - r);
+            Span<T> span(all, r, count, j, size);
+            least = std::min(least, span.from / lanes * lanes), most = std::max(most, padded<T>(span.to));
+        }
+        for (long r = r0; r < stop; r += TILE_ROWS) {
+            long count = std::min<long>(TILE_ROWS, stop - r);
+            Span<T> span(all, r, count, j, size);
+            T *weights = grads.weights + (r - r0) * KEY_BLOCK, *da = grads.da + (r - r0) * KEY_BLOCK;
+            score_strip<T>(rows.q + r * wide, count, wide, k_panels + (j - head.from) * wide, span, weights, KEY_BLOCK);
+            score_strip<T>(rows.grad_S + r * wide, count, wide, v_panels + (j - head.from) * wide, span, da, KEY_BLOCK);
+            long low = span.from / lanes * lanes, high = padded<T>(span.to);
+            for (long i = r; i < r + count; ++i) {
+                T *w = weights + (i - r) * KEY_BLOCK, *d = da + (i - r) * KEY_BLOCK;
+                differentiate<T>(w, d, Span<T>(all, i, 1, j, size), low, high, rows.top[i], rows.grad_L[i], rows.grad_Q[i]);
+                zero(w + least, low - least), zero(d + least, low - least);
+                zero(w + high, most - high), zero(d + high, most - high);
+            }
+            strip<T>(count, wide, high - low, da + low, KEY_BLOCK, 1, keys + (j - head.from + low) * wide, wide,
+                     grad_q + r * wide, wide, true);
+        }
+        product<T>(most - least, wide, stop - r0, grads.weights + least, 1, KEY_BLOCK, rows.grad_S + r0 * wide, wide,
+                   grads.v + least * wide, wide, true);
+        product<T>(most - least, wide, stop - r0, grads.da + least, 1, KEY_BLOCK, rows.q + r0 * wide, wide,
+                   grads.k + least * wide, wide, true);
+    }
+    for (long s = j; s < j + size; ++s) {
+        long at = ((head.b * p.groups + head.g) * p.keys + s) * p.width;
+        for (long d = 0; d < p.width; ++d) {
+            static_cast<T*>(p.grad_k)[at + d] = grads.k[(s - j) * wide + d] / T(LOG2E);
+            static_cast<T*>(p.grad_v)[at + d] = grads.v[(s - j) * wide + d];
+        }
+    }
+}
+
+template <class T, class E> void backward_head(const Problem& p, long index, long splits) {
+    Head<T, E> head(p, index);
+    Block<T> all = head.block(0, p.queries);
+    long wide = head.wide, size = all.rows() * wide;
+    Rows<T> rows(all, wide);
+    gather_queries<T, E>(all, T(LOG2E), rows.q, wide);
+    Buffer<T> k_panels(head.room()), v_panels(head.room()), keys(head.room()), grad_q(splits * size);
+    head.in_stretches([&](long s, long e, long at) {
+        transpose<T, E>(head.key(0), p.k_key, s, e, p.width, wide, k_panels + at);
+        transpose<T, E>(head.value(0), p.v_key, s, e, p.width, wide, v_panels + at);
+        copy_rows<T, E>(head.key(0), p.k_key, s, e, p.width, wide, keys + at);
+    });
+    zero(keys + (head.to - head.from) * wide, KEY_BLOCK * wide);
+    zero<T>(grad_q, splits * size);
+#pragma omp parallel for num_threads(p.threads) schedule(static, 1)
+    for (long c = 0; c < splits; ++c) {
+        Gradients<T> grads(wide);
+        for (long j = head.from + c * KEY_BLOCK; j < head.to; j += splits * KEY_BLOCK)
+            backward_keys<T, E>(head, rows, k_panels, v_panels, keys, j, grads, grad_q + c * size);
+    }
+    for (long r = 0; r < all.rows(); ++r)
+        for (long d = 0; d < p.width; ++d) {
+            T total = 0;
+            for (long c = 0; c < splits; ++c) total += grad_q[c * size + r * wide + d];
+            static_cast<T*>(p.grad_q)[all.at(r) * p.width + d] = total;
+        }
+}
+
+template <class T, class E> void backward(const Problem& p) {
+    long heads = p.batch * p.groups, splits = heads >= p.threads ? 1 : p.threads;
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (splits == 1)
+    for (long i = 0; i < heads; ++i) backward_head<T, E>(p, i, splits);
+}
+}  // namespace
+
+#define EXPORT(NAME, T, E)                                                                     \
+    extern "C" void polar_forward_##NAME(const Problem* p) { forward<T, E>(*p); }              \
+    extern "C" void polar_backward_##NAME(const Problem* p) { backward<T, E>(*p); }
+EXPORT(float32, float, float)
+EXPORT(float64, double, double)
+EXPORT(bfloat16, float, bfloat16)
+
+extern "C" int64_t vector_bytes() { return VECTOR_BYTES; }
+#ifdef _OPENMP
+extern "C" int64_t threaded() { return 1; }
+#else
+extern "C" int64_t threaded() { return 0; }
+#endif

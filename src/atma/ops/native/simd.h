@@ -1,0 +1,140 @@
+// Vectors, matrix products and exponentials for the compiled CPU kernels: GCC and Clang vector extensions, so one source
+// serves AVX-512, AVX2 and NEON at the width of the machine it is compiled on. T is float or double throughout.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4;
+#elif defined(__AVX2__)
+constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 2;
+#else
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4;
+#endif
+constexpr int TILE_ROWS = 6;  // TILE_ROWS × TILE_VECTORS sums stay in registers
+
+template <class T> struct Simd {
+    static constexpr int lanes = VECTOR_BYTES / sizeof(T);
+    static constexpr int panel = TILE_VECTORS * lanes;  // columns of one tile
+    using Word = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    typedef T V __attribute__((vector_size(VECTOR_BYTES)));
+    typedef T Loose __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+    typedef Word Words __attribute__((vector_size(VECTOR_BYTES)));
+
+    static V load(const T* p) { return *reinterpret_cast<const Loose*>(p); }
+    static void store(T* p, V x) { *reinterpret_cast<Loose*>(p) = x; }
+    static T sum(V x) {
+        for (int width = lanes / 2; width >= 1; width /= 2)
+            for (int i = 0; i < width; ++i) x[i] += x[i + width];
+        return x[0];
+    }
+    static T max(V x) {
+        T top = x[0];
+        for (int i = 1; i < lanes; ++i) top = std::max(top, T(x[i]));
+        return top;
+    }
+};
+
+struct bfloat16 {
+    uint16_t bits;
+    operator float() const {
+        uint32_t wide = uint32_t(bits) << 16;
+        float x;
+        std::memcpy(&x, &wide, 4);
+        return x;
+    }
+};
+
+// One vector of T from storage of another type.
+template <class T> inline typename Simd<T>::V widen(const T* p) { return Simd<T>::load(p); }
+inline Simd<float>::V widen(const bfloat16* p) {
+    constexpr int bytes = VECTOR_BYTES / 2;
+    typedef uint16_t Half __attribute__((vector_size(bytes), aligned(2), may_alias));
+    typedef uint32_t Wide __attribute__((vector_size(VECTOR_BYTES)));
+    return (Simd<float>::V)(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Wide) << 16);
+}
+
+// 2^x for x ≤ 0, exactly 0 below the smallest normal exponent. Float: relative error 2e-7 (degree 6 on [−½, ½]).
+inline Simd<float>::V exp2_of(Simd<float>::V x) {
+    using S = Simd<float>;
+    const float magic = 12582912.0f;  // adding it rounds to an integer, which then stands in the low bits
+    S::V t = x + magic, f = x - (t - magic);
+    S::V y = 1.535336188319500e-4f * f + 1.339887440266574e-3f;
+    y = y * f + 9.618437357674640e-3f;
+    y = y * f + 5.550332471162809e-2f;
+    y = y * f + 2.402264791363012e-1f;
+    y = y * f + 6.931472028550421e-1f;
+    y = y * f + 1.0f;
+    S::V power = (S::V)((S::Words)y + ((S::Words)t << 23));
+    return x > -126.0f ? power : S::V{};
+}
+inline Simd<double>::V exp2_of(Simd<double>::V x) {
+    for (int i = 0; i < Simd<double>::lanes; ++i) x[i] = x[i] > -1022.0 ? std::exp2(x[i]) : 0.0;
+    return x;
+}
+
+template <class T> inline T exp2_of_one(T x) { return x > T(sizeof(T) == 4 ? -126 : -1022) ? std::exp2(x) : T(0); }
+
+// C (ROWS, VECTORS·lanes) += or = A (ROWS, depth) · B (depth, VECTORS·lanes), A with any strides.
+template <class T, int ROWS, int VECTORS>
+inline void tile(const T* a, long a_row, long a_depth, const T* b, long b_depth, T* c, long c_row, long depth, bool add) {
+    using S = Simd<T>;
+    typename S::V sums[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < VECTORS; ++j) sums[r][j] = add ? S::load(c + r * c_row + j * S::lanes) : typename S::V{};
+    for (long d = 0; d < depth; ++d, a += a_depth, b += b_depth) {
+        typename S::V right[VECTORS];
+        for (int j = 0; j < VECTORS; ++j) right[j] = S::load(b + j * S::lanes);
+        for (int r = 0; r < ROWS; ++r)
+            for (int j = 0; j < VECTORS; ++j) sums[r][j] += a[r * a_row] * right[j];
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < VECTORS; ++j) S::store(c + r * c_row + j * S::lanes, sums[r][j]);
+}
+
+template <class T, int VECTORS>
+inline void some_rows(long rows, const T* a, long a_row, long a_depth, const T* b, long b_depth, T* c, long c_row,
+                      long depth, bool add) {
+    switch (rows) {
+        case 6: return tile<T, 6, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
+        case 5: return tile<T, 5, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
+        case 4: return tile<T, 4, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
+        case 3: return tile<T, 3, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
+        case 2: return tile<T, 2, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
+        case 1: return tile<T, 1, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
+    }
+}
+
+// C (rows ≤ 6, columns) += or = A · B; columns is a multiple of the lanes.
+template <class T>
+inline void strip(long rows, long columns, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
+                  T* c, long c_row, bool add) {
+    constexpr int lanes = Simd<T>::lanes, panel = Simd<T>::panel;
+    long j = 0;
+    for (; j + panel <= columns; j += panel)
+        some_rows<T, TILE_VECTORS>(rows, a, a_row, a_depth, b + j, b_depth, c + j, c_row, depth, add);
+    for (; j < columns; j += lanes) some_rows<T, 1>(rows, a, a_row, a_depth, b + j, b_depth, c + j, c_row, depth, add);
+}
+
+template <class T>
+inline void product(long rows, long columns, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
+                    T* c, long c_row, bool add) {
+    for (long i = 0; i < rows; i += TILE_ROWS)
+        strip<T>(std::min<long>(TILE_ROWS, rows - i), columns, depth, a + i * a_row, a_row, a_depth, b, b_depth,
+                 c + i * c_row, c_row, add);
+}
+
+template <class T> inline long padded(long width) { return (width + Simd<T>::lanes - 1) / Simd<T>::lanes * Simd<T>::lanes; }
+
+// Uninitialised, aligned, freed at the end of its scope.
+template <class T> struct Buffer {
+    std::unique_ptr<T, decltype(&std::free)> held;
+    explicit Buffer(long size)
+        : held(static_cast<T*>(std::aligned_alloc(64, (std::max<long>(size, 1) * sizeof(T) + 63) / 64 * 64)), &std::free) {}
+    T* get() const { return held.get(); }
+    operator T*() const { return held.get(); }
+};

@@ -1,0 +1,61 @@
+"""The streamed statistics by the compiled kernel (ops/native/polar.cpp): float32, float64 and bfloat16, on the CPU."""
+
+import torch
+from torch import Tensor
+
+from atma.ops import native
+from atma.ops.backend import recording
+from atma.ops.polar.operator import operator
+
+
+def statistics(
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The reference's arguments and results. bfloat16 is read as it is; sums are float32."""
+    return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    S = torch.empty(q.shape, dtype=scale.dtype)
+    L, Q, M = (torch.empty(q.shape[:-1], dtype=scale.dtype) for _ in range(3))
+    _call("polar_forward", (q, k, v, scale, first, last), (S, L, Q, M), (None, None, None))
+    return S, L, Q, M
+
+
+def _backward(
+    grad_S: Tensor,
+    grad_L: Tensor,
+    grad_Q: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: Tensor,
+    M: Tensor,
+    first: Tensor,
+    last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_q = torch.empty(q.shape, dtype=M.dtype)
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=M.dtype) for x in (k, v))
+    given = tuple(x.contiguous() for x in (grad_S, grad_L, grad_Q, M))
+    _call("polar_backward", (q, k, v, scale, first, last), given, (grad_q, grad_k, grad_v))
+    grad_scale = (grad_q * q).sum(-1)
+    return grad_q.mul_(scale.unsqueeze(-1)).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_scale
+
+
+def _call(name: str, inputs: tuple[Tensor, ...], rows: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> None:
+    """Hand over a Problem of polar.cpp."""
+    q, k, v, scale, first, last = inputs
+    dtype = torch.promote_types(q.dtype, k.dtype)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    first, last = first.contiguous(), last.contiguous()
+    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3])
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *scale.stride())
+    places = (x.data_ptr() for x in (q, k, v, scale, first, last, *rows))
+    written = (0 if x is None else x.data_ptr() for x in grads)
+    native.call(name, q.dtype, (*sizes, *strides, *places, *written, k.shape[2], torch.get_num_threads()))
+
+
+_operation = operator("atma::attention_statistics_native", _forward, _backward)
