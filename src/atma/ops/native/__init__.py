@@ -1,8 +1,8 @@
 """The compiled CPU kernels: built once a machine with its own C++ compiler, kept in the user's cache, never required.
 
-Sources are the .cpp files here, in plain C++ with vector extensions; nothing of PyTorch is compiled in, so a build takes
-seconds and serves every version of it. Without a compiler, after a failed build, or with ATMA_NATIVE=off, operations
-take their PyTorch path; `status` says why.
+Sources are the .cpp files here, in plain C++ with vector extensions; nothing of PyTorch is compiled in, so a build
+takes seconds and serves every version of it. Without a compiler, after a failed build, or with ATMA_NATIVE=off,
+operations take their PyTorch path; `status` says why.
 """
 
 import ctypes
