@@ -3,8 +3,16 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from atma.ops.dense import gated_square, linear, rms_norm
+
+
+class Linear(nn.Linear):
+    """x · weightᵀ + bias, with the compiled product where few rows are read without gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -16,7 +24,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
+        return rms_norm(x, self.weight.to(x.dtype), self.weight.shape[0], self.epsilon)
 
 
 class MLP(nn.Module):
@@ -24,12 +32,11 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, multiple: int) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(width, 2 * multiple * width)
-        self.out_proj = nn.Linear(multiple * width, width)
+        self.in_proj = Linear(width, 2 * multiple * width)
+        self.out_proj = Linear(multiple * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, g = self.in_proj(x).chunk(2, -1)
-        return self.out_proj(g * F.relu(a).square())
+        return self.out_proj(gated_square(self.in_proj(x)))
 
 
 class Rotary(nn.Module):

@@ -10,13 +10,13 @@ in chunks and decoding token by token are the same call as reading everything at
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
 from atma.layers import MLP, RMSNorm, init_linear
 from atma.mixers import Attention, GatedConv
 from atma.ops import softcap_loss
+from atma.ops.dense import linear
 from atma.ops.loss import softcap
 from atma.state import GlobalState, LocalState, ModelState, capacity
 
@@ -95,9 +95,8 @@ class Model(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) to soft-capped logits (…, vocabulary), float32 or wider."""
         work = torch.promote_types(hidden.dtype, torch.float32)
-        return softcap(
-            F.linear(hidden, self.head.weight.to(hidden.dtype)).to(work) + self.head.bias, self.config.logit_cap
-        )
+        raw = linear(hidden, self.head.weight.to(hidden.dtype), None).to(work) + self.head.bias
+        return softcap(raw, self.config.logit_cap)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per token (B, T) of targets (B, T) int64 under hidden (B, T, D); target −100 gives 0 and no gradient."""

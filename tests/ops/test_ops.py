@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from atma.ops import causal_conv, gated_delta, native, polar_attention, softcap_loss, softmax_attention, use_backend
 from atma.ops.backend import backend_for
 from atma.ops.conv import cpu as conv_cpu
+from atma.ops.conv import native as conv_native
 from atma.ops.delta import cpu as delta_cpu
 from atma.ops.delta import native as delta_native
+from atma.ops.dense import native as dense_native
 from atma.ops.loss import cpu as loss_cpu
 from atma.ops.polar import cpu as polar_cpu
 from atma.ops.polar import native as polar_native
@@ -161,6 +163,8 @@ def operators():
         "conv": (conv_cpu._operation, (x, draw(3, 4), draw(1, 3, 3), None)),
         "conv packed": (conv_cpu._operation, (x, draw(3, 4), None, ids)),
         "polar": (polar_cpu._operation, (q, k, v, draw(1, 2, 5), *visible_range(q, None, ids, 3))),
+        "conv native": (conv_native._operation, (x, draw(3, 4), draw(1, 3, 3), None)),
+        "gate native": (dense_native._gate, (x.repeat(1, 1, 2),)),
         "polar native": (polar_native._operation, (q, k, v, draw(1, 2, 5), *visible_range(q, None, ids, 3))),
         "delta native": (delta_native._operation, (q, k, v, rates, rates.exp(), draw(1, 2, 4, 4), ids)),
         "delta": (delta_cpu._operation, (q, keys, draw(1, 2, 5, 4), rates, rates.exp(), draw(1, 2, 4, 4), ids)),

@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
-from atma.layers import Rotary, init_linear
+from atma.layers import Linear, Rotary, init_linear
 from atma.mixers.delta_memory import DeltaMemory
 from atma.mixers.gated_conv import advance, init_taps
 from atma.ops import causal_conv, polar_attention, softmax_attention
+from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
 from atma.state import GlobalState
 
@@ -38,7 +38,7 @@ class PolarCore(nn.Module):
         self.null_slope = nn.Parameter(torch.empty(heads))
         self.magnitude_slope = nn.Parameter(torch.empty(heads))
         self.null_value = nn.Parameter(torch.empty(heads, config.head_width))
-        self.count_proj = nn.Linear(heads, config.width)
+        self.count_proj = Linear(heads, config.width)
         self.radius, self.window = config.radius, config.window
         self.count_limit, self.sharpening = config.count_limit, config.sharpening
 
@@ -88,10 +88,10 @@ class Attention(nn.Module):
         self.epsilon = config.norm_epsilon
         shared = config.key_value_heads * config.head_width
         inner = config.query_heads * config.head_width
-        self.q_proj = nn.Linear(config.width, 2 * inner)
-        self.k_proj = nn.Linear(config.width, shared)
-        self.v_proj = nn.Linear(config.width, shared)
-        self.out_proj = nn.Linear(inner, config.width)
+        self.q_proj = Linear(config.width, 2 * inner)
+        self.k_proj = Linear(config.width, shared)
+        self.v_proj = Linear(config.width, shared)
+        self.out_proj = Linear(inner, config.width)
         self.rotary = Rotary(config.head_width) if config.core == "rope" else None
         has_canon = self.rotary is None
         self.canon_q, self.canon_k, self.canon_v = (
@@ -137,7 +137,7 @@ class Attention(nn.Module):
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
         q, gate = self.q_proj(x).unflatten(-1, (self.heads, 2 * self.head_width)).chunk(2, -1)
         k = self.k_proj(x).unflatten(-1, (self.groups, self.head_width))
-        q, k = (F.rms_norm(z, (self.head_width,), eps=self.epsilon).flatten(2) for z in (q, k))
+        q, k = (rms_norm(z, None, self.head_width, self.epsilon).flatten(2) for z in (q, k))
         inputs = (q, k, self.v_proj(x))
         tails = (None,) * 3 if state is None else (state.q_tail, state.k_tail, state.v_tail)
         mixed = [

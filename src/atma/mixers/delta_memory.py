@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
-from atma.layers import init_linear
+from atma.layers import Linear, init_linear
 from atma.ops import gated_delta
+from atma.ops.dense import rms_norm
 
 READ_EPSILON = 2.0**-23
 """Added to the mean square of a read before its root: a memory that holds almost nothing reads as almost nothing."""
@@ -20,10 +21,10 @@ class DeltaMemory(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         inner = config.query_heads * config.head_width
-        self.decay_proj = nn.Linear(config.width, config.query_heads)
-        self.beta_proj = nn.Linear(config.width, config.query_heads)
-        self.gate_proj = nn.Linear(config.width, inner)
-        self.out_proj = nn.Linear(inner, config.width)
+        self.decay_proj = Linear(config.width, config.query_heads)
+        self.beta_proj = Linear(config.width, config.query_heads)
+        self.gate_proj = Linear(config.width, inner)
+        self.out_proj = Linear(inner, config.width)
         self.decay_bias, self.beta_bias = config.decay_bias, config.beta_bias
         self.max_half_life = config.max_half_life
 
@@ -49,6 +50,6 @@ class DeltaMemory(nn.Module):
         log_decay, beta = self.gates(x)
         unit_q, unit_k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         read, memory = gated_delta(unit_q, unit_k, v, log_decay, beta, memory, segment_ids)
-        read = F.rms_norm(read, read.shape[-1:], eps=READ_EPSILON)
+        read = rms_norm(read, None, read.shape[-1], READ_EPSILON)
         gated = read.transpose(1, 2).flatten(2) * torch.sigmoid(self.gate_proj(x))
         return self.out_proj(gated), memory

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
-from atma.layers import init_linear
+from atma.layers import Linear, init_linear
 from atma.ops import causal_conv
 from atma.state import LocalState
 
@@ -14,9 +14,9 @@ class GatedConv(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(config.width, 3 * config.width)
+        self.in_proj = Linear(config.width, 3 * config.width)
         self.taps = nn.Parameter(torch.empty(config.width, config.local_taps))
-        self.out_proj = nn.Linear(config.width, config.width)
+        self.out_proj = Linear(config.width, config.width)
 
     def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
         init_linear(self.in_proj, generator, zero=config.zero_input_projections)

@@ -21,6 +21,14 @@ from atma.ops import native
 BACKENDS = ("reference", "cpu", "native", "gpu")
 
 _chosen = "auto"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _constant(function: Callable[P, R]) -> Callable[P, R]:
+    """The mark of `torch.compiler.assume_constant_result`, without importing the compiler, which takes seconds."""
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
 
 
 def backend_for(name: str = "auto", x: Tensor | None = None, kernels: tuple[str, ...] = BACKENDS) -> str:
@@ -58,18 +66,18 @@ def _hindrance(name: str, x: Tensor | None) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _native_hindrance() -> str | None:
     library, reason = native.status()
     return None if library is not None else reason
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on any device."""
     return os.environ.get("TRITON_INTERPRET") == "1" and _has_triton()
@@ -94,10 +102,6 @@ def use_backend(name: str) -> Iterator[None]:
 def recording() -> bool:
     """Whether a call must go through its custom operator: under autograd or a compiler. Otherwise its body does."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def own_precision(operation: Callable[P, R]) -> Callable[P, R]:

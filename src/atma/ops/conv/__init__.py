@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from atma.ops.backend import backend_for
-from atma.ops.conv import cpu, reference
+from atma.ops.conv import cpu, native, reference
 
 
 def causal_conv(
@@ -24,9 +24,12 @@ def causal_conv(
     if tail is not None and segment_ids is not None:
         raise ValueError("segment_ids marks packed documents in training; a call with a tail continues one document")
     weight = weight.to(x.dtype)
-    chosen = backend_for(backend, x, ("reference", "cpu"))
-    implementation = reference.causal_conv if chosen == "reference" else cpu.causal_conv
-    return implementation(x, weight, tail, segment_ids)
+    chosen = backend_for(backend, x)
+    if chosen == "gpu":
+        from atma.ops.conv import gpu
+
+        return gpu.causal_conv(x, weight, tail, segment_ids)
+    return {"reference": reference, "cpu": cpu, "native": native}[chosen].causal_conv(x, weight, tail, segment_ids)
 
 
 __all__ = ["causal_conv"]

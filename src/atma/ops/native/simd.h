@@ -49,6 +49,14 @@ struct bfloat16 {
     }
 };
 
+inline bfloat16 narrow(float x, bfloat16) {  // to the nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) return {uint16_t((bits >> 16) | 64)};
+    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+template <class T> inline T narrow(T x, T) { return x; }
+
 // One vector of T from storage of another type.
 template <class T> inline typename Simd<T>::V widen(const T* p) { return Simd<T>::load(p); }
 inline Simd<float>::V widen(const bfloat16* p) {

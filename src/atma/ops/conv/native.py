@@ -1,0 +1,70 @@
+"""The convolution by the compiled kernel (ops/native/dense.cpp), on the CPU: one pass over its inputs."""
+
+import torch
+from torch import Tensor
+
+from atma.ops import native
+from atma.ops.backend import recording
+
+
+def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    return (_operation if recording() else _forward)(x, weight, tail, segment_ids)
+
+
+def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    y = torch.empty(x.shape, dtype=x.dtype)
+    _call("conv_forward", (x, weight, tail, segment_ids), (None, y, None, None, None))
+    return y
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight = (torch.empty(z.shape, dtype=x.dtype) for z in (x, weight))
+    grad_tail = x.new_empty(0) if tail is None else torch.empty(tail.shape, dtype=x.dtype)
+    written = (grad_x, None, grad_weight, None if tail is None else grad_tail)
+    _call("conv_backward", (x, weight, tail, segment_ids), (grad.contiguous(), *written))
+    return grad_x, grad_weight, grad_tail
+
+
+def _call(name: str, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
+    """Hand over a Convolution of dense.cpp."""
+    x, weight, tail, segment_ids = inputs
+    assert x is not None and weight is not None
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    tail, since = None if tail is None else tail.contiguous(), None
+    if segment_ids is not None:
+        index = torch.arange(x.shape[1], dtype=torch.int32)
+        begins = torch.ones_like(segment_ids, dtype=torch.bool)
+        begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+        since = index - torch.where(begins, index, 0).cummax(1).values
+    tensors = (x, weight.contiguous(), tail, since, *outputs)
+    places = (0 if z is None else z.data_ptr() for z in tensors)
+    native.call(name, x.dtype, (*x.shape, weight.shape[1], *x.stride()[:2], *places, torch.get_num_threads()))
+
+
+_operation = torch.library.custom_op("atma::causal_conv_native", _forward, mutates_args=())
+_gradient_operation = torch.library.custom_op("atma::causal_conv_native_backward", _backward, mutates_args=())
+
+
+@_operation.register_fake
+def _(x, weight, tail, segment_ids):
+    return x.new_empty(x.shape)
+
+
+@_gradient_operation.register_fake
+def _(grad, x, weight, tail, segment_ids):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(0 if tail is None else tail.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx, grad: Tensor):
+    tail = ctx.saved_tensors[2]
+    grad_x, grad_weight, grad_tail = _gradient_operation(grad, *ctx.saved_tensors)
+    return grad_x, grad_weight, None if tail is None else grad_tail, None
+
+
+_operation.register_autograd(_gradient, setup_context=_save)
