@@ -20,7 +20,7 @@ def installation() -> dict[str, str]:
     facts = environment()
     facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
     facts |= {f"{name} (extra)": _version_or_absent(name) for name in _EXTRAS}
-    facts["backends"] = f"{', '.join(backend.BACKENDS)}; auto takes {backend.backend_for()}"
+    facts["backends"] = ", ".join(f"{name}: {backend.backend_for(operation=name)}" for name in backend.KERNELS)
     facts["native kernels"] = native.status().reason
     facts["packaged models"] = ", ".join(packaged()) or "none"
     return facts

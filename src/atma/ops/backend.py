@@ -19,8 +19,17 @@ from torch import Tensor
 from atma.ops import native
 
 BACKENDS = ("reference", "cpu", "native", "gpu")
+KERNELS = {
+    "conv": BACKENDS,
+    "delta": BACKENDS,
+    "dense": ("cpu", "native"),
+    "loss": ("reference", "cpu", "gpu"),
+    "polar": BACKENDS,
+}
+"""The backends that each operation has."""
 
 _chosen = "auto"
+_decided: dict[tuple, str] = {}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -31,11 +40,19 @@ def _constant(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
-def backend_for(name: str = "auto", x: Tensor | None = None, kernels: tuple[str, ...] = BACKENDS) -> str:
-    """The backend of a call on `x` (None: a float32 tensor of the CPU) of an operation that has these kernels.
+def backend_for(name: str = "auto", x: Tensor | None = None, operation: str = "polar") -> str:
+    """The backend that a call of an operation on `x` (None: a float32 tensor of the CPU) takes.
 
     ValueError for an unknown one, one that the operation has not, or one that is not available, with the reason.
     """
+    wanted = name, _chosen, operation, None if x is None else (x.device.type, x.dtype)
+    if wanted not in _decided:
+        _decided[wanted] = _decide(name, x, operation)
+    return _decided[wanted]
+
+
+def _decide(name: str, x: Tensor | None, operation: str) -> str:
+    kernels = KERNELS[operation]
     if name == "auto" and _chosen != "auto":
         name = _chosen if _chosen in kernels else "cpu"
     if name == "auto":
@@ -43,7 +60,7 @@ def backend_for(name: str = "auto", x: Tensor | None = None, kernels: tuple[str,
     if name not in BACKENDS:
         raise ValueError(f"no backend '{name}'; known: auto, {', '.join(BACKENDS)}")
     if name not in kernels:
-        raise ValueError(f"this operation has no backend '{name}'; it has {', '.join(kernels)}")
+        raise ValueError(f"{operation} has no backend '{name}'; it has {', '.join(kernels)}")
     hindrance = _hindrance(name, x)
     if hindrance is not None and not (name == "gpu" and _interpreted()):
         raise ValueError(f"the {name} backend is not available here: {hindrance}")

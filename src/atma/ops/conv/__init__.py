@@ -24,7 +24,7 @@ def causal_conv(
     if tail is not None and segment_ids is not None:
         raise ValueError("segment_ids marks packed documents in training; a call with a tail continues one document")
     weight = weight.to(x.dtype)
-    chosen = backend_for(backend, x)
+    chosen = backend_for(backend, x, "conv")
     if chosen == "gpu":
         from atma.ops.conv import gpu
 

@@ -43,7 +43,7 @@ def gated_delta(
 
 def recurrence_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     """The `recurrence(q, k, v, log_decay, beta, memory, segment_ids)` of a backend for q: out and the memory after."""
-    chosen = backend_for(backend, q)
+    chosen = backend_for(backend, q, "delta")
     if chosen == "gpu":
         from atma.ops.delta import gpu
 

@@ -29,7 +29,11 @@ def softcap_loss(
         low, high = (int(x) for x in targets.aminmax())
         if high >= weight.shape[0] or (low < 0 and low != IGNORE):
             raise ValueError(f"targets must be in [0, {weight.shape[0]}) or {IGNORE}; found {low} to {high}")
-    chosen = backend_for(backend, hidden, ("reference", "cpu"))
+    chosen = backend_for(backend, hidden, "loss")
+    if chosen == "gpu":
+        from atma.ops.loss import gpu
+
+        return gpu.losses(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
     implementation = reference.losses if chosen == "reference" else cpu.losses
     return implementation(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
 

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ import torch
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-Wno-psabi", "-Wno-unknown-pragmas")
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+
+_kernels: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
 
 
 class Status(NamedTuple):
@@ -54,10 +56,14 @@ def available(*dtypes: torch.dtype) -> bool:
 def call(name: str, dtype: torch.dtype, arguments: Sequence[int]) -> None:
     """Run the kernel `name` for `dtype` on sizes, strides and addresses in the order of its Problem. ValueError if the
     library is not there."""
-    library, reason = status()
-    if library is None:
-        raise ValueError(f"the native backend is not available: {reason}")
-    getattr(library, f"{name}_{DTYPES[dtype]}")((ctypes.c_int64 * len(arguments))(*arguments))
+    kernel = _kernels.get((name, dtype))
+    if kernel is None:
+        library, reason = status()
+        if library is None:
+            raise ValueError(f"the native backend is not available: {reason}")
+        kernel = _kernels[name, dtype] = getattr(library, f"{name}_{DTYPES[dtype]}")
+        kernel.restype = None
+    kernel((ctypes.c_int64 * len(arguments))(*arguments))
 
 
 def _built(compiler: str) -> Path:

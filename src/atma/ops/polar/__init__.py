@@ -82,7 +82,7 @@ def statistics_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor
     L = Σ e^(a−M), Q = Σ e^(2(a−M)), S = Σ e^(a−M) v, float32 or wider. M is a constant for gradients: what is built
     from the sums does not depend on it.
     """
-    chosen = backend_for(backend, q)
+    chosen = backend_for(backend, q, "polar")
     if chosen == "gpu":
         from atma.ops.polar import gpu
 
