@@ -39,7 +39,7 @@ def _call(name: str, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | 
         begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
         since = index - torch.where(begins, index, 0).cummax(1).values
     tensors = (x, weight.contiguous(), tail, since, *outputs)
-    places = (0 if z is None else z.data_ptr() for z in tensors)
+    places = [0 if z is None else z.data_ptr() for z in tensors]
     native.call(name, x.dtype, (*x.shape, weight.shape[1], *x.stride()[:2], *places, torch.get_num_threads()))
 
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def call(name: str, dtype: torch.dtype, arguments: Sequence[int]) -> None:
             raise ValueError(f"the native backend is not available: {reason}")
         kernel = _kernels[name, dtype] = getattr(library, f"{name}_{DTYPES[dtype]}")
         kernel.restype = None
-    kernel((ctypes.c_int64 * len(arguments))(*arguments))
+    kernel(struct.pack(f"{len(arguments)}q", *arguments))
 
 
 def _built(compiler: str) -> Path:

@@ -41,8 +41,29 @@ template <class T> void copy_padded(const T* from, long stride, long rows, long 
 }
 
 template <class T> void transpose(const T* from, long rows, long columns, long from_row, T* to, long to_row) {
-    for (long r = 0; r < rows; ++r)
-        for (long c = 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
+    constexpr long side = 16;  // blocks, so that neither side strides through the cache
+    for (long r0 = 0; r0 < rows; r0 += side)
+        for (long c0 = 0; c0 < columns; c0 += side)
+            for (long c = c0; c < std::min(c0 + side, columns); ++c)
+                for (long r = r0; r < std::min(r0 + side, rows); ++r) to[c * to_row + r] = from[r * from_row + c];
+}
+
+template <class T> T dot(const T* x, const T* y, long width) {
+    using S = Simd<T>;
+    typename S::V sums{};
+    long d = 0;
+    for (; d + S::lanes <= width; d += S::lanes) sums += S::load(x + d) * S::load(y + d);
+    T total = S::sum(sums);
+    for (; d < width; ++d) total += x[d] * y[d];
+    return total;
+}
+
+// Products of row i with the columns up to i alone: the (C, C) tables that are wanted on and below the diagonal.
+template <class T> void lower_product(long size, long depth, const T* a, long a_row, const T* b, T* c) {
+    for (long i = 0; i < size; i += TILE_ROWS) {
+        long count = std::min<long>(TILE_ROWS, size - i);
+        strip<T>(count, padded<T>(i + count), depth, a + i * a_row, a_row, 1, b, CHUNK, c + i * CHUNK, CHUNK, false);
+    }
 }
 
 template <class T> struct Chunk {
@@ -83,17 +104,16 @@ template <class T> struct Chunk {
         }
         for (long i = 0; i < size; ++i) last[i] = D[(size - 1) * CHUNK + i];
     }
-    // A, and the writes U from the memory N before the chunk.
-    void write() {
-        product<T>(size, CHUNK, K, k, K, 1, k_turned, CHUNK, A, CHUNK, false);
+    // A, and the writes U from the memory N before the chunk; `products` gets K Kᵀ if asked for.
+    void write(T* products) {
+        lower_product<T>(size, K, k, K, k_turned, A);
+        if (products != nullptr) std::copy(A.get(), A + size * CHUNK, products);
         product<T>(size, V, K, k, K, 1, N, V, held, V, false);
         for (long i = 0; i < size; ++i) {
             for (long s = 0; s < i; ++s) A[i * CHUNK + s] *= beta[i] * D[i * CHUNK + s];
             zero(A + i * CHUNK + i, CHUNK - i);
             for (long d = 0; d < V; ++d) U[i * V + d] = beta[i] * (v[i * V + d] - g[i] * held[i * V + d]);
         }
-        for (long i = 0; i < size; ++i)
-            for (long j = i + 1; j < size; ++j) A[i * CHUNK + j] = 0;
         solve();
     }
     // (I + A) U = U in place, six rows at a time: what earlier rows wrote, then the rows among themselves.
@@ -102,7 +122,7 @@ template <class T> struct Chunk {
         for (long i = 0; i < size * CHUNK; ++i) negative[i] = -A[i];
         for (long i = 0; i < size; i += TILE_ROWS) {
             long count = std::min<long>(TILE_ROWS, size - i);
-            strip<T>(count, V, i, negative + i * CHUNK, CHUNK, 1, U, V, U + i * V, V, true);
+            strip<T>(count, V, i, negative + i * CHUNK, CHUNK, 1, U.get(), V, U + i * V, V, true);
             for (long r = i + 1; r < i + count; ++r)
                 strip<T>(1, V, r - i, negative + r * CHUNK + i, CHUNK, 1, U + i * V, V, U + r * V, V, true);
         }
@@ -120,9 +140,12 @@ template <class T> struct Chunk {
     }
     // P = D ∘ q Kᵀ; `overlaps` gets q Kᵀ if asked for.
     void score(T* overlaps) {
-        product<T>(size, CHUNK, K, q, K, 1, k_turned, CHUNK, P, CHUNK, false);
+        lower_product<T>(size, K, q, K, k_turned, P);
         if (overlaps != nullptr) std::copy(P.get(), P + size * CHUNK, overlaps);
-        for (long i = 0; i < size * CHUNK; ++i) P[i] *= D[i];
+        for (long i = 0; i < size; ++i) {
+            for (long s = 0; s <= i; ++s) P[i * CHUNK + s] *= D[i * CHUNK + s];
+            zero(P + i * CHUNK + i + 1, CHUNK - i - 1);
+        }
     }
     // x scaled by row: (rows, width) ∘ factor (rows), into `to`.
     void scaled(const T* x, const T* factor, long width, T* to) const {
@@ -149,13 +172,13 @@ template <class T> void forward_head(const Problem& p, long index) {
             copy_padded<T>(c.N, c.V, p.width, p.value_width, p.value_width,
                            static_cast<T*>(p.before) + (index * chunks + n) * p.width * p.value_width);
         c.read(head, n * CHUNK);
-        c.write();
+        c.write(nullptr);
         c.score(nullptr);
         c.scaled(c.q, c.g, c.K, room);
         product<T>(c.size, c.V, c.K, room, c.K, 1, c.N, c.V, out, c.V, false);
         for (long i = 0; i < c.size; i += TILE_ROWS) {
             long count = std::min<long>(TILE_ROWS, c.size - i);
-            strip<T>(count, c.V, i + count, c.P + i * CHUNK, CHUNK, 1, c.U, c.V, out + i * c.V, c.V, true);
+            strip<T>(count, c.V, i + count, c.P + i * CHUNK, CHUNK, 1, c.U.get(), c.V, out + i * c.V, c.V, true);
         }
         copy_padded<T>(out, c.V, c.size, p.value_width, p.value_width,
                        static_cast<T*>(p.out) + (head.row() + n * CHUNK) * p.value_width);
@@ -169,26 +192,26 @@ template <class T> void step_head(const Problem& p, long index) {
     using S = Simd<T>;
     Head<T> head(p, index);
     T* M = head.state(static_cast<T*>(p.after));
-    const T* memory = head.state(static_cast<const T*>(p.memory));
-    std::copy(memory, memory + p.width * p.value_width, M);
+    const T* old = head.state(static_cast<const T*>(p.memory));
     long whole = p.width / S::lanes * S::lanes;
-    for (long t = 0; t < p.length; ++t) {
+    for (long t = 0; t < p.length; ++t, old = M) {
         T decay = head.born(t) ? T(0) : std::exp(head.rate(t)), beta = head.beta(t);
         const T *q = head.q(t), *k = head.k(t), *v = head.v(t);
         for (long e = 0; e < p.value_width; ++e) {
+            const T* from = old + e * p.width;
             T* row = M + e * p.width;
             typename S::V seen{}, read{};
             T seen_rest = 0, read_rest = 0;
-            for (long d = 0; d < whole; d += S::lanes) seen += S::load(row + d) * S::load(k + d);
-            for (long d = whole; d < p.width; ++d) seen_rest += row[d] * k[d];
+            for (long d = 0; d < whole; d += S::lanes) seen += S::load(from + d) * S::load(k + d);
+            for (long d = whole; d < p.width; ++d) seen_rest += from[d] * k[d];
             T error = beta * (v[e] - decay * (S::sum(seen) + seen_rest));
             for (long d = 0; d < whole; d += S::lanes) {
-                typename S::V next = decay * S::load(row + d) + error * S::load(k + d);
+                typename S::V next = decay * S::load(from + d) + error * S::load(k + d);
                 S::store(row + d, next);
                 read += next * S::load(q + d);
             }
             for (long d = whole; d < p.width; ++d) {
-                row[d] = decay * row[d] + error * k[d];
+                row[d] = decay * from[d] + error * k[d];
                 read_rest += row[d] * q[d];
             }
             static_cast<T*>(p.out)[(head.row() + t) * p.value_width + e] = S::sum(read) + read_rest;
@@ -204,19 +227,11 @@ template <class T> struct Gradients {  // of one chunk
           room(CHUNK * std::max(K, V)), turned(std::max(K, CHUNK) * std::max(V, CHUNK)) {}
 };
 
-// Rows of x · y over `width`, into `to`.
-template <class T> T dot(const T* x, const T* y, long width) {
-    T total = 0;
-    for (long d = 0; d < width; ++d) total += x[d] * y[d];
-    return total;
-}
-
 // Gradients of q, k, v, R, A, P of the chunk at token t, and of the memory before it in place of that after it.
 template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradients<T>& d, long t) {
     const Problem& p = head.p;
     long size = c.size, K = c.K, V = c.V;
-    c.write();
-    product<T>(size, CHUNK, K, c.k, K, 1, c.k_turned, CHUNK, d.products, CHUNK, false);
+    c.write(d.products);
     c.score(d.overlaps);
     copy_padded(static_cast<const T*>(p.grad_out) + (head.row() + t) * p.value_width, p.value_width, size, p.value_width, V,
                 d.out.get());
@@ -227,13 +242,15 @@ template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradien
     c.solve_turned(d.R);
     zero(d.turned.get(), V * CHUNK);
     transpose<T>(c.U, size, V, V, d.turned, CHUNK);
-    product<T>(size, CHUNK, V, d.R, V, 1, d.turned, CHUNK, d.A, CHUNK, false);
-    product<T>(size, CHUNK, V, d.out, V, 1, d.turned, CHUNK, d.P, CHUNK, false);
-    for (long i = 0; i < size; ++i)
-        for (long s = 0; s < CHUNK; ++s) {
-            d.A[i * CHUNK + s] *= s < i ? -c.D[i * CHUNK + s] : T(0);
+    lower_product<T>(size, V, d.R, V, d.turned, d.A);
+    lower_product<T>(size, V, d.out, V, d.turned, d.P);
+    for (long i = 0; i < size; ++i) {
+        for (long s = 0; s <= i; ++s) {
+            d.A[i * CHUNK + s] *= -c.D[i * CHUNK + s];
             d.P[i * CHUNK + s] *= c.D[i * CHUNK + s];
         }
+        zero(d.A + i * CHUNK + i, CHUNK - i), zero(d.P + i * CHUNK + i + 1, CHUNK - i - 1);
+    }
 }
 
 // Gradients of beta and of the log decays, after `backward_chunk`. Sums stay inside a document.
@@ -243,8 +260,7 @@ template <class T> void backward_rates(const Head<T>& head, const Chunk<T>& c, c
     Buffer<T> since(CHUNK), read(CHUNK * V), below(CHUNK);
     product<T>(size, V, K, c.q, K, 1, c.N, V, read, V, false);
     for (long i = 0; i < size; ++i) {
-        T errors = 0;
-        for (long e = 0; e < V; ++e) errors += d.R[i * V + e] * (c.v[i * V + e] - c.g[i] * c.held[i * V + e]);
+        T errors = dot<T>(d.R + i * V, c.v + i * V, V) - c.g[i] * dot<T>(d.R + i * V, c.held + i * V, V);
         static_cast<T*>(p.grad_beta)[head.row() + t + i] = errors + dot<T>(d.A + i * CHUNK, d.products + i * CHUNK, i);
         since[i] = c.g[i] * dot<T>(d.out + i * V, read + i * V, V) - dot<T>(entered + i * V, c.held + i * V, V);
     }

@@ -16,7 +16,7 @@ struct Problem {  // what ops/polar/native.py hands over; strides in elements, t
     int64_t keys, threads;
 };
 
-constexpr long KEY_BLOCK = 256, ROW_BLOCK = 144, SPLIT_KEYS = 512, FEW_ROWS = 16;
+constexpr long KEY_BLOCK = 256, ROW_BLOCK = 144, SPLIT_KEYS = 512, FEW_ROWS = 16;  // tuned in docs/kernels.md
 
 template <class T> struct Block {  // of one key/value head: what the rows of a query block are and see
     const Problem& p;
@@ -191,36 +191,48 @@ template <class T, class E> void forward_head(const Problem& p, long index) {
     }
 }
 
-// Few query rows, many keys: keys are read once, in splits that threads share; `merge` joins the splits exactly.
-template <class T, class E> void forward_split(const Head<T, E>& head, const T* q, long s, long e, T* a, T* S, Sums<T>* sums) {
+// a (ROWS, SPLIT_KEYS) = q kᵀ over the keys [s, e), each key read once.
+template <class T, class E, int ROWS>
+void score_few(const T* q, long wide, const E* k, long stride, long keys, long width, T* a) {
     using V = Simd<T>;
-    Block<T> block = head.block(0, head.p.queries);
-    long rows = block.rows(), wide = head.wide, width = head.p.width;
-    zero(S, rows * wide);
-    for (long r = 0; r < rows; ++r) sums[r] = {T(-1e30), 0, 0};
-    long whole = width % V::lanes == 0 ? width : 0;
-    for (long j = s; j < e; ++j) {
-        const E* k = head.key(j);
-        for (long r = 0; r < rows; ++r) {
-            typename V::V dot{};
-            for (long d = 0; d < whole; d += V::lanes) dot += V::load(q + r * wide + d) * widen(k + d);
-            T rest = V::sum(dot);
-            for (long d = whole; d < width; ++d) rest += q[r * wide + d] * T(k[d]);
-            a[r * SPLIT_KEYS + j - s] = rest;
+    long whole = width / V::lanes * V::lanes;
+    for (long j = 0; j < keys; ++j, k += stride) {
+        typename V::V sums[ROWS] = {};
+        for (long d = 0; d < whole; d += V::lanes) {
+            typename V::V x = widen(k + d);
+            for (int r = 0; r < ROWS; ++r) sums[r] += V::load(q + r * wide + d) * x;
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            T total = V::sum(sums[r]);
+            for (long d = whole; d < width; ++d) total += q[r * wide + d] * T(k[d]);
+            a[r * SPLIT_KEYS + j] = total;
         }
     }
-    for (long r = 0; r < rows; ++r) {
-        Span<T> seen(block, r, 1, s, e - s);
-        long high = padded<T>(e - s);
-        if (seen.from < seen.to) soften(a + r * SPLIT_KEYS, seen.from, seen.to, 0, high, sums[r]);
-        else zero(a + r * SPLIT_KEYS, high);
+}
+
+// Few query rows, many keys: keys are read once, in splits that threads share; `merge` joins the splits exactly.
+template <class T, class E> void forward_split(const Head<T, E>& head, const T* q, long s, long e, T* a, T* S, Sums<T>* sums) {
+    Block<T> block = head.block(0, head.p.queries);
+    long rows = block.rows(), wide = head.wide, width = head.p.width, stride = head.p.k_key;
+    for (long r = 0; r < rows; r += r + 4 <= rows ? 4 : 1) {
+        const T* x = q + r * wide;
+        if (r + 4 <= rows) score_few<T, E, 4>(x, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS);
+        else score_few<T, E, 1>(x, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS);
     }
-    for (long j = s; j < e; ++j) {
-        const E* v = head.value(j);
-        for (long r = 0; r < rows; ++r) {
-            T weight = a[r * SPLIT_KEYS + j - s];
-            for (long d = 0; d < whole; d += V::lanes) V::store(S + r * wide + d, V::load(S + r * wide + d) + weight * widen(v + d));
-            for (long d = whole; d < width; ++d) S[r * wide + d] += weight * T(v[d]);
+    for (long r = 0; r < rows; ++r) {
+        sums[r] = {T(-1e30), 0, 0};
+        Span<T> seen(block, r, 1, s, e - s);
+        if (seen.from < seen.to) soften(a + r * SPLIT_KEYS, seen.from, seen.to, 0, padded<T>(e - s), sums[r]);
+        else zero(a + r * SPLIT_KEYS, e - s);
+    }
+    for (long r = 0; r < rows; r += TILE_ROWS) {
+        long count = std::min<long>(TILE_ROWS, rows - r);
+        if (wide == width) {
+            strip<T>(count, wide, e - s, a + r * SPLIT_KEYS, SPLIT_KEYS, 1, head.value(s), head.p.v_key, S + r * wide, wide, false);
+        } else {
+            Buffer<T> values((e - s) * wide);
+            copy_rows<T, E>(head.value(0), head.p.v_key, s, e, width, wide, values);
+            strip<T>(count, wide, e - s, a + r * SPLIT_KEYS, SPLIT_KEYS, 1, values.get(), wide, S + r * wide, wide, false);
         }
     }
 }

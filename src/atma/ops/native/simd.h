@@ -27,10 +27,19 @@ template <class T> struct Simd {
 
     static V load(const T* p) { return *reinterpret_cast<const Loose*>(p); }
     static void store(T* p, V x) { *reinterpret_cast<Loose*>(p) = x; }
-    static T sum(V x) {
-        for (int width = lanes / 2; width >= 1; width /= 2)
-            for (int i = 0; i < width; ++i) x[i] += x[i + width];
-        return x[0];
+    static T sum(V x) { return halves<VECTOR_BYTES>(x); }
+    template <int BYTES, class X> static T halves(X x) {  // lower half + upper half until one number is left
+        if constexpr (BYTES == sizeof(T)) {
+            return x;
+        } else if constexpr (BYTES == 2 * sizeof(T)) {
+            return x[0] + x[1];
+        } else {
+            typedef T Half __attribute__((vector_size(BYTES / 2)));
+            Half low, high;
+            std::memcpy(&low, &x, BYTES / 2);
+            std::memcpy(&high, reinterpret_cast<const char*>(&x) + BYTES / 2, BYTES / 2);
+            return halves<BYTES / 2>(Half(low + high));
+        }
     }
     static T max(V x) {
         T top = x[0];
@@ -87,16 +96,16 @@ inline Simd<double>::V exp2_of(Simd<double>::V x) {
 
 template <class T> inline T exp2_of_one(T x) { return x > T(sizeof(T) == 4 ? -126 : -1022) ? std::exp2(x) : T(0); }
 
-// C (ROWS, VECTORS·lanes) += or = A (ROWS, depth) · B (depth, VECTORS·lanes), A with any strides.
-template <class T, int ROWS, int VECTORS>
-inline void tile(const T* a, long a_row, long a_depth, const T* b, long b_depth, T* c, long c_row, long depth, bool add) {
+// C (ROWS, VECTORS·lanes) += or = A (ROWS, depth) · B (depth, VECTORS·lanes), A with any strides, B as it is stored.
+template <class T, int ROWS, int VECTORS, class E>
+inline void tile(const T* a, long a_row, long a_depth, const E* b, long b_depth, T* c, long c_row, long depth, bool add) {
     using S = Simd<T>;
     typename S::V sums[ROWS][VECTORS];
     for (int r = 0; r < ROWS; ++r)
         for (int j = 0; j < VECTORS; ++j) sums[r][j] = add ? S::load(c + r * c_row + j * S::lanes) : typename S::V{};
     for (long d = 0; d < depth; ++d, a += a_depth, b += b_depth) {
         typename S::V right[VECTORS];
-        for (int j = 0; j < VECTORS; ++j) right[j] = S::load(b + j * S::lanes);
+        for (int j = 0; j < VECTORS; ++j) right[j] = widen(b + j * S::lanes);
         for (int r = 0; r < ROWS; ++r)
             for (int j = 0; j < VECTORS; ++j) sums[r][j] += a[r * a_row] * right[j];
     }
@@ -104,8 +113,8 @@ inline void tile(const T* a, long a_row, long a_depth, const T* b, long b_depth,
         for (int j = 0; j < VECTORS; ++j) S::store(c + r * c_row + j * S::lanes, sums[r][j]);
 }
 
-template <class T, int VECTORS>
-inline void some_rows(long rows, const T* a, long a_row, long a_depth, const T* b, long b_depth, T* c, long c_row,
+template <class T, int VECTORS, class E>
+inline void some_rows(long rows, const T* a, long a_row, long a_depth, const E* b, long b_depth, T* c, long c_row,
                       long depth, bool add) {
     switch (rows) {
         case 6: return tile<T, 6, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
@@ -118,8 +127,8 @@ inline void some_rows(long rows, const T* a, long a_row, long a_depth, const T* 
 }
 
 // C (rows ≤ 6, columns) += or = A · B; columns is a multiple of the lanes.
-template <class T>
-inline void strip(long rows, long columns, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
+template <class T, class E>
+inline void strip(long rows, long columns, long depth, const T* a, long a_row, long a_depth, const E* b, long b_depth,
                   T* c, long c_row, bool add) {
     constexpr int lanes = Simd<T>::lanes, panel = Simd<T>::panel;
     long j = 0;

@@ -49,12 +49,12 @@ def _call(name: str, inputs: tuple[Tensor, ...], rows: tuple[Tensor, ...], grads
     q, k, v, scale, first, last = inputs
     dtype = torch.promote_types(q.dtype, k.dtype)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
     first, last = first.contiguous(), last.contiguous()
     sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *scale.stride())
-    places = (x.data_ptr() for x in (q, k, v, scale, first, last, *rows))
-    written = (0 if x is None else x.data_ptr() for x in grads)
+    places = [x.data_ptr() for x in (q, k, v, scale, first, last, *rows)]
+    written = [0 if x is None else x.data_ptr() for x in grads]
     native.call(name, q.dtype, (*sizes, *strides, *places, *written, k.shape[2], torch.get_num_threads()))
 
 
