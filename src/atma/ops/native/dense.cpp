@@ -1,6 +1,9 @@
 // What surrounds the mixers, where PyTorch's CPU path spends its time on calls and passes over memory: products of few
 // rows, the RMS norm, the MLP's gate and the causal convolution. T computes, E is how tensors are stored.
 #include "simd.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -21,11 +24,24 @@ void dots(const Linear& p, const typename Compute<E>::T* x, long row, long outpu
     using S = Simd<T>;
     typename S::V sums[ROWS][OUTPUTS] = {};
     const E* weight = static_cast<const E*>(p.weight) + output * p.inputs;
-    long whole = p.inputs / S::lanes * S::lanes;
-    for (long d = 0; d < whole; d += S::lanes)
+    long whole = 0;
+#ifdef __AVX512BF16__
+    if constexpr (std::is_same_v<E, bfloat16>) {  // pairs of products at once, of x as it was given
+        const E* given = static_cast<const E*>(p.x) + row * p.x_row;
+        for (; whole + 32 <= p.inputs; whole += 32)
+            for (int o = 0; o < OUTPUTS; ++o) {
+                __m512bh w = (__m512bh)_mm512_loadu_si512(weight + o * p.inputs + whole);
+                for (int r = 0; r < ROWS; ++r) {
+                    __m512bh pair = (__m512bh)_mm512_loadu_si512(given + r * p.x_row + whole);
+                    sums[r][o] = (typename S::V)_mm512_dpbf16_ps((__m512)sums[r][o], w, pair);
+                }
+            }
+    }
+#endif
+    for (; whole + S::lanes <= p.inputs; whole += S::lanes)
         for (int o = 0; o < OUTPUTS; ++o) {
-            typename S::V w = widen(weight + o * p.inputs + d);
-            for (int r = 0; r < ROWS; ++r) sums[r][o] += S::load(x + (row + r) * p.inputs + d) * w;
+            typename S::V w = widen(weight + o * p.inputs + whole);
+            for (int r = 0; r < ROWS; ++r) sums[r][o] += S::load(x + (row + r) * p.inputs + whole) * w;
         }
     for (int r = 0; r < ROWS; ++r)
         for (int o = 0; o < OUTPUTS; ++o) {
