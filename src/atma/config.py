@@ -75,13 +75,9 @@ class ModelConfig:
         for name in ("logit_cap", "norm_epsilon", "max_half_life"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
-        _require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
-        _require(
-            self.count_limit is None or self.count_limit >= 1,
-            "count_limit",
-            self.count_limit,
-            "at least 1, or left out",
-        )
+        for name in ("window", "count_limit"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1, or left out")
         sharp = math.isfinite(self.sharpening) and self.sharpening >= 0
         _require(sharp, "sharpening", self.sharpening, "a finite number of at least 0")
         radius = self.direction_radius
@@ -183,22 +179,30 @@ class EvaluationConfig:
     """Length evaluation of a trained model. Lengths are context tokens."""
 
     lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16_384)
+    """Context lengths in tokens, increasing."""
     documents: int = 8
+    """Documents to measure the losses on."""
     target_tokens: int = 128
-    """Tokens scored per document in the fixed-target measure."""
+    """Tokens scored per document where only the context before them grows ("fixed targets")."""
     needle_trials: int = 32
+    """Needles hidden per length; 0 leaves them out."""
     needle_tokens: int | None = None
     """The most tokens to read for needles at one length: long lengths then have fewer trials, one at least."""
+    junk: bool = True
+    """Also measure the stream of all documents, whose contexts are mostly other documents."""
     seed: int = 1234
+    """Chooses documents and needles."""
 
     def __post_init__(self) -> None:
         _require(len(self.lengths) > 0 and min(self.lengths) >= 1, "lengths", self.lengths, "one or more, each ≥ 1")
         _require(list(self.lengths) == sorted(set(self.lengths)), "lengths", self.lengths, "strictly increasing")
         for name in ("documents", "target_tokens"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.needle_trials >= 0, "needle_trials", self.needle_trials, "0 or more")
-        most = self.needle_tokens
-        _require(most is None or most >= 1, "needle_tokens", most, "at least 1, or left out")
+        for name in ("needle_trials", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(
+            self.needle_tokens is None or self.needle_tokens >= 1, "needle_tokens", self.needle_tokens, "at least 1"
+        )
 
     def trials(self, length: int) -> int:
         """Needles at this length; each is read twice, the second time without its needle."""
@@ -272,9 +276,7 @@ def _require(holds: bool, name: str, value: Any, rule: str) -> None:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    "nano-test": ModelConfig(
-        vocab_size=257, width=64, depth=4, query_heads=2, key_value_heads=1, head_width=16, mlp_multiple=2
-    ),
+    "nano-test": ModelConfig(257, 64, depth=4, query_heads=2, key_value_heads=1, head_width=16, mlp_multiple=2),
     "nano": ModelConfig(
         vocab_size=1024,
         width=128,

@@ -119,7 +119,7 @@ class Demo:
         return TokenSet.open(folder, "validation")
 
 
-def demo(out: str | Path = Path("runs/demo"), minutes: float = 10.5, seeds: int = 1, plan: Plan | None = None) -> Path:
+def demo(out: str | Path = Path("runs/demo"), minutes: float = 11.0, seeds: int = 1, plan: Plan | None = None) -> Path:
     """Run the demonstration into folder `out`; returns the path of its report.html.
 
     minutes: what it may take in all, by choosing training tokens, documents and needles by this machine's measured
@@ -240,9 +240,9 @@ def evaluation(plan: Plan, length: int, models: list[Loaded], seconds: float, ne
     costs = [reading_seconds(model, lengths) for model in models]
     seconds -= time.monotonic() - began
     fixed, longest = sum(sum(cost.values()) for cost in costs), sum(cost[lengths[-1]] for cost in costs)
-    documents = _fitting(plan, seconds * (1 - needle_share) / (fixed + 2 * longest))
+    documents = _fitting(plan, seconds * (1 - needle_share) / (fixed + longest))
     trials = _fitting(plan, seconds * needle_share / (2 * fixed)) if needle_share else 0
-    return EvaluationConfig(lengths, documents, min(128, length // 2), trials)
+    return EvaluationConfig(lengths, documents, min(128, length // 2), trials, junk=False)
 
 
 def measured(run: Demo, model: Loaded, text: TokenSet, settings: EvaluationConfig) -> list[dict]:

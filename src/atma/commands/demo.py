@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def run(out: Path = Path("runs/demo"), minutes: float = 10.5, seeds: int = 1) -> None:
+def run(out: Path = Path("runs/demo"), minutes: float = 11.0, seeds: int = 1) -> None:
     """Train a small ATMA and its control here and now, evaluate both and the packaged pair far beyond their length.
 
     Builds a corpus from the Python standard library, trains both models on the same tokens at length 256, measures

@@ -1,24 +1,19 @@
 """`atma eval`: a table of results by context length."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from atma.commands.bars import bars
 from atma.config import EvaluationConfig
-
-_DEFAULT = EvaluationConfig()
 
 
 def run(
     model: str = "nano",
     /,
     data: Path = Path("data/stdlib"),
-    lengths: tuple[int, ...] = _DEFAULT.lengths,
-    documents: int = _DEFAULT.documents,
-    target_tokens: int = _DEFAULT.target_tokens,
-    needle_trials: int = _DEFAULT.needle_trials,
-    needle_tokens: int | None = _DEFAULT.needle_tokens,
-    seed: int = _DEFAULT.seed,
+    evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
     out: Path | None = None,
 ) -> None:
     """Measure a model at many context lengths: loss, bits per byte, and recall of a needle.
@@ -28,25 +23,17 @@ def run(
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
         data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read.
-        lengths: Context lengths in tokens, increasing.
-        documents: Documents to measure the losses on.
-        target_tokens: Tokens scored per document where only the context before them grows ("fixed targets").
-        needle_trials: Needles hidden per length; 0 leaves them out.
-        needle_tokens: The most tokens to read for needles at one length; long lengths then have fewer.
-        seed: Chooses documents and needles.
+        evaluation: What to measure.
         out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
     """
     from atma.data.dataset import TokenSet
     from atma.eval import evaluate
     from atma.loading import load
 
-    if seed < 0:
-        raise ValueError(f"'seed' must be 0 or more, not {seed}")
-    chosen = EvaluationConfig(tuple(lengths), documents, target_tokens, needle_trials, needle_tokens, seed)
     loaded = load(model)
     token_set = TokenSet.open(data, "validation")
     with bars() as progress:
-        rows = evaluate(loaded, token_set, chosen, progress, out)
+        rows = evaluate(loaded, token_set, evaluation, progress, out)
     show(rows, f"{loaded.path.name} on {data}")
     if out is not None:
         print(f"rows: {out}")

@@ -92,7 +92,8 @@ def _plan(
     streaming: Streaming,
 ) -> Iterator[_Measurement]:
     yield from _document_losses(loaded, token_set, evaluation, joined, streaming)
-    yield from _junk_losses(loaded, token_set, evaluation, streaming)
+    if evaluation.junk:
+        yield from _junk_losses(loaded, token_set, evaluation, streaming)
     yield from _needles(loaded, token_set, evaluation, streaming)
 
 

@@ -2,8 +2,9 @@
 
 `reference` is the materialised oracle in plain PyTorch, on any device. `cpu` is blocked PyTorch: fast with neither a
 GPU nor a compiler, and for any device when asked for by name. `native` are the compiled CPU kernels (atma.ops.native),
-`gpu` the Triton kernels. `auto` takes the best that is there for the tensor's device and dtype. A backend that a call
-asks for by name is never replaced by another; `use_backend` speaks for many operations: one without it takes `cpu`.
+`gpu` the Triton kernels; `fla` is flash-linear-attention's delta rule, by name only. `auto` takes the best that is
+there for the tensor's device and dtype. A backend that a call asks for by name is never replaced by another;
+`use_backend` speaks for many operations, and one without it takes `cpu`.
 """
 
 import contextlib
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from atma.ops import native
 
-BACKENDS = ("reference", "cpu", "native", "gpu")
+BACKENDS = ("reference", "cpu", "native", "gpu", "fla")
 KERNELS = {
-    "conv": BACKENDS,
+    "conv": ("reference", "cpu", "native", "gpu"),
     "delta": BACKENDS,
     "dense": ("cpu", "native"),
     "loss": ("reference", "cpu", "gpu"),
-    "polar": BACKENDS,
+    "polar": ("reference", "cpu", "native", "gpu"),
 }
 """The backends that each operation has."""
 
@@ -76,10 +77,12 @@ def _hindrance(name: str, x: Tensor | None) -> str | None:
         if dtype not in native.DTYPES:
             return f"it takes {', '.join(native.DTYPES.values())}, not {str(dtype).removeprefix('torch.')}"
         return _native_hindrance()
-    if name == "gpu":
+    if name in ("gpu", "fla"):
         if x is None or x.device.type != "cuda":
             return f"it computes on a CUDA device, not on {'cpu' if x is None else x.device}"
-        return None if _has_triton() else "triton is not installed"
+        if name == "gpu" and x.dtype == torch.float64:
+            return "it takes float32, bfloat16 and float16, not float64"
+        return None if _installed("triton") else "triton is not installed"
     return None
 
 
@@ -90,14 +93,14 @@ def _native_hindrance() -> str | None:
 
 
 @_constant
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 @_constant
 def _interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on any device."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and _has_triton()
+    return os.environ.get("TRITON_INTERPRET") == "1" and _installed("triton")
 
 
 @contextlib.contextmanager

@@ -34,20 +34,25 @@ def gated_delta(
         raise ValueError(f"log_decay and beta must be {(batch, heads, length)}, not {tuple(log_decay.shape)}")
     if memory is not None and (segment_ids is not None or memory.shape != (batch, heads, v.shape[3], width)):
         raise ValueError(f"memory must be {(batch, heads, v.shape[3], width)} and comes without segment_ids")
-    work = torch.promote_types(q.dtype, torch.float32)
+    dtype, work = q.dtype, torch.promote_types(q.dtype, torch.float32)
     held = q.new_zeros(batch, heads, v.shape[3], width, dtype=work) if memory is None else memory.to(work)
-    inputs = (x.to(work) for x in (q, k, v, log_decay, beta))
-    out, after = recurrence_of(backend, q)(*inputs, held, segment_ids)
-    return out.to(q.dtype), after
-
-
-def recurrence_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The `recurrence(q, k, v, log_decay, beta, memory, segment_ids)` of a backend for q: out and the memory after."""
     chosen = backend_for(backend, q, "delta")
+    if chosen not in ("gpu", "fla"):  # these multiply in the precision they are given
+        q, k, v = q.to(work), k.to(work), v.to(work)
+    out, after = recurrence_of(chosen)(q, k, v, log_decay.to(work), beta.to(work), held, segment_ids)
+    return out.to(dtype), after
+
+
+def recurrence_of(chosen: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The `recurrence(q, k, v, log_decay, beta, memory, segment_ids)` of a backend: out and the memory after."""
     if chosen == "gpu":
         from atma.ops.delta import gpu
 
         return gpu.recurrence
+    if chosen == "fla":
+        from atma.ops.delta import fla
+
+        return fla.recurrence
     return {"reference": reference, "cpu": cpu, "native": native}[chosen].recurrence
 
 

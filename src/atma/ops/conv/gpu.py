@@ -1,0 +1,203 @@
+"""The convolution in Triton: one pass forward, one pass backward. Not yet run on hardware.
+
+Each program owns a block of tokens and channels and reads it once per tap; the taps after the first come from the
+cache. The backward pass meets every pair (input, later gradient) once and takes from it both the gradient of the input
+and a partial gradient of the weight, one per program, summed in a fixed order afterwards: no atomics, equal bits
+every time. Products and sums are in float32.
+"""
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from atma.ops.backend import recording
+
+MAX_TAPS = 8
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    """Arguments of the reference; x, weight and tail in float16, bfloat16 or float32, at most 8 taps."""
+    if weight.shape[1] > MAX_TAPS:
+        raise ValueError(f"the Triton convolution takes at most {MAX_TAPS} taps, not {weight.shape[1]}")
+    for tensor in (x, weight, x if tail is None else tail):
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"the Triton convolution takes float16, bfloat16 and float32, not {tensor.dtype}")
+    return (_operation if recording() else _forward)(x, weight, tail, segment_ids)
+
+
+@triton.jit
+def _narrow(x, dtype: tl.constexpr):
+    """x in `dtype`, rounded to nearest even; the interpreter alone would cut a bfloat16 off."""
+    if INTERPRETED and dtype == tl.bfloat16 and x.dtype == tl.float32:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def _rows(pointer, row, at, seen, channel, real, length, channels):
+    """(ROWS, COLUMNS) float32 of one batch row at times `at`, zero where not `seen`."""
+    offsets = (row * length + at)[:, None] * channels + channel[None, :]
+    return tl.load(pointer + offsets, mask=seen[:, None] & real[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _same_document(segment_ids, row, first, second, seen, length):
+    """Whether tokens `first` and `second` are of one document; true before the call's first token."""
+    one = tl.load(segment_ids + row * length + first, mask=seen & (first >= 0), other=0)
+    other = tl.load(segment_ids + row * length + second, mask=seen & (first >= 0), other=0)
+    return one == other
+
+
+@triton.jit
+def _forward_kernel(
+    x,
+    weight,
+    tail,
+    segment_ids,
+    y,
+    length,
+    channels,
+    TAPS: tl.constexpr,
+    TAILED: tl.constexpr,
+    PACKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(2).to(tl.int64)
+    inside, real = at < length, channel < channels
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for lag in tl.static_range(TAPS):
+        tap = tl.load(weight + channel * TAPS + (TAPS - 1 - lag), mask=real, other=0.0).to(tl.float32)
+        seen = inside & (at >= lag)
+        if PACKED:
+            seen = seen & _same_document(segment_ids, row, at - lag, at, seen, length)
+        value = _rows(x, row, at - lag, seen, channel, real, length, channels)
+        if TAILED:
+            value += _rows(tail, row, at - lag + TAPS - 1, inside & (at < lag), channel, real, TAPS - 1, channels)
+        total += value * tap[None, :]
+    offsets = (row * length + at)[:, None] * channels + channel[None, :]
+    tl.store(y + offsets, _narrow(total, y.dtype.element_ty), mask=inside[:, None] & real[None, :])
+
+
+@triton.jit
+def _backward_kernel(
+    grad,
+    x,
+    weight,
+    tail,
+    segment_ids,
+    grad_x,
+    grad_tail,
+    partial,
+    length,
+    channels,
+    TAPS: tl.constexpr,
+    TAILED: tl.constexpr,
+    PACKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Inputs at times `at`, negative ones in the tail; `partial` (B · blocks, taps, C) is this program's share."""
+    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if TAILED:
+        at -= TAPS - 1
+    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(2).to(tl.int64)
+    inside, real = (at >= 0) & (at < length), channel < channels
+    value = _rows(x, row, at, inside, channel, real, length, channels)
+    if TAILED:
+        value += _rows(tail, row, at + TAPS - 1, at < 0, channel, real, TAPS - 1, channels)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    share = (row * tl.num_programs(0) + tl.program_id(0)) * TAPS
+    for lag in tl.static_range(TAPS):
+        tap = tl.load(weight + channel * TAPS + (TAPS - 1 - lag), mask=real, other=0.0).to(tl.float32)
+        seen = (at + lag >= 0) & (at + lag < length)
+        if PACKED:
+            seen = seen & _same_document(segment_ids, row, at, at + lag, seen, length)
+        later = _rows(grad, row, at + lag, seen, channel, real, length, channels)
+        total += later * tap[None, :]
+        tl.store(partial + (share + TAPS - 1 - lag) * channels + channel, tl.sum(later * value, 0), mask=real)
+    offsets = (row * length + at)[:, None] * channels + channel[None, :]
+    tl.store(grad_x + offsets, _narrow(total, grad_x.dtype.element_ty), mask=inside[:, None] & real[None, :])
+    if TAILED:
+        offsets = (row * (TAPS - 1) + at + TAPS - 1)[:, None] * channels + channel[None, :]
+        narrow = _narrow(total, grad_tail.dtype.element_ty)
+        tl.store(grad_tail + offsets, narrow, mask=(at < 0)[:, None] & real[None, :])
+
+
+def _blocks(count: int, channels: int) -> tuple[int, int]:
+    """Tokens and channels of one program."""
+    return min(32, triton.next_power_of_2(count)), min(64, triton.next_power_of_2(channels))
+
+
+def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    x, weight = x.contiguous(), weight.contiguous()
+    tail, segment_ids = (None if z is None else z.contiguous() for z in (tail, segment_ids))
+    batch, length, channels = x.shape
+    y, taps, (rows, columns) = torch.empty_like(x), weight.shape[1], _blocks(length, channels)
+    tailed = tail is not None and taps > 1
+    grid = triton.cdiv(length, rows), triton.cdiv(channels, columns), batch
+    with torch.cuda.device_of(x):
+        _forward_kernel[grid](
+            x, weight, tail, segment_ids, y, length, channels, taps, tailed, segment_ids is not None, rows, columns
+        )
+    return y
+
+
+_operation = torch.library.custom_op("atma::causal_conv_gpu", _forward, mutates_args=())
+
+
+@_operation.register_fake
+def _(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("atma::causal_conv_gpu_backward", mutates_args=())
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
+    tail, segment_ids = (None if z is None else z.contiguous() for z in (tail, segment_ids))
+    batch, length, channels = x.shape
+    taps = weight.shape[1]
+    tailed = tail is not None and taps > 1
+    count = length + taps - 1 if tailed else length
+    rows, columns = _blocks(count, channels)
+    grid = triton.cdiv(count, rows), triton.cdiv(channels, columns), batch
+    grad_x, grad_tail = torch.empty_like(x), x.new_empty(0) if tail is None else torch.empty_like(tail)
+    partial = x.new_empty(batch * grid[0], taps, channels, dtype=torch.float32)
+    packed = segment_ids is not None
+    tensors = grad, x, weight, tail, segment_ids, grad_x, grad_tail, partial
+    with torch.cuda.device_of(x):
+        _backward_kernel[grid](*tensors, length, channels, taps, tailed, packed, rows, columns)
+    return grad_x, partial.sum(0).mT.contiguous().to(weight.dtype), grad_tail
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_tail = x.new_empty(0) if tail is None else tail.new_empty(tail.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_tail
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, tail, segment_ids = inputs
+    ctx.save_for_backward(x, weight, tail, segment_ids)
+
+
+def _gradient(ctx, grad: Tensor):
+    x, weight, tail, segment_ids = ctx.saved_tensors
+    grad_x, grad_weight, grad_tail = _backward(grad, x, weight, tail, segment_ids)
+    return grad_x, grad_weight, grad_tail if tail is not None else None, None
+
+
+_operation.register_autograd(_gradient, setup_context=_save)
