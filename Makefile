@@ -16,7 +16,7 @@ help:
 	@echo "make demo       train a small pair, evaluate it far beyond its length, write runs/demo/report.html"
 	@echo "make test       the tests;  make test-slow  those that take minutes"
 	@echo "make check      ruff, pyright, codespell"
-	@echo "make bench      the benchmarks in benchmarks/"
+	@echo "make bench      operations and models beside their peers and the machine's floor (atma bench)"
 
 $(RUNS): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "atma needs Python 3.11 or newer and finds none;" \
@@ -51,7 +51,7 @@ check: $(TESTS)
 	@$(BIN)/codespell
 
 bench: $(RUNS)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for kind in ops train decode prefill; do $(BIN)/atma bench $$kind --out runs/bench/$$kind || exit 1; done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ VERBS = {
     "generate": ("generate", "continue a prompt of any length; save the state and go on later"),
     "chat": ("chat", "talk to a model in the terminal"),
     "demo": ("demo", "train a small pair, evaluate it far beyond its length, write a report"),
+    "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }

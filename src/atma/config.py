@@ -48,7 +48,7 @@ class ModelConfig:
     count_limit: int | None = None
     """Visible keys beyond which a polar layer's null floor stays and its temperature grows `sharpening` times as fast;
     None is the published form, both growing on. At the training length it changes nothing in training."""
-    sharpening: float = 1.0
+    sharpening: float = 2.0
     """Growth of a polar layer's temperature with ln n beyond `count_limit`, relative to its growth before."""
     direction_radius: float | None = None
     """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
@@ -278,18 +278,10 @@ def _require(holds: bool, name: str, value: Any, rule: str) -> None:
 PRESETS: dict[str, ModelConfig] = {
     "nano-test": ModelConfig(257, 64, depth=4, query_heads=2, key_value_heads=1, head_width=16, mlp_multiple=2),
     "nano": ModelConfig(
-        vocab_size=1024,
-        width=128,
-        depth=8,
-        query_heads=2,
-        key_value_heads=1,
-        head_width=64,
-        max_half_life=256,
-        count_limit=256,
-        sharpening=2.0,
+        1024, width=128, depth=8, query_heads=2, key_value_heads=1, head_width=64, max_half_life=256, count_limit=256
     ),
     "small": ModelConfig(
-        vocab_size=16_384,
+        16_384,
         width=512,
         depth=12,
         query_heads=8,
@@ -297,8 +289,7 @@ PRESETS: dict[str, ModelConfig] = {
         head_width=64,
         max_half_life=2048,
         count_limit=2048,
-        sharpening=2.0,
     ),
-    "base": ModelConfig(max_half_life=2048, count_limit=2048, sharpening=2.0),
+    "base": ModelConfig(max_half_life=2048, count_limit=2048),
     "base-published": ModelConfig(direction_radius=1.0, canon_init="uniform", share_query_key_init=False),
 }

@@ -1,0 +1,135 @@
+"""The roofline page: operations a second over operations a byte, one self-contained HTML file."""
+
+import json
+import math
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from atma.bench.rows import Result, Row
+from atma.bench.table import cells, header, rates_text
+from atma.report.figures import COLOURS, MARKERS, Figure, Table
+from atma.report.page import POLICY
+
+
+def write(result: Result, path: Path) -> Path:
+    """Write the page of a measurement. OSError if it cannot be written."""
+    table = Table(header(result), [cells(result, row) for row in result.rows])
+    drawn = [roofline(result, dtype) for dtype in result.rates.operations]
+    return write_page(f"atma bench {result.kind}", result.command, drawn, table, path, result)
+
+
+def roofline(result: Result, dtype: str) -> Figure:
+    """The roof of one dtype and every row below it. The distance from the roof is the ratio to the floor."""
+    rows = [row for row in result.rows if row.dtype == dtype]
+    rate, slope = result.rates.operations[dtype], result.rates.bytes
+    intensities = [row.operations / row.bytes for row in rows] + [rate / slope]
+    low, high = min(intensities) / 4, max(intensities) * 4
+    marks = [low, rate / slope, high]
+    roof: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "roof",
+        "line": {"color": "#8a8f98", "width": 2},
+    }
+    roof |= {"x": marks, "y": [min(rate, slope * x) for x in marks], "hoverinfo": "skip"}
+    names = list(dict.fromkeys(row.name for row in rows))
+    traces = [roof, *(_points(rows, name, i) for i, name in enumerate(names))]
+    axes = {
+        "xaxis": {"type": "log", "title": {"text": "operations a byte"}, "range": [math.log10(low), math.log10(high)]},
+        "yaxis": {"type": "log", "title": {"text": "operations a second"}},
+        "hovermode": "closest",
+    }
+    caption = (
+        f"{dtype}: the sloped line is the measured copy rate, the flat one the measured rate of matrix products. "
+        "Both axes count the least work that the task needs, so a point's distance below the roof is its ratio to "
+        "the floor; points above the slope held their data in a cache."
+    )
+    numbers = [[row.what, _size(row), row.name, f"{row.operations / row.bytes:.3g}", _speed(row)] for row in rows]
+    table = Table(["what", "sizes", "by", "operations a byte", "operations a second"], numbers)
+    return Figure(f"Roofline, {dtype}", caption, traces, axes, table)
+
+
+def write_page(
+    title: str, command: str, drawn: list[Figure], table: Table, path: Path, result: Result | None = None
+) -> Path:
+    """One HTML file with figures, a table, and what they were made with; it asks the network for nothing."""
+    from plotly.offline import get_plotlyjs
+
+    charts = "".join(_chart(figure, f"f{i}") for i, figure in enumerate(drawn))
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{_asset("report.css")}</style>
+</head>
+<body>
+<header><h1>{escape(title)}</h1></header>
+<main><section><div class="figures">{charts}</div>{_table(table)}</section>{_made_with(command, result)}</main>
+<script>{get_plotlyjs()}</script>
+<script>{_asset("report.js")}</script>
+</body>
+</html>
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _points(rows: list[Row], name: str, place: int) -> dict[str, Any]:
+    mine = [row for row in rows if row.name == name]
+    style = {"symbol": MARKERS[place % len(MARKERS)], "size": 9, "color": COLOURS[place % len(COLOURS)]}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [row.operations / row.bytes for row in mine],
+        "y": [row.operations / row.seconds for row in mine],
+        "text": [f"{row.what}, {_size(row)}: {row.to_floor:.3g} × floor" for row in mine],
+        "hovertemplate": f"{name}: %{{text}}<extra></extra>",
+        "marker": style,
+    }
+
+
+def _size(row: Row) -> str:
+    return " ".join(f"{name} {value:,}" for name, value in row.sizes.items())
+
+
+def _speed(row: Row) -> str:
+    return f"{row.operations / row.seconds / 1e9:,.3g} G"
+
+
+def _chart(figure: Figure, name: str) -> str:
+    data = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False).replace("<", "\\u003c")
+    return f"""<figure>
+<h3 id="{name}t">{escape(figure.title)}</h3>
+<div class="chart" role="img" aria-labelledby="{name}t" aria-describedby="{name}c" data-figure="{name}d"></div>
+<script type="application/json" id="{name}d">{data}</script>
+<figcaption id="{name}c">{escape(figure.caption)}</figcaption>
+<details><summary>The same numbers as a table</summary>{_table(figure.table)}</details>
+</figure>"""
+
+
+def _made_with(command: str, result: Result | None) -> str:
+    shown = f'<h2>Made with</h2><pre class="command">{escape(command)}</pre>'
+    if result is None:
+        return f"<section>{shown}</section>"
+    facts = [[name, str(value)] for name, value in result.machine.items()] + [["rates", rates_text(result)]]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
+    return f"<section>{shown}{_table(Table(['environment', ''], facts))}<ul>{notes}</ul></section>"
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in table.rows)
+    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _asset(name: str) -> str:
+    return files("atma.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,91 @@
+"""The scripts of benchmarks/ that stand on atma.bench: growth with length and width, and the GPU."""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name):
+    """A script as a module."""
+    specification = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def growth():
+    return script("growth")
+
+
+@pytest.mark.parametrize("kind", ["train", "prefill", "prefill end", "decode", "evaluate", "evaluate end"])
+def test_every_case_has_its_time_its_memory_and_where_the_time_went(kind, growth, monkeypatch):
+    monkeypatch.setattr(growth, "END", 16)
+    row = growth._case(argparse.Namespace(case=kind, size=(40, 0), preset="nano-test", repeats=1))
+    assert row["seconds"] > 0
+    assert row["peak"] >= row["before"] > 0
+    assert sum(row["shares"].values()) == pytest.approx(1)
+    assert row["shares"]["matrix products"] > 0
+    assert row["shares"]["attention"] > 0
+    assert (row["shares"]["loss"] > 0) == (kind in ("train", "evaluate", "evaluate end"))
+
+
+def test_widths_keep_the_head_and_divide_the_heads(growth):
+    for width in (32, 64, 192, 512):
+        config = growth._config("small", width)
+        assert config.width == width
+        assert config.head_width == 64
+        assert config.query_heads == max(1, width // 64)
+
+
+def test_exponents_are_slopes_over_the_upper_half(growth):
+    assert growth.slope([2, 4, 8], [4, 16, 64]) == pytest.approx(2)
+    assert growth.slope([2], [4]) is None
+    rows = [
+        {"kind": "train", "over": "length", "at": n, "seconds": max(4, n) ** 2.0, "peak": 5.0 + n, "before": 5.0}
+        for n in (1, 2, 4, 8, 16)
+    ]
+    (fit,) = growth.exponents(rows)
+    assert (fit["from"], fit["to"]) == (4, 16)
+    assert (fit["time"], fit["memory"]) == (pytest.approx(2), pytest.approx(1))
+
+
+def test_growth_prints_a_table_and_writes_a_page(growth, tmp_path, monkeypatch, capsys):
+    shares = {"attention": 0.25, "rest": 0.75}
+    found = {"seconds": 1.0, "tokens_per_second": 256.0, "peak": 9.0, "before": 8.0, "shares": shares, "width": 64}
+    monkeypatch.setattr(growth, "_in_a_process", lambda _, kind, n, width: found | {"kind": kind, "length": n})
+    monkeypatch.setattr("sys.argv", ["growth.py", "--longest", "4096", "--whole", "1024", "--out", str(tmp_path)])
+    growth.main()
+    said = capsys.readouterr().out
+    assert "| train | 1,024 | 64 | 1 s |" in said
+    assert "| train | 4,096 |" not in said
+    assert "| decode | 4,096 |" in said
+    assert json.loads((tmp_path / "growth.json").read_text())["exponents"]
+    assert "Where the time goes: decode" in (tmp_path / "growth.html").read_text(encoding="utf-8")
+
+
+def test_the_gpu_script_ends_at_once_without_a_gpu(monkeypatch, capsys):
+    gpu = script("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    assert gpu.main() == 2
+    assert "needs a CUDA device that PyTorch can use; this machine has none" in capsys.readouterr().err
+
+
+def test_a_part_of_the_gpu_report_that_fails_is_written_down_and_the_next_goes_on(tmp_path, capsys):
+    def wrong():
+        raise ValueError("no figures: polar is off")
+
+    report = script("gpu").Report(tmp_path, {"GPU": "none"})
+    assert not report.part("polar", wrong)
+    assert report.part("delta", lambda: ("| table |", {"rows": []}))
+    capsys.readouterr()
+    assert "FAILED: ValueError: no figures: polar is off" in (tmp_path / "gpu.md").read_text()
+    assert [part["held"] for part in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True]
+    assert report.failed == 1
