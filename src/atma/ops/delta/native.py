@@ -57,8 +57,10 @@ def _backward(
     grads = [q.new_empty(shape) for shape in shapes]
     given = (grad_out.contiguous(), grad_after.contiguous())
     _call("delta_backward", (q, k, v, log_decay, beta), segment_ids, grads[5], (None, None, before), (*given, *grads))
-    shared = (x.unflatten(1, (-1, group)).sum(2) if group > 1 else x for x in grads[1:3])
-    return grads[0], *shared, *grads[3:]
+    grad_q, grad_k, grad_v, grad_decay, grad_beta, grad_memory = grads
+    if group > 1:
+        grad_k, grad_v = (x.unflatten(1, (-1, group)).sum(2) for x in (grad_k, grad_v))
+    return grad_q, grad_k, grad_v, grad_decay, grad_beta, grad_memory
 
 
 def _call(
