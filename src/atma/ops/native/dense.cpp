@@ -18,38 +18,38 @@ struct Linear {
     int64_t threads;
 };
 
-template <class E, int ROWS, int OUTPUTS>
-void dots(const Linear& p, const typename Compute<E>::T* x, long row, long output) {
+// Weights are walked through in the order they lie in, which is what processors fetch ahead of; SUMS hide the latency.
+template <class E, int ROWS> void dots(const Linear& p, const typename Compute<E>::T* x, long row, long output) {
     using T = typename Compute<E>::T;
     using S = Simd<T>;
-    typename S::V sums[ROWS][OUTPUTS] = {};
+    constexpr int SUMS = ROWS == 1 ? 4 : 2;
+    typename S::V sums[ROWS][SUMS] = {};
     const E* weight = static_cast<const E*>(p.weight) + output * p.inputs;
-    long whole = 0;
+    long d = 0;
 #ifdef __AVX512BF16__
     if constexpr (std::is_same_v<E, bfloat16>) {  // pairs of products at once, of x as it was given
         const E* given = static_cast<const E*>(p.x) + row * p.x_row;
-        for (; whole + 32 <= p.inputs; whole += 32)
-            for (int o = 0; o < OUTPUTS; ++o) {
-                __m512bh w = (__m512bh)_mm512_loadu_si512(weight + o * p.inputs + whole);
+        for (; d + SUMS * 32 <= p.inputs; d += SUMS * 32)
+            for (int i = 0; i < SUMS; ++i) {
+                __m512bh w = (__m512bh)_mm512_loadu_si512(weight + d + i * 32);
                 for (int r = 0; r < ROWS; ++r) {
-                    __m512bh pair = (__m512bh)_mm512_loadu_si512(given + r * p.x_row + whole);
-                    sums[r][o] = (typename S::V)_mm512_dpbf16_ps((__m512)sums[r][o], w, pair);
+                    __m512bh pair = (__m512bh)_mm512_loadu_si512(given + r * p.x_row + d + i * 32);
+                    sums[r][i] = (typename S::V)_mm512_dpbf16_ps((__m512)sums[r][i], w, pair);
                 }
             }
     }
 #endif
-    for (; whole + S::lanes <= p.inputs; whole += S::lanes)
-        for (int o = 0; o < OUTPUTS; ++o) {
-            typename S::V w = widen(weight + o * p.inputs + whole);
-            for (int r = 0; r < ROWS; ++r) sums[r][o] += S::load(x + (row + r) * p.inputs + whole) * w;
+    for (; d + SUMS * S::lanes <= p.inputs; d += SUMS * S::lanes)
+        for (int i = 0; i < SUMS; ++i) {
+            typename S::V w = widen(weight + d + i * S::lanes);
+            for (int r = 0; r < ROWS; ++r) sums[r][i] += S::load(x + (row + r) * p.inputs + d + i * S::lanes) * w;
         }
-    for (int r = 0; r < ROWS; ++r)
-        for (int o = 0; o < OUTPUTS; ++o) {
-            T total = S::sum(sums[r][o]);
-            for (long d = whole; d < p.inputs; ++d) total += x[(row + r) * p.inputs + d] * T(weight[o * p.inputs + d]);
-            if (p.bias != nullptr) total += T(static_cast<const E*>(p.bias)[output + o]);
-            static_cast<E*>(p.y)[(row + r) * p.outputs + output + o] = narrow(total, E());
-        }
+    for (int r = 0; r < ROWS; ++r) {
+        T total = S::sum(SUMS == 4 ? sums[r][0] + sums[r][1] + (sums[r][2] + sums[r][3]) : sums[r][0] + sums[r][1]);
+        for (long rest = d; rest < p.inputs; ++rest) total += x[(row + r) * p.inputs + rest] * T(weight[rest]);
+        if (p.bias != nullptr) total += T(static_cast<const E*>(p.bias)[output]);
+        static_cast<E*>(p.y)[(row + r) * p.outputs + output] = narrow(total, E());
+    }
 }
 
 template <class E> void linear(const Linear& p) {
@@ -57,19 +57,11 @@ template <class E> void linear(const Linear& p) {
     Buffer<T> x(p.rows * p.inputs);
     for (long r = 0; r < p.rows; ++r)
         for (long d = 0; d < p.inputs; ++d) x[r * p.inputs + d] = T(static_cast<const E*>(p.x)[r * p.x_row + d]);
-    constexpr long step = 4;
-    long blocks = (p.outputs + step - 1) / step;
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.inputs * p.outputs > (1 << 17))
-    for (long block = 0; block < blocks; ++block) {
-        long output = block * step, stop = std::min(output + step, long(p.outputs));
-        for (long r = 0; r < p.rows;) {
-            long count = p.rows - r >= 4 ? 4 : 1;
-            if (stop - output == step)
-                count == 4 ? dots<E, 4, step>(p, x, r, output) : dots<E, 1, step>(p, x, r, output);
-            else
-                for (long o = output; o < stop; ++o) count == 4 ? dots<E, 4, 1>(p, x, r, o) : dots<E, 1, 1>(p, x, r, o);
-            r += count;
-        }
+    for (long output = 0; output < p.outputs; ++output) {
+        long r = 0;
+        for (; r + 4 <= p.rows; r += 4) dots<E, 4>(p, x, r, output);
+        for (; r < p.rows; ++r) dots<E, 1>(p, x, r, output);
     }
 }
 
