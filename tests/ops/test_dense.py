@@ -62,3 +62,9 @@ def test_large_numbers_round_to_the_nearest_bfloat16_and_nan_stays(backend):
         found = linear(torch.ones(1, 1).bfloat16(), x.T.bfloat16(), None)
     assert found[0, :2].tolist() == x[0, :2].bfloat16().tolist()
     assert found[0, 2].isnan() and found[0, 3].isinf()
+
+
+def test_the_gate_does_not_hide_nan(backend):
+    h = torch.tensor([[float("nan"), 1.0, 1.0, float("nan")]])
+    with use_backend(backend):
+        assert gated_square(h).isnan().all()

@@ -219,6 +219,21 @@ def test_beyond_the_count_limit_the_floor_stays_and_the_temperature_sharpens():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [3, 300])
+def test_nan_is_not_hidden(backend, dtype, length):
+    """A key or query that is not a number makes every output that sees it not a number."""
+    place = length // 2
+    for spoiled in range(2):
+        inputs = [draw(1, 1, length, 8, seed=s, dtype=dtype) for s in range(3)]
+        inputs[spoiled][0, 0, place] = torch.nan
+        with use_backend(backend):
+            y = softmax_attention(*inputs, 0.3)
+        seeing = slice(place, place + 1) if spoiled == 0 else slice(place, None)
+        assert y[:, :, seeing].isnan().all() and y[:, :, :place].isfinite().all()
+
+
 def test_direction_does_not_know_how_many_keys_matched():
     """The same set of keys, without noise, at 1× and 64× gives the same direction."""
     keys, values = draw(1, 1, 4, 8).repeat(1, 1, 64, 1), draw(1, 1, 4, 8, seed=1).repeat(1, 1, 64, 1)

@@ -106,7 +106,7 @@ template <class E> void gate_forward(const Gate& p) {
         const E *a = static_cast<const E*>(p.h) + 2 * r * p.width, *g = a + p.width;
         E* y = static_cast<E*>(p.y) + r * p.width;
         for (long d = 0; d < p.width; ++d) {
-            T up = T(a[d]) > T(0) ? T(a[d]) : T(0);
+            T up = T(a[d]) <= T(0) ? T(0) : T(a[d]);
             y[d] = narrow(T(g[d]) * up * up, E());
         }
     }
@@ -120,7 +120,7 @@ template <class E> void gate_backward(const Gate& p) {
         const E* grad = static_cast<const E*>(p.grad) + r * p.width;
         E *grad_a = static_cast<E*>(p.y) + 2 * r * p.width, *grad_g = grad_a + p.width;
         for (long d = 0; d < p.width; ++d) {
-            T up = T(a[d]) > T(0) ? T(a[d]) : T(0), given = grad[d];
+            T up = T(a[d]) <= T(0) ? T(0) : T(a[d]), given = grad[d];
             grad_a[d] = narrow(2 * given * T(g[d]) * up, E());
             grad_g[d] = narrow(given * up * up, E());
         }

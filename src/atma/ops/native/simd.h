@@ -75,7 +75,7 @@ inline Simd<float>::V widen(const bfloat16* p) {
     return (Simd<float>::V)(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Wide) << 16);
 }
 
-// 2^x for x ≤ 0, exactly 0 below the smallest normal exponent. Float: relative error 2e-7 (degree 6 on [−½, ½]).
+// 2^x for x ≤ 0, exactly 0 below the smallest normal exponent, NaN for NaN. Float: relative error 2e-7 (degree 6).
 inline Simd<float>::V exp2_of(Simd<float>::V x) {
     using S = Simd<float>;
     const float magic = 12582912.0f;  // adding it rounds to an integer, which then stands in the low bits
@@ -87,14 +87,14 @@ inline Simd<float>::V exp2_of(Simd<float>::V x) {
     y = y * f + 6.931472028550421e-1f;
     y = y * f + 1.0f;
     S::V power = (S::V)((S::Words)y + ((S::Words)t << 23));
-    return x > -126.0f ? power : S::V{};
+    return x <= -126.0f ? S::V{} : power;
 }
 inline Simd<double>::V exp2_of(Simd<double>::V x) {
-    for (int i = 0; i < Simd<double>::lanes; ++i) x[i] = x[i] > -1022.0 ? std::exp2(x[i]) : 0.0;
+    for (int i = 0; i < Simd<double>::lanes; ++i) x[i] = x[i] <= -1022.0 ? 0.0 : std::exp2(x[i]);
     return x;
 }
 
-template <class T> inline T exp2_of_one(T x) { return x > T(sizeof(T) == 4 ? -126 : -1022) ? std::exp2(x) : T(0); }
+template <class T> inline T exp2_of_one(T x) { return x <= T(sizeof(T) == 4 ? -126 : -1022) ? T(0) : std::exp2(x); }
 
 // C (ROWS, VECTORS·lanes) += or = A (ROWS, depth) · B (depth, VECTORS·lanes), A with any strides, B as it is stored.
 template <class T, int ROWS, int VECTORS, class E>
