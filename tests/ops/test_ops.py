@@ -220,6 +220,16 @@ def test_beyond_the_count_limit_the_floor_stays_and_the_temperature_sharpens():
 
 
 @pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("window", [None, 9000])
+def test_queries_far_behind_held_keys_equal_the_oracle(backend, window):
+    q, k, v = draw(1, 2, 20, 8), draw(1, 1, 20_000, 8), draw(1, 1, 20_000, 8, seed=1)
+    start = torch.tensor([19_970])
+    with use_backend(backend):
+        fast = softmax_attention(q, k, v, 0.4, start, None, window)
+    torch.testing.assert_close(fast, softmax_attention(q, k, v, 0.4, start, None, window, "reference"))
+
+
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("length", [3, 300])
 def test_nan_is_not_hidden(backend, dtype, length):

@@ -16,7 +16,8 @@ struct Problem {  // what ops/polar/native.py hands over; strides in elements, t
     int64_t keys, threads;
 };
 
-constexpr long KEY_BLOCK = 256, ROW_BLOCK = 144, SPLIT_KEYS = 512, FEW_ROWS = 16;  // tuned in docs/kernels.md
+constexpr long KEY_BLOCK = 256, ROW_BLOCK = 144, SPLIT_KEYS = 512, FEW_ROWS = 16;
+constexpr long LAID_OUT = 8192;  // keys laid out for products at once: bounds what a call needs beside its results
 
 template <class T> struct Block {  // of one key/value head: what the rows of a query block are and see
     const Problem& p;
@@ -107,25 +108,22 @@ template <class T> T soften(T* a, long from, long to, long low, long high, Sums<
 
 template <class T> void zero(T* x, long size) { std::fill(x, x + size, T(0)); }
 
-// One block of queries against all the keys it sees. panels and values begin at key `base`.
+// One block of queries against the keys of [base, end) that it sees, added to S and sums. panels and values begin at base.
 template <class T>
-void attend(const Block<T>& block, const T* q, const T* panels, const T* values, long base, long wide, T* a, T* S,
+void attend(const Block<T>& block, const T* q, const T* panels, const T* values, long base, long end, long wide, T* a, T* S,
             Sums<T>* sums) {
     constexpr long lanes = Simd<T>::lanes, panel = Simd<T>::panel;
-    long rows = block.rows();
-    zero(S, rows * wide);
-    std::fill(sums, sums + rows, Sums<T>{T(-1e30), 0, 0});
-    long begin = base + (block.first(0) - base) / panel * panel;
-    for (long j = begin; j < block.last(rows - 1); j += KEY_BLOCK)
+    long rows = block.rows(), begin = base + std::max(0L, block.first(0) - base) / panel * panel;
+    for (long j = begin; j < std::min(end, block.last(rows - 1)); j += KEY_BLOCK)
         for (long r = 0; r < rows; r += TILE_ROWS) {
-            long count = std::min<long>(TILE_ROWS, rows - r);
-            Span<T> span(block, r, count, j, KEY_BLOCK);
+            long count = std::min<long>(TILE_ROWS, rows - r), size = std::min(KEY_BLOCK, end - j);
+            Span<T> span(block, r, count, j, size);
             if (span.from >= span.to) continue;
             long low = span.from / lanes * lanes, high = (span.to + lanes - 1) / lanes * lanes;
             score_strip(q + r * wide, count, wide, panels + (j - base) * wide, span, a, KEY_BLOCK);
             for (long i = r; i < r + count; ++i) {
                 T* row = a + (i - r) * KEY_BLOCK;
-                Span<T> seen(block, i, 1, j, KEY_BLOCK);
+                Span<T> seen(block, i, 1, j, size);
                 if (seen.from >= seen.to) {
                     zero(row + low, high - low);
                     continue;
@@ -134,8 +132,8 @@ void attend(const Block<T>& block, const T* q, const T* panels, const T* values,
                 if (shrink != T(1))
                     for (long d = 0; d < wide; ++d) S[i * wide + d] *= shrink;
             }
-            strip<T>(count, wide, high - low, a + low, KEY_BLOCK, 1,
-                     values + (j - base + low) * wide, wide, S + r * wide, wide, true);
+            strip<T>(count, wide, high - low, a + low, KEY_BLOCK, 1, values + (j - base + low) * wide, wide, S + r * wide,
+                     wide, true);
         }
 }
 
@@ -161,34 +159,42 @@ template <class T, class E> struct Head {  // one key/value head: its sizes, and
     long room() const { return (to - from + KEY_BLOCK) * wide; }  // a block that begins at the last key stays inside
     Block<T> block(long i, long step) const { return {p, b, g, group, i * step, std::min((i + 1) * step, long(p.queries))}; }
 
-    template <class Work> void in_stretches(Work work) const {
+    template <class Work> void in_stretches(long begin, long end, Work work) const {
         constexpr long stretch = 1024;
 #pragma omp parallel for num_threads(p.threads) schedule(static)
-        for (long s = from; s < to; s += stretch) work(s, std::min(s + stretch, to), (s - from) * wide);
+        for (long s = begin; s < end; s += stretch) work(s, std::min(s + stretch, end), (s - begin) * wide);
     }
 };
 
 template <class T, class E> void forward_head(const Problem& p, long index) {
     Head<T, E> head(p, index);
     long wide = head.wide, step = std::max(1L, ROW_BLOCK / head.group), blocks = (p.queries + step - 1) / step;
-    Buffer<T> panels(head.room()), values(head.room());
-    head.in_stretches([&](long s, long e, long at) {
-        transpose<T, E>(head.key(0), p.k_key, s, e, p.width, wide, panels + at);
-        copy_rows<T, E>(head.value(0), p.v_key, s, e, p.width, wide, values + at);
-    });
-    zero(values + (head.to - head.from) * wide, KEY_BLOCK * wide);
+    long rows = p.queries * head.group, room = (std::min(LAID_OUT, head.to - head.from) + KEY_BLOCK) * wide;
+    Buffer<T> panels(room), values(room), S(rows * wide);
+    Buffer<Sums<T>> sums(rows);
+    zero(S.get(), rows * wide);
+    std::fill(sums.get(), sums + rows, Sums<T>{T(-1e30), 0, 0});
+    for (long base = head.from; base < head.to; base += LAID_OUT) {
+        long end = std::min(base + LAID_OUT, head.to);
+        head.in_stretches(base, end, [&](long s, long e, long at) {
+            transpose<T, E>(head.key(0), p.k_key, s, e, p.width, wide, panels + at);
+            copy_rows<T, E>(head.value(0), p.v_key, s, e, p.width, wide, values + at);
+        });
+        zero(values + (end - base) * wide, KEY_BLOCK * wide);
 #pragma omp parallel num_threads(p.threads)
-    {
-        Buffer<T> q(step * head.group * wide), S(step * head.group * wide), a(TILE_ROWS * KEY_BLOCK);
-        Buffer<Sums<T>> sums(step * head.group);
+        {
+            Buffer<T> q(step * head.group * wide), a(TILE_ROWS * KEY_BLOCK);
 #pragma omp for schedule(dynamic)
-        for (long i = blocks - 1; i >= 0; --i) {
-            Block<T> block = head.block(i, step);
-            gather_queries<T, E>(block, T(LOG2E), q, wide);
-            attend<T>(block, q, panels, values, head.from, wide, a, S, sums);
-            put<T>(block, S, sums, wide);
+            for (long i = blocks - 1; i >= 0; --i) {
+                Block<T> block = head.block(i, step);
+                if (block.last(block.rows() - 1) <= base || block.first(0) >= end) continue;
+                long at = i * step * head.group;
+                gather_queries<T, E>(block, T(LOG2E), q, wide);
+                attend<T>(block, q, panels, values, base, end, wide, a, S + at * wide, sums + at);
+            }
         }
     }
+    put<T>(head.block(0, p.queries), S, sums, wide);
 }
 
 // a (ROWS, SPLIT_KEYS) = q kᵀ over the keys [s, e), each key read once.
@@ -373,7 +379,7 @@ template <class T, class E> void backward_head(const Problem& p, long index, lon
     Rows<T> rows(all, wide);
     gather_queries<T, E>(all, T(LOG2E), rows.q, wide);
     Buffer<T> k_panels(head.room()), v_panels(head.room()), keys(head.room()), grad_q(splits * size);
-    head.in_stretches([&](long s, long e, long at) {
+    head.in_stretches(head.from, head.to, [&](long s, long e, long at) {
         transpose<T, E>(head.key(0), p.k_key, s, e, p.width, wide, k_panels + at);
         transpose<T, E>(head.value(0), p.v_key, s, e, p.width, wide, v_panels + at);
         copy_rows<T, E>(head.key(0), p.k_key, s, e, p.width, wide, keys + at);
