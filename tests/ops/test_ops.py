@@ -220,6 +220,23 @@ def test_beyond_the_count_limit_the_floor_stays_and_the_temperature_sharpens():
 
 
 @pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("length", "window", "count_limit"), [(1, None, None), (3, 20, None), (16, None, 12)])
+def test_without_gradients_few_queries_equal_the_oracle(backend, dtype, length, window, count_limit):
+    q, k, v = draw(2, 4, length, 8), draw(2, 2, 70, 8), draw(2, 2, 70, 8, seed=1)
+    scalars = [draw(4, seed=s) * 3 for s in range(4)]
+    low = [x.to(dtype) for x in (q, k, v, *scalars, draw(4, 8))]
+    exact = [x.double() for x in low]
+    settings = (torch.tensor([0, 50]), None, window, count_limit, 1.7)
+    with torch.inference_mode(), use_backend(backend):
+        found = polar_attention(*low, *settings)
+    oracle = polar_attention(*exact, *settings, backend="reference")
+    for a, b in zip(found, oracle, strict=True):
+        error = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+        assert a.dtype == dtype and (a.double() - b).abs().max() <= error * b.abs().max()
+
+
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("window", [None, 9000])
 def test_queries_far_behind_held_keys_equal_the_oracle(backend, window):
     q, k, v = draw(1, 2, 20, 8), draw(1, 1, 20_000, 8), draw(1, 1, 20_000, 8, seed=1)

@@ -405,7 +405,64 @@ template <class T, class E> void backward(const Problem& p) {
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (splits == 1)
     for (long i = 0; i < heads; ++i) backward_head<T, E>(p, i, splits);
 }
+struct Scalars {  // logits' scale and the null's logit (B, H, T) of ops/polar/__init__.py, from the learned numbers (H)
+    int64_t batch, heads, queries, width, count_limit;  // count_limit 0: none
+    const int32_t *first, *last;
+    const void *length_gain, *null_base, *null_slope;
+    void *scale, *null;
+    int64_t sharpening_bits;  // of a double
+};
+
+template <class T> T softplus(T x) { return x > T(20) ? x : std::log1p(std::exp(x)); }
+
+template <class T> void scalars(const Scalars& p) {
+    double sharpening;
+    std::memcpy(&sharpening, &p.sharpening_bits, 8);
+    for (long row = 0; row < p.batch * p.heads * p.queries; ++row) {
+        long h = row / p.queries % p.heads, at = row / (p.queries * p.heads) * p.queries + row % p.queries;
+        T count = T(p.last[at] - p.first[at]), log_count = std::log(count);
+        if (p.count_limit > 0) {
+            count = std::min(count, T(p.count_limit));
+            log_count = std::log(count) + T(sharpening) * (log_count - std::log(count));
+        }
+        T temperature = 1 + softplus(static_cast<const T*>(p.length_gain)[h]) * log_count;
+        T floor = static_cast<const T*>(p.null_base)[h] +
+                  softplus(static_cast<const T*>(p.null_slope)[h]) * std::sqrt(std::log(count + 1));
+        static_cast<T*>(p.scale)[row] = temperature / std::sqrt(T(p.width));
+        static_cast<T*>(p.null)[row] = temperature * floor;
+    }
+}
+
+struct Fold {  // direction (B, H, T, K) and magnitude (B, H, T): `fold` of ops/polar/__init__.py
+    int64_t rows, heads, queries, width;
+    const void *S, *L, *Q, *M, *null, *magnitude_slope, *null_value;
+    void *direction, *magnitude;
+};
+
+template <class T> void fold(const Fold& p) {
+    for (long row = 0; row < p.rows; ++row) {
+        long h = row / p.queries % p.heads;
+        T above = static_cast<const T*>(p.null)[row] - static_cast<const T*>(p.M)[row], shift = above < T(0) ? T(0) : above;
+        T null = std::exp(above - shift), small = std::exp(-shift), sum = static_cast<const T*>(p.L)[row];
+        T kept = sum * small, total = kept + null, squares = 0;
+        const T *S = static_cast<const T*>(p.S) + row * p.width, *value = static_cast<const T*>(p.null_value) + h * p.width;
+        T* direction = static_cast<T*>(p.direction) + row * p.width;
+        for (long d = 0; d < p.width; ++d) direction[d] = S[d] * small + null * value[d];
+        for (long d = 0; d < p.width; ++d) squares += direction[d] * direction[d];
+        T length = std::sqrt(squares), factor = T(1) / (length < T(1e-6) * total ? T(1e-6) * total : length);
+        for (long d = 0; d < p.width; ++d) direction[d] *= factor;
+        T effective = sum * sum / static_cast<const T*>(p.Q)[row] * (kept / total);
+        T slope = softplus(static_cast<const T*>(p.magnitude_slope)[h]);
+        static_cast<T*>(p.magnitude)[row] = std::tanh(slope * std::log1p(effective));
+    }
+}
 }  // namespace
+
+#define EXPORT_ROWS(NAME, T)                                                                \
+    extern "C" void polar_scalars_##NAME(const Scalars* p) { scalars<T>(*p); }              \
+    extern "C" void polar_fold_##NAME(const Fold* p) { fold<T>(*p); }
+EXPORT_ROWS(float32, float)
+EXPORT_ROWS(float64, double)
 
 #define EXPORT(NAME, T, E)                                                                     \
     extern "C" void polar_forward_##NAME(const Problem* p) { forward<T, E>(*p); }              \

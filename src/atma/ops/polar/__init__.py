@@ -6,8 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.ops.backend import backend_for, own_precision
+from atma.ops.backend import backend_for, own_precision, recording
 from atma.ops.polar import cpu, native, reference
+
+FEW_QUERIES = 16
+"""Queries up to which the operations around the sums cost more than the sums: compiled, without gradients, they are two
+passes."""
 
 
 @own_precision
@@ -44,6 +48,10 @@ def polar_attention(
             raise ValueError(f"{name} must be ({q.shape[1]},), one number per query head, not {tuple(value.shape)}")
     work = torch.promote_types(q.dtype, torch.float32)
     first, last = visible_range(q, start, segment_ids, window)
+    if q.shape[2] <= FEW_QUERIES and not recording() and backend_for(backend, q, "polar") == "native":
+        scalars = tuple(x.to(work) for x in (length_gain, null_base, null_slope, magnitude_slope, null_value))
+        c, magnitude = native.attend(q, k, v, first, last, scalars, count_limit, sharpening)
+        return c.to(q.dtype), magnitude.to(q.dtype)
     count = (last - first).to(work)[:, None]
     log_count = count.log()
     if count_limit is not None:

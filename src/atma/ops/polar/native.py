@@ -1,5 +1,7 @@
 """The streamed statistics by the compiled kernel (ops/native/polar.cpp): float32, float64 and bfloat16, on the CPU."""
 
+import struct
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,34 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference's arguments and results. bfloat16 is read as it is; sums are float32."""
     return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: Tensor,
+    last: Tensor,
+    scalars: tuple[Tensor, ...],
+    count_limit: int | None,
+    sharpening: float,
+) -> tuple[Tensor, Tensor]:
+    """The whole of polar attention without gradients, for few queries: three calls in place of some forty operations.
+
+    scalars: length_gain, null_base, null_slope, magnitude_slope (H,) and null_value (H, K), float32 or wider. Returns
+    direction (B, H, T, K) and magnitude (B, H, T) in their dtype.
+    """
+    gain, base, slope, magnitude_slope, null_value = (x.contiguous() for x in scalars)
+    first, last, work = first.contiguous(), last.contiguous(), gain.dtype
+    scale, null = torch.empty(q.shape[:-1], dtype=work), torch.empty(q.shape[:-1], dtype=work)
+    bits = struct.unpack("q", struct.pack("d", sharpening))[0]
+    places = [x.data_ptr() for x in (first, last, gain, base, slope, scale, null)]
+    native.call("polar_scalars", work, (*q.shape, count_limit or 0, *places, bits))
+    S, L, Q, M = _forward(q, k, v, scale, first, last)
+    direction, magnitude = torch.empty_like(S), torch.empty_like(L)
+    rows = (S, L, Q, M, null, magnitude_slope, null_value, direction, magnitude)
+    native.call("polar_fold", work, (L.numel(), *q.shape[1:], *(x.data_ptr() for x in rows)))
+    return direction, magnitude
 
 
 def _forward(
