@@ -227,11 +227,16 @@ def interrupt_when_it_writes(*arguments):
     """Run a command apart, press Ctrl-C once text has come, and wait for its end."""
     command = [sys.executable, "-m", "atma", *map(str, arguments)]
     pipe = subprocess.PIPE
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit it as ignored
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stdout is not None
         process.stdout.read(5)
         process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=120)[1]
+        try:
+            error = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
     return process.returncode, error.decode()
 
 
