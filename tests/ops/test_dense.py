@@ -68,3 +68,10 @@ def test_the_gate_does_not_hide_nan(backend):
     h = torch.tensor([[float("nan"), 1.0, 1.0, float("nan")]])
     with use_backend(backend):
         assert gated_square(h).isnan().all()
+
+
+def test_strided_weights_and_other_dtypes_are_read_as_what_they_are(backend):
+    x, weight, bias = draw(2, 40, dtype=torch.float32), draw(40, 64, dtype=torch.float32).T, draw(64)
+    with use_backend(backend), torch.inference_mode():
+        close(linear(x, weight, bias), F.linear(x.double(), weight.double(), bias))
+        close(rms_norm(x, draw(40), 40, 1e-6), F.rms_norm(x.double(), (40,), draw(40), 1e-6))

@@ -237,6 +237,20 @@ def test_without_gradients_few_queries_equal_the_oracle(backend, dtype, length, 
 
 
 @pytest.mark.parametrize("backend", FAST)
+def test_keys_values_and_tails_of_another_dtype_are_read_as_what_they_are(backend):
+    q, k, v = draw(1, 2, 40, 8), draw(1, 1, 40, 8), draw(1, 1, 40, 8, seed=1)
+    x, taps, tail = draw(1, 9, 5), draw(5, 3), draw(1, 2, 5)
+    with use_backend(backend):
+        mixed = softmax_attention(q.float(), k, v.bfloat16(), 0.4)
+        convolved = causal_conv(x.float(), taps, tail)
+    exact = softmax_attention(q, k, v.bfloat16().double(), 0.4, backend="reference")
+    torch.testing.assert_close(mixed.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        convolved.double(), causal_conv(x, taps, tail, backend="reference"), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("window", [None, 9000])
 def test_queries_far_behind_held_keys_equal_the_oracle(backend, window):
     q, k, v = draw(1, 2, 20, 8), draw(1, 1, 20_000, 8), draw(1, 1, 20_000, 8, seed=1)

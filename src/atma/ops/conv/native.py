@@ -32,7 +32,7 @@ def _call(name: str, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | 
     x, weight, tail, segment_ids = inputs
     assert x is not None and weight is not None
     x = x if x.stride(-1) == 1 else x.contiguous()
-    tail, since = None if tail is None else tail.contiguous(), None
+    tail, since = None if tail is None else tail.to(x.dtype).contiguous(), None
     if segment_ids is not None:
         index = torch.arange(x.shape[1], dtype=torch.int32)
         begins = torch.ones_like(segment_ids, dtype=torch.bool)

@@ -11,16 +11,17 @@ from atma.ops.backend import recording
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Inference only. Every weight is read once, whatever the number of rows."""
-    x = x.contiguous()
+    x, weight = x.contiguous(), weight.contiguous()  # held by name: the kernel gets addresses alone
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
     y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype)
     sizes = (x.numel() // x.shape[-1], x.shape[-1], weight.shape[0], x.shape[-1])
-    native.call("linear", x.dtype, (*sizes, *_places(x, weight.contiguous(), bias, y), torch.get_num_threads()))
+    native.call("linear", x.dtype, (*sizes, *_places(x, weight, bias, y), torch.get_num_threads()))
     return y
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
     """Inference only."""
-    x = x.contiguous()
+    x, weight = x.contiguous(), None if weight is None else weight.to(x.dtype).contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
     sizes = (x.numel() // x.shape[-1], x.shape[-1])
     bits = struct.unpack("q", struct.pack("d", epsilon))[0]

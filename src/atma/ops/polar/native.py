@@ -77,7 +77,7 @@ def _backward(
 def _call(name: str, inputs: tuple[Tensor, ...], rows: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> None:
     """Hand over a Problem of polar.cpp."""
     q, k, v, scale, first, last = inputs
-    dtype = torch.promote_types(q.dtype, k.dtype)
+    dtype = q.dtype if q.dtype == k.dtype == v.dtype else scale.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
     first, last = first.contiguous(), last.contiguous()
