@@ -12,6 +12,7 @@ from atma.mixers.gated_conv import advance, init_taps
 from atma.ops import causal_conv, polar_attention, softmax_attention
 from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
+from atma.ops.polar.held import hold
 from atma.state import GlobalState
 
 ROPE_SCALE = 0.12
@@ -160,7 +161,7 @@ class Attention(nn.Module):
             q, k = self.rotary(q, position), self.rotary(k, position)
         keys, values = k, v
         if state is not None:
-            keys, values = _hold(state.keys, k, state.length), _hold(state.values, v, state.length)
+            keys, values = hold(state.keys, state.values, k, v, state.length)
         read, count = self.core(q, keys, values, start, segment_ids)
         y = self.out_proj((read * torch.sigmoid(projected.gate)).transpose(1, 2).flatten(2))
         if count is not None:
@@ -194,17 +195,3 @@ def share_projection(q_proj: nn.Linear, k_proj: nn.Linear, heads: int, groups: i
     """Copy each key head's weights (K, D) into the query half of the heads that read it."""
     keys = k_proj.weight.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
     q_proj.weight.unflatten(0, (heads, 2, -1))[:, 0] = keys
-
-
-def _hold(held: Tensor, new: Tensor, length: Tensor) -> Tensor:
-    """held (B, G, S, K) with new (B, G, T, K) at each row's own position; in place unless gradients are recorded."""
-    new = new.to(held.dtype)
-    if torch.is_grad_enabled():
-        index = length[:, None, None, None] + torch.arange(new.shape[2], device=new.device)[:, None]
-        return held.scatter(2, index.long().expand_as(new), new)
-    if held.shape[0] == 1:
-        at = int(length)
-        held[:, :, at : at + new.shape[2]] = new
-        return held
-    index = length[:, None, None, None] + torch.arange(new.shape[2], device=new.device)[:, None]
-    return held.scatter_(2, index.long().expand_as(new), new)
