@@ -160,3 +160,16 @@ def test_nan_passes_through_a_replay():
     x.fill_(float("nan"))
     recorder.program().replay()
     assert all(found.isnan().all() for found in results)
+
+
+@needs_kernels
+def test_a_timed_step_is_a_step_and_names_its_kernels():
+    model = randomise(Model(tiny()))
+    mine, other = (Decoder(model, started(model)) for _ in range(2))
+    token = torch.zeros(2, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="none was made"):
+        mine.timed(token)
+    mine.step(token), other.step(token)
+    names = {name for name, seconds in mine.timed(token) if seconds > 0}
+    assert {"linear_float64", "polar_forward_float64", "delta_forward_float64", "conv_forward_float64"} <= names
+    assert torch.equal(mine.step(token), [other.step(token) for _ in range(2)][1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from atma import state as states
 from atma.model import Model
 from atma.ops import native
-from atma.ops.native.recorder import Recorder, Unrecordable
+from atma.ops.native.recorder import Program, Recorder, Unrecordable
 from atma.state import ModelState
 
 
@@ -27,13 +27,14 @@ class Decoder:
 
     def __init__(self, model: Model, state: ModelState) -> None:
         self.state = state
-        self.how = "not yet recorded"
-        self._model = model
         self.room = states.capacity(state) - int(state.length.max()) if states.capacity(state) else None
         """Tokens a row that still fit, None for no limit."""
+        self.how = ""
+        """How steps are made, and why; empty before the first."""
+        self._recorded: Program | torch.cuda.CUDAGraph | None = None
+        self._model = model
         self._tokens = torch.zeros(state.length.shape[0], 1, dtype=torch.long, device=state.length.device)
         self._logits: Tensor | None = None
-        self._replay: Callable[[], None] | None = None
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -41,6 +42,22 @@ class Decoder:
 
         ValueError when the state has no room left: `grow` it and make a new decoder.
         """
+        self._take_in(tokens)
+        if self._recorded is not None:
+            self._recorded.replay()
+        else:
+            self._logits = self._eager() if self.how else self._record()
+        assert self._logits is not None
+        return self._logits
+
+    def timed(self, tokens: Tensor) -> list[tuple[str, float]]:
+        """A step kernel by kernel, the name and the seconds of each. ValueError: none is recorded on the CPU."""
+        if not isinstance(self._recorded, Program):
+            raise ValueError(f"no step is recorded: {self.how or 'none was made'}")
+        self._take_in(tokens)
+        return self._recorded.timed()
+
+    def _take_in(self, tokens: Tensor) -> None:
         if tokens.shape != self._tokens.shape:
             raise ValueError(f"tokens must be {tuple(self._tokens.shape)}, not {tuple(tokens.shape)}")
         if self.room is not None:
@@ -48,14 +65,6 @@ class Decoder:
                 raise ValueError(f"the state's capacity of {states.capacity(self.state)} is used up; grow it first")
             self.room -= 1
         self._tokens.copy_(tokens)
-        if self._replay is not None:
-            self._replay()
-        elif self.how == "not yet recorded":
-            self._logits = self._record()
-        else:
-            self._logits = self._eager()
-        assert self._logits is not None
-        return self._logits
 
     def _eager(self) -> Tensor:
         hidden, after = self._model.unchecked(self._tokens, self.state)
@@ -79,8 +88,8 @@ class Decoder:
         except Unrecordable as reason:  # nothing of the state was changed but keys that are written again
             self.how = f"eager: {reason}"
             return self._eager()
-        program = recorder.program()
-        self.how, self._replay = f"recorded: {len(program)} kernels a step", program.replay
+        self._recorded = recorder.program()
+        self.how = f"recorded: {len(self._recorded)} kernels a step"
         return logits
 
     def _capture(self) -> Tensor:
@@ -97,7 +106,7 @@ class Decoder:
             logits = self._model.logits(hidden[:, -1])
             self._take(after, lambda to, source: to.copy_(source))
         graph.replay()  # capturing computes nothing
-        self.how, self._replay = "a CUDA graph", graph.replay
+        self.how, self._recorded = "a CUDA graph", graph
         return logits
 
     def _take(self, after: ModelState | None, copy: Callable[[Tensor, Tensor], object]) -> None:

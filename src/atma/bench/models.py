@@ -77,8 +77,7 @@ class Ours:
         @torch.inference_mode()
         def step() -> Tensor:
             if decoder.room == 0:
-                decoder.room = SPARE
-                transform(decoder.state, lambda field, x: x.fill_(context) if field == "length" else x)
+                rewind(decoder, context)
             return decoder.step(token).argmax(-1)
 
         return self._within(step), read
@@ -164,6 +163,12 @@ class Ours:
         for at in range(chunk, CHECKED):
             parts.append(decoder.step(batch.tokens[:, at : at + 1]).clone()[:, None])
         return [torch.cat(parts, 1).double().cpu()]
+
+
+def rewind(decoder: Decoder, context: int) -> None:
+    """Set the lengths of a decoder back to `context`; what it holds otherwise stays."""
+    transform(decoder.state, lambda field, x: x.fill_(context) if field == "length" else x)
+    decoder.room = SPARE
 
 
 def weight_bytes(model: torch.nn.Module, embedding: Tensor, tied: bool) -> int:

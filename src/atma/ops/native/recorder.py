@@ -8,6 +8,7 @@ So the model's code is what is recorded, and there is no second one.
 
 import ctypes
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ class Program:
     """A recorded computation. It holds every tensor that its calls touch."""
 
     def __init__(self, calls: list[Call], kept: list[object]) -> None:
-        self._kept = kept
+        self._kept, self._made = kept, calls
         self._arguments = [ctypes.create_string_buffer(call.arguments) for call in calls]
         addresses: list[int] = []
         for call, arguments in zip(calls, self._arguments, strict=True):
@@ -54,6 +55,15 @@ class Program:
     def replay(self) -> None:
         """Compute again, from what the changing tensors now hold."""
         self._replay(self._calls, self._length)
+
+    def timed(self) -> list[tuple[str, float]]:
+        """Compute again kernel by kernel: the name of each and the seconds it took."""
+        found = []
+        for kernel, arguments in self._made:
+            began = time.perf_counter()
+            kernel(arguments)
+            found.append((kernel.__name__, time.perf_counter() - began))
+        return found
 
 
 class Recorder(TorchDispatchMode):
