@@ -17,6 +17,20 @@ from atma.ops import native
 from atma.ops.native.recorder import Program, Recorder, Unrecordable
 from atma.state import ModelState
 
+RECORDED, CAPTURED = "recorded", "a CUDA graph"
+
+
+def way(device: str, dtype: torch.dtype) -> str:
+    """How steps on a device in a dtype are made, or why they are not recorded."""
+    if device == "cuda":
+        return CAPTURED
+    if device == "cpu" and native.available(dtype):
+        return RECORDED
+    reason = (
+        native.status().reason if native.status().library is None else f"no compiled kernels for {dtype} on {device}"
+    )
+    return f"eager: {reason}"
+
 
 class Decoder:
     """Moves `state` on by one token a row at a time and gives the scores of the next.
@@ -74,10 +88,10 @@ class Decoder:
 
     def _record(self) -> Tensor:
         """The first step."""
-        if self._tokens.device.type == "cuda":
+        self.how = way(self._tokens.device.type, self._model.embed.weight.dtype)
+        if self.how == CAPTURED:
             return self._capture()
-        if not native.available(self._model.embed.weight.dtype):
-            self.how = f"eager: {native.status().reason}"
+        if self.how != RECORDED:
             return self._eager()
         try:
             changing = [self._tokens, *states.tensors(self.state)]
@@ -89,7 +103,7 @@ class Decoder:
             self.how = f"eager: {reason}"
             return self._eager()
         self._recorded = recorder.program()
-        self.how = f"recorded: {len(self._recorded)} kernels a step"
+        self.how = f"{RECORDED}: {len(self._recorded)} kernels a step"
         return logits
 
     def _capture(self) -> Tensor:
@@ -106,7 +120,7 @@ class Decoder:
             logits = self._model.logits(hidden[:, -1])
             self._take(after, lambda to, source: to.copy_(source))
         graph.replay()  # capturing computes nothing
-        self.how, self._recorded = "a CUDA graph", graph
+        self._recorded = graph
         return logits
 
     def _take(self, after: ModelState | None, copy: Callable[[Tensor, Tensor], object]) -> None:
