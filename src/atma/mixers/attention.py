@@ -9,10 +9,11 @@ from atma.config import ModelConfig
 from atma.layers import Linear, Rotary, init_linear
 from atma.mixers.delta_memory import DeltaMemory
 from atma.mixers.gated_conv import advance, init_taps
-from atma.ops import causal_conv, polar_attention, softmax_attention
+from atma.ops import causal_conv, paged, polar_attention, softmax_attention
 from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
-from atma.state import GlobalState
+from atma.ops.rows import gate
+from atma.state import GlobalState, Pages
 
 ROPE_SCALE = 0.12
 
@@ -53,6 +54,8 @@ class PolarCore(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Direction (B, H, T, K), before the radius, and magnitude (B, H, T)."""
         scalars = (self.length_gain, self.null_base, self.null_slope, self.magnitude_slope, self.null_value)
+        if isinstance(k, Pages) and isinstance(v, Pages):
+            return paged.polar_attention(q, k, v, scalars, start, self.window, self.count_limit, self.sharpening)
         return polar_attention(q, k, v, *scalars, start, segment_ids, self.window, self.count_limit, self.sharpening)
 
     def forward(
@@ -76,6 +79,8 @@ class SoftmaxCore(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None
     ) -> tuple[Tensor, None]:
+        if isinstance(k, Pages) and isinstance(v, Pages):
+            return paged.softmax_attention(q, k, v, self.scale, start, self.window), None
         return softmax_attention(q, k, v, self.scale, start, segment_ids, self.window), None
 
 
@@ -159,10 +164,12 @@ class Attention(nn.Module):
             position = last - first - 1
             q, k = self.rotary(q, position), self.rotary(k, position)
         keys, values = k, v
-        if state is not None:
+        if state is not None and isinstance(state.keys, Pages) and isinstance(state.values, Pages):
+            keys, values = paged.hold(state.keys, state.values, k, v, state.length)
+        elif state is not None:
             keys, values = _hold(state.keys, k, state.length), _hold(state.values, v, state.length)
         read, count = self.core(q, keys, values, start, segment_ids)
-        y = self.out_proj((read * torch.sigmoid(projected.gate)).transpose(1, 2).flatten(2))
+        y = self.out_proj(gate(read, projected.gate))
         if count is not None:
             y = y + count
         memory = None
