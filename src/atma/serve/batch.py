@@ -28,15 +28,16 @@ class Batch:
 
     def add(self, sequences: Many[Sequence]) -> None:
         """Sequences join, each with what it carries; it is the batch's from now on."""
-        parts = [self._carried] if self._carried is not None else []
+        parts = [] if self._carried is None or self._hidden is None else [(*self._carried, self._hidden)]
         for sequence in sequences:
-            assert sequence.carried is not None
-            parts.append(sequence.carried)
-            sequence.carried = None
+            assert sequence.carried is not None and sequence.hidden is not None
+            parts.append((*sequence.carried, sequence.hidden))
+            sequence.carried = sequence.hidden = None
         if sequences:
-            self._carried = join(parts)
+            *carried, self._hidden = join(parts)
+            self._carried = tuple(carried)
             self.sequences += sequences
-            self._hidden = self._table = None
+            self._table = None
 
     def drop(self, gone: Many[Sequence]) -> None:
         """Sequences leave; those that are not in the batch are passed over."""
