@@ -14,8 +14,8 @@ from atma.tokenizer import byte_tokenizer
 
 KIB = 1 << 10
 SMALL = EngineConfig(
-    memory_bytes=1500 * KIB,
-    cache_bytes=600 * KIB,
+    memory_bytes=320 * KIB,
+    cache_bytes=130 * KIB,
     max_rows=4,
     step_tokens=48,
     page_tokens=16,

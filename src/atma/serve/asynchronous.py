@@ -36,7 +36,7 @@ class AsyncEngine:
         self._readers: dict[str, _Reader] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
-        self._stopping = False
+        self._stopping = self._ended = False
         self._thread = threading.Thread(target=self._run, name="atma-engine", daemon=True)
         self._thread.start()
 
@@ -101,11 +101,11 @@ class AsyncEngine:
                     future.set_exception(error)
 
         with self._wake:
-            alive = self._thread.is_alive()
-            if alive:
+            ended = self._ended
+            if not ended:
                 self._inbox.append(run)
                 self._wake.notify()
-        if not alive:
+        if ended:
             run()
         return future
 
@@ -128,6 +128,7 @@ class AsyncEngine:
                 work = list(self._inbox)
                 self._inbox.clear()
                 if not work and self._stopping and not self.engine.busy:
+                    self._ended = True
                     break
             for run in work:
                 run()

@@ -56,13 +56,13 @@ class StateCache:
 
     def find(self, tokens: Sequence[int], limit: int, salt: str) -> Kept | None:
         """The kept state of the longest beginning of `tokens`, of at most `limit` tokens."""
-        on_disk = self.disk.positions() if self.disk else set()
+        on_disk = self.disk.positions() if self.disk is not None else set()
         at = sorted(p for p in self._positions.keys() | on_disk if p <= limit)
         for position, key in reversed(list(self._keys(tokens, at, salt))):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            if self.disk and self.disk.has(position, key) and (kept := self._fetch(position, key)):
+            if self.disk is not None and self.disk.has(position, key) and (kept := self._fetch(position, key)):
                 return kept
         return None
 
@@ -83,7 +83,7 @@ class StateCache:
         if key is None:
             return False
         kept = self._kept[key]
-        if self.disk:
+        if self.disk is not None:
             self._store(key, kept)
         self._forget(key)
         self.evictions += 1
@@ -91,7 +91,7 @@ class StateCache:
 
     def flush(self) -> None:
         """Write every kept state to disk, if there is a folder."""
-        if self.disk:
+        if self.disk is not None:
             for key, kept in self._kept.items():
                 self._store(key, kept)
 
@@ -158,7 +158,8 @@ class StateCache:
         for block in state.blocks:
             if isinstance(block, GlobalState):
                 k, v = paged.gather(block.keys, block.values, block.length)  # pyright: ignore[reportArgumentType]
-                block = block._replace(keys=k[:, :, :position], values=v[:, :, :position])
+                k, v = k[:, :, :position], v[:, :, :position]
+                block = block._replace(length=block.length.clone(), keys=k, values=v)
             blocks.append(block)
         return ModelState(state.length, tuple(blocks))
 

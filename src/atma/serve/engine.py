@@ -134,10 +134,10 @@ class Engine:
             "cache_misses": memory.misses,
             "cached_tokens": memory.saved,
             "evictions": memory.cache.evictions,
-            "files": len(disk) if disk else 0,
-            "file_bytes": disk.bytes if disk else 0,
-            "files_damaged": disk.damaged if disk else 0,
-            "file_failures": disk.failures if disk else 0,
+            "files": len(disk) if disk is not None else 0,
+            "file_bytes": disk.bytes if disk is not None else 0,
+            "files_damaged": disk.damaged if disk is not None else 0,
+            "file_failures": disk.failures if disk is not None else 0,
         }
 
     def _join(self) -> None:

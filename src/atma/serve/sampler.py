@@ -61,7 +61,7 @@ def _drawn(logits: Tensor, requests: Many[Request], draws: Tensor, filtered: boo
     """One token for each row of float64 logits; draws (N, 1) uniform in [0, 1)."""
     ids = None
     if filtered:
-        logits, ids = logits.sort(-1, descending=True, stable=True)
+        logits, ids = logits.sort(dim=-1, descending=True, stable=True)
         logits = _filtered(logits, requests)
     cumulative = logits.softmax(-1).cumsum(-1)
     rank = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)

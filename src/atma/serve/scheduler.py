@@ -7,7 +7,8 @@ written for `quantum` steps gives its row to one that waits for a row, and queue
 """
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence as Many
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 
 from atma.serve.request import RequestError
 from atma.serve.sequence import Sequence
@@ -44,15 +45,15 @@ class Scheduler:
 
     def take_in(self, fits: Callable[[Sequence], bool], step: int) -> list[Sequence]:
         """Move to `running` whoever has a turn and fits; `fits` reserves what it needs when it says yes."""
-        taken = []
-        for sequence in self._candidates():
-            if len(self.running) >= self.max_rows:
+        taken, passed = [], []
+        for sequence in [sequence for sequence in self.waiting if not sequence.waits]:
+            if len(self.running) >= self.max_rows or any(s.passed >= self.overtakes for s in passed):
                 break
             if fits(sequence):
                 self._enter(sequence, step)
                 taken.append(sequence)
-            elif sequence.passed >= self.overtakes:
-                break
+            else:
+                passed.append(sequence)
         return taken
 
     def reading(self, tokens: int) -> list[tuple[Sequence, int]]:
@@ -80,9 +81,6 @@ class Scheduler:
             return None
         done = [s for s in self.running if step - s.since >= self.quantum and s.position >= s.target]
         return min(done, key=lambda s: s.since, default=None)
-
-    def _candidates(self) -> Iterator[Sequence]:
-        return (sequence for sequence in list(self.waiting) if not sequence.waits)
 
     def _enter(self, sequence: Sequence, step: int) -> None:
         at = self.waiting.index(sequence)
