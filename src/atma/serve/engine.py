@@ -91,10 +91,10 @@ class Engine:
     def step(self) -> list[Event]:
         """One step for everybody. The events are also in each request's handle."""
         self.counters["steps"] += 1
-        spent = self.scheduler.spent(self.counters["steps"])
+        spent = self.scheduler.spent()
         if spent is not None:
             self._preempt(spent, last=True)
-        self.scheduler.take_in(self.memory.place, self.counters["steps"])
+        self.scheduler.take_in(lambda sequence: self.memory.place(sequence, len(self.scheduler.running)))
         self._join()
         self._make_room()
         for sequence, count in self.scheduler.reading(self.config.step_tokens - len(self.batch.sequences)):
@@ -194,6 +194,7 @@ class Engine:
         sequence.carried, sequence.hidden = carrier.carried(after), hidden[0, -1:].clone()
         sequence.position = at + count
         self.counters["read"] += count
+        sequence.reread += count if sequence.written else 0
         if sequence.scores_prompt:
             self._score(sequence, hidden[0], at)
 

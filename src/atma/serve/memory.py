@@ -36,15 +36,18 @@ class Memory:
         pages = (self.budget.pages - self.pool.free) * self.budget.page_bytes
         return pages + (2 * self.budget.rows + len(self.cache)) * self.budget.row_bytes
 
-    def place(self, sequence: Sequence) -> bool:
-        """Give a sequence its pages up to its next token, and the longest kept beginning of its text. False: no room."""
+    def place(self, sequence: Sequence, spare: int) -> bool:
+        """Give a sequence its pages up to its next token, and the longest kept beginning of its text.
+
+        False if there are not so many, and `spare` more for others to grow.
+        """
         kept = None
         if not sequence.scores_prompt:
             kept = self.cache.find(sequence.tokens, sequence.target, sequence.salt)
         total = self.pool.pages_for(max(sequence.target, min(sequence.target + 1, sequence.longest)))
-        if not self._fits(total, kept):
+        if not self._fits(total + spare, kept):
             kept = None
-            if not self._fits(total, None):
+            if not self._fits(total + spare, None):
                 return False
         self._settle(sequence, total, kept)
         if not sequence.written:

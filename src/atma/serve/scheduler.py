@@ -3,7 +3,8 @@
 Order is that of arrival. Three bounds keep it fair. A sequence that does not fit yet may be passed by later ones
 `overtakes` times, then nobody passes it. Of a step's tokens for prompts the one that came first gets at least half, the
 shortest rest what is left, so that a long prompt holds nobody up and is itself at most half as fast. A sequence that has
-written for `quantum` steps gives its row to one that waits for a row, and queues again behind all others.
+written `quantum` tokens gives its row to one that waits for a row, and queues again behind all others; if its state had
+been lost it first writes as many tokens as it had to read again, so that turns cost at most as much as they bring.
 """
 
 import bisect
@@ -43,14 +44,14 @@ class Scheduler:
         """A sequence has ended."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
 
-    def take_in(self, fits: Callable[[Sequence], bool], step: int) -> list[Sequence]:
+    def take_in(self, fits: Callable[[Sequence], bool]) -> list[Sequence]:
         """Move to `running` whoever has a turn and fits; `fits` reserves what it needs when it says yes."""
         taken, passed = [], []
         for sequence in [sequence for sequence in self.waiting if not sequence.waits]:
             if len(self.running) >= self.max_rows or any(s.passed >= self.overtakes for s in passed):
                 break
             if fits(sequence):
-                self._enter(sequence, step)
+                self._enter(sequence)
                 taken.append(sequence)
             else:
                 passed.append(sequence)
@@ -75,19 +76,20 @@ class Scheduler:
         """Whoever came last makes room for the others; None for nobody."""
         return max(self.running, key=lambda s: s.ticket, default=None)
 
-    def spent(self, step: int) -> Sequence | None:
-        """A sequence that has had its quantum while another waits for a row; None for nobody."""
-        if len(self.running) < self.max_rows or not any(not s.waits for s in self.waiting):
+    def spent(self) -> Sequence | None:
+        """A sequence that has had its turn while another waits for a row; None for nobody."""
+        if len(self.running) < self.max_rows or all(s.waits for s in self.waiting):
             return None
-        done = [s for s in self.running if step - s.since >= self.quantum and s.position >= s.target]
-        return min(done, key=lambda s: s.since, default=None)
+        over = {s: s.written - s.turn - max(self.quantum, s.reread) for s in self.running}
+        most = max(self.running, key=lambda s: over[s])
+        return most if over[most] >= 0 else None
 
-    def _enter(self, sequence: Sequence, step: int) -> None:
+    def _enter(self, sequence: Sequence) -> None:
         at = self.waiting.index(sequence)
         for passed in self.waiting[:at]:
             passed.passed += not passed.waits
         del self.waiting[at]
-        sequence.since, sequence.passed = step, 0
+        sequence.turn, sequence.reread, sequence.passed = sequence.written, 0, 0
         bisect.insort(self.running, sequence, key=lambda s: s.ticket)
 
     def _last(self, sequence: Sequence) -> None:

@@ -24,8 +24,10 @@ class Sequence:
         """Its place in the order of arrival."""
         self.passed = 0
         """How many later sequences have been taken in before it."""
-        self.since = 0
-        """The step at which it was last taken in."""
+        self.turn = 0
+        """Tokens it had written when it was last taken in."""
+        self.reread = 0
+        """Tokens it has had to read again since then, its state having been lost."""
         self.cached = 0
         self.position = 0
         self.pages: list[int] = []
