@@ -119,7 +119,7 @@ def test_top_k_of_one_is_greedy(engine) -> None:
 def test_choices_differ_share_one_reading_and_are_each_that_of_their_seed(engine) -> None:
     handle = engine.submit(Request("a prompt of some length", max_tokens=12, seed=40, n=5))
     finish(engine, handle)
-    assert engine.counters["read"] == 24
+    assert engine.reader.read == 24
     assert [output.usage.cached for output in handle.outputs] == [0, 24, 24, 24, 24]
     assert len({tuple(output.tokens) for output in handle.outputs}) == 5
     for i, output in enumerate(handle.outputs):
@@ -150,12 +150,12 @@ def test_an_echo_begins_with_the_prompt_and_its_log_probabilities(engine) -> Non
 def test_a_next_turn_reads_only_what_is_new(engine) -> None:
     first = _answer(engine, Request([256, *b"a first question"], max_tokens=9, temperature=0, ignore_end=True))
     text = [256, *b"a first question", *first.tokens]
-    read = engine.counters["read"]
+    read = engine.reader.read
     second = _answer(engine, Request([*text, *b" and then"], max_tokens=9, temperature=0))
     assert second.usage.cached == len(text) - 1
-    assert engine.counters["read"] - read == 1 + len(b" and then")
+    assert engine.reader.read - read == 1 + len(b" and then")
     _answer(engine, Request([*text, *b" and then"], max_tokens=9, temperature=0))
-    assert engine.counters["read"] - read == 1 + len(b" and then")
+    assert engine.reader.read - read == 1 + len(b" and then")
 
 
 def test_a_long_common_beginning_is_read_once(engine) -> None:
@@ -214,14 +214,14 @@ def test_a_request_of_not_finite_logits_ends_alone(engine) -> None:
 
 
 def test_a_request_that_fails_while_it_is_read_ends_alone(engine) -> None:
-    advance = engine._advance
+    together = engine.reader._together
 
-    def failing(sequence, count):
-        if sequence.id == "bad":
+    def failing(sequences, count):
+        if any(sequence.id == "bad" for sequence in sequences):
             raise RuntimeError("no luck")
-        advance(sequence, count)
+        together(sequences, count)
 
-    engine._advance = failing
+    engine.reader._together = failing
     good, bad = engine.submit(Request("good", max_tokens=3)), engine.submit(Request("bad", max_tokens=3, id="bad"))
     finish(engine, good, bad)
     assert good.outputs[0].finish_reason == "length"

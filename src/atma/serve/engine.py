@@ -20,21 +20,18 @@ from torch import Tensor
 
 from atma.model import Model
 from atma.serve.answers import Answers, prompt_tokens
-from atma.serve.batch import Batch, table_of
+from atma.serve.batch import Batch
 from atma.serve.carry import Standing
 from atma.serve.exact import Served
 from atma.serve.handle import Handle
 from atma.serve.memory import Memory
+from atma.serve.reader import Reader, standing
 from atma.serve.request import Event, Finish, Logprob, Request, RequestError
 from atma.serve.sampler import choose, scores
 from atma.serve.scheduler import Scheduler
 from atma.serve.sequence import Sequence
 from atma.serve.settings import EngineConfig
 from atma.tokenizer import Tokenizer
-
-SCORED = 64
-"""Positions of a prompt whose logits are held at once."""
-
 
 class Engine:
     """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model."""
@@ -51,7 +48,8 @@ class Engine:
         sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
         self.scheduler = Scheduler(*sizes)
         self.batch = Batch(self.served, self.memory.carrier, self.memory.pool)
-        self.counters = dict.fromkeys(("steps", "read", "written", "preemptions", "failures", "requests"), 0)
+        self.reader = Reader(self.served, self.memory, tokenizer.vocab_size)
+        self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
         self._device = model.embed.weight.device
         self.answers = Answers(tokenizer)
         self._closed = False
@@ -97,8 +95,7 @@ class Engine:
         self.scheduler.take_in(lambda sequence: self.memory.place(sequence, len(self.scheduler.running)))
         self._join()
         self._make_room()
-        for sequence, count in self.scheduler.reading(self.config.step_tokens - len(self.batch.sequences)):
-            self._read(sequence, count)
+        self._read()
         self._write()
         return self.answers.deliver()
 
@@ -116,6 +113,7 @@ class Engine:
         memory = self.memory
         disk = memory.disk
         return self.counters | {
+            "read": self.reader.read,
             "exact": self.served.exact,
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
@@ -166,47 +164,14 @@ class Engine:
         self.scheduler.requeue(sequence, last)
 
     def _standing(self, sequence: Sequence) -> Standing:
-        if sequence.carried is None:
-            return self.batch.standing(sequence)
-        assert sequence.hidden is not None
-        return Standing(sequence.position, tuple(x.clone() for x in sequence.carried), sequence.hidden[-1].clone())
+        return self.batch.standing(sequence) if sequence.carried is None else standing(sequence)
 
-    def _read(self, sequence: Sequence, count: int) -> None:
-        """So many tokens of a sequence's text, keeping its state where one is to be kept."""
-        try:
-            while count:
-                some = self.memory.to_boundary(sequence.position, count)
-                self._advance(sequence, some)
-                count -= some
-                if self.memory.wanted(sequence):
-                    self.memory.keep(sequence, self._standing(sequence))
-        except Exception as error:  # whatever it is, it ends this request and no other
+    def _read(self) -> None:
+        """What the step's tokens allow of the prompts; a text that had been interrupted is then written on."""
+        plan = self.scheduler.reading(self.config.step_tokens - len(self.batch.sequences))
+        for sequence, error in self.reader.advance(plan):
             self._fail(sequence, f"reading failed: {error}")
-        if sequence.finish is None and sequence.position == sequence.target and sequence.written:
-            self.batch.add([sequence])
-
-    def _advance(self, sequence: Sequence, count: int) -> None:
-        at, carrier, pool = sequence.position, self.memory.carrier, self.memory.pool
-        assert sequence.carried is not None
-        tokens = torch.tensor([sequence.tokens[at : at + count]], device=self._device)
-        state = carrier.state(sequence.carried, [at], table_of([sequence.pages], self._device), pool)
-        hidden, after = self.served(tokens, state)
-        sequence.carried, sequence.hidden = carrier.carried(after), hidden[0, -1:].clone()
-        sequence.position = at + count
-        self.counters["read"] += count
-        sequence.reread += count if sequence.written else 0
-        if sequence.scores_prompt:
-            self._score(sequence, hidden[0], at)
-
-    def _score(self, sequence: Sequence, hidden: Tensor, at: int) -> None:
-        """Log-probabilities of the prompt's tokens after those just read (count, D)."""
-        if at == 0:
-            sequence.prompt_logprobs = [Logprob(sequence.tokens[0], None, ())]
-        next_tokens = sequence.tokens[at + 1 : min(at + len(hidden) + 1, sequence.prompt_length)]
-        for i in range(0, len(next_tokens), SCORED):
-            some = next_tokens[i : i + SCORED]
-            logits = self._logits(hidden[i : i + len(some)])
-            sequence.prompt_logprobs += scores(logits, some, sequence.request.logprobs or 0)
+        self._join()
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.served.logits(hidden)[:, : self.tokenizer.vocab_size]
