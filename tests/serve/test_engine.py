@@ -129,7 +129,7 @@ def test_choices_differ_share_one_reading_and_are_each_that_of_their_seed(engine
 def test_log_probabilities_are_the_model_s_own_whatever_the_choice(engine) -> None:
     plain = _answer(engine, Request("abc", max_tokens=6, temperature=0, logprobs=4))
     assert [one.best[0] for one in plain.logprobs] == [(one.token, one.logprob) for one in plain.logprobs]
-    assert all(len(one.best) == 4 and sum(2.718 ** p for _, p in one.best) < 1 for one in plain.logprobs)
+    assert all(len(one.best) == 4 and sum(2.718**p for _, p in one.best) < 1 for one in plain.logprobs)
     forced = _answer(engine, Request("abc", max_tokens=1, temperature=0, logprobs=4, logit_bias={1: 99.0}))
     assert forced.logprobs[0].best == plain.logprobs[0].best
     assert forced.logprobs[0].token == 1
@@ -166,7 +166,8 @@ def test_a_long_common_beginning_is_read_once(engine) -> None:
 
 def test_states_are_shared_only_where_the_salt_is_equal_and_the_cache_allowed(engine) -> None:
     def cached(**changes) -> int:
-        return _answer(engine, dataclasses.replace(Request("a text", max_tokens=2, temperature=0), **changes)).usage.cached
+        request = dataclasses.replace(Request("a text", max_tokens=2, temperature=0), **changes)
+        return _answer(engine, request).usage.cached
 
     assert cached(cache=False) == 0
     assert cached() == 0
@@ -278,7 +279,7 @@ def test_a_long_prompt_does_not_hold_up_what_is_being_written(model) -> None:
 
 
 def test_a_full_queue_and_what_can_never_fit_are_refused_with_the_number(engine) -> None:
-    with pytest.raises(RequestError, match="more than the .* that there is memory for") as caught:
+    with pytest.raises(RequestError, match="that there is memory for") as caught:
         engine.submit(Request("x", max_tokens=10**9))
     assert caught.value.code == "too_long"
     longest = engine.stats()["longest_text"]

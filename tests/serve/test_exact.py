@@ -61,7 +61,8 @@ def test_hidden_states_are_the_same_bits_in_any_cut_and_beside_any_rows(core: st
     whole = cold.logits(tokens)
     engine = AuditedEngine(model, byte_tokenizer(), dataclasses.replace(SMALL, memory_bytes=SMALL.memory_bytes * 2))
     handles = [
-        engine.submit(Request(tokens[:cut], max_tokens=1, temperature=0, logprobs=3, echo=True)) for cut in (150, 149, 70)
+        engine.submit(Request(tokens[:cut], max_tokens=1, temperature=0, logprobs=3, echo=True))
+        for cut in (150, 149, 70)
     ]
     finish(engine, *handles)
     for handle in handles:

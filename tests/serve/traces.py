@@ -1,4 +1,4 @@
-"""Random conversations: turns appended, edited in the middle, asked again, branched; states evicted, engines restarted."""
+"""Random conversations: turns appended, edited, asked again, branched; states evicted, engines restarted."""
 
 import dataclasses
 import random

@@ -68,7 +68,7 @@ class Answers:
 
 
 def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int]:
-    """The prompt's tokens; RequestError for whatever is wrong with the request. `most`: positions there is memory for."""
+    """The prompt's tokens; RequestError for what is wrong with the request. `most`: positions there is memory for."""
     request.check()
     tokens = _encoded(request, tokenizer)
     vocabulary = tokenizer.vocab_size

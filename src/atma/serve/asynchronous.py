@@ -145,7 +145,7 @@ class AsyncEngine:
             for identity in list(self.engine.answers.handles):
                 self.engine.abort(identity)
             ends = self.engine.answers.deliver()
-            return [event._replace(finish_reason="error", error=reason) if event.finish_reason else event for event in ends]
+            return [e._replace(finish_reason="error", error=reason) if e.finish_reason else e for e in ends]
 
     def _dispatch(self, events: list[Event]) -> None:
         """Hand events to the loops of their readers, all of a loop in one call."""

@@ -70,8 +70,8 @@ class Batch:
         self._carried = self.carrier.carried(after)
         for sequence in self.sequences:
             sequence.position += 1
-        self._hidden = hidden[:, -1]
-        return self._hidden
+        self._hidden = last = hidden[:, -1]
+        return last
 
 
 def table_of(pages: Many[Many[int]], device: torch.device) -> Tensor:

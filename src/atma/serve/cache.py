@@ -1,9 +1,9 @@
 """Kept states: exact prefix caching for a model whose memory is more than keys and values.
 
 A kept state is everything a model remembers after exactly `position` tokens: its pages by reference, its tails and
-memories by copy, and its last hidden state, from which the next token comes. It is found by the hash of the tokens it has
-read, so a request begins at the longest kept beginning of its text; nothing is ever rewound. The least recently used
-state goes first when room is short, to disk if there is a folder for it.
+memories by copy, and its last hidden state, from which the next token comes. It is found by the hash of the tokens it
+has read, so a request begins at the longest kept beginning of its text; nothing is ever rewound. The least recently
+used state goes first when room is short, to disk if there is a folder for it.
 """
 
 import hashlib
@@ -32,7 +32,9 @@ class Kept(NamedTuple):
 class StateCache:
     """Kept states by what they have read: at most `budget.snapshots`, and within `budget.cache_bytes`."""
 
-    def __init__(self, budget: Budget, pool: PagePool, carrier: Carrier, identity: str, disk: DiskStates | None) -> None:
+    def __init__(
+        self, budget: Budget, pool: PagePool, carrier: Carrier, identity: str, disk: DiskStates | None
+    ) -> None:
         self.budget, self.pool, self.carrier, self.disk = budget, pool, carrier, disk
         self._identity = identity.encode()
         self._kept: OrderedDict[str, Kept] = OrderedDict()

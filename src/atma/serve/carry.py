@@ -82,7 +82,7 @@ def join(parts: Sequence[Carried]) -> Carried:
 
 
 class Standing(NamedTuple):
-    """A text's state at one position: what it carries, and the last hidden state (D,), from which the next token comes."""
+    """A text's state at one position: what it carries, and the last hidden state (D,), which gives the next token."""
 
     position: int
     carried: Carried

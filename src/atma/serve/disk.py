@@ -18,7 +18,7 @@ FORMAT = "atma kept state 1"
 
 
 class DiskStates:
-    """The files of one folder, at most `budget` bytes of them. Any engine may use the folder: keys tell models apart."""
+    """The files of one folder, at most `budget` bytes of them. Keys tell models apart; one engine at a time."""
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder, self.budget = folder, budget

@@ -6,9 +6,9 @@
         engine.step()
 
 A step takes in whoever fits, lets prompts be read within the step's tokens, and writes one token of every text that is
-being written. Four nouns: a `Request` is what is asked; the `Scheduler` says who is next; the `Batch` is the state of the
-texts being written; the `Engine` runs the model and turns tokens into events. Not thread-safe: `atma.serve.AsyncEngine`
-gives it a thread of its own.
+being written. Four nouns: a `Request` is what is asked; the `Scheduler` says who is next; the `Batch` is the state of
+the texts being written; the `Engine` runs the model and turns tokens into events. Not thread-safe:
+`atma.serve.AsyncEngine` gives it a thread of its own.
 """
 
 import secrets
@@ -32,6 +32,7 @@ from atma.serve.scheduler import Scheduler
 from atma.serve.sequence import Sequence
 from atma.serve.settings import EngineConfig
 from atma.tokenizer import Tokenizer
+
 
 class Engine:
     """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model."""
@@ -155,7 +156,7 @@ class Engine:
                 self.batch.pages_changed()
 
     def _preempt(self, sequence: Sequence, last: bool = False) -> None:
-        """Keep a sequence's state and let it wait again; where that state is lost meanwhile, its tokens are read again."""
+        """Keep a sequence's state and let it wait again; if that state is lost meanwhile, its tokens are read again."""
         self.counters["preemptions"] += 1
         if sequence.position:
             self.memory.keep(sequence, self._standing(sequence))

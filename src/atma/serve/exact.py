@@ -1,8 +1,8 @@
 """The model as it is served: the same modules and parameters, with products whose sums run in one order.
 
-What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut into
-calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served as it
-is, equal up to rounding.
+What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut
+into calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served
+as it is, equal up to rounding.
 """
 
 import copy
@@ -36,7 +36,8 @@ class Served(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.exact = all(backend_for("auto", model.embed.weight, name) == "native" for name in ("dense", "polar", "conv"))
+        chosen = {backend_for("auto", model.embed.weight, name) for name in ("dense", "polar", "conv")}
+        self.exact = chosen == {"native"}
         self.cap = model.config.logit_cap
         shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
         self.model: Model = copy.deepcopy(model, shared).eval()

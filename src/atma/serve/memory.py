@@ -25,7 +25,8 @@ class Memory:
         self.disk = None
         if config.cache_folder is not None:
             self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes)
-        identity = f"{weights_hash(model, None)} {weight.dtype} {config.page_tokens} {_arithmetic(exact, weight.device)}"
+        arithmetic = f"{weight.dtype} {config.page_tokens} {_arithmetic(exact, weight.device)}"
+        identity = f"{weights_hash(model, None)} {arithmetic}"
         self.cache = StateCache(self.budget, self.pool, self.carrier, identity, self.disk)
         self.every = config.snapshot_tokens
         self.hits = self.misses = self.saved = 0

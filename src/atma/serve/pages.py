@@ -1,6 +1,5 @@
 """The pool of pages that hold every text's keys and values, counted by who refers to them."""
 
-import torch
 from torch import Tensor
 
 from atma.config import ModelConfig

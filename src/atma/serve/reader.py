@@ -1,4 +1,4 @@
-"""Reading: tokens of several texts into their states, together as far as their cuts allow, keeping states on the way."""
+"""Reading: tokens of several texts into their states, together as far as their cuts allow, keeping states meanwhile."""
 
 from collections.abc import Sequence as Many
 

@@ -73,7 +73,8 @@ class Request:
         _require(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 − 1")
         _require(1 <= self.n <= MOST_CHOICES, "n", self.n, f"from 1 to {MOST_CHOICES}")
         _require(not isinstance(self.stop, str), "stop", self.stop, "a tuple of texts")
-        _require(all(self.stop) and len(self.stop) <= MOST_STOPS, "stop", self.stop, f"1 to {MOST_STOPS} texts, none empty")
+        stops = all(self.stop) and len(self.stop) <= MOST_STOPS
+        _require(stops, "stop", self.stop, f"up to {MOST_STOPS} texts, none of them empty")
         top = self.logprobs
         _require(top is None or 0 <= top <= MOST_LOGPROBS, "logprobs", top, f"from 0 to {MOST_LOGPROBS}")
 

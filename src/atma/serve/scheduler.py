@@ -2,9 +2,10 @@
 
 Order is that of arrival. Three bounds keep it fair. A sequence that does not fit yet may be passed by later ones
 `overtakes` times, then nobody passes it. Of a step's tokens for prompts the one that came first gets at least half, the
-shortest rest what is left, so that a long prompt holds nobody up and is itself at most half as fast. A sequence that has
-written `quantum` tokens gives its row to one that waits for a row, and queues again behind all others; if its state had
-been lost it first writes as many tokens as it had to read again, so that turns cost at most as much as they bring.
+shortest rest what is left, so that a long prompt holds nobody up and is itself at most half as fast. A sequence that
+has written `quantum` tokens gives its row to one that waits for a row, and queues again behind all others; if its state
+had been lost it first writes as many tokens as it had to read again, so that turns cost at most as much as they
+bring.
 """
 
 import bisect

@@ -1,8 +1,8 @@
 """Attention over keys and values in pages, so that many texts of any length share one pool (atma.serve).
 
-A page holds a fixed number of neighbouring positions of one text; the pool of keys is (pages, G, K, page), that of values
-(pages, G, page, K). Compiled, queries read the pages where they lie; otherwise the pages are gathered to contiguous keys
-and the ordinary operation reads those. Inference only.
+A page holds a fixed number of neighbouring positions of one text; the pool of keys is (pages, G, K, page), that of
+values (pages, G, page, K). Compiled, queries read the pages where they lie; otherwise the pages are gathered to
+contiguous keys and the ordinary operation reads those. Inference only.
 """
 
 import torch
@@ -52,7 +52,9 @@ def polar_attention(
     first, last = polar.visible_range(q, start, None, window)
     if not _compiled(keys.pool):
         k, v = gather(keys, values, last[:, -1])
-        return polar.polar_attention(q, k, v, *scalars, start, None, window, count_limit, sharpening)
+        gain, base, slope, magnitude_slope, null_value = scalars
+        learned = (gain, base, slope, magnitude_slope, null_value)
+        return polar.polar_attention(q, k, v, *learned, start, None, window, count_limit, sharpening)
     work = torch.promote_types(q.dtype, torch.float32)
     wide = tuple(x.to(work) for x in scalars)
     c, magnitude = polar.native.attend(q, keys, values, first, last, wide, count_limit, sharpening)

@@ -1,4 +1,4 @@
-"""Pages by the compiled kernels (ops/native/paged.cpp): float32, float64 and bfloat16, on the CPU, without gradients."""
+"""Pages by the compiled kernels (ops/native/paged.cpp): float32, float64, bfloat16, on the CPU, without gradients."""
 
 import torch
 from torch import Tensor

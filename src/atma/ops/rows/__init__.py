@@ -1,8 +1,9 @@
 """Operations on the rows of tokens whose result for a token is the same bits whatever else is in the call.
 
-`product` with a packed weight, `gate`, `rotate` and `remember` are compiled passes where these are there and no gradient
-is recorded (ops/native/serve.cpp); otherwise they are plain PyTorch, equal up to rounding. Serving stands on them: what
-a text reads must not depend on what is served beside it, or on how its tokens were cut into calls.
+`product` with a packed weight, `gate`, `rotate` and `remember` are compiled passes where these are there and no
+gradient is recorded (ops/native/serve.cpp); otherwise `gate` and `rotate` are plain PyTorch, equal up to rounding, and
+the others are not to be had. Serving stands on them: what a text reads must not depend on what is served beside it, or
+on how its tokens were cut into calls.
 """
 
 import ctypes
