@@ -5,14 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from atma.bench.conversations import Cold, Trace
 from atma.loading import load
 from atma.ops import native
 from atma.serve.exact import Served
 from atma.serve.request import Request
 from atma.tokenizer import byte_tokenizer
-from tests.serve.cold import Cold
 from tests.serve.conftest import SMALL, AuditedEngine, finish, random_model
-from tests.serve.traces import Trace
 
 KINDS = [("polar", True, None), ("nope", True, None), ("rope", False, None), ("rope", True, 24), ("polar", True, 40)]
 pytestmark = pytest.mark.skipif(not native.available(torch.float32), reason="exact only by the compiled kernels")
@@ -22,7 +21,7 @@ def _traces(model, folder, seeds, rounds: int) -> tuple[int, float]:
     """Answers compared, and the share of prompt tokens that came from kept states."""
     tokenizer, config = byte_tokenizer(), dataclasses.replace(SMALL, cache_folder=folder, cache_folder_bytes=1 << 22)
     cold = Cold(model, tokenizer.vocab_size, config.page_tokens)
-    found = []
+    found, corpus = [], torch.randint(0, 257, (2000,), generator=torch.Generator().manual_seed(9)).tolist()
 
     def check(prompt, output) -> None:
         found.append(cold.differences(prompt, output))
@@ -30,7 +29,7 @@ def _traces(model, folder, seeds, rounds: int) -> tuple[int, float]:
 
     cached = read = 0
     for seed in seeds:
-        trace = Trace(lambda: AuditedEngine(model, tokenizer, config), seed, 180, check)
+        trace = Trace(lambda: AuditedEngine(model, tokenizer, config), seed, corpus, 180, check)
         trace.run(rounds)
         cached, read = cached + trace.cached, read + trace.read
     return len(found), cached / read
