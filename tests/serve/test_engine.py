@@ -214,6 +214,22 @@ def test_a_request_of_not_finite_logits_ends_alone(engine) -> None:
     assert _nothing_is_held(engine)
 
 
+def test_a_token_without_text_ends_its_request_alone(engine, monkeypatch) -> None:
+    spell = engine.tokenizer.token_bytes
+    known = engine.submit(Request("x", max_tokens=3, logit_bias={65: 1000.0}))
+    unknown = engine.submit(Request("x", max_tokens=3, logit_bias={66: 1000.0}))
+
+    def partly(token: int) -> bytes:
+        if token == 66:
+            raise ValueError("token id 66 is outside the vocabulary")
+        return spell(token)
+
+    monkeypatch.setattr(engine.tokenizer, "token_bytes", partly)
+    finish(engine, known, unknown)
+    assert known.outputs[0].text == "AAA"
+    assert str(unknown.outputs[0].error) == "token id 66 is outside the vocabulary"
+
+
 def test_a_request_that_fails_while_it_is_read_ends_alone(engine) -> None:
     together = engine.reader._together
 

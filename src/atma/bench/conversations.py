@@ -1,8 +1,8 @@
 """Is what is served what a cold read of the same text gives? Random conversations, every answer compared.
 
 Turns are appended, edited in the middle, asked again and branched; texts are interrupted, states evicted, engines
-restarted from disk. Every greedy answer is then read with its prompt in one call, alone and cold: its tokens must be the
-most likely ones there, and its log-probabilities the same numbers.
+restarted from disk. Every greedy answer is then read with its prompt in one call, alone and cold: its tokens must be
+the most likely ones there, and its log-probabilities the same numbers.
 """
 
 import dataclasses

@@ -41,7 +41,7 @@ class StateCache:
         self._positions: Counter[int] = Counter()
         self._pages: Counter[int] = Counter()
         self._busy: str | None = None
-        self.evictions = 0
+        self.evictions = self.inserted = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -110,6 +110,7 @@ class StateCache:
         if self.budget.row_bytes + len(pages) * self.budget.page_bytes > self.budget.cache_bytes:
             return False
         self._kept[key] = Kept(standing, pages)
+        self.inserted += 1
         self._positions[standing.position] += 1
         self._pages.update(pages)
         self.pool.retain(pages)

@@ -6,6 +6,7 @@ A file that cannot be read whole, or whose contents are not those it was written
 import base64
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ class DiskStates:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(".*.new"):
             path.unlink(missing_ok=True)
-        found = [(path.stat(), path) for path in folder.glob("*-*.safetensors")]
+        found = [(path.stat(), path) for path in folder.glob(f"{'[0-9]' * 10}-*.safetensors")]
         ordered = sorted(found, key=lambda item: item[0].st_mtime_ns)
         self._sizes = {path.name: stat.st_size for stat, path in ordered}
+        self._positions = Counter(map(_position, self._sizes))
         self.trim()
 
     @property
@@ -41,7 +43,7 @@ class DiskStates:
 
     def positions(self) -> set[int]:
         """At which there are states, of whatever text."""
-        return {int(name.split("-")[0]) for name in self._sizes}
+        return set(self._positions)
 
     def has(self, position: int, key: str) -> bool:
         """Whether there is a file for this state."""
@@ -57,6 +59,7 @@ class DiskStates:
         try:
             states.save(state, self.folder / name, {"kept": json.dumps(about)})
             self._sizes[name] = (self.folder / name).stat().st_size
+            self._positions[position] += 1
         except OSError:
             self.failures += 1
         self.trim()
@@ -84,12 +87,17 @@ class DiskStates:
             self._remove(next(iter(self._sizes)))
 
     def _remove(self, name: str) -> None:
-        self._sizes.pop(name, None)
+        if self._sizes.pop(name, None) is not None:
+            self._positions -= Counter([_position(name)])
         (self.folder / name).unlink(missing_ok=True)
 
 
 def _name(position: int, key: str) -> str:
     return f"{position:010d}-{key}.safetensors"
+
+
+def _position(name: str) -> int:
+    return int(name.split("-")[0])
 
 
 def _digest(state: states.ModelState, about: dict) -> str:

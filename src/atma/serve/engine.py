@@ -206,7 +206,13 @@ class Engine:
         for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
             if token is None:
                 self._fail(sequence, "the model's logits are not finite")
-            elif self.answers.add(sequence, token, scored.get(i)) is not None:
+                continue
+            try:
+                finish = self.answers.add(sequence, token, scored.get(i))
+            except ValueError as error:  # an id that the tokenizer has no text for
+                self._fail(sequence, str(error))
+                continue
+            if finish is not None:
                 ended.append(sequence)
             elif sequence.carried is None and self.memory.wanted(sequence):
                 self.memory.keep(sequence, self._standing(sequence))

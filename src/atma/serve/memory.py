@@ -29,7 +29,7 @@ class Memory:
         identity = f"{weights_hash(model, None)} {arithmetic}"
         self.cache = StateCache(self.budget, self.pool, self.carrier, identity, self.disk)
         self.every = config.snapshot_tokens
-        self.hits = self.misses = self.saved = 0
+        self.hits = self.misses = self.saved = self.released = 0
 
     @property
     def used_bytes(self) -> int:
@@ -42,6 +42,9 @@ class Memory:
 
         False if there are not so many, and `spare` more for others to grow.
         """
+        since = self.released, self.pool.freed, self.cache.inserted
+        if sequence.refused == since:
+            return False
         kept = None
         if not sequence.scores_prompt:
             kept = self.cache.find(sequence.tokens, sequence.target, sequence.salt)
@@ -49,6 +52,7 @@ class Memory:
         if not self._fits(total + spare, kept):
             kept = None
             if not self._fits(total + spare, None):
+                sequence.refused = since
                 return False
         self._settle(sequence, total, kept)
         if not sequence.written:
@@ -81,6 +85,7 @@ class Memory:
 
     def release(self, sequence: Sequence) -> None:
         """A sequence gives up its pages and what it carries."""
+        self.released += 1
         self.pool.release(sequence.pages)
         sequence.pages, sequence.carried, sequence.hidden, sequence.position = [], None, None, 0
 

@@ -19,6 +19,8 @@ class PagePool:
         self.keys = [like.new_empty(*shape, config.head_width, size) for _ in range(layers)]
         self.values = [like.new_empty(*shape, size, config.head_width) for _ in range(layers)]
         self.references = [0] * count
+        self.freed = 0
+        """Pages that have become free since the start."""
         self._free = list(range(count - 1, -1, -1))
 
     @staticmethod
@@ -54,6 +56,7 @@ class PagePool:
             self.references[page] -= 1
             if self.references[page] == 0:
                 self._free.append(page)
+                self.freed += 1
 
     def copy(self, source: int, target: int) -> None:
         """Everything in one page to another."""

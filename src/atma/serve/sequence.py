@@ -24,6 +24,8 @@ class Sequence:
         """Its place in the order of arrival."""
         self.passed = 0
         """How many later sequences have been taken in before it."""
+        self.refused: tuple[int, int, int] | None = None
+        """What had been given up and kept when there was last no room for it: until that changes there is none."""
         self.turn = 0
         """Tokens it had written when it was last taken in."""
         self.reread = 0

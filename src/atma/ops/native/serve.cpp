@@ -26,11 +26,11 @@ template <class E> void product_strip(const Product& p, const typename Compute<E
     const E* packed = static_cast<const E*>(p.packed) + n * p.inputs * panel;
     some_rows<T, TILE_VECTORS>(count, x + row * p.inputs, p.inputs, 1, packed, panel, sums, panel, p.inputs, false);
     long width = std::min<long>(panel, p.outputs - n * panel);
-    const E* bias = static_cast<const E*>(p.bias) + n * panel;
+    T bias[panel] = {};
+    for (long c = 0; c < width && p.bias != nullptr; ++c) bias[c] = T(static_cast<const E*>(p.bias)[n * panel + c]);
     for (long r = 0; r < count; ++r) {
         E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + n * panel;
-        for (long c = 0; c < width; ++c)
-            y[c] = narrow(p.bias == nullptr ? sums[r * panel + c] : sums[r * panel + c] + T(bias[c]), E());
+        for (long c = 0; c < width; ++c) y[c] = narrow(sums[r * panel + c] + bias[c], E());
     }
 }
 
