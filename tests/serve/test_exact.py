@@ -1,6 +1,8 @@
 """Answers do not depend on what is served beside them, on how they were read, or on what was kept."""
 
 import dataclasses
+import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +42,18 @@ def test_every_answer_of_random_conversations_is_to_the_bit_that_of_a_cold_read(
     compared, cached = _traces(random_model(core, memory, window), tmp_path, range(3), 8)
     assert compared >= 30
     assert cached > 0.2
+
+
+def test_conversations_with_the_packaged_model_are_to_the_bit_those_of_a_cold_read(tmp_path) -> None:
+    loaded = load("nano")
+    config = dataclasses.replace(SMALL, memory_bytes=6 << 20, cache_bytes=3 << 20, cache_folder=tmp_path)
+    cold = Cold(loaded.model, loaded.tokenizer.vocab_size, config.page_tokens)
+    corpus = loaded.tokenizer.encode(Path(__file__).read_text(encoding="utf-8"))
+    found = []
+    for seed in range(2):
+        make = functools.partial(AuditedEngine, loaded.model, loaded.tokenizer, config)
+        Trace(make, seed, corpus, 180, lambda p, o: found.append(cold.differences(p, o))).run(4)
+    assert set(found) == {(0, 0)}
 
 
 @pytest.mark.slow

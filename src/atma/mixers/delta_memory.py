@@ -10,7 +10,7 @@ from atma.config import ModelConfig
 from atma.layers import Linear, init_linear
 from atma.ops import gated_delta
 from atma.ops.dense import rms_norm
-from atma.ops.rows import gate, remember
+from atma.ops.rows import remember
 
 READ_EPSILON = 2.0**-23
 """Added to the mean square of a read before its root: a memory that holds almost nothing reads as almost nothing."""
@@ -58,8 +58,8 @@ class DeltaMemory(nn.Module):
         unit_q, unit_k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         read, memory = gated_delta(unit_q, unit_k, v, log_decay, beta, memory, segment_ids)
         read = rms_norm(read, None, read.shape[-1], READ_EPSILON)
-        opening = self.gate_proj(x).unflatten(-1, (-1, read.shape[-1])).transpose(1, 2)
-        return self.out_proj(gate(read, opening)), memory
+        gated = read.transpose(1, 2).flatten(2) * torch.sigmoid(self.gate_proj(x))
+        return self.out_proj(gated), memory
 
     def _step(self, x: Tensor, attended: tuple[Tensor, Tensor, Tensor], memory: Tensor) -> tuple[Tensor, Tensor]:
         projected = (self.decay_proj(x), self.beta_proj(x), self.gate_proj(x))
