@@ -11,7 +11,8 @@ the least-squares slope of log seconds (or of log MiB above what was there befor
 
 Where the time goes is asked of torch.profiler: self times of its events, each counted with the first of optimiser,
 attention, memory, convolution and loss that it or what called it belongs to, else with the products, the norms and
-gates, or the rest; "Python" is the time outside any event. The profiler itself takes time, mostly there.
+gates, or the rest; "Python" is the time outside any event. The profiler itself takes time, mostly there; a recorded decoding step is
+timed kernel by kernel instead.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,10 +39,11 @@ import atma.mixers.attention
 import atma.mixers.delta_memory
 import atma.mixers.gated_conv
 import atma.model
-from atma.bench.models import Ours, batch_of
+from atma.bench.models import SPARE, Ours, batch_of, rewind
 from atma.bench.roofline import write_page
 from atma.bench.table import duration
 from atma.config import ModelConfig, preset
+from atma.decoding import Decoder
 from atma.eval.stream import hidden_chunks
 from atma.model import Model
 from atma.report.content import size_text
@@ -68,8 +70,24 @@ SPANS = {
     (atma.mixers.attention, "rms_norm"): "norms and gates",
     (atma.mixers.delta_memory, "rms_norm"): "norms and gates",
 }
-Built = tuple[float, Callable[[], object]]
-"""MiB taken by what a case starts from, and the case."""
+
+
+class Built(NamedTuple):
+    """MiB taken by what a case starts from, the case, and the decoder in it."""
+
+    before: float
+    call: Callable[[], object]
+    decoder: Decoder | None = None
+
+
+KERNELS = {
+    "attention": ("polar", "hold"),
+    "memory": ("delta",),
+    "convolution": ("conv",),
+    "matrix products": ("linear",),
+    "norms and gates": ("rms_norm", "gate"),
+}
+"""Compiled kernels of a recorded step, by the beginning of their names."""
 FAMILIES = {
     "optimiser": ("Optimizer.",),
     "attention": ("attention!", "polar", "statistics"),
@@ -145,14 +163,17 @@ def _case(options: argparse.Namespace) -> dict[str, Any]:
     length, width = options.size
     config = _config(options.preset, width)
     build = {"train": _train, "decode": _decode}.get(options.case, _read)
-    before, call = build(config, options.case, length)
+    before, call, decoder = build(config, options.case, length)
     call()
     times = [_seconds(call)]
     if times[0] < 20:
         times += [_seconds(call) for _ in range(options.repeats - 1)]
     peak = _peak()
     seconds = sorted(times)[len(times) // 2]
-    shares = profile(call, options.repeats if seconds < 0.1 else 1)
+    count = options.repeats if seconds < 0.1 else 1
+    shares = (
+        kernel_shares(decoder, call, count) if decoder and decoder.how.startswith("recorded") else profile(call, count)
+    )
     tokens = 1 if options.case == "decode" else min(END, length) if options.case.endswith("end") else length
     return {
         "kind": options.case,
@@ -179,19 +200,21 @@ def _config(name: str, width: int) -> ModelConfig:
 
 def _train(config: ModelConfig, kind: str, length: int) -> Built:
     call = Ours(config, "auto", torch.float32, DEVICE).trainer(1, length)
-    return _peak(), call
+    return Built(_peak(), call)
 
 
 def _decode(config: ModelConfig, kind: str, length: int) -> Built:
     model, token = _model(config), torch.zeros(1, 1, dtype=torch.long)
     before = _peak()
-    state = _filled(model.init_state(1, length + 1), length)
+    decoder = Decoder(model, _filled(model.init_state(1, length + SPARE), length))
 
     @torch.inference_mode()
     def step() -> torch.Tensor:
-        return model.logits(model(token, state)[0]).argmax(-1)
+        if decoder.room == 0:
+            rewind(decoder, length)
+        return decoder.step(token).argmax(-1)
 
-    return before, step
+    return Built(before, step, decoder)
 
 
 def _read(config: ModelConfig, kind: str, length: int) -> Built:
@@ -212,7 +235,7 @@ def _read(config: ModelConfig, kind: str, length: int) -> Built:
         for start, hidden in chunks:
             model.loss(hidden, batch.targets[:, start : start + hidden.shape[1]])
 
-    return before, read
+    return Built(before, read)
 
 
 def _model(config: ModelConfig) -> Model:
@@ -228,6 +251,19 @@ def _seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
+
+
+def kernel_shares(decoder: Decoder, call: Callable[[], object], count: int) -> dict[str, float]:
+    """Share of a recorded step by family: its kernels one by one, and the step as a whole for what is around them."""
+    totals: dict[str, float] = dict.fromkeys((*FAMILIES, "rest"), 0.0)
+    wall = sum(_seconds(call) for _ in range(count))
+    for _ in range(count):
+        for name, seconds in decoder.timed(torch.zeros(1, 1, dtype=torch.long)):
+            family = next((key for key, marks in KERNELS.items() if name.startswith(marks)), "rest")
+            totals[family] += seconds
+    totals["Python"] = max(0.0, wall - sum(totals.values()))
+    whole = sum(totals.values())
+    return {name: seconds / whole for name, seconds in totals.items()}
 
 
 def profile(call: Callable[[], object], count: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ import torch
 
 from atma import state as states
 from atma.checkpoint import reason, sync
+from atma.decoding import Decoder
 from atma.eval.provenance import weights_hash
 from atma.model import Model
 from atma.sampling import choose
@@ -69,6 +70,7 @@ class Generation:
         """Why the last `write` ended: "length", "end" (of text) or "stop"."""
         self._device = model.embed.weight.device
         self._state = model.init_state(1, _FIRST_CAPACITY)
+        self._decoder: Decoder | None = None
         self._capacity = _FIRST_CAPACITY
         self._random = torch.Generator().manual_seed(self.settings.seed)
         self._seen = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
@@ -153,10 +155,11 @@ class Generation:
 
     @torch.inference_mode()
     def _step(self) -> int:
-        last = torch.tensor([[self.tokens[-1]]], device=self._device)
         self._reserve(1)
-        hidden, self._state = self.model(last, self._state)
-        logits = self.model.logits(hidden[0, -1]).cpu()[: self.tokenizer.vocab_size]
+        self._decoder = self._decoder or Decoder(self.model, self._state)
+        logits = self._decoder.step(torch.tensor([[self.tokens[-1]]], device=self._device))[0]
+        self._state = self._decoder.state
+        logits = logits.cpu()[: self.tokenizer.vocab_size]
         token = choose(logits, self.settings, self._seen, self._random)
         self._append([token])
         return token
@@ -164,6 +167,7 @@ class Generation:
     @torch.inference_mode()
     def _consume(self, tokens: Sequence[int]) -> None:
         self._reserve(len(tokens))
+        self._decoder = None
         for chunk in torch.tensor([tokens], device=self._device).split(self.settings.prefill_chunk, 1):
             _, self._state = self.model(chunk, self._state)
 
@@ -177,7 +181,7 @@ class Generation:
         needed = len(self.tokens) - 1 + tokens
         if needed > self._capacity:
             self._capacity = max(needed, 2 * self._capacity)
-            self._state = states.grow(self._state, self._capacity)
+            self._state, self._decoder = states.grow(self._state, self._capacity), None
 
 
 def _digest(state: states.ModelState, about: dict[str, Any]) -> str:

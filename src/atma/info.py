@@ -5,8 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from atma.checkpoint import file_hash, load_config, load_info, tensor_shapes
 from atma.config import identity, to_dict
+from atma.decoding import way
 from atma.loading import model_folder, packaged
 from atma.ops import backend, native
 from atma.report.content import environment
@@ -22,6 +25,7 @@ def installation() -> dict[str, str]:
     facts |= {f"{name} (extra)": _version_or_absent(name) for name in _EXTRAS}
     facts["backends"] = ", ".join(f"{name}: {backend.backend_for(operation=name)}" for name in backend.KERNELS)
     facts["native kernels"] = native.status().reason
+    facts["decoding"] = way("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     facts["packaged models"] = ", ".join(packaged()) or "none"
     return facts
 

@@ -84,6 +84,12 @@ class Model(nn.Module):
         pass the state's capacity.
         """
         self._check(tokens, state, segment_ids)
+        return self.unchecked(tokens, state, segment_ids)
+
+    def unchecked(
+        self, tokens: Tensor, state: ModelState | None, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, ModelState | None]:
+        """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.embed(tokens)
         states = []
         for i, block in enumerate(self.blocks):

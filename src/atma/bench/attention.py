@@ -19,6 +19,7 @@ from atma.bench.parity import Way, compare, draw, evaluate
 from atma.bench.plan import Plan
 from atma.bench.rows import Case, Entry, Job
 from atma.ops import polar_attention, softmax_attention
+from atma.ops.native.recorder import Recorder
 
 ROWS = 32
 """Queries of each of three windows (first, middle, last) that parity is asked of."""
@@ -84,6 +85,9 @@ class _Setting:
             Entry(f"atma {backend}", True, runner(partial(_polar(backend), start=start), tensors, backward), cost)
             for backend in self.backends
         ]
+        if start is not None and "native" in self.backends:
+            replay = recorded(partial(_polar("native"), start=start), tensors, start)
+            entries.append(Entry("atma native, recorded", True, replay, cost))
         for name, attend in self._peers().items():
             given = tensors[:3]
             if name != SDPA:
@@ -124,6 +128,21 @@ def runner(call: Attend, tensors: Sequence[Tensor], backward: bool) -> Callable[
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     upstream = [torch.randn_like(x) for x in call(*leaves)]
     return lambda: torch.autograd.grad(call(*leaves), leaves, upstream)
+
+
+def recorded(call: Attend, tensors: Sequence[Tensor], *changing: Tensor) -> Callable[[], object]:
+    """The call as a decoder's recorded step makes it. ValueError unless a replay follows its first tensor's values."""
+    with torch.no_grad(), Recorder([*tensors, *changing]) as recorder:
+        results = call(*tensors)
+    program = recorder.program()
+    with torch.no_grad():
+        tensors[0].mul_(0.5)
+        program.replay()
+        for found, expected in zip(results, call(*tensors), strict=True):
+            if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+                raise ValueError("a recorded call gives something else than the call itself")
+        tensors[0].mul_(2)
+    return program.replay
 
 
 def _polar(backend: str) -> Attend:

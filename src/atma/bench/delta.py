@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.bench.attention import runner
+from atma.bench.attention import recorded, runner
 from atma.bench.available import ours, peer
 from atma.bench.machine import Cost
 from atma.bench.parity import Way, compare, draw, evaluate
@@ -78,6 +78,9 @@ class _Setting:
             Entry(f"atma {backend}", True, runner(partial(_delta, backend), tensors, backward), cost)
             for backend in self.backends
         ]
+        if mode == "step" and "native" in self.backends:
+            replay = recorded(partial(_delta, "native"), tensors)
+            entries.append(Entry("atma native, recorded", True, replay, cost))
         given = [x.contiguous() for x in _peer_inputs(tensors)]
         entries += [Entry(name, False, runner(rule, given, backward), cost) for name, rule in self.peers.items()]
         return Case(f"delta {mode}", self.sizes, self.dtype, entries)

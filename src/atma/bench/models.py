@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atma.bench.parity import FORWARD, GRADIENT, TOLERANCE, require, rms
 from atma.config import ModelConfig, TrainConfig
+from atma.decoding import Decoder
 from atma.eval.stream import hidden_chunks
 from atma.model import Model
 from atma.ops import use_backend
@@ -25,6 +26,8 @@ from atma.train.step import Stepper, computing
 CHECKED = 96
 """Tokens of the parity check, on the preset cut to one period of its layers and 512 ids."""
 FIELDS_FILLED = 0.5
+SPARE = 32
+"""Tokens that a decoding state is timed over before it is set back."""
 
 
 class Batch(NamedTuple):
@@ -64,17 +67,20 @@ class Ours:
         return self._within(lambda: stepper(0, batch, 1.0))
 
     def decoder(self, rows: int, context: int) -> tuple[Callable[[], object], int]:
-        """One more token at `context`, again and again from the same state; and the bytes that a token reads."""
+        """One more token at `context`, from at most SPARE tokens behind it; and the bytes that a token reads."""
         model = self.model().to(self.dtype)
-        state = transform(model.init_state(rows, context + 1), partial(_filled, context))
+        read = weight_bytes(model, model.embed.weight, self.config.tied_head) + nbytes(model.init_state(rows, context))
+        state = transform(model.init_state(rows, context + SPARE), partial(_filled, context))
+        decoder = Decoder(model, state)
         token = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
 
         @torch.inference_mode()
         def step() -> Tensor:
-            hidden, _ = model(token, state)
-            return model.logits(hidden[:, -1:]).argmax(-1)
+            if decoder.room == 0:
+                rewind(decoder, context)
+            return decoder.step(token).argmax(-1)
 
-        return self._within(step), weight_bytes(model, model.embed.weight, self.config.tied_head) + nbytes(state)
+        return self._within(step), read
 
     def prefill(self, rows: int, length: int) -> tuple[Callable[[], object], int]:
         """The next token's scores after a prompt, in chunks as generation reads it; and the bytes of the weights."""
@@ -152,11 +158,17 @@ class Ours:
     def _decoded(self, model: Model, batch: Batch, chunk: int) -> list[Tensor]:
         """A prompt of `chunk` tokens, then token by token."""
         hidden, state = model(batch.tokens[:, :chunk], model.init_state(1, CHECKED))
-        parts = [hidden]
+        assert state is not None
+        decoder, parts = Decoder(model, state), [model.logits(hidden)]
         for at in range(chunk, CHECKED):
-            hidden, state = model(batch.tokens[:, at : at + 1], state)
-            parts.append(hidden)
-        return [model.logits(torch.cat(parts, 1)).double().cpu().clone()]
+            parts.append(decoder.step(batch.tokens[:, at : at + 1]).clone()[:, None])
+        return [torch.cat(parts, 1).double().cpu()]
+
+
+def rewind(decoder: Decoder, context: int) -> None:
+    """Set the lengths of a decoder back to `context`; what it holds otherwise stays."""
+    transform(decoder.state, lambda field, x: x.fill_(context) if field == "length" else x)
+    decoder.room = SPARE
 
 
 def weight_bytes(model: torch.nn.Module, embedding: Tensor, tied: bool) -> int:

@@ -12,6 +12,7 @@ from atma.mixers.gated_conv import advance, init_taps
 from atma.ops import causal_conv, paged, polar_attention, softmax_attention
 from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
+from atma.ops.polar.held import hold
 from atma.ops.rows import gate
 from atma.state import GlobalState, Pages
 
@@ -209,18 +210,4 @@ def _held(state: GlobalState, k: Tensor, v: Tensor) -> tuple[Held, Held]:
     if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
         return paged.hold(state.keys, state.values, k, v, state.length)
     assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
-    return _hold(state.keys, k, state.length), _hold(state.values, v, state.length)
-
-
-def _hold(held: Tensor, new: Tensor, length: Tensor) -> Tensor:
-    """held (B, G, S, K) with new (B, G, T, K) at each row's own position; in place unless gradients are recorded."""
-    new = new.to(held.dtype)
-    if torch.is_grad_enabled():
-        index = length[:, None, None, None] + torch.arange(new.shape[2], device=new.device)[:, None]
-        return held.scatter(2, index.long().expand_as(new), new)
-    if held.shape[0] == 1:
-        at = int(length)
-        held[:, :, at : at + new.shape[2]] = new
-        return held
-    index = length[:, None, None, None] + torch.arange(new.shape[2], device=new.device)[:, None]
-    return held.scatter_(2, index.long().expand_as(new), new)
+    return hold(state.keys, state.values, k, v, state.length)

@@ -5,6 +5,7 @@ takes seconds and serves every version of it. Without a compiler, after a failed
 operations take their PyTorch path; `status` says why.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,7 +16,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,21 @@ SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-Wno-psabi", "-Wno-unknown-pragmas")
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
-_kernels: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
+_kernels: dict[tuple[str, torch.dtype | None], Callable[..., None]] = {}
+
+
+class Call(NamedTuple):
+    """A kernel and the packed Problem it was given."""
+
+    kernel: Callable[..., None]
+    arguments: bytes
+
+
+class _Log(threading.local):
+    calls: list[Call] | None = None
+
+
+_log = _Log()
 
 
 class Status(NamedTuple):
@@ -54,17 +70,35 @@ def available(*dtypes: torch.dtype) -> bool:
     return all(dtype in DTYPES for dtype in dtypes) and status().library is not None
 
 
-def call(name: str, dtype: torch.dtype, arguments: Sequence[int]) -> None:
-    """Run the kernel `name` for `dtype` on sizes, strides and addresses in the order of its Problem. ValueError if the
-    library is not there."""
+def call(name: str, dtype: torch.dtype | None, arguments: Sequence[int]) -> None:
+    """Run the kernel `name` for `dtype` (None: it has one form) on sizes, strides and addresses in the order of its
+    Problem. ValueError if the library is not there."""
     kernel = _kernels.get((name, dtype))
     if kernel is None:
         library, reason = status()
         if library is None:
             raise ValueError(f"the native backend is not available: {reason}")
-        kernel = _kernels[name, dtype] = getattr(library, f"{name}_{DTYPES[dtype]}")
+        kernel = _kernels[name, dtype] = getattr(library, name if dtype is None else f"{name}_{DTYPES[dtype]}")
         kernel.restype = None
-    kernel(struct.pack(f"{len(arguments)}q", *arguments))
+    packed = struct.pack(f"{len(arguments)}q", *arguments)
+    kernel(packed)
+    if _log.calls is not None:
+        _log.calls.append(Call(kernel, packed))
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[Call]]:
+    """Note every call that this thread makes inside."""
+    _log.calls = calls = []
+    try:
+        yield calls
+    finally:
+        _log.calls = None
+
+
+def logging() -> bool:
+    """Whether this thread's calls are being noted."""
+    return _log.calls is not None
 
 
 def _built(compiler: str) -> Path:
@@ -108,4 +142,4 @@ def _processor() -> bytes:
     return f"{platform.machine()} {platform.processor()} {flags}".encode()
 
 
-__all__ = ["DTYPES", "Status", "available", "call", "status"]
+__all__ = ["DTYPES", "Call", "Status", "available", "call", "logged", "logging", "status"]

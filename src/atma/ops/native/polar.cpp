@@ -2,6 +2,9 @@
 // the second-level cache. Query rows that share a key/value head are worked on together, position-major: row = query ×
 // group + head. Each row sees the keys first ≤ s < last, an interval that never moves back along the queries.
 #include "simd.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -197,33 +200,68 @@ template <class T, class E> void forward_head(const Problem& p, long index) {
     put<T>(head.block(0, p.queries), S, sums, wide);
 }
 
-// a (ROWS, SPLIT_KEYS) = q kᵀ over the keys [s, e), each key read once.
+// Lane-wise partial sums of q[r] · k for ROWS rows of one key, of as much of the width as whole vectors are; what is left
+// is added by `rest`.
 template <class T, class E, int ROWS>
-void score_few(const T* q, long wide, const E* k, long stride, long keys, long width, T* a) {
-    using V = Simd<T>;
-    long whole = width / V::lanes * V::lanes;
-    for (long j = 0; j < keys; ++j, k += stride) {
-        typename V::V sums[ROWS] = {};
-        for (long d = 0; d < whole; d += V::lanes) {
-            typename V::V x = widen(k + d);
-            for (int r = 0; r < ROWS; ++r) sums[r] += V::load(q + r * wide + d) * x;
+inline void partial(const E* q, long wide, const E* k, long width, typename Simd<T>::V (&sums)[ROWS]) {
+    constexpr long lanes = Simd<T>::lanes;
+    for (int r = 0; r < ROWS; ++r) sums[r] = typename Simd<T>::V{};
+    long d = 0;
+#ifdef __AVX512BF16__
+    if constexpr (std::is_same_v<E, bfloat16>)
+        for (; d + 2 * lanes <= width; d += 2 * lanes) {
+            __m512bh x = (__m512bh)_mm512_loadu_si512(k + d);
+            for (int r = 0; r < ROWS; ++r)
+                sums[r] = (typename Simd<T>::V)_mm512_dpbf16_ps((__m512)sums[r], x, (__m512bh)_mm512_loadu_si512(q + r * wide + d));
+        }
+#endif
+    for (; d + lanes <= width; d += lanes) {
+        typename Simd<T>::V x = widen(k + d);
+        for (int r = 0; r < ROWS; ++r) sums[r] += widen(q + r * wide + d) * x;
+    }
+}
+
+template <class T, class E> T rest(const E* q, const E* k, long width) {
+    T total = 0;
+    for (long d = width / Simd<T>::lanes * Simd<T>::lanes; d < width; ++d) total += T(q[d]) * T(k[d]);
+    return total;
+}
+
+// a (ROWS, SPLIT_KEYS) = factor q kᵀ over `keys` keys, each read once.
+template <class T, class E, int ROWS>
+void score_few(const E* q, const T* factor, long wide, const E* k, long stride, long keys, long width, T* a) {
+    using V = typename Simd<T>::V;
+    constexpr long lanes = Simd<T>::lanes;
+    V sums[ROWS];
+    long j = 0;
+    for (; j + lanes <= keys; j += lanes, k += lanes * stride) {
+        V parts[ROWS][lanes];
+        for (long i = 0; i < lanes; ++i) {
+            partial<T, E, ROWS>(q, wide, k + i * stride, width, sums);
+            for (int r = 0; r < ROWS; ++r) parts[r][i] = sums[r];
         }
         for (int r = 0; r < ROWS; ++r) {
-            T total = V::sum(sums[r]);
-            for (long d = whole; d < width; ++d) total += q[r * wide + d] * T(k[d]);
-            a[r * SPLIT_KEYS + j] = total;
+            V total = Simd<T>::sums(parts[r]);
+            if (width % lanes != 0)
+                for (long i = 0; i < lanes; ++i) total[i] += rest<T>(q + r * wide, k + i * stride, width);
+            Simd<T>::store(a + r * SPLIT_KEYS + j, total * factor[r]);
         }
+    }
+    for (; j < keys; ++j, k += stride) {
+        partial<T, E, ROWS>(q, wide, k, width, sums);
+        for (int r = 0; r < ROWS; ++r)
+            a[r * SPLIT_KEYS + j] = (Simd<T>::sum(sums[r]) + rest<T>(q + r * wide, k, width)) * factor[r];
     }
 }
 
 // Few query rows, many keys: keys are read once, in splits that threads share; `merge` joins the splits exactly.
-template <class T, class E> void forward_split(const Head<T, E>& head, const T* q, long s, long e, T* a, T* S, Sums<T>* sums) {
+template <class T, class E>
+void forward_split(const Head<T, E>& head, const E* q, const T* factor, long s, long e, T* a, T* S, Sums<T>* sums) {
     Block<T> block = head.block(0, head.p.queries);
     long rows = block.rows(), wide = head.wide, width = head.p.width, stride = head.p.k_key;
-    for (long r = 0; r < rows; r += r + 4 <= rows ? 4 : 1) {
-        const T* x = q + r * wide;
-        if (r + 4 <= rows) score_few<T, E, 4>(x, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS);
-        else score_few<T, E, 1>(x, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS);
+    for (long r = 0; r < rows; r += 4) {
+        auto score = rows - r >= 4 ? score_few<T, E, 4> : rows - r == 3 ? score_few<T, E, 3> : rows - r == 2 ? score_few<T, E, 2> : score_few<T, E, 1>;
+        score(q + r * wide, factor + r, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS);
     }
     for (long r = 0; r < rows; ++r) {
         sums[r] = {T(-1e30), 0, 0};
@@ -256,21 +294,28 @@ template <class T, class E> void forward_few(const Problem& p) {
         Head<T, E> head(p, i);
         splits = std::max(splits, (head.to - head.from + SPLIT_KEYS - 1) / SPLIT_KEYS);
     }
-    Buffer<T> S(heads * splits * rows * wide), q(heads * rows * wide);
+    Buffer<T> S(heads * splits * rows * wide), factors(heads * rows);
+    Buffer<E> q(heads * rows * wide);
     Buffer<Sums<T>> sums(heads * splits * rows);
 #pragma omp parallel num_threads(p.threads) if (splits * heads > 1)
     {
         Buffer<T> a(rows * SPLIT_KEYS);
 #pragma omp for
-        for (long i = 0; i < heads; ++i)
-            gather_queries<T, E>(Head<T, E>(p, i).block(0, p.queries), T(LOG2E), q + i * rows * wide, wide);
+        for (long i = 0; i < heads; ++i) {
+            Block<T> block = Head<T, E>(p, i).block(0, p.queries);
+            for (long r = 0; r < rows; ++r) {
+                const E* x = query<T, E>(p, block.b, block.g * block.group + r % block.group, r / block.group);
+                std::copy(x, x + p.width, q + (i * rows + r) * wide);
+                factors[i * rows + r] = block.scale(r) * T(LOG2E);
+            }
+        }
 #pragma omp for collapse(2) schedule(static)
         for (long i = 0; i < heads; ++i)
             for (long c = 0; c < splits; ++c) {
                 Head<T, E> head(p, i);
                 long s = std::min(head.from + c * SPLIT_KEYS, head.to), e = std::min(s + SPLIT_KEYS, head.to);
                 long at = (i * splits + c) * rows;
-                forward_split<T, E>(head, q + i * rows * wide, s, e, a, S + at * wide, sums + at);
+                forward_split<T, E>(head, q + i * rows * wide, factors + i * rows, s, e, a, S + at * wide, sums + at);
             }
 #pragma omp for
         for (long i = 0; i < heads; ++i) {

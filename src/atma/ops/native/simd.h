@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4;
@@ -41,6 +42,20 @@ template <class T> struct Simd {
             return halves<BYTES / 2>(Half(low + high));
         }
     }
+    // Lane i of the result is sum(x[i]), added in the same order: each step adds the halves of blocks of BLOCK lanes.
+    template <int BLOCK = lanes> static V sums(V* x) {
+        if constexpr (BLOCK == 1) {
+            return x[0];
+        } else {
+            for (int i = 0; i < BLOCK / 2; ++i) x[i] = paired<BLOCK>(x[i], x[i + BLOCK / 2], std::make_integer_sequence<int, lanes>());
+            return sums<BLOCK / 2>(x);
+        }
+    }
+    template <int BLOCK, int... LANE> static V paired(V x, V y, std::integer_sequence<int, LANE...>) {
+        constexpr int half = BLOCK / 2;
+        return __builtin_shufflevector(x, y, (LANE % BLOCK < half ? LANE : LANE - half + lanes)...) +
+               __builtin_shufflevector(x, y, (LANE % BLOCK < half ? LANE + half : LANE + lanes)...);
+    }
     static T max(V x) {
         T top = x[0];
         for (int i = 1; i < lanes; ++i) top = std::max(top, T(x[i]));
@@ -73,6 +88,17 @@ inline Simd<float>::V widen(const bfloat16* p) {
     typedef uint16_t Half __attribute__((vector_size(bytes), aligned(2), may_alias));
     typedef uint32_t Wide __attribute__((vector_size(VECTOR_BYTES)));
     return (Simd<float>::V)(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Wide) << 16);
+}
+
+// One vector into storage of another type, rounded as `narrow` does.
+template <class T> inline void put(T* p, typename Simd<T>::V x) { Simd<T>::store(p, x); }
+inline void put(bfloat16* p, Simd<float>::V x) {
+    constexpr int bytes = VECTOR_BYTES / 2;
+    typedef uint16_t Half __attribute__((vector_size(bytes), aligned(2), may_alias));
+    typedef uint32_t Wide __attribute__((vector_size(VECTOR_BYTES)));
+    Wide bits = (Wide)x, near = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    near = x != x ? (bits >> 16) | 64 : near;
+    *reinterpret_cast<Half*>(p) = __builtin_convertvector(near, Half);
 }
 
 // 2^x for x ≤ 0, exactly 0 below the smallest normal exponent, NaN for NaN. Float: relative error 2e-7 (degree 6).

@@ -1,0 +1,183 @@
+// One decoding step without Python: `replay` makes the calls of a recorded list (ops/native/recorder.py), and the small
+// tensor operations between the mixers' kernels are one kernel here, as is the writing of new keys and values.
+#include "simd.h"
+
+namespace {
+
+constexpr int RANK = 4;
+constexpr long BLOCK = 512;  // numbers that one pass of `pointwise` holds at a time
+
+enum Type : int64_t { FLOAT32, FLOAT64, BFLOAT16, INT32, INT64 };  // as TYPES of recorder.py
+enum Operation : int64_t { COPY, ADD, SUB, MUL, DIV, MINIMUM, MAXIMUM, SIGMOID, LOG_SIGMOID, RSQRT, COS, SIN };
+
+struct Operand {  // a strided tensor, broadcast by strides of 0; or, without a place, one number
+    char* place;
+    int64_t type, number_bits, strides[RANK];  // strides in bytes
+};
+
+struct Pointwise {  // y = operation(a, b), the last dimension the longest
+    int64_t operation, sizes[RANK];
+    Operand y, a, b;
+};
+
+template <class T, class E> void read(const char* from, long stride, long n, T* into) {
+    if (stride == sizeof(E))
+        for (long i = 0; i < n; ++i) into[i] = T(reinterpret_cast<const E*>(from)[i]);
+    else
+        for (long i = 0; i < n; ++i) into[i] = T(*reinterpret_cast<const E*>(from + i * stride));
+}
+
+template <class T> void fetch(const Operand& x, const char* from, long n, T* into) {
+    if (x.place == nullptr) {
+        double number;
+        std::memcpy(&number, &x.number_bits, 8);
+        return std::fill(into, into + n, T(number));
+    }
+    long stride = x.strides[RANK - 1];
+    switch (x.type) {
+        case FLOAT32: return read<T, float>(from, stride, n, into);
+        case FLOAT64: return read<T, double>(from, stride, n, into);
+        case BFLOAT16: return read<T, bfloat16>(from, stride, n, into);
+        case INT32: return read<T, int32_t>(from, stride, n, into);
+        case INT64: return read<T, int64_t>(from, stride, n, into);
+    }
+}
+
+template <class T, class E> void write(char* to, long stride, long n, const T* from) {
+    if (stride == sizeof(E))
+        for (long i = 0; i < n; ++i) reinterpret_cast<E*>(to)[i] = E(from[i]);
+    else
+        for (long i = 0; i < n; ++i) *reinterpret_cast<E*>(to + i * stride) = E(from[i]);
+}
+
+template <class T> void put(const Operand& y, char* to, long n, const T* from) {
+    long stride = y.strides[RANK - 1];
+    switch (y.type) {
+        case FLOAT32: return write<T, float>(to, stride, n, from);
+        case FLOAT64: return write<T, double>(to, stride, n, from);
+        case INT32: return write<T, int32_t>(to, stride, n, from);
+        case INT64: return write<T, int64_t>(to, stride, n, from);
+        case BFLOAT16:
+            for (long i = 0; i < n; ++i) *reinterpret_cast<bfloat16*>(to + i * stride) = narrow(float(from[i]), bfloat16());
+    }
+}
+
+inline float exp_below(float x) { return exp2_of_one(1.442695041f * x); }  // e^x for x ≤ 0
+inline double exp_below(double x) { return std::exp(x); }
+
+template <class T> T sigmoid(T x) {
+    T e = exp_below(-std::abs(x));
+    return (x >= T(0) ? T(1) : e) / (1 + e) + (x - x);  // NaN stays NaN
+}
+
+template <class T> void apply(int64_t operation, long n, T* a, const T* b) {
+    switch (operation) {
+        case ADD: for (long i = 0; i < n; ++i) a[i] += b[i]; return;
+        case SUB: for (long i = 0; i < n; ++i) a[i] -= b[i]; return;
+        case MUL: for (long i = 0; i < n; ++i) a[i] *= b[i]; return;
+        case MINIMUM: for (long i = 0; i < n; ++i) a[i] = a[i] > b[i] ? b[i] : a[i]; return;
+        case MAXIMUM: for (long i = 0; i < n; ++i) a[i] = a[i] < b[i] ? b[i] : a[i]; return;
+    }
+    if constexpr (!std::is_integral_v<T>) switch (operation) {
+        case DIV: for (long i = 0; i < n; ++i) a[i] /= b[i]; return;
+        case SIGMOID: for (long i = 0; i < n; ++i) a[i] = sigmoid(a[i]); return;
+        case LOG_SIGMOID: for (long i = 0; i < n; ++i) a[i] = std::min(a[i], T(0)) - std::log1p(std::exp(-std::abs(a[i]))); return;
+        case RSQRT: for (long i = 0; i < n; ++i) a[i] = 1 / std::sqrt(a[i]); return;
+        case COS: for (long i = 0; i < n; ++i) a[i] = std::cos(a[i]); return;
+        case SIN: for (long i = 0; i < n; ++i) a[i] = std::sin(a[i]); return;
+    }
+}
+
+template <class T> void rows(const Pointwise& p) {
+    T a[BLOCK], b[BLOCK];
+    long sizes[RANK], index[RANK] = {};
+    std::copy(p.sizes, p.sizes + RANK, sizes);
+    bool two = p.operation >= ADD && p.operation <= MAXIMUM;
+    for (index[0] = 0; index[0] < sizes[0]; ++index[0])
+        for (index[1] = 0; index[1] < sizes[1]; ++index[1])
+            for (index[2] = 0; index[2] < sizes[2]; ++index[2])
+                for (long at = 0; at < sizes[3]; at += BLOCK) {
+                    long n = std::min(BLOCK, sizes[3] - at);
+                    auto start = [&](const Operand& x) {
+                        char* place = x.place + at * x.strides[3];
+                        for (int i = 0; i < 3; ++i) place += index[i] * x.strides[i];
+                        return place;
+                    };
+                    fetch<T>(p.a, p.a.place == nullptr ? nullptr : start(p.a), n, a);
+                    if (two) fetch<T>(p.b, p.b.place == nullptr ? nullptr : start(p.b), n, b);
+                    apply<T>(p.operation, n, a, b);
+                    put<T>(p.y, start(p.y), n, a);
+                }
+}
+
+struct Gather {  // y (n, row_bytes): the chosen rows of a table
+    int64_t n, row_bytes;
+    const char* table;
+    const int64_t* index;
+    char* y;
+};
+
+struct Lengths {  // y (rows) = Euclidean length of each row of x (rows, width)
+    int64_t rows, width, x_row;
+    const void* x;
+    void* y;
+};
+
+template <class E, class T> void lengths(const Lengths& p) {
+    using S = Simd<T>;
+    for (long r = 0; r < p.rows; ++r) {
+        const E* x = static_cast<const E*>(p.x) + r * p.x_row;
+        typename S::V squares{};
+        long d = 0;
+        for (; d + S::lanes <= p.width; d += S::lanes) squares += widen(x + d) * widen(x + d);
+        T total = S::sum(squares);
+        for (; d < p.width; ++d) total += T(x[d]) * T(x[d]);
+        static_cast<E*>(p.y)[r] = narrow(std::sqrt(total), E());
+    }
+}
+
+struct Hold {  // new keys and values (B, G, T, row) at each row's own place in those held (B, G, S, row); strides in bytes
+    int64_t batch, groups, tokens, row_bytes;
+    int64_t new_keys[3], new_values[3], held_keys[3], held_values[3];
+    const char *keys, *values;
+    char *into_keys, *into_values;
+    const int32_t* start;
+};
+
+struct Call {
+    void (*kernel)(const void*);
+    const void* arguments;
+};
+}  // namespace
+
+extern "C" void pointwise(const Pointwise* p) {
+    switch (p->y.type) {
+        case FLOAT64: return rows<double>(*p);
+        case INT32: case INT64: return rows<int64_t>(*p);
+        default:  // to a lower precision from double: through double, as a conversion; else in float
+            return p->operation == COPY && p->a.type == FLOAT64 ? rows<double>(*p) : rows<float>(*p);
+    }
+}
+
+extern "C" void gather(const Gather* p) {
+    for (long i = 0; i < p->n; ++i) std::memcpy(p->y + i * p->row_bytes, p->table + p->index[i] * p->row_bytes, p->row_bytes);
+}
+
+extern "C" void lengths_float32(const Lengths* p) { lengths<float, float>(*p); }
+extern "C" void lengths_float64(const Lengths* p) { lengths<double, double>(*p); }
+extern "C" void lengths_bfloat16(const Lengths* p) { lengths<bfloat16, float>(*p); }
+
+extern "C" void hold(const Hold* p) {
+    for (long b = 0; b < p->batch; ++b)
+        for (long g = 0; g < p->groups; ++g)
+            for (long t = 0; t < p->tokens; ++t) {
+                auto from = [&](const int64_t* s) { return b * s[0] + g * s[1] + t * s[2]; };
+                auto to = [&](const int64_t* s) { return b * s[0] + g * s[1] + (p->start[b] + t) * s[2]; };
+                std::memcpy(p->into_keys + to(p->held_keys), p->keys + from(p->new_keys), p->row_bytes);
+                std::memcpy(p->into_values + to(p->held_values), p->values + from(p->new_values), p->row_bytes);
+            }
+}
+
+extern "C" void replay(const Call* calls, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) calls[i].kernel(calls[i].arguments);
+}
