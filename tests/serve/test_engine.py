@@ -43,15 +43,12 @@ def test_the_end_of_text_token_ends_an_answer_unless_it_is_ignored(engine) -> No
 
 def _spell(engine: Engine, text: str, request: Request):
     """The answer of an engine whose model is made to write this text's bytes."""
-    data, position = text.encode(), [0]
+    data, commit = text.encode(), engine._commit
 
-    def spelled(hidden):
-        logits = torch.zeros(len(hidden), engine.tokenizer.vocab_size)
-        logits[:, data[position[0]]] = 50.0
-        position[0] += 1
-        return logits
+    def spelled(sequences, logits):
+        return commit(sequences, torch.nn.functional.one_hot(torch.tensor([data[sequences[0].written]]), 257) * 50.0)
 
-    engine._logits = spelled
+    engine._commit = spelled
     return _answer(engine, request)
 
 
@@ -71,11 +68,9 @@ def test_a_stop_text_ends_an_answer_wherever_tokens_and_characters_are_cut(engin
 
 
 def test_no_event_holds_part_of_a_stop_text_or_of_a_character(engine) -> None:
-    data, seen = "ab € ENE END".encode(), []
-    engine._logits = lambda hidden: torch.nn.functional.one_hot(torch.tensor([data[len(seen)]]), 257) * 50.0
-    handle = engine.submit(Request("p", max_tokens=100, temperature=0, stop=("END",)))
-    while not handle.done:
-        seen += engine.step()
+    step, seen = engine.step, []
+    engine.step = lambda: seen.extend(step())
+    _spell(engine, "ab € ENE END", Request("p", max_tokens=100, temperature=0, stop=("END",)))
     assert [event.text for event in seen][:6] == ["a", "b", " ", "", "", "€"]
     assert "".join(event.text for event in seen) == "ab € ENE "
 
@@ -194,18 +189,17 @@ def test_an_aborted_request_frees_everything_at_once_and_says_so(engine) -> None
 
 def test_a_request_of_not_finite_logits_ends_alone(engine) -> None:
     expected = _answer(engine, Request("fine", max_tokens=12, temperature=0)).tokens
-    healthy, logits = engine.submit(Request("fine", max_tokens=12, temperature=0)), engine._logits
+    healthy, commit = engine.submit(Request("fine", max_tokens=12, temperature=0)), engine._commit
     sick = engine.submit(Request("sick", max_tokens=12, temperature=0, id="sick"))
 
-    def spoiled(hidden):
-        result = logits(hidden).clone()
-        rows = [*engine.batch.sequences, *[s for s in engine.scheduler.running if s.carried is not None]]
-        for i, sequence in enumerate(rows):
+    def spoiled(sequences, logits):
+        logits = logits.clone()
+        for i, sequence in enumerate(sequences):
             if sequence.id == "sick" and sequence.written == 3:
-                result[i] = torch.nan
-        return result
+                logits[i] = torch.nan
+        commit(sequences, logits)
 
-    engine._logits = spoiled
+    engine._commit = spoiled
     finish(engine, healthy, sick)
     assert healthy.outputs[0].tokens == expected
     assert sick.outputs[0].finish_reason == "error"

@@ -10,6 +10,7 @@ import torch
 from atma.bench.conversations import Cold, Trace
 from atma.loading import load
 from atma.ops import native
+from atma.ops.native import recorder
 from atma.serve.exact import Served
 from atma.serve.request import Request
 from atma.tokenizer import byte_tokenizer
@@ -149,3 +150,32 @@ def test_without_the_compiled_kernels_answers_agree_up_to_near_ties(model, monke
     finish(engine, again)
     assert again.outputs[0].usage.cached == 12
     assert again.outputs[0].tokens == first.outputs[0].tokens
+
+
+@pytest.mark.parametrize("core", ["polar", "nope", "rope"])
+def test_recorded_steps_give_the_bits_of_steps_as_they_are(core: str) -> None:
+    answers = []
+    for room in (0, 20_000, SMALL.recorded_bytes):
+        engine = AuditedEngine(random_model(core), byte_tokenizer(), dataclasses.replace(SMALL, recorded_bytes=room))
+        handles = [
+            engine.submit(Request(f"text {i}", max_tokens=10 + 15 * i, temperature=0, logprobs=0)) for i in range(4)
+        ]
+        finish(engine, *handles)
+        answers.append([handle.outputs[0].logprobs for handle in handles])
+        assert bool(engine.batch._recorded) == (room > 0)
+        assert sum(one.bytes for one in engine.batch._recorded.values()) <= room
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_step_that_cannot_be_recorded_is_made_as_ever(model, monkeypatch) -> None:
+    request = Request("some text", max_tokens=30, temperature=0, logprobs=0, ignore_end=True)
+    expected = AuditedEngine(model, byte_tokenizer(), SMALL)
+    wanted = expected.submit(request)
+    finish(expected, wanted)
+    kernels = {name: kernel for name, kernel in recorder._KERNELS.items() if "cat" not in str(name)}
+    monkeypatch.setattr(recorder, "_KERNELS", kernels)
+    engine = AuditedEngine(model, byte_tokenizer(), SMALL)
+    handle = engine.submit(request)
+    finish(engine, handle)
+    assert not engine.batch._recorded
+    assert handle.outputs[0].logprobs == wanted.outputs[0].logprobs

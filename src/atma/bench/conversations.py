@@ -38,7 +38,7 @@ class Cold:
         pages = -(-len(tokens) // self.page)
         pool = PagePool(self.model.config, pages, self.page, self.model.embed.weight.detach())
         table = table_of([list(range(pages))], self.model.embed.weight.device)
-        state = self.carrier.state(self.carrier.empty(), [0], table, pool)
+        state = self.carrier.state(self.carrier.empty(), self.carrier.lengths([0]), table, pool)
         hidden, _ = self.served(torch.tensor([tokens]), state)
         return self.served.logits(hidden[0])[:, : self.vocabulary]
 

@@ -157,7 +157,7 @@ class StateCache:
     def _contiguous(self, kept: Kept) -> ModelState:
         position, carried, hidden = kept.standing
         table = torch.tensor([kept.pages], dtype=torch.int32, device=hidden.device)
-        state, blocks = self.carrier.state(carried, [position], table, self.pool), []
+        state, blocks = self.carrier.state(carried, self.carrier.lengths([position]), table, self.pool), []
         for block in state.blocks:
             if isinstance(block, GlobalState):
                 k, v = paged.gather(block.keys, block.values, block.length)  # pyright: ignore[reportArgumentType]

@@ -41,9 +41,8 @@ class Carrier:
                 found += [torch.zeros_like(x) for x in held if x is not None]
         return tuple(found)
 
-    def state(self, carried: Carried, lengths: Sequence[int], table: Tensor, pool: PagePool) -> ModelState:
-        """The model's state of rows that stand at `lengths`."""
-        length = torch.tensor(lengths, dtype=torch.int32, device=self._device)
+    def state(self, carried: Carried, length: Tensor, table: Tensor, pool: PagePool) -> ModelState:
+        """The model's state of rows that stand at `length` (rows,) int32."""
         rest, blocks, layer = iter(carried), [], 0
         for block in self._blocks:
             if isinstance(block, LocalState):
@@ -53,6 +52,10 @@ class Carrier:
             blocks.append(GlobalState(length, *pool.layer(layer, table), *held))
             layer += 1
         return ModelState(length, tuple(blocks))
+
+    def lengths(self, positions: Sequence[int]) -> Tensor:
+        """Positions of rows as a state has them."""
+        return torch.tensor(positions, dtype=torch.int32, device=self._device)
 
     def carried(self, state: ModelState) -> Carried:
         """The flat rows of a state."""
@@ -68,12 +71,6 @@ class Carrier:
 def row(carried: Carried, index: int) -> Carried:
     """A copy of one row."""
     return tuple(x[index : index + 1].clone() for x in carried)
-
-
-def keep(carried: Carried, rows: Sequence[int]) -> Carried:
-    """A copy of some rows."""
-    index = torch.tensor(rows, dtype=torch.long, device=carried[0].device)
-    return tuple(x.index_select(0, index) for x in carried)
 
 
 def join(parts: Sequence[Carried]) -> Carried:

@@ -48,7 +48,7 @@ class Engine:
         self.memory = Memory(model, self.config, self.served.exact)
         sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
         self.scheduler = Scheduler(*sizes)
-        self.batch = Batch(self.served, self.memory.carrier, self.memory.pool)
+        self.batch = Batch(self.served, self.memory.carrier, self.memory.pool, sizes[0], self.config.recorded_bytes)
         self.reader = Reader(self.served, self.memory, tokenizer.vocab_size)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
         self._device = model.embed.weight.device
@@ -152,8 +152,8 @@ class Engine:
                 victim = self.scheduler.last_to_come()
                 assert victim is not None
                 self._preempt(victim)
-            if len(sequence.pages) != before:
-                self.batch.pages_changed()
+            if len(sequence.pages) != before and sequence in self.batch.sequences:
+                self.batch.pages_changed(sequence)
 
     def _preempt(self, sequence: Sequence, last: bool = False) -> None:
         """Keep a sequence's state and let it wait again; if that state is lost meanwhile, its tokens are read again."""
@@ -182,7 +182,7 @@ class Engine:
         writing, parts = list(self.batch.sequences), []
         if writing:
             try:
-                parts.append(self.batch.step())
+                parts.append(self.batch.step()[:, : self.tokenizer.vocab_size])
             except Exception as error:  # the rows of this call end, the engine goes on
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")
@@ -193,9 +193,10 @@ class Engine:
             if sequence.request.max_tokens == 0:
                 self._end(sequence, "length")
         begun = [s for s in begun if s.hidden is not None]
-        if writing or begun:
-            hidden = torch.cat(parts + [s.hidden for s in begun if s.hidden is not None])
-            self._commit(writing + begun, self._logits(hidden))
+        if begun:
+            parts.append(self._logits(torch.cat([s.hidden for s in begun if s.hidden is not None])))
+        if parts:
+            self._commit(writing + begun, torch.cat(parts))
         self.batch.add([s for s in begun if s.finish is None])
 
     def _commit(self, sequences: list[Sequence], logits: Tensor) -> None:

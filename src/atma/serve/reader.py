@@ -56,7 +56,7 @@ class Reader:
         parts = [s.carried for s in sequences if s.carried is not None]
         table = table_of([s.pages for s in sequences], self._device)
         carried = join(parts) if len(parts) > 1 else parts[0]
-        state = carrier.state(carried, starts, table, self.memory.pool)
+        state = carrier.state(carried, carrier.lengths(starts), table, self.memory.pool)
         hidden, after = self.served(torch.tensor(tokens, device=self._device), state)
         rows = carrier.carried(after)
         for i, sequence in enumerate(sequences):

@@ -17,6 +17,8 @@ class EngineConfig:
     cache_folder: Path | None = None
     """Kept states that leave memory are written here, and found again after a restart."""
     cache_folder_bytes: int = 4096 * MIB
+    recorded_bytes: int = 64 * MIB
+    """For recorded steps, beside memory_bytes, on the CPU; 0 records none."""
     max_rows: int = 32
     """Texts that are read or written at once."""
     max_waiting: int = 256
@@ -35,7 +37,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("cache_bytes", "snapshot_tokens", "overtakes"):
+        for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.page_tokens % 16 == 0, "page_tokens", self.page_tokens, "a multiple of 16")
         _require(self.step_tokens > self.max_rows, "step_tokens", self.step_tokens, "more than max_rows")
