@@ -93,15 +93,19 @@ class Batch:
         else:
             self._used[count] = self._used.get(count, 0) + 1
             often = self._recordable and self.room > 0 and self._used[count] >= OFTEN
-            logits = self._record(count) if often else self._compute(count, _copy)
+            logits = self._record(count) if often else self._eager(count)
         for sequence in self.sequences:
             sequence.position += 1
         return logits
 
-    def _compute(self, count: int, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
+    def _eager(self, count: int) -> Tensor:
+        longest = max(len(s.pages) for s in self.sequences)
+        return self._compute(count, self._table[:count, :longest], _copy)
+
+    def _compute(self, count: int, table: Tensor, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
         """The model on the first `count` rows, what they carry written back by `copy`."""
         rows = tuple(x[:count] for x in self._rows)
-        state = self.carrier.state(rows, self._lengths[:count], self._table[:count], self.pool)
+        state = self.carrier.state(rows, self._lengths[:count], table, self.pool)
         hidden, after = self.served.model.unchecked(self._tokens[:count], state)
         assert after is not None
         logits = self.served.logits(hidden[:, -1])
@@ -117,12 +121,12 @@ class Batch:
         before = tuple(x[:count].clone() for x in self._rows)
         try:
             with torch.inference_mode(False), torch.no_grad(), Recorder(fixed) as recorder:
-                logits = self._compute(count, recorder.copy)
+                logits = self._compute(count, self._table[:count], recorder.copy)
         except Unrecordable:
             self._recordable = False
             for own, old in zip(self._rows, before, strict=True):
                 own[:count] = old
-            return self._compute(count, _copy)
+            return self._eager(count)
         known = {x.untyped_storage().data_ptr() for x in (*fixed, *self.served.parameters())}
         program = recorder.program()
         self._recorded[count] = _Recorded(program, logits, program.bytes(known))
