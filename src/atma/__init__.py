@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from atma.generation import generate
     from atma.loading import Loaded, load
     from atma.model import Model
+    from atma.serve.llm import LLM
     from atma.settings import Settings
 
 __version__ = "0.1.0"
-__all__ = ["Loaded", "Model", "ModelConfig", "Settings", "__version__", "generate", "load"]
+__all__ = ["LLM", "Loaded", "Model", "ModelConfig", "Settings", "__version__", "generate", "load"]
 
 _HOMES = {
+    "LLM": "atma.serve.llm",
     "Loaded": "atma.loading",
     "Model": "atma.model",
     "ModelConfig": "atma.config",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.ops.dense import gated_square, linear, rms_norm
+from atma.ops.rows import rotate
 
 
 class Linear(nn.Linear):
@@ -49,12 +50,7 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """x (B, H, T, K), position (B or 1, T) int. Angles are computed in float64: positions reach a million."""
         frequency = (1 / 1024) ** torch.linspace(0, 1, self.pairs, dtype=torch.float64, device=x.device)
-        angle = position[:, None, :, None] * frequency
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        left, right = x.chunk(2, -1)
-        x1, x2 = left[..., : self.pairs], right[..., : self.pairs]
-        turned = x1 * cos + x2 * sin, x2 * cos - x1 * sin
-        return torch.cat([turned[0], left[..., self.pairs :], turned[1], right[..., self.pairs :]], -1)
+        return rotate(x, position, frequency)
 
 
 def init_linear(layer: nn.Linear, generator: torch.Generator | None, zero: bool = False) -> None:

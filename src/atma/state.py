@@ -21,12 +21,19 @@ class LocalState(NamedTuple):
     tail: Tensor
 
 
+class Pages(NamedTuple):
+    """Keys or values of many texts in one pool of pages (atma.serve); `table` says which pages are whose."""
+
+    pool: Tensor  # keys (pages, G, K, page), values (pages, G, page, K)
+    table: Tensor  # (B, P) int32: where row b holds its positions n·page … (n + 1)·page − 1
+
+
 class GlobalState(NamedTuple):
     """Of a global mixer. Positions live here: `length` (B,) int32 tokens already seen, per row."""
 
     length: Tensor
-    keys: Tensor  # (B, G, capacity, K)
-    values: Tensor  # (B, G, capacity, K)
+    keys: Tensor | Pages  # (B, G, capacity, K)
+    values: Tensor | Pages  # (B, G, capacity, K)
     q_tail: Tensor | None  # (B, W − 1, H·K): last inputs of the Canon convolutions, None without Canon
     k_tail: Tensor | None  # (B, W − 1, G·K)
     v_tail: Tensor | None
@@ -90,7 +97,9 @@ def capacity(state: State) -> int:
     """Keys the state has room for; 0 for one without attention."""
     if isinstance(state, ModelState):
         return max((capacity(block) for block in state.blocks), default=0)
-    return state.keys.shape[2] if isinstance(state, GlobalState) else 0
+    if isinstance(state, GlobalState) and isinstance(state.values, Pages):
+        return state.values.table.shape[1] * state.values.pool.shape[2]
+    return state.keys.shape[2] if isinstance(state, GlobalState) and isinstance(state.keys, Tensor) else 0
 
 
 def nbytes(state: State) -> int:

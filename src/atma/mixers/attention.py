@@ -9,13 +9,15 @@ from atma.config import ModelConfig
 from atma.layers import Linear, Rotary, init_linear
 from atma.mixers.delta_memory import DeltaMemory
 from atma.mixers.gated_conv import advance, init_taps
-from atma.ops import causal_conv, polar_attention, softmax_attention
+from atma.ops import causal_conv, paged, polar_attention, softmax_attention
 from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
 from atma.ops.polar.held import hold
-from atma.state import GlobalState
+from atma.ops.rows import gate
+from atma.state import GlobalState, Pages
 
 ROPE_SCALE = 0.12
+Held = Tensor | Pages
 
 
 class Projected(NamedTuple):
@@ -50,14 +52,17 @@ class PolarCore(nn.Module):
         init_linear(self.count_proj, generator, zero=True)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Direction (B, H, T, K), before the radius, and magnitude (B, H, T)."""
         scalars = (self.length_gain, self.null_base, self.null_slope, self.magnitude_slope, self.null_value)
+        if isinstance(k, Pages) and isinstance(v, Pages):
+            return paged.polar_attention(q, k, v, scalars, start, self.window, self.count_limit, self.sharpening)
+        assert isinstance(k, Tensor) and isinstance(v, Tensor)
         return polar_attention(q, k, v, *scalars, start, segment_ids, self.window, self.count_limit, self.sharpening)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         direction, magnitude = self.attend(q, k, v, start, segment_ids)
         return direction * self.radius, self.count_proj(magnitude.mT)
@@ -75,8 +80,11 @@ class SoftmaxCore(nn.Module):
         """Nothing is learned here."""
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
     ) -> tuple[Tensor, None]:
+        if isinstance(k, Pages) and isinstance(v, Pages):
+            return paged.softmax_attention(q, k, v, self.scale, start, self.window), None
+        assert isinstance(k, Tensor) and isinstance(v, Tensor)
         return softmax_attention(q, k, v, self.scale, start, segment_ids, self.window), None
 
 
@@ -161,9 +169,9 @@ class Attention(nn.Module):
             q, k = self.rotary(q, position), self.rotary(k, position)
         keys, values = k, v
         if state is not None:
-            keys, values = hold(state.keys, state.values, k, v, state.length)
+            keys, values = _held(state, k, v)
         read, count = self.core(q, keys, values, start, segment_ids)
-        y = self.out_proj((read * torch.sigmoid(projected.gate)).transpose(1, 2).flatten(2))
+        y = self.out_proj(gate(read, projected.gate))
         if count is not None:
             y = y + count
         memory = None
@@ -177,7 +185,7 @@ class Attention(nn.Module):
         return y, self._advance(state, keys, values, projected.inputs, memory)
 
     def _advance(
-        self, state: GlobalState, keys: Tensor, values: Tensor, inputs: tuple[Tensor, ...], memory: Tensor | None
+        self, state: GlobalState, keys: Held, values: Held, inputs: tuple[Tensor, ...], memory: Tensor | None
     ) -> GlobalState:
         tails = (state.q_tail, state.k_tail, state.v_tail)
         q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
@@ -195,3 +203,11 @@ def share_projection(q_proj: nn.Linear, k_proj: nn.Linear, heads: int, groups: i
     """Copy each key head's weights (K, D) into the query half of the heads that read it."""
     keys = k_proj.weight.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
     q_proj.weight.unflatten(0, (heads, 2, -1))[:, 0] = keys
+
+
+def _held(state: GlobalState, k: Tensor, v: Tensor) -> tuple[Held, Held]:
+    """The state's keys and values with the new ones, contiguous or in pages."""
+    if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
+        return paged.hold(state.keys, state.values, k, v, state.length)
+    assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
+    return hold(state.keys, state.values, k, v, state.length)

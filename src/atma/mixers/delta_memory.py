@@ -10,6 +10,7 @@ from atma.config import ModelConfig
 from atma.layers import Linear, init_linear
 from atma.ops import gated_delta
 from atma.ops.dense import rms_norm
+from atma.ops.rows import remember
 
 READ_EPSILON = 2.0**-23
 """Added to the mean square of a read before its root: a memory that holds almost nothing reads as almost nothing."""
@@ -17,6 +18,10 @@ READ_EPSILON = 2.0**-23
 
 class DeltaMemory(nn.Module):
     """M ← γ M (I − β k kᵀ) + β v kᵀ on unit keys, read by unit queries; its output starts at zero."""
+
+    stepwise = False
+    """Whether a held memory takes tokens one after the other, however many there are: the same bits however a text is
+    cut into calls (atma.serve)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -47,9 +52,17 @@ class DeltaMemory(nn.Module):
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, *, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x (B, T, D), q (B, H, T, K), k and v (B, G, T, K), memory (B, H, K, K) or None. Returns (B, T, D), memory."""
+        if self.stepwise and memory is not None:
+            return self._step(x, (q, k, v), memory)
         log_decay, beta = self.gates(x)
         unit_q, unit_k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         read, memory = gated_delta(unit_q, unit_k, v, log_decay, beta, memory, segment_ids)
         read = rms_norm(read, None, read.shape[-1], READ_EPSILON)
         gated = read.transpose(1, 2).flatten(2) * torch.sigmoid(self.gate_proj(x))
         return self.out_proj(gated), memory
+
+    def _step(self, x: Tensor, attended: tuple[Tensor, Tensor, Tensor], memory: Tensor) -> tuple[Tensor, Tensor]:
+        projected = (self.decay_proj(x), self.beta_proj(x), self.gate_proj(x))
+        most = -math.log(2) / self.max_half_life if math.isfinite(self.max_half_life) else 0.0
+        read = remember(attended, projected, memory, (self.decay_bias, self.beta_bias, most, READ_EPSILON))
+        return self.out_proj(read), memory

@@ -9,7 +9,7 @@ So the model's code is what is recorded, and there is no second one.
 import ctypes
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -51,6 +51,11 @@ class Program:
 
     def __len__(self) -> int:
         return self._length.value
+
+    def bytes(self, known: Collection[int]) -> int:
+        """Of the tensors it holds, but for the memory at the addresses `known`."""
+        held = {_memory(x): x.untyped_storage().nbytes() for x in _tensors(self._kept)}
+        return sum(size for place, size in held.items() if place not in known)
 
     def replay(self) -> None:
         """Compute again, from what the changing tensors now hold."""

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import recording
+from atma.ops.paged import native as paged
 from atma.ops.polar.operator import operator
+from atma.state import Pages
 
 
 def statistics(
@@ -19,8 +21,8 @@ def statistics(
 
 def attend(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | Pages,
+    v: Tensor | Pages,
     first: Tensor,
     last: Tensor,
     scalars: tuple[Tensor, ...],
@@ -38,7 +40,11 @@ def attend(
     bits = struct.unpack("q", struct.pack("d", sharpening))[0]
     places = [x.data_ptr() for x in (first, last, gain, base, slope, scale, null)]
     native.call("polar_scalars", work, (*q.shape, count_limit or 0, *places, bits))
-    S, L, Q, M = _forward(q, k, v, scale, first, last)
+    if isinstance(k, Pages) and isinstance(v, Pages):
+        S, L, Q, M = paged.statistics(q, k, v, scale, first, last)
+    else:
+        assert isinstance(k, Tensor) and isinstance(v, Tensor)
+        S, L, Q, M = _forward(q, k, v, scale, first, last)
     direction, magnitude = torch.empty_like(S), torch.empty_like(L)
     rows = (S, L, Q, M, null, magnitude_slope, null_value, direction, magnitude)
     native.call("polar_fold", work, (L.numel(), *q.shape[1:], *(x.data_ptr() for x in rows)))

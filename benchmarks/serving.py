@@ -1,0 +1,142 @@
+"""Serving, measured: are answers those of a cold read, and how many tokens a second come out of how many streams.
+
+    python benchmarks/serving.py exact --model nano --answers 2000
+    python benchmarks/serving.py throughput --model nano --streams 1 8 32
+    python benchmarks/serving.py turns --model nano
+
+`exact` holds random conversations with an engine short of memory and counts the answers whose tokens or
+log-probabilities differ from those of a cold read in one call. With ATMA_NATIVE=off it counts how often the engine in
+plain PyTorch, which is equal up to rounding alone, differs. `throughput` compares the engine's streams with
+`atma.generation`, one text at a time, interleaved. `turns` tells what a conversation's next turn costs as it grows.
+Times are processor times of one process, in its own threads; a run on one thread is not disturbed by other processes.
+Exit status: 0; 1 where an exact engine's answer differs.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import atma
+from atma.bench.conversations import Cold, Trace
+from atma.generation import Generation
+from atma.loading import Loaded, load
+from atma.serve import Engine, EngineConfig, Request
+from atma.settings import Settings
+
+PROMPT = "def main():\n    import os\n"
+
+
+def main() -> int:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    loaded = load(options.model)
+    print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
+    return {"exact": exact, "throughput": throughput, "turns": turns}[options.part](loaded, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["exact", "throughput", "turns"])
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--answers", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of each stream")
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args()
+
+
+def exact(loaded: Loaded, options: argparse.Namespace) -> int:
+    """Answers of random conversations beside cold reads."""
+    tokenizer, model = loaded.tokenizer, loaded.model
+    config = EngineConfig(16 << 20, 6 << 20, max_rows=4, step_tokens=96, page_tokens=32, snapshot_tokens=64, quantum=32)
+    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
+    corpus = tokenizer.encode("\n".join(path.read_text(encoding="utf-8") for path in sources))
+    cold, found = Cold(model, tokenizer.vocab_size, config.page_tokens), []
+    cached = read = 0
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.replace(config, cache_folder=Path(folder), cache_folder_bytes=32 << 20)
+        seed = options.seed
+        while len(found) < options.answers:
+            check = lambda prompt, output: found.append((*cold.differences(prompt, output), len(output.tokens)))  # noqa: E731
+            trace = Trace(lambda: Engine(model, tokenizer, config), seed, corpus, 400, check)
+            trace.run(12)
+            seed, cached, read = seed + 1, cached + trace.cached, read + trace.read
+    tokens, wrong = sum(row[2] for row in found), sum(row[0] > 0 for row in found)
+    other = sum(row[1] for row in found)
+    print(f"{len(found)} answers of {seed - options.seed} traces, {tokens} tokens; {cached / read:.0%} of prompts kept")
+    print(f"answers with another token than a cold read: {wrong} ({sum(row[0] for row in found)} tokens)")
+    print(
+        f"log-probabilities that differ in any bit: {other} ({other / tokens:.2%}); exact kernels: {cold.served.exact}"
+    )
+    return int(cold.served.exact and (wrong or other) > 0)
+
+
+def throughput(loaded: Loaded, options: argparse.Namespace) -> int:
+    """Tokens a second of one text by `Generation`, and of streams through the engine."""
+    single: list[float] = []
+    streams: dict[int, list[float]] = {count: [] for count in options.streams}
+    for _ in range(options.repeats):
+        single.append(_generation(loaded, options.tokens))
+        for count in options.streams:
+            streams[count].append(_engine(loaded, count, options.tokens))
+    base = statistics.median(single)
+    print(f"generation, one text: {base:.0f} tokens a second")
+    for count, speeds in streams.items():
+        print(
+            f"engine, {count} streams: {statistics.median(speeds):.0f} ({statistics.median(speeds) / base:.1f} times)"
+        )
+    return 0
+
+
+def _generation(loaded: Loaded, tokens: int) -> float:
+    generation = Generation(loaded.model, loaded.tokenizer, Settings(tokens, temperature=0, ignore_end=True))
+    generation.feed(PROMPT)
+    began = time.process_time()
+    for _ in generation.write():
+        pass
+    return tokens / (time.process_time() - began)
+
+
+def _engine(loaded: Loaded, count: int, tokens: int) -> float:
+    engine = Engine(loaded.model, loaded.tokenizer, EngineConfig(max_rows=count, step_tokens=count + 512))
+    prompts = [f"{PROMPT}x = {i}\n" for i in range(count)]
+    requests = [Request(prompt, max_tokens=tokens, temperature=0, ignore_end=True) for prompt in prompts]
+    began = time.process_time()
+    handles = [engine.submit(request) for request in requests]
+    while not all(handle.done for handle in handles):
+        engine.step()
+    return count * tokens / (time.process_time() - began)
+
+
+def turns(loaded: Loaded, options: argparse.Namespace) -> int:
+    """Seconds to the first token of turns of 32 tokens, with and without kept states."""
+    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
+    corpus = loaded.tokenizer.encode("\n".join(path.read_text(encoding="utf-8") for path in sources))
+    engine, text = Engine(loaded.model, loaded.tokenizer, EngineConfig()), [loaded.tokenizer.eot]
+    for turn in range(64):
+        text += corpus[32 * turn : 32 * turn + 32]
+        row = []
+        for cache in (False, True):
+            before, began = engine.reader.read, time.process_time()
+            handle = engine.submit(Request(text, max_tokens=16, temperature=0, ignore_end=True, cache=cache))
+            while not handle.outputs[0].tokens:
+                engine.step()
+            row += [engine.reader.read - before, 1000 * (time.process_time() - began)]
+            while not handle.done:
+                engine.step()
+        if turn & (turn + 1) == 0:
+            print("turn {}, {} tokens: cold reads {}, {:.0f} ms; kept {}, {:.0f} ms".format(turn + 1, len(text), *row))
+        text += handle.outputs[0].tokens
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+// Kernels for serving: what a token's row of a result is, bit for bit, does not depend on how many rows a call has, on
+// how a text was cut into calls, or on the number of threads. Every sum runs in one order: products over their inputs
+// one after the other; attention within a page of keys, then over pages in order; the memory token after token.
+// T computes, E is how tensors are stored.
+#include "simd.h"
+
+namespace {
+
+template <class E> struct Compute { using T = E; };
+template <> struct Compute<bfloat16> { using T = float; };
+
+constexpr double LOG2E = 1.4426950408889634;
+constexpr long ROW_BLOCK = 48;  // rows worked on together, so that weights and pages are read from the cache
+
+struct Product {  // y (rows, outputs) = x (rows, inputs) · packed + bias; packed (panels, inputs, panel), bias or null
+    int64_t rows, inputs, outputs;
+    const void *x, *packed, *bias;
+    void* y;
+    int64_t threads;
+};
+
+template <class E> void product_strip(const Product& p, const typename Compute<E>::T* x, long row, long count, long n) {
+    using T = typename Compute<E>::T;
+    constexpr long panel = Simd<T>::panel;
+    alignas(64) T sums[TILE_ROWS * panel];
+    const E* packed = static_cast<const E*>(p.packed) + n * p.inputs * panel;
+    some_rows<T, TILE_VECTORS>(count, x + row * p.inputs, p.inputs, 1, packed, panel, sums, panel, p.inputs, false);
+    long width = std::min<long>(panel, p.outputs - n * panel);
+    T bias[panel] = {};
+    for (long c = 0; c < width && p.bias != nullptr; ++c) bias[c] = T(static_cast<const E*>(p.bias)[n * panel + c]);
+    for (long r = 0; r < count; ++r) {
+        E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + n * panel;
+        for (long c = 0; c < width; ++c) y[c] = narrow(sums[r * panel + c] + bias[c], E());
+    }
+}
+
+template <class E> void product_rows(const Product& p) {
+    using T = typename Compute<E>::T;
+    constexpr long panel = Simd<T>::panel;
+    const T* x = static_cast<const T*>(p.x);
+    Buffer<T> wide(std::is_same_v<E, T> ? 0 : p.rows * p.inputs);
+    if constexpr (!std::is_same_v<E, T>) {
+        for (long i = 0; i < p.rows * p.inputs; ++i) wide[i] = T(static_cast<const E*>(p.x)[i]);
+        x = wide;
+    }
+    long panels = (p.outputs + panel - 1) / panel, blocks = (p.rows + ROW_BLOCK - 1) / ROW_BLOCK;
+#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (p.rows * p.inputs * p.outputs > (1 << 17))
+    for (long b = 0; b < blocks; ++b)
+        for (long n = 0; n < panels; ++n)
+            for (long r = b * ROW_BLOCK; r < std::min<long>((b + 1) * ROW_BLOCK, p.rows); r += TILE_ROWS)
+                product_strip<E>(p, x, r, std::min<long>(TILE_ROWS, p.rows - r), n);
+}
+
+// 1 / (1 + e^−x).
+template <class T> typename Simd<T>::V sigmoid(typename Simd<T>::V x) {
+    typename Simd<T>::V e = exp2_of((x < T(0) ? x : -x) * T(LOG2E));
+    return (x < T(0) ? e : e * T(0) + T(1)) / (e + T(1));
+}
+
+// to[d] = x[d] factor σ(gate[d]); the last vector is filled up, so that every number is computed the same way.
+template <class T, class X, class E> void gated(const X* x, T factor, const E* gate, long width, E* to) {
+    using S = Simd<T>;
+    for (long d = 0; d < width; d += S::lanes) {
+        long count = std::min<long>(S::lanes, width - d);
+        alignas(64) T g[S::lanes] = {}, y[S::lanes];
+        for (long i = 0; i < count; ++i) g[i] = T(gate[d + i]);
+        S::store(y, sigmoid<T>(S::load(g)));
+        for (long i = 0; i < count; ++i) to[d + i] = narrow(T(x[d + i]) * factor * y[i], E());
+    }
+}
+
+struct Gating {  // y (B, T, H, K) = x (B, H, T, K) ⊙ σ(gate (B, H, T, K), with strides)
+    int64_t batch, heads, tokens, width, gate_batch, gate_head, gate_token;
+    const void *x, *gate;
+    void* y;
+};
+
+template <class E> void gate_rows(const Gating& p) {
+    using T = typename Compute<E>::T;
+    for (long b = 0; b < p.batch; ++b)
+        for (long t = 0; t < p.tokens; ++t)
+            for (long h = 0; h < p.heads; ++h)
+                gated<T, E, E>(static_cast<const E*>(p.x) + ((b * p.heads + h) * p.tokens + t) * p.width, T(1),
+                               static_cast<const E*>(p.gate) + b * p.gate_batch + h * p.gate_head + t * p.gate_token,
+                               p.width, static_cast<E*>(p.y) + ((b * p.tokens + t) * p.heads + h) * p.width);
+}
+
+struct Rotation {  // y (B, H, T, K) of x with strides: the first `pairs` pairs of each half by position · frequency
+    int64_t batch, heads, tokens, width, pairs, x_batch, x_head, x_token, position_batch;
+    const void* x;
+    const int32_t* position;  // (B or 1, T)
+    const double* frequency;  // (pairs)
+    void* y;
+};
+
+template <class E> void rotate(const Rotation& p) {
+    using T = typename Compute<E>::T;
+    Buffer<T> cosine(p.pairs), sine(p.pairs);
+    long half = p.width / 2;
+    for (long b = 0; b < p.batch; ++b)
+        for (long t = 0; t < p.tokens; ++t) {
+            for (long i = 0; i < p.pairs; ++i) {
+                double angle = p.position[b * p.position_batch + t] * p.frequency[i];
+                cosine[i] = T(narrow(T(std::cos(angle)), E())), sine[i] = T(narrow(T(std::sin(angle)), E()));
+            }
+            for (long h = 0; h < p.heads; ++h) {
+                const E* x = static_cast<const E*>(p.x) + b * p.x_batch + h * p.x_head + t * p.x_token;
+                E* y = static_cast<E*>(p.y) + ((b * p.heads + h) * p.tokens + t) * p.width;
+                std::copy(x, x + p.width, y);
+                for (long i = 0; i < p.pairs; ++i) {
+                    T left = T(x[i]), right = T(x[half + i]);
+                    y[i] = narrow(left * cosine[i] + right * sine[i], E());
+                    y[half + i] = narrow(right * cosine[i] - left * sine[i], E());
+                }
+            }
+        }
+}
+
+struct Memory {  // the whole of mixers/delta_memory.py but its projections, token after token
+    int64_t batch, heads, groups, tokens, width;
+    int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
+    const void *q, *k, *v;            // before they are brought to length 1
+    const void *decay, *beta, *gate;  // projections (B, T, H) twice, (B, T, H·K)
+    void *memory, *y;                 // (B, H, K, K) in place; (B, T, H·K)
+    int64_t decay_bias, beta_bias, most, epsilon;  // bits of doubles; most: the largest log decay
+    int64_t threads;
+};
+
+inline double number(int64_t bits) {
+    double x;
+    std::memcpy(&x, &bits, 8);
+    return x;
+}
+
+template <class T> T dot(const T* x, const T* y, long wide) {  // wide: a multiple of the lanes
+    typename Simd<T>::V sums{};
+    for (long d = 0; d < wide; d += Simd<T>::lanes) sums += Simd<T>::load(x + d) * Simd<T>::load(y + d);
+    return Simd<T>::sum(sums);
+}
+
+template <class T, class E> void unit(const E* x, long width, long wide, T* to) {
+    for (long d = 0; d < wide; ++d) to[d] = d < width ? T(x[d]) : T(0);
+    T factor = std::max(std::sqrt(dot(to, to, wide)), T(1e-12));
+    for (long d = 0; d < width; ++d) to[d] /= factor;
+}
+
+// M ← γ M + β (v − γ M k) kᵀ; read = M q. M (width, wide).
+template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, T beta, long width, long wide, T* read) {
+    using S = Simd<T>;
+    for (long e = 0; e < width; ++e) {
+        T *row = M + e * wide, error = beta * (v[e] - decay * dot(row, k, wide));
+        typename S::V sums{};
+        for (long d = 0; d < wide; d += S::lanes) {
+            typename S::V next = decay * S::load(row + d) + error * S::load(k + d);
+            S::store(row + d, next);
+            sums += next * S::load(q + d);
+        }
+        read[e] = S::sum(sums);
+    }
+}
+
+template <class T, class E> void remember_head(const Memory& p, long b, long h) {
+    long wide = padded<T>(p.width), group = h / (p.heads / p.groups);
+    Buffer<T> M(p.width * wide), q(wide), k(wide), v(wide), read(wide);
+    T* held = static_cast<T*>(p.memory) + (b * p.heads + h) * p.width * p.width;
+    std::fill(M.get(), M + p.width * wide, T(0)), std::fill(read.get(), read + wide, T(0));
+    for (long e = 0; e < p.width; ++e) std::copy(held + e * p.width, held + (e + 1) * p.width, M + e * wide);
+    for (long t = 0; t < p.tokens; ++t) {
+        long at = (b * p.tokens + t) * p.heads + h;
+        unit<T, E>(static_cast<const E*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token, p.width, wide, q);
+        unit<T, E>(static_cast<const E*>(p.k) + b * p.k_batch + group * p.k_head + t * p.k_token, p.width, wide, k);
+        const E* given = static_cast<const E*>(p.v) + b * p.v_batch + group * p.v_head + t * p.v_token;
+        for (long d = 0; d < p.width; ++d) v[d] = T(given[d]);
+        T logit = T(static_cast<const E*>(p.decay)[at]) + T(number(p.decay_bias));
+        T decay = std::exp(std::min(std::min(logit, T(0)) - std::log1p(std::exp(-std::abs(logit))), T(number(p.most))));
+        T beta = T(1) / (T(1) + std::exp(-(T(static_cast<const E*>(p.beta)[at]) + T(number(p.beta_bias)))));
+        step<T>(M, q, k, v, decay, beta, p.width, wide, read);
+        T factor = T(1) / std::sqrt(dot<T>(read, read, wide) / T(p.width) + T(number(p.epsilon)));
+        gated<T, T, E>(read, factor, static_cast<const E*>(p.gate) + at * p.width, p.width,
+                       static_cast<E*>(p.y) + at * p.width);
+    }
+    for (long e = 0; e < p.width; ++e) std::copy(M + e * wide, M + e * wide + p.width, held + e * p.width);
+}
+
+template <class E> void remember(const Memory& p) {
+    using T = typename Compute<E>::T;
+#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(dynamic) if (p.batch * p.heads * p.tokens > 8)
+    for (long b = 0; b < p.batch; ++b)
+        for (long h = 0; h < p.heads; ++h) remember_head<T, E>(p, b, h);
+}
+}  // namespace
+
+#define EXPORT(NAME, E)                                                            \
+    extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); } \
+    extern "C" void gate_rows_##NAME(const Gating* p) { gate_rows<E>(*p); }        \
+    extern "C" void rotate_##NAME(const Rotation* p) { rotate<E>(*p); }            \
+    extern "C" void remember_##NAME(const Memory* p) { remember<E>(*p); }
+EXPORT(float32, float)
+EXPORT(float64, double)
+EXPORT(bfloat16, bfloat16)
+
+extern "C" int64_t panel_bytes() { return TILE_VECTORS * VECTOR_BYTES; }

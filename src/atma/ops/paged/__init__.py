@@ -1,0 +1,85 @@
+"""Attention over keys and values in pages, so that many texts of any length share one pool (atma.serve).
+
+A page holds a fixed number of neighbouring positions of one text; the pool of keys is (pages, G, K, page), that of
+values (pages, G, page, K). Compiled, queries read the pages where they lie; otherwise the pages are gathered to
+contiguous keys and the ordinary operation reads those. Inference only.
+"""
+
+import torch
+from torch import Tensor
+
+from atma.ops import native as kernels
+from atma.ops.backend import backend_for
+from atma.ops.paged import native
+from atma.state import Pages
+
+
+def hold(keys: Pages, values: Pages, k: Tensor, v: Tensor, length: Tensor) -> tuple[Pages, Pages]:
+    """The pages with k and v (B, G, T, K) written in place at each row's positions from length (B,) on."""
+    if _compiled(keys.pool):
+        native.hold(keys, values, k, v, length)
+        return keys, values
+    page = values.pool.shape[2]
+    position = length.long()[:, None] + torch.arange(k.shape[2], device=k.device)
+    at, slot = keys.table.gather(1, position // page).long(), position % page
+    keys.pool[at, :, :, slot] = k.to(keys.pool.dtype).transpose(1, 2)
+    values.pool[at, :, slot] = v.to(keys.pool.dtype).transpose(1, 2)
+    return keys, values
+
+
+def gather(keys: Pages, values: Pages, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Contiguous keys and values (B, G, P · page, K) of each row, zero from length (B,) on."""
+    k, v = keys.pool[keys.table.long()].mT, values.pool[values.table.long()]
+    k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))
+    unused = (torch.arange(k.shape[2], device=k.device) >= length[:, None])[:, None, :, None]
+    return k.masked_fill(unused, 0), v.masked_fill(unused, 0)
+
+
+def polar_attention(
+    q: Tensor,
+    keys: Pages,
+    values: Pages,
+    scalars: tuple[Tensor, ...],
+    start: Tensor | None,
+    window: int | None,
+    count_limit: int | None,
+    sharpening: float,
+) -> tuple[Tensor, Tensor]:
+    """As `atma.ops.polar_attention`, the queries' own keys already held; scalars are its five learned tensors."""
+    from atma.ops import polar
+
+    assert start is not None
+    first, last = polar.visible_range(q, start, None, window)
+    if not _compiled(keys.pool):
+        k, v = gather(keys, values, last[:, -1])
+        gain, base, slope, magnitude_slope, null_value = scalars
+        learned = (gain, base, slope, magnitude_slope, null_value)
+        return polar.polar_attention(q, k, v, *learned, start, None, window, count_limit, sharpening)
+    work = torch.promote_types(q.dtype, torch.float32)
+    wide = tuple(x.to(work) for x in scalars)
+    c, magnitude = polar.native.attend(q, keys, values, first, last, wide, count_limit, sharpening)
+    return c.to(q.dtype), magnitude.to(q.dtype)
+
+
+def softmax_attention(
+    q: Tensor, keys: Pages, values: Pages, scale: float, start: Tensor | None, window: int | None
+) -> Tensor:
+    """As `atma.ops.softmax_attention`, the queries' own keys already held."""
+    from atma.ops import polar
+
+    assert start is not None
+    first, last = polar.visible_range(q, start, None, window)
+    if not _compiled(keys.pool):
+        k, v = gather(keys, values, last[:, -1])
+        return polar.softmax_attention(q, k, v, scale, start, None, window)
+    work = torch.promote_types(q.dtype, torch.float32)
+    scales = torch.full(q.shape[:-1], scale, dtype=work, device=q.device)
+    S, L, _, _ = native.statistics(q, keys, values, scales, first, last)
+    return (S / L.unsqueeze(-1)).to(q.dtype)
+
+
+def _compiled(pool: Tensor) -> bool:
+    return kernels.available(pool.dtype) and backend_for("auto", pool, "polar") == "native"
+
+
+__all__ = ["gather", "hold", "polar_attention", "softmax_attention"]

@@ -1,0 +1,33 @@
+"""Pages by the compiled kernels (ops/native/paged.cpp): float32, float64, bfloat16, on the CPU, without gradients."""
+
+import torch
+from torch import Tensor
+
+from atma.ops import native
+from atma.state import Pages
+
+
+def statistics(
+    q: Tensor, keys: Pages, values: Pages, scale: Tensor, first: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The statistics of `atma.ops.polar.statistics_of`, the same bits for a query whatever else is in the call."""
+    dtype, page = keys.pool.dtype, values.pool.shape[2]
+    q = q.to(dtype) if q.stride(-1) == 1 else q.to(dtype).contiguous()
+    scale, first, last, table = scale.contiguous(), first.contiguous(), last.contiguous(), keys.table.contiguous()
+    S = torch.empty(q.shape, dtype=scale.dtype)
+    L, Q, M = (torch.empty(q.shape[:-1], dtype=scale.dtype) for _ in range(3))
+    sizes = (q.shape[0], q.shape[1], keys.pool.shape[1], q.shape[2], q.shape[3], page, table.shape[1])
+    places = [x.data_ptr() for x in (q, keys.pool, values.pool, scale, table, first, last, S, L, Q, M)]
+    native.call("paged_forward", dtype, (*sizes, *q.stride()[:3], *places, torch.get_num_threads()))
+    return S, L, Q, M
+
+
+def hold(keys: Pages, values: Pages, k: Tensor, v: Tensor, length: Tensor) -> None:
+    """Write k and v (B, G, T, K) at each row's positions from length (B,) on."""
+    dtype, page = keys.pool.dtype, values.pool.shape[2]
+    k, v = (x.to(dtype) if x.stride(-1) == 1 else x.to(dtype).contiguous() for x in (k, v))
+    table, length = keys.table.contiguous(), length.to(torch.int32).contiguous()
+    sizes = (*k.shape, page, table.shape[1])
+    strides = (*k.stride()[:3], *v.stride()[:3])
+    places = [x.data_ptr() for x in (k, v, table, length, keys.pool, values.pool)]
+    native.call("paged_write", dtype, (*sizes, *strides, *places))

@@ -1,0 +1,107 @@
+"""Operations on the rows of tokens whose result for a token is the same bits whatever else is in the call.
+
+`product` with a packed weight, `gate`, `rotate` and `remember` are compiled passes where these are there and no
+gradient is recorded (ops/native/serve.cpp); otherwise `gate` and `rotate` are plain PyTorch, equal up to rounding, and
+the others are not to be had. Serving stands on them: what a text reads must not depend on what is served beside it, or
+on how its tokens were cut into calls.
+"""
+
+import ctypes
+import struct
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atma.ops import native
+from atma.ops.backend import backend_for, recording
+
+
+class Packed(NamedTuple):
+    """A weight (outputs, inputs) laid out for `product`: panels of neighbouring outputs, the last filled with zeros."""
+
+    panels: Tensor  # (panels, inputs, panel)
+    outputs: int
+
+
+def pack(weight: Tensor) -> Packed:
+    """A copy of a weight (outputs, inputs) for `product`. ValueError where the compiled kernels do not take it."""
+    if backend_for("auto", weight, "dense") != "native":
+        raise ValueError(f"no compiled kernels for {weight.dtype} on {weight.device}")
+    library = native.status().library
+    assert library is not None
+    library.panel_bytes.restype = ctypes.c_int64
+    panel = library.panel_bytes() // (8 if weight.dtype == torch.float64 else 4)
+    padded = F.pad(weight.detach(), (0, 0, 0, -weight.shape[0] % panel))
+    return Packed(padded.unflatten(0, (-1, panel)).transpose(1, 2).contiguous(), weight.shape[0])
+
+
+def product(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
+    """x (…, inputs) · weightᵀ + bias, each output one sum over the inputs in their order. Inference only."""
+    x, bias = x.contiguous(), None if bias is None else bias.to(x.dtype).contiguous()
+    y = torch.empty((*x.shape[:-1], weight.outputs), dtype=x.dtype)
+    sizes = (x.numel() // x.shape[-1], x.shape[-1], weight.outputs)
+    places = [0 if z is None else z.data_ptr() for z in (x, weight.panels, bias, y)]
+    native.call("product_rows", x.dtype, (*sizes, *places, torch.get_num_threads()))
+    return y
+
+
+def gate(x: Tensor, opening: Tensor) -> Tensor:
+    """x ⊙ σ(opening), both (B, H, T, K), with the heads of a token side by side: (B, T, H·K)."""
+    if not _compiled(x) or opening.dtype != x.dtype:
+        return (x * torch.sigmoid(opening)).transpose(1, 2).flatten(2)
+    x, opening = x.contiguous(), opening if opening.stride(-1) == 1 else opening.contiguous()
+    y = torch.empty((x.shape[0], x.shape[2], x.shape[1] * x.shape[3]), dtype=x.dtype)
+    places = (x.data_ptr(), opening.data_ptr(), y.data_ptr())
+    native.call("gate_rows", x.dtype, (*x.shape, *opening.stride()[:3], *places))
+    return y
+
+
+def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
+    """x (B, H, T, K) with the first pairs of its halves turned by position (B or 1, T) · frequency (pairs,) float64."""
+    if _compiled(x):
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        y, position = torch.empty(x.shape, dtype=x.dtype), position.to(torch.int32).contiguous()
+        by_row = position.shape[1] if position.shape[0] > 1 else 0
+        places = [z.data_ptr() for z in (x, position, frequency, y)]
+        native.call("rotate", x.dtype, (*x.shape, len(frequency), *x.stride()[:3], by_row, *places))
+        return y
+    angle = position[:, None, :, None] * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    (left, right), pairs = x.chunk(2, -1), len(frequency)
+    x1, x2 = left[..., :pairs], right[..., :pairs]
+    turned = x1 * cos + x2 * sin, x2 * cos - x1 * sin
+    return torch.cat([turned[0], left[..., pairs:], turned[1], right[..., pairs:]], -1)
+
+
+def remember(
+    attended: tuple[Tensor, Tensor, Tensor],
+    projected: tuple[Tensor, Tensor, Tensor],
+    memory: Tensor,
+    constants: tuple[float, float, float, float],
+) -> Tensor:
+    """Tokens through a gated-delta memory one after the other, and what they read, normalised and gated (B, T, H·K).
+
+    attended: q (B, H, T, K), k and v (B, G, T, K); projected: decay and beta (B, T, H) before their biases, gate
+    (B, T, H·K); memory (B, H, K, K), written in place; constants: decay bias, beta bias, largest log decay, epsilon of
+    the norm. ValueError where the compiled kernels are not there. Inference only.
+    """
+    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in attended]
+    decay, beta, opening = [x.contiguous() for x in projected]
+    if not _compiled(q) or not memory.is_contiguous():
+        raise ValueError("a memory takes tokens one by one only on the CPU, by the compiled kernels")
+    y = torch.empty(opening.shape, dtype=q.dtype)
+    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3])
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    places = [x.data_ptr() for x in (q, k, v, decay, beta, opening, memory, y)]
+    bits = struct.unpack("4q", struct.pack("4d", *constants))
+    native.call("remember", q.dtype, (*sizes, *strides, *places, *bits, torch.get_num_threads()))
+    return y
+
+
+def _compiled(x: Tensor) -> bool:
+    return not recording() and backend_for("auto", x, "dense") == "native"
+
+
+__all__ = ["Packed", "gate", "pack", "product", "remember", "rotate"]

@@ -1,0 +1,95 @@
+"""From tokens to what callers see: text in whole characters, stop strings, events, and the handles they add up in."""
+
+from atma.serve.handle import Handle
+from atma.serve.request import Event, Finish, Logprob, Request, RequestError
+from atma.serve.sequence import Sequence
+from atma.tokenizer import Tokenizer
+
+
+class Answers:
+    """The events of the current step, and the handles of the requests under way."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.handles: dict[str, Handle] = {}
+        self.events: list[Event] = []
+        self._bytes: dict[int, bytes] = {}
+
+    def open(self, identity: str, n: int) -> Handle:
+        """The handle of a new request."""
+        self.handles[identity] = handle = Handle(identity, n)
+        return handle
+
+    def begin(self, sequence: Sequence) -> None:
+        """The prompt has been read: with echo it is the first of the answer."""
+        request = sequence.request
+        if request.echo:
+            text = request.prompt if isinstance(request.prompt, str) else self.tokenizer.decode(request.prompt)
+            scored = tuple(sequence.prompt_logprobs) or None
+            self.events.append(Event(sequence.id, sequence.index, tuple(sequence.tokens), text, scored))
+
+    def add(self, sequence: Sequence, token: int, logprob: Logprob | None) -> Finish | None:
+        """One more token of an answer; why the answer ends with it, if it does."""
+        sequence.append(token)
+        text, finish = self._text(sequence, token)
+        sequence.finish = finish
+        usage, scored = sequence.usage() if finish else None, None if logprob is None else (logprob,)
+        self.events.append(Event(sequence.id, sequence.index, (token,), text, scored, finish, usage))
+        return finish
+
+    def end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
+        """An end that no token brought."""
+        sequence.finish = finish
+        text = sequence.stream.flush()
+        self.events.append(Event(sequence.id, sequence.index, (), text, None, finish, sequence.usage(), error))
+
+    def deliver(self) -> list[Event]:
+        """All events since the last call, now in their handles too; requests that are done are forgotten."""
+        events, self.events = self.events, []
+        for event in events:
+            handle = self.handles[event.id]
+            handle.take(event)
+            if handle.done:
+                del self.handles[event.id]
+        return events
+
+    def _text(self, sequence: Sequence, token: int) -> tuple[str, Finish | None]:
+        request, stream = sequence.request, sequence.stream
+        if token == self.tokenizer.eot and not request.ignore_end:
+            return stream.flush(), "stop"
+        if token not in self._bytes:
+            self._bytes[token] = self.tokenizer.token_bytes(token)
+        text = stream.push(self._bytes[token])
+        if stream.stopped:
+            return text, "stop"
+        if sequence.written == request.max_tokens:
+            return text + stream.flush(), "length"
+        return text, None
+
+
+def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int]:
+    """The prompt's tokens; RequestError for what is wrong with the request. `most`: positions there is memory for."""
+    request.check()
+    tokens = _encoded(request, tokenizer)
+    vocabulary = tokenizer.vocab_size
+    for name, ids in (("prompt", tokens), ("logit_bias", request.logit_bias)):
+        bad = next((i for i in ids if not 0 <= i < vocabulary), None)
+        if bad is not None:
+            raise RequestError("invalid", f"'{name}': token {bad} is outside the vocabulary of {vocabulary}", name)
+    if request.max_tokens < 1 and not request.echo:
+        raise RequestError("invalid", "'max_tokens' must be at least 1 without echo, not 0", "max_tokens")
+    if len(tokens) + max(0, request.max_tokens - 1) > most:
+        both = f"{len(tokens):,} tokens of prompt and {request.max_tokens:,} of answer"
+        raise RequestError("too_long", f"{both} are more than the {most:,} that there is memory for", "max_tokens")
+    return tokens
+
+
+def _encoded(request: Request, tokenizer: Tokenizer) -> list[int]:
+    if not isinstance(request.prompt, str):
+        if not request.prompt:
+            raise RequestError("invalid", "'prompt' has no tokens", "prompt")
+        return list(request.prompt)
+    try:
+        return [tokenizer.eot, *tokenizer.encode(request.prompt)]
+    except ValueError as error:
+        raise RequestError("invalid", f"'prompt': {error}", "prompt") from None

@@ -1,0 +1,166 @@
+"""The engine in a thread of its own, for callers with an event loop: a server streams from it.
+
+    async for event in engine.stream(Request("def main():")):
+        print(event.text, end="")
+
+The thread alone touches the engine. Closing the generator, or cancelling whoever reads it, aborts the request.
+"""
+
+import asyncio
+import dataclasses
+import threading
+import uuid
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+from atma.serve.engine import Engine
+from atma.serve.handle import Handle, Output
+from atma.serve.request import Event, Request, RequestError
+
+R = TypeVar("R")
+
+
+class _Reader(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[Event]"
+
+
+class AsyncEngine:
+    """Give it an engine that nobody else uses. `drain` or `shutdown` ends its thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.draining = False
+        self._readers: dict[str, _Reader] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = self._ended = False
+        self._thread = threading.Thread(target=self._run, name="atma-engine", daemon=True)
+        self._thread.start()
+
+    async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
+        """Events as the steps bring them, until every choice has ended. RequestError before the first if refused."""
+        tokens = await asyncio.to_thread(self.engine.prepare, request)
+        identity = uuid.uuid4().hex if request.id is None else request.id
+        request = dataclasses.replace(request, id=identity)
+        reader, left = _Reader(asyncio.get_running_loop(), asyncio.Queue()), request.n
+        opened = self._call(lambda: self._open(request, tokens, reader))
+        try:
+            await asyncio.wrap_future(opened)
+            while left:
+                event = await reader.queue.get()
+                left -= event.finish_reason is not None
+                yield event
+        finally:
+            if left:
+                self._call(lambda: self._abandon(identity, reader))
+
+    async def generate(self, request: Request) -> list[Output]:
+        """The whole answer: one output for each choice."""
+        handle = Handle("", request.n)
+        async for event in self.stream(request):
+            handle.take(event)
+        return handle.outputs
+
+    async def abort(self, identity: str) -> None:
+        """End a request; its stream ends with the reason "abort"."""
+        await asyncio.wrap_future(self._call(lambda: self.engine.abort(identity)))
+
+    async def stats(self) -> dict[str, Any]:
+        """`Engine.stats` between two steps."""
+        return await asyncio.wrap_future(self._call(self.engine.stats))
+
+    async def drain(self) -> None:
+        """Take no more requests, finish those under way, keep states on disk if there is a folder, and end."""
+        self.draining = True
+        await asyncio.to_thread(self._stop)
+
+    async def shutdown(self) -> None:
+        """As `drain`, but what is under way is aborted."""
+        self.draining = True
+        self._call(lambda: [self.engine.abort(identity) for identity in list(self._readers)])
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _call(self, work: Callable[[], R]) -> "Future[R]":
+        """Run `work` in the engine's thread between two steps."""
+        future: Future[R] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        with self._wake:
+            ended = self._ended
+            if not ended:
+                self._inbox.append(run)
+                self._wake.notify()
+        if ended:
+            run()
+        return future
+
+    def _open(self, request: Request, tokens: list[int], reader: _Reader) -> None:
+        if self.draining:
+            raise RequestError("closed", "the engine is shutting down")
+        handle = self.engine.submit(request, tokens)
+        self._readers[handle.id] = reader
+
+    def _abandon(self, identity: str, reader: _Reader) -> None:
+        if self._readers.get(identity) is reader:
+            del self._readers[identity]
+            self.engine.abort(identity)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self.engine.busy or self._stopping):
+                    self._wake.wait()
+                work = list(self._inbox)
+                self._inbox.clear()
+                if not work and self._stopping and not self.engine.busy:
+                    self._ended = True
+                    break
+            for run in work:
+                run()
+            if self.engine.busy:
+                self._dispatch(self._step())
+        self._dispatch(self.engine.close())
+
+    def _step(self) -> list[Event]:
+        try:
+            return self.engine.step()
+        except Exception as error:  # a fault of the engine itself: nobody is left waiting for it
+            self.draining = True
+            reason = RequestError("failed", f"the engine failed: {error!r}")
+            for identity in list(self.engine.answers.handles):
+                self.engine.abort(identity)
+            ends = self.engine.answers.deliver()
+            return [e._replace(finish_reason="error", error=reason) if e.finish_reason else e for e in ends]
+
+    def _dispatch(self, events: list[Event]) -> None:
+        """Hand events to the loops of their readers, all of a loop in one call."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Event], Event]]] = {}
+        for event in events:
+            reader = self._readers.get(event.id)
+            if reader is not None:
+                by_loop.setdefault(reader.loop, []).append((reader.queue, event))
+        for identity in [identity for identity in self._readers if identity not in self.engine.answers.handles]:
+            del self._readers[identity]
+        for loop, pairs in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put, pairs)
+
+
+def _put(pairs: "list[tuple[asyncio.Queue[Event], Event]]") -> None:
+    for queue, event in pairs:
+        queue.put_nowait(event)

@@ -1,0 +1,253 @@
+"""START HERE. The engine: many requests through one model, a step at a time.
+
+    engine = Engine(model, tokenizer, EngineConfig())
+    handle = engine.submit(Request("def main():", max_tokens=20, temperature=0))
+    while not handle.done:
+        engine.step()
+
+A step takes in whoever fits, lets prompts be read within the step's tokens, and writes one token of every text that is
+being written. Four nouns: a `Request` is what is asked; the `Scheduler` says who is next; the `Batch` is the state of
+the texts being written; the `Engine` runs the model and turns tokens into events. Not thread-safe:
+`atma.serve.AsyncEngine` gives it a thread of its own.
+"""
+
+import secrets
+import uuid
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atma.model import Model
+from atma.serve.answers import Answers, prompt_tokens
+from atma.serve.batch import Batch
+from atma.serve.carry import Standing
+from atma.serve.exact import Served
+from atma.serve.handle import Handle
+from atma.serve.memory import Memory
+from atma.serve.reader import Reader, standing
+from atma.serve.request import Event, Finish, Logprob, Request, RequestError
+from atma.serve.sampler import choose, scores
+from atma.serve.scheduler import Scheduler
+from atma.serve.sequence import Sequence
+from atma.serve.settings import EngineConfig
+from atma.tokenizer import Tokenizer
+
+
+class Engine:
+    """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
+                "use the tokenizer that the model was trained with"
+            )
+        self.config, self.tokenizer = config or EngineConfig(), tokenizer
+        self.served = Served(model)
+        self.memory = Memory(model, self.config, self.served.exact)
+        sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
+        self.scheduler = Scheduler(*sizes)
+        self.batch = Batch(self.served, self.memory.carrier, self.memory.pool, sizes[0], self.config.recorded_bytes)
+        self.reader = Reader(self.served, self.memory, tokenizer.vocab_size)
+        self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
+        self._device = model.embed.weight.device
+        self.answers = Answers(tokenizer)
+        self._closed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self.scheduler.waiting or self.scheduler.running or self.answers.events)
+
+    def prepare(self, request: Request) -> list[int]:
+        """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
+        return prompt_tokens(request, self.tokenizer, self.memory.budget.pages * self.memory.pool.size)
+
+    def submit(self, request: Request, tokens: list[int] | None = None) -> Handle:
+        """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full."""
+        if self._closed:
+            raise RequestError("closed", "the engine is closed")
+        tokens = self.prepare(request) if tokens is None else tokens
+        identity = uuid.uuid4().hex if request.id is None else request.id
+        if identity in self.answers.handles:
+            raise RequestError("invalid", f"a request '{identity}' is under way", "id")
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        choices = [Sequence(request, identity, i, tokens, seed + i) for i in range(request.n)]
+        for choice in choices[1:]:
+            choice.leader = choices[0]
+        self.scheduler.add(choices)
+        self.counters["requests"] += 1
+        return self.answers.open(identity, request.n)
+
+    def abort(self, identity: str) -> None:
+        """End a request and free what it holds; the next step tells. An id that is not under way is passed over."""
+        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
+            if sequence.id == identity:
+                self._end(sequence, "abort")
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One step for everybody. The events are also in each request's handle."""
+        self.counters["steps"] += 1
+        spent = self.scheduler.spent()
+        if spent is not None:
+            self._preempt(spent, last=True)
+        self.scheduler.take_in(lambda sequence: self.memory.place(sequence, len(self.scheduler.running)))
+        self._join()
+        self._make_room()
+        self._read()
+        self._write()
+        return self.answers.deliver()
+
+    @torch.inference_mode()
+    def close(self) -> list[Event]:
+        """Abort what is under way, write kept states to disk if there is a folder, and take no more."""
+        self._closed = True
+        for identity in list(self.answers.handles):
+            self.abort(identity)
+        self.memory.cache.flush()
+        return self.answers.deliver()
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start, and what is held now; plain numbers."""
+        memory = self.memory
+        disk = memory.disk
+        return self.counters | {
+            "read": self.reader.read,
+            "exact": self.served.exact,
+            "waiting": len(self.scheduler.waiting),
+            "running": len(self.scheduler.running),
+            "writing": len(self.batch.sequences),
+            "memory_bytes": self.config.memory_bytes,
+            "used_bytes": memory.used_bytes,
+            "pages": memory.budget.pages,
+            "pages_free": memory.pool.free,
+            "page_bytes": memory.budget.page_bytes,
+            "row_bytes": memory.budget.row_bytes,
+            "longest_text": memory.budget.pages * memory.pool.size,
+            "kept_states": len(memory.cache),
+            "kept_bytes": memory.cache.bytes,
+            "kept_most": memory.budget.snapshots,
+            "cache_hits": memory.hits,
+            "cache_misses": memory.misses,
+            "cached_tokens": memory.saved,
+            "evictions": memory.cache.evictions,
+            "files": len(disk) if disk is not None else 0,
+            "file_bytes": disk.bytes if disk is not None else 0,
+            "files_damaged": disk.damaged if disk is not None else 0,
+            "file_failures": disk.failures if disk is not None else 0,
+        }
+
+    def _join(self) -> None:
+        """Whoever came back to be written on needs nothing read: it joins the batch as it is."""
+        ready = [s for s in self.scheduler.running if s.carried is not None and s.written and s.position == s.target]
+        self.batch.add(ready)
+
+    def _make_room(self) -> None:
+        """A page for every text that needs one to be written on; those that came last give way."""
+        for sequence in sorted(self.batch.sequences, key=lambda s: s.ticket):
+            before = len(sequence.pages)
+            while sequence in self.batch.sequences and not self.memory.grow(sequence):
+                victim = self.scheduler.last_to_come()
+                assert victim is not None
+                self._preempt(victim)
+            if len(sequence.pages) != before and sequence in self.batch.sequences:
+                self.batch.pages_changed(sequence)
+
+    def _preempt(self, sequence: Sequence, last: bool = False) -> None:
+        """Keep a sequence's state and let it wait again; if that state is lost meanwhile, its tokens are read again."""
+        self.counters["preemptions"] += 1
+        if sequence.position:
+            self.memory.keep(sequence, self._standing(sequence))
+        self.batch.drop([sequence])
+        self.memory.release(sequence)
+        self.scheduler.requeue(sequence, last)
+
+    def _standing(self, sequence: Sequence) -> Standing:
+        return self.batch.standing(sequence) if sequence.carried is None else standing(sequence)
+
+    def _read(self) -> None:
+        """What the step's tokens allow of the prompts; a text that had been interrupted is then written on."""
+        plan = self.scheduler.reading(self.config.step_tokens - len(self.batch.sequences))
+        for sequence, error in self.reader.advance(plan):
+            self._fail(sequence, f"reading failed: {error}")
+        self._join()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.served.logits(hidden)[:, : self.tokenizer.vocab_size]
+
+    def _write(self) -> None:
+        """One token for every text that is being written, and the first for those whose prompt has just been read."""
+        writing, parts = list(self.batch.sequences), []
+        if writing:
+            try:
+                parts.append(self.batch.step()[:, : self.tokenizer.vocab_size])
+            except Exception as error:  # the rows of this call end, the engine goes on
+                for sequence in writing:
+                    self._fail(sequence, f"the step failed: {error}")
+                writing = []
+        begun = [s for s in self.scheduler.running if not s.written and s.position == s.target]
+        for sequence in begun:
+            self.answers.begin(sequence)
+            if sequence.request.max_tokens == 0:
+                self._end(sequence, "length")
+        begun = [s for s in begun if s.hidden is not None]
+        if begun:
+            parts.append(self._logits(torch.cat([s.hidden for s in begun if s.hidden is not None])))
+        if parts:
+            self._commit(writing + begun, torch.cat(parts))
+        self.batch.add([s for s in begun if s.finish is None])
+
+    def _commit(self, sequences: list[Sequence], logits: Tensor) -> None:
+        """Give each text its next token; end those that have ended."""
+        tokens = choose(logits, sequences, self.tokenizer.eot)
+        scored = _scored(sequences, tokens, logits)
+        ended = []
+        for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            if token is None:
+                self._fail(sequence, "the model's logits are not finite")
+                continue
+            try:
+                finish = self.answers.add(sequence, token, scored.get(i))
+            except ValueError as error:  # an id that the tokenizer has no text for
+                self._fail(sequence, str(error))
+                continue
+            if finish is not None:
+                ended.append(sequence)
+            elif sequence.carried is None and self.memory.wanted(sequence):
+                self.memory.keep(sequence, self._standing(sequence))
+        self.counters["written"] += len(sequences)
+        self._leave(ended)
+
+    def _leave(self, ended: list[Sequence]) -> None:
+        """Texts that have ended whole: their states are kept, and all else is freed."""
+        for sequence in ended:
+            kept = self.memory.cache.has(sequence.tokens, sequence.position, sequence.salt)
+            if sequence.request.cache and not kept:
+                self.memory.keep(sequence, self._standing(sequence))
+        self.batch.drop(ended)
+        for sequence in ended:
+            self.memory.release(sequence)
+            self.scheduler.remove(sequence)
+
+    def _fail(self, sequence: Sequence, reason: str) -> None:
+        self.counters["failures"] += 1
+        self._end(sequence, "error", RequestError("failed", reason))
+
+    def _end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
+        """An end that no token brought: nothing is kept of it."""
+        self.answers.end(sequence, finish, error)
+        self.batch.drop([sequence])
+        self.memory.release(sequence)
+        self.scheduler.remove(sequence)
+
+
+def _scored(sequences: list[Sequence], tokens: list[int | None], logits: Tensor) -> dict[int, Logprob]:
+    """Log-probabilities of the rows that asked for them."""
+    wanted = {i: s.request.logprobs for i, s in enumerate(sequences) if s.request.logprobs is not None}
+    rows = [i for i in wanted if tokens[i] is not None]
+    if not rows:
+        return {}
+    found = scores(logits[rows], [tokens[i] or 0 for i in rows], max(wanted.values()))
+    return {i: one._replace(best=one.best[: wanted[i]]) for i, one in zip(rows, found, strict=True)}

@@ -1,0 +1,68 @@
+"""The model as it is served: the same modules and parameters, with products whose sums run in one order.
+
+What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut
+into calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served
+as it is, equal up to rounding.
+"""
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from atma.layers import Linear
+from atma.mixers.delta_memory import DeltaMemory
+from atma.model import Model
+from atma.ops.backend import backend_for
+from atma.ops.loss import softcap
+from atma.ops.rows import pack, product
+
+
+class PackedLinear(nn.Module):
+    """A linear layer by `product`: it holds its own copy of the weight, laid out for that."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.packed = pack(layer.weight)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.packed, self.bias)
+
+
+class Served(nn.Module):
+    """A model's hidden states and logits for the engine. `exact`: by the kernels whose sums run in one order."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        chosen = {backend_for("auto", model.embed.weight, name) for name in ("dense", "polar", "conv")}
+        self.exact = chosen == {"native"}
+        self.cap = model.config.logit_cap
+        shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+        self.model: Model = copy.deepcopy(model, shared).eval()
+        self.head = None
+        if self.exact:
+            self.head = PackedLinear(self.model.head)
+            _pack(self.model)
+
+    def forward(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
+        """`Model.forward`."""
+        return self.model(tokens, state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`Model.logits` of hidden (N, D)."""
+        if self.head is None:
+            return self.model.logits(hidden)
+        work = torch.promote_types(hidden.dtype, torch.float32)
+        return softcap(self.head(hidden).to(work), self.cap)
+
+
+def _pack(model: Model) -> None:
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Linear):
+                setattr(module, name, PackedLinear(child))
+        if isinstance(module, DeltaMemory):
+            module.stepwise = True
+    cast(nn.Module, model).head = nn.Identity()

@@ -1,0 +1,113 @@
+"""What is asked of the engine and what it answers: requests, events, and errors with a code a server can map."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Code = Literal["invalid", "too_long", "queue_full", "closed", "failed"]
+Finish = Literal["stop", "length", "abort", "error"]
+
+MOST_CHOICES, MOST_LOGPROBS, MOST_STOPS = 128, 100, 64
+
+
+class RequestError(ValueError):
+    """A request that is not served. `code` says why: "invalid" and "too_long" will never work, "queue_full" may later,
+    "closed" not by this engine, "failed" began and could not go on. `parameter` names what is to be changed."""
+
+    def __init__(self, code: Code, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.code: Code = code
+        self.parameter = parameter
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to continue it. Filters and penalties as in `atma.settings`; checked by `check`."""
+
+    prompt: str | Sequence[int]
+    """Text, which begins a document (after an end-of-text token), or exactly these token ids."""
+    max_tokens: int = 256
+    temperature: float = 1.0
+    """0 always takes the most likely token."""
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Of tokens in prompt and answer; 1 leaves them."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens in the answer."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens in the answer, as often as they are in it."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    """Equal seeds give equal answers; None draws one. Choice i of `n` has seed + i."""
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    """End before the first of these texts."""
+    ignore_end: bool = False
+    """Go on after the end-of-text token."""
+    logprobs: int | None = None
+    """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
+    echo: bool = False
+    """Begin the answer with the prompt, with its log-probabilities if these are asked for."""
+    cache: bool = True
+    """Whether states of this text may come from, and be kept for, other requests."""
+    salt: str = ""
+    """Only requests of equal salt share states."""
+    id: str | None = None
+
+    def check(self) -> None:
+        """RequestError "invalid" with the offending value."""
+        _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        _require(0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
+        for token, bias in self.logit_bias.items():
+            _require(isinstance(token, int) and token >= 0, "logit_bias", token, "of token ids")
+            _require(not math.isnan(bias) and bias < math.inf, "logit_bias", bias, "finite, or -inf to forbid a token")
+        _require(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 − 1")
+        _require(1 <= self.n <= MOST_CHOICES, "n", self.n, f"from 1 to {MOST_CHOICES}")
+        _require(not isinstance(self.stop, str), "stop", self.stop, "a tuple of texts")
+        stops = all(self.stop) and len(self.stop) <= MOST_STOPS
+        _require(stops, "stop", self.stop, f"up to {MOST_STOPS} texts, none of them empty")
+        top = self.logprobs
+        _require(top is None or 0 <= top <= MOST_LOGPROBS, "logprobs", top, f"from 0 to {MOST_LOGPROBS}")
+
+
+class Logprob(NamedTuple):
+    """Of one token: its log-probability (None for a text's first token), and the best tokens with theirs."""
+
+    token: int
+    logprob: float | None
+    best: tuple[tuple[int, float], ...]
+
+
+class Usage(NamedTuple):
+    """Tokens of the prompt, how many of them came from a kept state, and tokens of this choice's answer."""
+
+    prompt: int
+    cached: int
+    completion: int
+
+
+class Event(NamedTuple):
+    """What one step added to one choice. The last event of a choice has a finish_reason and a usage."""
+
+    id: str
+    index: int
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[Logprob, ...] | None = None
+    finish_reason: Finish | None = None
+    usage: Usage | None = None
+    error: RequestError | None = None
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise RequestError("invalid", f"'{name}' must be {rule}, not {value!r}", name)

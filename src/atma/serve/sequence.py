@@ -1,0 +1,79 @@
+"""One choice of one request on its way: its tokens, where its state stands, and the text that came out."""
+
+import torch
+from torch import Tensor
+
+from atma.serve.carry import Carried
+from atma.serve.request import Finish, Logprob, Request, Usage
+from atma.text_stream import TextStream
+
+
+class Sequence:
+    """Tokens, of which the state has read the first `position`. While it is written that is all but the last."""
+
+    def __init__(self, request: Request, identity: str, index: int, tokens: list[int], seed: int) -> None:
+        self.request, self.id, self.index = request, identity, index
+        self.tokens = list(tokens)
+        self.prompt_length = len(tokens)
+        self.salt = request.salt if request.cache else f"{request.salt}\0{identity}"
+        self.random = torch.Generator().manual_seed(seed)
+        self.stream = TextStream(request.stop)
+        self.leader: Sequence | None = None
+        """The choice that reads the prompt for this one too."""
+        self.ticket = 0
+        """Its place in the order of arrival."""
+        self.passed = 0
+        """How many later sequences have been taken in before it."""
+        self.refused: tuple[int, int, int] | None = None
+        """What had been given up and kept when there was last no room for it: until that changes there is none."""
+        self.turn = 0
+        """Tokens it had written when it was last taken in."""
+        self.reread = 0
+        """Tokens it has had to read again since then, its state having been lost."""
+        self.cached = 0
+        self.position = 0
+        self.pages: list[int] = []
+        self.carried: Carried | None = None
+        """What it carries while it reads; while it is written its row of the batch holds that."""
+        self.hidden: Tensor | None = None
+        self.prompt_logprobs: list[Logprob] = []
+        self.counts: Tensor | None = None
+        self.seen: Tensor | None = None
+        self.finish: Finish | None = None
+
+    @property
+    def written(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def target(self) -> int:
+        """Where its state must stand before it can be written (on)."""
+        return len(self.tokens) - 1 if self.written else self.prompt_length
+
+    @property
+    def longest(self) -> int:
+        """Positions it may come to hold: the last token is never read."""
+        return self.prompt_length + self.request.max_tokens - 1
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether every token of the prompt must be read for its log-probabilities, none taken from a kept state."""
+        return self.request.echo and self.request.logprobs is not None and not self.written
+
+    @property
+    def waits(self) -> bool:
+        """Whether another choice is reading its prompt."""
+        leader = self.leader
+        return leader is not None and leader.finish is None and leader.written == 0
+
+    def append(self, token: int) -> None:
+        """A token of the answer."""
+        self.tokens.append(token)
+        if self.counts is not None:
+            self.counts[token] += 1
+        if self.seen is not None:
+            self.seen[token] = True
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt_length, self.cached, self.written)

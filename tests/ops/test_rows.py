@@ -1,0 +1,103 @@
+"""Operations whose result for a row is the same bits whatever else is in the call, beside plain PyTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from atma.ops import native, use_backend
+from atma.ops.delta import reference
+from atma.ops.rows import gate, pack, product, remember, rotate
+
+pytestmark = pytest.mark.skipif(not native.available(torch.float32), reason="needs the compiled kernels")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+DTYPES = list(TOLERANCE)
+
+
+def _random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 3), (64, 257), (130, 64), (512, 65)])
+@torch.no_grad()
+def test_a_product_is_that_of_pytorch_and_of_its_row_alone(inputs, outputs, dtype) -> None:
+    x, weight, bias = _random(101, inputs), _random(outputs, inputs, seed=1), _random(outputs, seed=2)
+    packed, x, bias = pack(weight.to(dtype)), x.to(dtype), bias.to(dtype)
+    whole = product(x, packed, bias)
+    expected = F.linear(x.double(), weight.to(dtype).double(), bias.double())
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(whole.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+    for rows in (1, 2, 5, 6, 7, 48, 49):
+        assert torch.equal(product(x[20 : 20 + rows], packed, bias), whole[20 : 20 + rows])
+    assert torch.equal(product(x, packed, None)[0], product(x[:1], packed, None)[0])
+
+
+def test_a_weight_on_no_kernel_cannot_be_packed() -> None:
+    with pytest.raises(ValueError, match=r"no compiled kernels for torch\.float16"):
+        pack(torch.zeros(2, 2, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 8, 33, 64])
+@torch.no_grad()
+def test_a_gate_is_that_of_pytorch_and_of_its_token_alone(width, dtype) -> None:
+    x, both = _random(2, 3, 9, width, dtype=dtype), 20 * _random(2, 9, 3, 2 * width, seed=1, dtype=dtype)
+    opening = both.chunk(2, -1)[1].transpose(1, 2)
+    whole = gate(x, opening)
+    expected = (x.double() * torch.sigmoid(opening.double())).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(whole.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(gate(x[1:, :, 4:5], opening[1:, :, 4:5]), whole[1:, 4:5])
+
+
+def test_a_gate_has_its_gradient_where_one_is_recorded() -> None:
+    x, opening = _random(1, 2, 3, 4).requires_grad_(), _random(1, 2, 3, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(gate, (x, opening))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_a_rotation_is_that_of_pytorch_and_of_its_token_alone(dtype) -> None:
+    x = _random(2, 9, 3, 32, dtype=dtype).transpose(1, 2)
+    position = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8], [10**6 + i for i in range(9)]], dtype=torch.int32)
+    frequency = (1 / 1024) ** torch.linspace(0, 1, 8, dtype=torch.float64)
+    whole = rotate(x, position, frequency)
+    with use_backend("cpu"):
+        expected = rotate(x, position, frequency)
+    torch.testing.assert_close(whole, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    for t in range(9):
+        assert torch.equal(rotate(x[1:, :, t : t + 1], position[1:, t : t + 1], frequency), whole[1:, :, t : t + 1])
+    assert torch.equal(rotate(x, position[:1], frequency)[0], whole[0])
+
+
+def _memory(dtype, heads=4, groups=2, tokens=37, width=24):
+    attended = (
+        _random(2, heads, tokens, width, dtype=dtype),
+        *(_random(2, groups, tokens, width, seed=seed, dtype=dtype) for seed in (1, 2)),
+    )
+    projected = tuple(_random(2, tokens, size, seed=size, dtype=dtype) for size in (heads, heads, heads * width))
+    work = torch.promote_types(dtype, torch.float32)
+    return attended, projected, _random(2, heads, width, width, seed=5).to(work)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_a_memory_is_that_of_the_reference_and_the_same_bits_in_any_cut(dtype) -> None:
+    (q, k, v), (decay, beta, opening), memory = _memory(dtype)
+    constants, whole = (3.9, 0.5, -0.01, 2.0**-23), memory.clone()
+    read = remember((q, k, v), (decay, beta, opening), whole, constants)
+    rates = F.logsigmoid(decay.double() + 3.9).clamp(max=-0.01).mT
+    unit_q, unit_k = F.normalize(q.double(), dim=-1), F.normalize(k.double(), dim=-1)
+    betas = torch.sigmoid(beta.double() + 0.5).mT
+    expected, after = reference.recurrence(unit_q, unit_k, v.double(), rates, betas, memory.double(), None)
+    expected = F.rms_norm(expected, (24,), None, 2.0**-23).transpose(1, 2).flatten(2) * torch.sigmoid(opening.double())
+    torch.testing.assert_close(read.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 10)
+    torch.testing.assert_close(whole.double(), after, rtol=1e-4, atol=1e-4)
+    for b in range(2):
+        cut, at = memory[b : b + 1].clone(), 0
+        for count in (1, 1, 20, 2, 13):
+            part = slice(at, at + count)
+            attended = tuple(x[b : b + 1, :, part] for x in (q, k, v))
+            projected = tuple(x[b : b + 1, part] for x in (decay, beta, opening))
+            assert torch.equal(remember(attended, projected, cut, constants)[0], read[b, part])
+            at += count
+        assert torch.equal(cut[0], whole[b])

@@ -1,0 +1,127 @@
+"""The engine in its own thread: streams, aborts, and ends."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from atma.serve import LLM, AsyncEngine, EngineConfig, Request, RequestError
+from atma.settings import Settings
+
+
+def _run(engine, work):
+    """Run a coroutine function over an AsyncEngine of `engine`, and end it."""
+
+    async def whole():
+        serving = AsyncEngine(engine)
+        try:
+            return await asyncio.wait_for(work(serving), 30)
+        finally:
+            await serving.shutdown()
+
+    return asyncio.run(whole())
+
+
+def test_a_stream_brings_every_token_and_ends_with_usage(engine) -> None:
+    async def work(serving):
+        return [event async for event in serving.stream(Request("abc", max_tokens=8, temperature=0, ignore_end=True))]
+
+    events = _run(engine, work)
+    assert sum(len(event.tokens) for event in events) == 8
+    assert events[-1].finish_reason == "length"
+    assert events[-1].usage == (4, 0, 8)
+    assert all(event.finish_reason is None for event in events[:-1])
+
+
+def test_many_streams_at_once_are_each_what_they_are_alone(engine) -> None:
+    async def work(serving):
+        alone = [await serving.generate(Request(f"text {i}", max_tokens=20, seed=i, cache=False)) for i in range(4)]
+        asked = [serving.generate(Request(f"text {i}", max_tokens=20, seed=i)) for i in range(4)]
+        return alone, await asyncio.gather(*asked)
+
+    alone, together = _run(engine, work)
+    assert [out[0].tokens for out in alone] == [out[0].tokens for out in together]
+
+
+def test_closing_a_stream_aborts_its_request(engine) -> None:
+    async def work(serving):
+        stream = serving.stream(Request("abc", max_tokens=900, ignore_end=True))
+        async for event in stream:
+            if event.tokens:
+                break
+        await stream.aclose()
+        stats = await serving.stats()
+        return stats["running"], stats["waiting"]
+
+    assert _run(engine, work) == (0, 0)
+
+
+def test_a_cancelled_reader_aborts_its_request(engine) -> None:
+    async def work(serving):
+        task = asyncio.create_task(serving.generate(Request("abc", max_tokens=900, ignore_end=True)))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return (await serving.stats())["running"]
+
+    assert _run(engine, work) == 0
+
+
+def test_an_abort_by_id_ends_the_stream_with_its_reason(engine) -> None:
+    async def work(serving):
+        events = []
+        async for event in serving.stream(Request("abc", max_tokens=900, ignore_end=True, id="mine")):
+            events.append(event)
+            await serving.abort("mine")
+        return events
+
+    assert _run(engine, work)[-1].finish_reason == "abort"
+
+
+def test_a_refused_request_raises_before_its_first_event(engine) -> None:
+    async def work(serving):
+        codes = []
+        for request in (Request("x", temperature=-1), Request("x", max_tokens=10**9)):
+            try:
+                await serving.generate(request)
+            except RequestError as error:
+                codes.append(error.code)
+        return codes
+
+    assert _run(engine, work) == ["invalid", "too_long"]
+
+
+def test_draining_finishes_what_is_under_way_and_refuses_the_rest(engine) -> None:
+    async def work(serving):
+        under_way = asyncio.create_task(serving.generate(Request("abc", max_tokens=60, ignore_end=True)))
+        await asyncio.sleep(0.05)
+        await serving.drain()
+        with pytest.raises(RequestError) as caught:
+            await serving.generate(Request("late"))
+        return len((await under_way)[0].tokens), caught.value.code
+
+    assert _run(engine, work) == (60, "closed")
+
+
+def test_a_fault_of_the_engine_leaves_nobody_waiting(engine) -> None:
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    async def work(serving):
+        engine.scheduler.reading = broken
+        return await serving.generate(Request("abc", max_tokens=5))
+
+    output = _run(engine, work)[0]
+    assert output.finish_reason == "error"
+    assert "broken" in str(output.error)
+
+
+def test_many_prompts_come_back_in_their_order() -> None:
+    llm = LLM("nano", EngineConfig(max_waiting=3, max_rows=2, memory_bytes=64 << 20, cache_bytes=16 << 20))
+    settings = Settings(max_tokens=5, temperature=0)
+    prompts = [f"def function_{i}(" for i in range(8)]
+    outputs = llm.generate(prompts, settings)
+    assert [out.tokens for out in outputs] == [llm.generate([prompt], settings)[0].tokens for prompt in prompts]
+    with pytest.raises(ValueError, match="list of texts"):
+        llm.generate("one text")
