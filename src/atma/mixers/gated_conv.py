@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from atma.config import ModelConfig
 from atma.layers import Linear, init_linear
-from atma.ops import causal_conv
+from atma.ops import causal_conv, gated_conv
 from atma.state import LocalState
 
 
@@ -31,11 +31,13 @@ class GatedConv(nn.Module):
         self, x: Tensor, state: LocalState | None = None, *, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, LocalState | None]:
         """x (B, T, D) to y (B, T, D)."""
-        b, c, u = self.in_proj(x).chunk(3, -1)
-        inputs = b * u
-        tail = None if state is None else state.tail.to(inputs.dtype)
+        h = self.in_proj(x)
+        if state is None:
+            return self.out_proj(gated_conv(h, self.taps, segment_ids)), None
+        b, c, u = h.chunk(3, -1)
+        inputs, tail = b * u, state.tail.to(h.dtype)
         y = self.out_proj(c * causal_conv(inputs, self.taps, tail, segment_ids))
-        return y, None if tail is None else LocalState(advance(tail, inputs))
+        return y, LocalState(advance(tail, inputs))
 
 
 def advance(tail: Tensor, inputs: Tensor) -> Tensor:

@@ -36,4 +36,20 @@ def causal_conv(
     return {"reference": reference, "cpu": cpu, "native": native}[chosen].causal_conv(x, weight, tail, segment_ids)
 
 
-__all__ = ["causal_conv"]
+def gated_conv(h: Tensor, weight: Tensor, segment_ids: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """c ⊙ conv(b ⊙ u) of h = [b, c, u] (maths.md, section 2), as a local mixer without a state computes it.
+
+    h (B, T, 3C); weight (C, W) and segment_ids (B, T) as in `causal_conv`. Returns (B, T, C) in h's dtype. Compiled, it
+    is one pass over h, and keeps only h for its gradient.
+    """
+    channels = h.shape[-1] // 3
+    fits = h.ndim == 3 and h.shape[-1] == 3 * channels and weight.shape[0] == channels
+    if fits and channels % native.LANES == 0 and backend_for(backend, h, "conv") == "native":
+        check_tensors("h weight", h, weight)
+        check_indices("segment_ids", segment_ids, (h.shape[0], h.shape[1]), h.device)
+        return native.gated_conv(h, weight.to(h.dtype), segment_ids)
+    b, c, u = h.chunk(3, -1)
+    return c * causal_conv(b * u, weight, None, segment_ids, backend)
+
+
+__all__ = ["causal_conv", "gated_conv"]

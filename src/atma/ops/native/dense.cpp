@@ -1,5 +1,5 @@
 // What surrounds the mixers, where PyTorch's CPU path spends its time on calls and passes over memory: products of few
-// rows, the RMS norm, the MLP's gate and the causal convolution. T computes, E is how tensors are stored.
+// rows, the RMS norm and the MLP's gate. T computes, E is how tensors are stored.
 #include "simd.h"
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -24,8 +24,9 @@ template <class E, int ROWS>
 void products(const Linear& p, const typename Compute<E>::T* x, long row, long output, long count) {
     using T = typename Compute<E>::T;
     using S = Simd<T>;
-    constexpr int SUMS = 4;
-    typename S::V parts[ROWS][S::lanes] = {}, rests[ROWS] = {};
+    constexpr int SUMS = 2;
+    typename S::V parts[ROWS][S::lanes];
+    T rests[ROWS][S::lanes] = {};
     for (long o = 0; o < count; ++o) {
         typename S::V sums[ROWS][SUMS] = {};
         const E* weight = static_cast<const E*>(p.weight) + (output + o) * p.inputs;
@@ -49,14 +50,17 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
                 for (int r = 0; r < ROWS; ++r) sums[r][i] += S::load(x + (row + r) * p.inputs + d + i * S::lanes) * w;
             }
         for (int r = 0; r < ROWS; ++r) {
-            parts[r][o] = sums[r][0] + sums[r][1] + (sums[r][2] + sums[r][3]);
+            parts[r][o] = sums[r][0] + sums[r][1];
             for (long rest = d; rest < p.inputs; ++rest) rests[r][o] += x[(row + r) * p.inputs + rest] * T(weight[rest]);
-            if (p.bias != nullptr) rests[r][o] += T(static_cast<const E*>(p.bias)[output + o]);
         }
     }
+    const E* bias = p.bias == nullptr ? nullptr : static_cast<const E*>(p.bias) + output;
     for (int r = 0; r < ROWS; ++r) {
-        typename S::V total = S::sums(parts[r]) + rests[r];
-        for (long o = 0; o < count; ++o) static_cast<E*>(p.y)[(row + r) * p.outputs + output + o] = narrow(T(total[o]), E());
+        for (long o = count; o < S::lanes; ++o) parts[r][o] = typename S::V{};
+        T totals[S::lanes];
+        S::store(totals, S::sums(parts[r]) + S::load(rests[r]));
+        E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + output;
+        for (long o = 0; o < count; ++o) y[o] = narrow(bias == nullptr ? totals[o] : totals[o] + T(bias[o]), E());
     }
 }
 
@@ -220,108 +224,13 @@ template <class E> void gate_backward(const Gate& p) {
         }
     }
 }
-
-struct Convolution {  // y (B, T, C) as ops/conv; x (B, T, C) with strides, everything else contiguous
-    int64_t batch, length, channels, taps, x_batch, x_token;
-    const void *x, *weight, *tail;     // weight (C, W), tail (B, W − 1, C) or null
-    const int32_t* since;              // (B, T): tokens since the document began, or null
-    const void* grad;
-    void *y, *after;                   // y or the gradient of x; after: the next tail, or null
-    void *grad_weight, *grad_tail;     // grad_weight (C, W), grad_tail (B, W − 1, C) or null
-    int64_t threads;
-};
-
-constexpr long CHANNELS = 64;
-
-template <class E> struct Lane {  // CHANNELS neighbouring channels of one row
-    const Convolution& p;
-    long b, c, width;
-    const E* x(long t) const { return static_cast<const E*>(p.x) + b * p.x_batch + t * p.x_token + c; }
-    // The input `lag` before token t: of this call, of the tail, or null where the document had not begun.
-    const E* before(long t, long lag) const {
-        if (t >= lag) return p.since == nullptr || p.since[b * p.length + t] >= lag ? x(t - lag) : nullptr;
-        if (p.tail == nullptr) return nullptr;
-        return static_cast<const E*>(p.tail) + (b * (p.taps - 1) + p.taps - 1 + t - lag) * p.channels + c;
-    }
-    long at(long t) const { return (b * p.length + t) * p.channels + c; }
-};
-
-template <class E> void convolve(const Convolution& p) {
-    using T = typename Compute<E>::T;
-    long lanes = (p.channels + CHANNELS - 1) / CHANNELS;
-#pragma omp parallel for num_threads(p.threads) collapse(2) schedule(static) if (p.batch * p.length * p.channels > (1 << 14))
-    for (long b = 0; b < p.batch; ++b)
-        for (long n = 0; n < lanes; ++n) {
-            Lane<E> lane{p, b, n * CHANNELS, std::min(CHANNELS, long(p.channels) - n * CHANNELS)};
-            Buffer<T> weight(p.taps * CHANNELS);
-            for (long w = 0; w < p.taps; ++w)
-                for (long d = 0; d < lane.width; ++d)
-                    weight[w * CHANNELS + d] = T(static_cast<const E*>(p.weight)[(lane.c + d) * p.taps + w]);
-            T sums[CHANNELS];
-            for (long t = 0; t < p.length; ++t) {
-                std::fill(sums, sums + CHANNELS, T(0));
-                for (long lag = 0; lag < p.taps; ++lag) {
-                    const E* x = lane.before(t, lag);
-                    const T* w = weight + (p.taps - 1 - lag) * CHANNELS;
-                    if (x != nullptr)
-                        for (long d = 0; d < lane.width; ++d) sums[d] += w[d] * T(x[d]);
-                }
-                E* y = static_cast<E*>(p.y) + lane.at(t);
-                for (long d = 0; d < lane.width; ++d) y[d] = narrow(sums[d], E());
-            }
-            for (long i = 0; p.after != nullptr && i < p.taps - 1; ++i) {
-                const E* x = lane.before(p.length - 1, p.taps - 2 - i);
-                E* after = static_cast<E*>(p.after) + (b * (p.taps - 1) + i) * p.channels + lane.c;
-                for (long d = 0; d < lane.width; ++d) after[d] = x == nullptr ? narrow(T(0), E()) : x[d];
-            }
-        }
-}
-
-template <class E> void convolve_backward(const Convolution& p) {
-    using T = typename Compute<E>::T;
-    long lanes = (p.channels + CHANNELS - 1) / CHANNELS, kept = p.taps - 1;
-#pragma omp parallel for num_threads(p.threads) schedule(static)
-    for (long n = 0; n < lanes; ++n) {
-        long c = n * CHANNELS, width = std::min(CHANNELS, long(p.channels) - c);
-        Buffer<T> weight(p.taps * CHANNELS), grad_weight(p.taps * CHANNELS), rows((p.length + kept) * CHANNELS);
-        std::fill(grad_weight.get(), grad_weight + p.taps * CHANNELS, T(0));
-        for (long w = 0; w < p.taps; ++w)
-            for (long d = 0; d < width; ++d) weight[w * CHANNELS + d] = T(static_cast<const E*>(p.weight)[(c + d) * p.taps + w]);
-        for (long b = 0; b < p.batch; ++b) {
-            Lane<E> lane{p, b, c, width};
-            T* grad_x = rows + kept * CHANNELS;  // before it, the gradient of the tail
-            std::fill(rows.get(), rows + (p.length + kept) * CHANNELS, T(0));
-            for (long t = 0; t < p.length; ++t)
-                for (long lag = 0; lag < p.taps; ++lag) {
-                    const E *x = lane.before(t, lag), *grad = static_cast<const E*>(p.grad) + lane.at(t);
-                    if (x == nullptr) continue;
-                    long w = (p.taps - 1 - lag) * CHANNELS;
-                    T* into = grad_x + (t - lag) * CHANNELS;
-                    for (long d = 0; d < width; ++d) {
-                        into[d] += weight[w + d] * T(grad[d]);
-                        grad_weight[w + d] += T(x[d]) * T(grad[d]);
-                    }
-                }
-            for (long t = 0; t < p.length; ++t)
-                for (long d = 0; d < width; ++d) static_cast<E*>(p.y)[lane.at(t) + d] = narrow(grad_x[t * CHANNELS + d], E());
-            for (long i = 0; p.grad_tail != nullptr && i < kept; ++i)
-                for (long d = 0; d < width; ++d)
-                    static_cast<E*>(p.grad_tail)[(b * kept + i) * p.channels + c + d] = narrow(rows[i * CHANNELS + d], E());
-        }
-        for (long w = 0; w < p.taps; ++w)
-            for (long d = 0; d < width; ++d)
-                static_cast<E*>(p.grad_weight)[(c + d) * p.taps + w] = narrow(grad_weight[w * CHANNELS + d], E());
-    }
-}
 }  // namespace
 
 #define EXPORT(NAME, E)                                                                          \
     extern "C" void linear_##NAME(const Linear* p) { linear<E>(*p); }                            \
     extern "C" void rms_norm_##NAME(const Norm* p) { rms_norm<E, E, E>(*p); }                    \
     extern "C" void gate_forward_##NAME(const Gate* p) { gate_forward<E>(*p); }                  \
-    extern "C" void gate_backward_##NAME(const Gate* p) { gate_backward<E>(*p); }                \
-    extern "C" void conv_forward_##NAME(const Convolution* p) { convolve<E>(*p); }               \
-    extern "C" void conv_backward_##NAME(const Convolution* p) { convolve_backward<E>(*p); }
+    extern "C" void gate_backward_##NAME(const Gate* p) { gate_backward<E>(*p); }
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)
