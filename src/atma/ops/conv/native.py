@@ -7,7 +7,6 @@ from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.segments import tokens_before
 
-
 LANES = 16
 """Channels come in multiples of this for the gated convolution: a vector of the widest machine."""
 
