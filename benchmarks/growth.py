@@ -11,8 +11,8 @@ the least-squares slope of log seconds (or of log MiB above what was there befor
 
 Where the time goes is asked of torch.profiler: self times of its events, each counted with the first of optimiser,
 attention, memory, convolution and loss that it or what called it belongs to, else with the products, the norms and
-gates, or the rest; "Python" is the time outside any event. The profiler itself takes time, mostly there; a recorded decoding step is
-timed kernel by kernel instead.
+gates, or the rest; "Python" is the time outside any event. The profiler itself takes time, mostly there; a recorded
+decoding step is timed kernel by kernel instead.
 """
 
 import argparse

@@ -7,7 +7,10 @@ import torch
 
 from atma.config import PRESETS, preset
 from atma.model import Model
+from atma.ops import use_backend
+from atma.state import tensors
 from tests.conftest import tiny
+from tests.ops.backends import NATIVE
 
 VARIANTS = [(core, memory) for core in ("polar", "nope", "rope") for memory in (True, False)]
 
@@ -96,12 +99,87 @@ def test_autocast_is_within_twice_the_error_of_a_model_wholly_in_bfloat16():
     assert 0 < error <= 2 * (plain.float() - exact).abs().max()
 
 
-@pytest.mark.parametrize("core", ["polar", "rope"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_whole_model_compiles_without_a_break(core):
-    model, tokens = learned(tiny(core)), torch.arange(60).view(2, 30) % 23
+def fed(calls, model, parts):
+    """Hidden states and state after each call took its part, and the gradients of a sum where there are any."""
+    state = model.init_state(parts[0].shape[0], 16)
+    pieces = []
+    for call, part in zip(calls, parts, strict=True):
+        y, state = call(part, state)
+        pieces.append(y)
+    y, gradients = torch.cat(pieces, 1), ()
+    if torch.is_grad_enabled():
+        gradients = torch.autograd.grad(y.square().sum(), list(model.parameters()), allow_unused=True)
+    return [y, *tensors(state), *(g for g in gradients if g is not None)]
+
+
+def assert_the_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def nano_test(core="polar", **changes):
+    return learned(dataclasses.replace(preset("nano-test"), core=core, depth=2, pattern=("local", "global"), **changes))
+
+
+TOKENS = torch.arange(18).view(2, 9) * 7 % 23
+PARTS = [7, 1, 1]
+
+
+def compiles(function):
+    """The mark of a test that compiles: the compiler itself warns, and remembers what it compiled before."""
+    for warning in (
+        "ignore::DeprecationWarning",
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    ):
+        function = pytest.mark.filterwarnings(warning)(function)
+    return pytest.mark.usefixtures("_fresh_compiler")(function)
+
+
+@pytest.fixture
+def _fresh_compiler():
+    torch.compiler.reset()
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("backend", "mode", "batch"),
+    [("cpu", torch.no_grad, 2), pytest.param("native", torch.inference_mode, 1, marks=NATIVE.marks)],
+)
+@pytest.mark.parametrize("core", ["polar", "nope", "rope"])
+def test_prompt_and_decoding_compile_without_a_break(core, backend, mode, batch):
+    model, parts = nano_test(core, window=5), TOKENS[:batch].split(PARTS, 1)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with use_backend(backend), mode():
+        assert_the_same(fed([compiled] * 3, model, parts), fed([model] * 3, model, parts))
+
+
+@compiles
+@pytest.mark.parametrize(("backend", "batch"), [("cpu", 1), pytest.param("native", 2, marks=NATIVE.marks)])
+def test_a_compiled_graph_carries_gradients_through_a_state(backend, batch):
+    model, parts = nano_test(), TOKENS[:batch].split(PARTS, 1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tokens)[0], model(tokens)[0])
+    with use_backend(backend):
+        assert_the_same(fed([compiled] * 3, model, parts), fed([model] * 3, model, parts))
+
+
+@compiles
+@pytest.mark.parametrize(("backend", "core"), [("cpu", "polar"), pytest.param("native", "rope", marks=NATIVE.marks)])
+def test_a_compiled_graph_of_training_gives_the_same_gradients(backend, core):
+    model, ids = nano_test(core), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]] * 2)
+    gradients = []
+    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        with use_backend(backend):
+            loss = model.loss(call(TOKENS, segment_ids=ids)[0], TOKENS).mean()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert_the_same(*gradients)
+
+
+@compiles
+@torch.no_grad()
+def test_a_step_of_decoding_compiled_to_code_gives_the_same():
+    model, parts = nano_test(), TOKENS[:1].split(PARTS, 1)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    assert_the_same(fed([model, compiled, compiled], model, parts), fed([model] * 3, model, parts))
 
 
 def test_presets_have_the_sizes_they_promise():

@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight.to(x.dtype), self.weight.shape[0], self.epsilon)
+        return rms_norm(x, self.weight, self.weight.shape[0], self.epsilon)
 
 
 class MLP(nn.Module):

@@ -107,3 +107,12 @@ def test_it_compiles_without_a_graph_break():
 def test_what_it_does_not_take_is_refused_by_name(x, weight, message):
     with pytest.raises(ValueError, match=message):
         gpu.causal_conv(x, weight, None, None)
+
+
+def test_an_id_that_comes_back_is_another_document():
+    x, weight, _, _ = placed(case("plain", 9), torch.float32)
+    returning, counted = (
+        torch.tensor([ids] * 2).to(DEVICE) for ids in ([4, 4, 1, 4, 4, 1, 1, 2, 4], [0, 0, 1, 2, 2, 3, 3, 4, 5])
+    )
+    found = [results(lambda *z, ids=ids: gpu.causal_conv(*z, None, ids), [x, weight]) for ids in (returning, counted)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

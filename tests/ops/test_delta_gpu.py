@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from tests.ops.on_gpu import DEVICE, LENGTHS, draw, error, is_real, placed, results  # isort: skip (before Triton)
 
+from atma.ops import gated_delta, use_backend
 from atma.ops.delta import fla, gpu, reference
 
 
@@ -141,6 +142,14 @@ def test_one_token_without_gradient_takes_the_step_and_leaves_the_old_memory_alo
     assert error([after.cpu()], exact[1:])[0] <= 1e-6
     assert error([out.cpu()], exact[:1])[0] <= (1e-6 if dtype == torch.float32 else 2**-8)
     assert torch.equal(arguments[5].cpu(), low[5])
+
+
+def test_queries_and_keys_that_a_norm_has_widened_are_taken_in_the_precision_of_the_values():
+    q, k, v, *gates = placed(single(lowered(case(9), torch.bfloat16)))
+    with use_backend("gpu"):
+        wide, low = gated_delta(q.float(), k.float(), v, *gates), gated_delta(q, k, v, *gates)
+    assert wide[0].dtype == torch.float32
+    assert torch.equal(wide[0], low[0].float()) and torch.equal(wide[1], low[1])
 
 
 def test_heads_beside_tokens_in_memory_need_no_copy():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from atma.ops import use_backend
-from atma.ops.dense import gated_square, linear, rms_norm
+from atma.ops.dense import gated_square, linear, newton_schulz, rms_norm
 from tests.ops.backends import NATIVE
 
 ERRORS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2**-7}
@@ -41,6 +41,82 @@ def test_the_norm_is_the_rms_norm(backend, dtype, width):
         exact = F.rms_norm(x.double(), (width,), None if given is None else given.double(), 1e-6)
         with use_backend(backend), torch.inference_mode():
             close(rms_norm(x, given, width, 1e-6), exact)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 16), (300, 70)])
+def test_the_norm_and_its_gradients_are_those_of_the_formula(backend, dtype, rows, width, weighted):
+    inputs = [draw(rows, width, dtype=dtype), *([draw(width, seed=1)] if weighted else [])]
+    grad = draw(rows, width, seed=2, dtype=dtype)
+    exact = [x.double().requires_grad_() for x in inputs]
+    wanted = F.rms_norm(exact[0], (width,), exact[1] if weighted else None, 1e-6)
+    given = [x.clone().requires_grad_() for x in inputs]
+    with use_backend(backend):
+        found = rms_norm(given[0], given[1] if weighted else None, width, 1e-6)
+    close(found.detach(), wanted.detach())
+    slopes = torch.autograd.grad(wanted, exact, grad.double())
+    for slope, right in zip(torch.autograd.grad(found, given, grad), slopes, strict=True):
+        error = ERRORS[dtype] * grad.double().abs().max() * 50  # at width 1 the gradient of x is a difference of equals
+        assert (slope.double() - right).abs().max() <= max(error, ERRORS[dtype] * right.abs().max())
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("chosen", ["cpu", "own"])
+def test_under_autocast_the_norm_is_what_a_linear_layer_would_round_it_to(backend, chosen, recorded):
+    x, weight = draw(5, 70, dtype=torch.float32).requires_grad_(), draw(70, dtype=torch.float32).requires_grad_()
+    with use_backend(backend if chosen == "own" else chosen), torch.set_grad_enabled(recorded):
+        exact = rms_norm(x, weight, 70, 1e-6)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = rms_norm(x, weight, 70, 1e-6)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, exact.bfloat16(), rtol=2**-7, atol=0)
+    if recorded:
+        slopes = torch.autograd.grad(found, (x, weight), torch.ones_like(found))
+        for slope, wanted in zip(slopes, torch.autograd.grad(exact.sum(), (x, weight)), strict=True):
+            torch.testing.assert_close(slope, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_norm_keeps_the_contract_of_an_operator(backend, weighted):
+    x, weight = draw(3, 40, dtype=torch.float32), draw(40, dtype=torch.float32) if weighted else None
+    for lowered in (False, True):
+        torch.library.opcheck(torch.ops.atma.rms_norm_native, (x.requires_grad_(), weight, 1e-6, lowered))
+        grad = torch.ones(3, 40, dtype=torch.bfloat16 if lowered else torch.float32)
+        torch.library.opcheck(torch.ops.atma.rms_norm_native_backward, (grad, x.detach(), weight, 1e-6, lowered))
+
+
+def test_the_norm_does_not_hide_nan(backend):
+    x = draw(2, 33, dtype=torch.float32)
+    x[1, 32] = float("nan")
+    with use_backend(backend):
+        found = rms_norm(x.requires_grad_(), None, 33, 1e-6)
+    [slope] = torch.autograd.grad(found.sum(), x)
+    assert found[1].isnan().all() and slope[1].isnan().all()
+    assert found[0].isfinite().all() and slope[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [1, 6, 33, 49, 130])
+@pytest.mark.parametrize("count", [None, 1, 5])
+def test_newton_schulz_rounds_are_those_of_pytorch(backend, dtype, size, count):
+    x = draw(*([] if count is None else [count]), size, 2 * size, dtype=dtype)
+    x /= torch.linalg.matrix_norm(x, keepdim=True)
+    coefficients = (3.4445, -4.7750, 2.0315)
+    with use_backend("cpu"):
+        exact = newton_schulz((x @ x.mT).double(), coefficients, 5)
+    with use_backend(backend):
+        found = newton_schulz(x @ x.mT, coefficients, 5)
+    assert torch.equal(found, found.mT)
+    # Five rounds amplify a rounding error by at most 3.4445⁵ ≈ 485, and the factor of a null direction is as large.
+    assert (found.double() - exact).abs().max() <= 485 * ERRORS[dtype] * exact.abs().max()
+
+
+def test_newton_schulz_does_not_hide_nan(backend):
+    gram = torch.eye(20)
+    gram[3, 3] = float("nan")
+    with use_backend(backend):
+        assert newton_schulz(gram, (3.4445, -4.7750, 2.0315), 5).isnan().any()
 
 
 @pytest.mark.parametrize("dtype", ERRORS)

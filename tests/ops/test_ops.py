@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atma.ops import causal_conv, gated_delta, native, polar_attention, softcap_loss, softmax_attention, use_backend
 from atma.ops.backend import backend_for
@@ -155,31 +156,81 @@ def test_many_key_blocks_equal_the_oracle(monkeypatch, backend):
 
 
 def operators():
-    q, k, v = draw(1, 2, 5, 4), draw(1, 1, 5, 4), draw(1, 1, 5, 4, seed=1)
-    keys, rates = F.normalize(q, dim=-1), -draw(1, 2, 5).abs()
-    ids = documents(1, 5, 2)
-    x = draw(1, 5, 3)
-    return {
-        "conv": (conv_cpu._operation, (x, draw(3, 4), draw(1, 3, 3), None)),
-        "conv packed": (conv_cpu._operation, (x, draw(3, 4), None, ids)),
-        "polar": (polar_cpu._operation, (q, k, v, draw(1, 2, 5), *visible_range(q, None, ids, 3))),
-        "conv native": (conv_native._operation, (x, draw(3, 4), draw(1, 3, 3), None)),
-        "gate native": (dense_native._gate, (x.repeat(1, 1, 2),)),
-        "polar native": (polar_native._operation, (q, k, v, draw(1, 2, 5), *visible_range(q, None, ids, 3))),
-        "delta native": (delta_native._operation, (q, k, v, rates, rates.exp(), draw(1, 2, 4, 4), ids)),
-        "delta": (delta_cpu._operation, (q, keys, draw(1, 2, 5, 4), rates, rates.exp(), draw(1, 2, 4, 4), ids)),
-        "loss": (loss_cpu._operation, (draw(5, 3), draw(7, 3), draw(7), torch.arange(5), 15.0)),
+    """Each custom operator that runs here, in training and with a state, on arguments as a model hands them over."""
+    q, k, v = draw(2, 4, 5, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 4, seed=1)
+    keys, values, start = draw(2, 2, 9, 4), draw(2, 2, 9, 4, seed=1), torch.tensor([0, 3])
+    unit, wide, memory = F.normalize(q, dim=-1), draw(2, 4, 5, 4), draw(2, 4, 4, 4)
+    rates, scale = -draw(2, 4, 5).abs(), draw(2, 4, 5)
+    x, taps, tail, ids = draw(2, 5, 3), draw(3, 4), draw(2, 3, 3), documents(2, 5, 2)
+    views = {
+        "packed": (q, k, v, scale, *visible_range(q, None, ids, 3)),
+        "start": (q, keys, values, scale, *visible_range(q, start, None, 3)),
+        "one query": (q[:, :, :1], keys, values, scale[..., :1], *visible_range(q[:, :, :1], start, None, None)),
     }
+    cases = {"gate native": (dense_native._gate, (x.repeat(1, 1, 2),))}
+    for backend, conv, polar in (("", conv_cpu, polar_cpu), (" native", conv_native, polar_native)):
+        cases |= {
+            f"conv{backend}": (conv._operation, (x, taps, None, None)),
+            f"conv packed{backend}": (conv._operation, (x, taps, None, ids)),
+            f"conv tail{backend}": (conv._operation, (x, taps, tail, None)),
+            f"conv one token{backend}": (conv._operation, (x[:, :1], taps, tail, None)),
+            **{f"polar {view}{backend}": (polar._operation, given) for view, given in views.items()},
+        }
+    for backend, delta, shared in (("", delta_cpu, (unit, wide)), (" native", delta_native, (k, v))):
+        for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
+            given = tuple(z[:, :, :size] for z in (q, *shared, rates, rates.exp()))
+            cases[f"delta{name}{backend}"] = (delta._operation, (*given, memory, document))
+    return cases | {"loss": (loss_cpu._operation, (draw(5, 3), draw(7, 3), draw(7), torch.arange(5), 15.0))}
 
 
+def heads_beside_tokens(x):
+    """The same numbers, laid out as a projection leaves them: (B, T, H, K), or channels before tokens."""
+    if not is_real(x) or x.ndim < 3:
+        return x
+    axes = (1, 2) if x.ndim == 4 else (-1, -2)
+    return x.transpose(*axes).contiguous().transpose(*axes)
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, heads_beside_tokens], ids=["contiguous", "permuted"])
 @pytest.mark.parametrize("name", list(operators()))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_each_custom_operator_keeps_its_contract(name):
+def test_each_custom_operator_keeps_its_contract(name, layout):
     if "native" in name and not native.available(torch.float64):
         pytest.skip(native.status().reason)
     operator, arguments = operators()[name]
-    arguments = [x.clone().requires_grad_() if is_real(x) else x for x in arguments]
-    torch.library.opcheck(operator, tuple(arguments))
+    arguments = [layout(x) for x in arguments]
+    torch.library.opcheck(operator, tuple(x.detach().requires_grad_() if is_real(x) else x for x in arguments))
+
+
+class Seen(TorchDispatchMode):
+    """The custom operators called inside, and on what."""
+
+    def __enter__(self):
+        self.calls = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "atma":
+            self.calls.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, heads_beside_tokens], ids=["contiguous", "permuted"])
+@pytest.mark.parametrize("name", [name for name in operators() if "one" not in name])
+def test_the_gradient_of_each_custom_operator_keeps_its_contract(name, layout):
+    if "native" in name and not native.available(torch.float64):
+        pytest.skip(native.status().reason)
+    operator, arguments = operators()[name]
+    arguments = [layout(x) for x in arguments]
+    arguments = [x.detach().requires_grad_() if is_real(x) else x for x in arguments]
+    results = operator(*arguments)
+    results = [x for x in (results if isinstance(results, tuple) else (results,)) if x.requires_grad]
+    with Seen() as seen:
+        given = [layout(draw(*x.shape, seed=9)) for x in results]
+        torch.autograd.grad(results, [x for x in arguments if is_real(x)], given, allow_unused=True)
+    [(gradient, taken)] = seen.calls
+    taken = tuple(x.detach() if is_real(x) else x for x in taken)
+    torch.library.opcheck(gradient, taken, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_polar_properties_hold():

@@ -239,8 +239,9 @@ def test_no_queries_give_empty_results_and_zero_gradients():
     assert S.shape == (2, 2, 0, 16) and not gradient.any()
 
 
-def test_the_operators_keep_their_contracts():
-    q, k, v, scale, first, last = (x.to(DEVICE) for x in problem(2))
+@pytest.mark.parametrize("view", ["causal", "start"])
+def test_the_operators_keep_their_contracts(view):
+    q, k, v, scale, first, last = (x.to(DEVICE) for x in problem(2, view=view))
     inputs = [x.requires_grad_() for x in (q, k, v, scale)]
     torch.library.opcheck(gpu._operation, (*inputs, first, last))
     with torch.no_grad():

@@ -24,11 +24,14 @@ KERNELS = {
     "conv": ("reference", "cpu", "native", "gpu"),
     "delta": BACKENDS,
     "dense": ("cpu", "native"),
-    "loss": ("reference", "cpu", "gpu"),
+    "loss": ("reference", "cpu", "native", "gpu"),
     "polar": ("reference", "cpu", "native", "gpu"),
 }
 """The backends that each operation has."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+"""What the operations compute on; of these, some backends take only some."""
 
+_META = torch.device("meta")
 _chosen = "auto"
 _decided: dict[tuple, str] = {}
 P = ParamSpec("P")
@@ -119,6 +122,44 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
+def check_tensors(names: str, lead: Tensor, *others: Tensor | None) -> None:
+    """ValueError, with the name of the tensor in `names`, unless all (None aside) are real and on the first's device.
+
+    A kernel is handed addresses alone: what lies elsewhere would be read as something else.
+    """
+    device = lead.device
+    if lead.dtype not in DTYPES or device == _META:
+        _refuse(names, (lead, *others))
+    for x in others:
+        if x is not None and (x.dtype not in DTYPES or x.device != device):
+            _refuse(names, (lead, *others))
+
+
+def _refuse(names: str, tensors: tuple[Tensor | None, ...]) -> None:
+    given = [(name, x) for name, x in zip(names.split(), tensors, strict=True) if x is not None]
+    (first, lead), taken = given[0], ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    for name, x in given:
+        if x.dtype not in DTYPES:
+            found = f"{type(x).__name__} of {str(x.dtype).removeprefix('torch.')}"
+            raise ValueError(f"{name} must be a Tensor of {taken}, not {found}")
+        if x.device.type == "meta":
+            raise ValueError(f"{name} is on the device meta, which holds no numbers; move it to cpu or cuda")
+        if x.device != lead.device:
+            raise ValueError(f"{name} is on {x.device} and {first} on {lead.device}; they must be on one device")
+
+
+def check_indices(name: str, x: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
+    """ValueError unless `x` (None: there is none) holds whole numbers in this shape on this device."""
+    if x is None:
+        return
+    if x.shape != shape:
+        raise ValueError(f"{name} must be {shape}, not {tuple(x.shape)}")
+    if x.dtype.is_floating_point or x.dtype.is_complex:
+        raise ValueError(f"{name} must be integers, not {str(x.dtype).removeprefix('torch.')}")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device} as the rest, not on {x.device}")
+
+
 def recording() -> bool:
     """Whether a call must go through its custom operator: under autograd or a compiler. Otherwise its body does."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
@@ -129,9 +170,9 @@ def own_precision(operation: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(operation)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = args[0]
+        first = args[0] if args else kwargs.get("q")
         device = first.device.type if isinstance(first, Tensor) else "cpu"
-        if not torch.is_autocast_enabled(device):
+        if device == "meta" or not torch.is_autocast_enabled(device):
             return operation(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return operation(*args, **kwargs)

@@ -4,17 +4,20 @@ Linear weights inside blocks go to Muon, all else to AdamW at three rates: embed
 (biases, taps, per-head scalars). Source: maths.md, section 6.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from atma.config import TrainConfig
 from atma.model import Model
+from atma.ops.dense import newton_schulz
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 _TINY = 1e-7
+GRAM_NUMBERS = 1 << 22
+"""Numbers of the Gram matrices that are worked on together: 16 MiB."""
 
 
 class Muon(torch.optim.Muon):
@@ -32,42 +35,50 @@ class Muon(torch.optim.Muon):
         if closure is not None or any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
             return super().step(closure)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
+            for parameters in _alike([p for p in group["params"] if p.grad is not None]):
+                directions = [self._direction(parameter, group["momentum"]) for parameter in parameters]
+                for parameter, update in zip(parameters, orthogonalise_all(directions), strict=True):
+                    rows, columns = parameter.shape
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
         return None
 
-    def _move(self, parameter: Tensor, group: dict) -> None:
+    def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = orthogonalise(gradient.lerp(state["momentum_buffer"], group["momentum"]))
-        rows, columns = parameter.shape
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum_buffer"], momentum)
+
+
+def _alike(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Those of one smaller side together, one for each thread at least, or as many as make `GRAM_NUMBERS`."""
+    sizes: dict[int, list[Tensor]] = {}
+    for parameter in parameters:
+        sizes.setdefault(min(parameter.shape), []).append(parameter)
+    for size, alike in sizes.items():
+        most = max(torch.get_num_threads(), GRAM_NUMBERS // max(1, size * size))
+        yield from (alike[i : i + most] for i in range(0, len(alike), most))
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Five Newton-Schulz rounds X ← (a + b XXᵀ + c (XXᵀ)²) X: a (rows, cols) matrix with singular values near 1.
+    """A (rows, columns) matrix with singular values near 1, from `matrix` by five Newton-Schulz rounds."""
+    return orthogonalise_all([matrix])[0]
 
-    A wide matrix iterates on its small Gram matrix alone, since every factor is a polynomial of it: A ← P A P and one
-    product with X at the end. That is the same polynomial for two thirds of the operations.
+
+def orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
+    """Five Newton-Schulz rounds X ← (a + b XXᵀ + c (XXᵀ)²) X of each, from X of norm 1; all have one smaller side.
+
+    They iterate on the Gram matrix of that side alone, since every factor is a polynomial of it: A ← P A P and one
+    product with X at the end. That is the same polynomial for two thirds of the operations, its products are symmetric,
+    and small matrices of different shapes go together.
     """
-    if matrix.size(0) > matrix.size(1):
-        return orthogonalise(matrix.mT).mT
-    unit = matrix / matrix.norm().clamp(min=_TINY)
-    a, b, c = _COEFFICIENTS
-    gram, factor = unit @ unit.mT, None
-    for turn in range(_ROUNDS):
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
-        factor = polynomial if factor is None else polynomial @ factor
-        if turn + 1 < _ROUNDS:
-            gram = polynomial @ gram @ polynomial
-    assert factor is not None
-    return factor @ unit
+    tall = [matrix.size(0) > matrix.size(1) for matrix in matrices]
+    grams = torch.stack([x.mT @ x if high else x @ x.mT for x, high in zip(matrices, tall, strict=True)])
+    norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=_TINY)[:, None, None]
+    factors = newton_schulz(grams / norms.square(), _COEFFICIENTS, _ROUNDS) / norms
+    return [x @ f if high else f @ x for x, f, high in zip(matrices, factors, tall, strict=True)]
 
 
 def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from atma.config import TrainConfig
 from atma.model import Model
+from atma.train.allocator import keep_freed_memory
 from atma.train.distractor import alignment, core_calls
 from atma.train.objectives import regularise, residual_stream
 from atma.train.optim import Optimisers
@@ -43,6 +44,8 @@ class Stepper:
         self.model, self.optimisers, self.train, self.compute, self.ranks = model, optimisers, train, compute, ranks
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
         """Do the 0-based `step` on this process's share of the batch."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from atma.ops.backend import backend_for
+from atma.ops.backend import backend_for, check_indices, check_tensors
 from atma.ops.conv import cpu, native, reference
 
 
@@ -12,17 +12,21 @@ def causal_conv(
     """y[t] = Σ_w weight[:, w] · x[t − W + 1 + w], taps outside the document read zero.
 
     x (B, T, C); weight (C, W), its last tap sees the current token; tail (B, W−1, C): inputs before x (None: zeros);
-    segment_ids (B, T), equal within a document, only without a tail. Returns (B, T, C).
+    segment_ids (B, T), equal within a document, only without a tail. Returns (B, T, C) in x's dtype.
     """
-    if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
+    check_tensors("x weight tail", x, weight, tail)
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(f"x must be (batch, length, channels), none of them 0, not {tuple(x.shape)}")
+    if weight.ndim != 2 or weight.shape[0] != x.shape[-1] or weight.shape[1] == 0:
         raise ValueError(
-            f"weight must be ({x.shape[-1]}, taps) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}"
+            f"weight must be ({x.shape[-1]}, taps ≥ 1) for x of shape {tuple(x.shape)}, not {tuple(weight.shape)}"
         )
     expected = (x.shape[0], weight.shape[1] - 1, x.shape[2])
     if tail is not None and tuple(tail.shape) != expected:
         raise ValueError(f"tail must be {expected}, not {tuple(tail.shape)}")
     if tail is not None and segment_ids is not None:
         raise ValueError("segment_ids marks packed documents in training; a call with a tail continues one document")
+    check_indices("segment_ids", segment_ids, (x.shape[0], x.shape[1]), x.device)
     weight = weight.to(x.dtype)
     chosen = backend_for(backend, x, "conv")
     if chosen == "gpu":

@@ -4,26 +4,24 @@ import torch
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.segments import tokens_before
 
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    tail = None if tail is None else tail.to(x.dtype)
     return (_operation if recording() else _forward)(x, weight, tail, segment_ids)
-
-
-def _same_document(segment_ids: Tensor, lag: int) -> Tensor:
-    """(B, T − lag, 1): whether token t + lag is of the same document as token t."""
-    return (segment_ids[:, lag:] == segment_ids[:, :-lag]).unsqueeze(-1)
 
 
 def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
     taps, length = weight.shape[1], x.shape[1]
-    y = x * weight[:, -1]
+    since = None if segment_ids is None else tokens_before(segment_ids).unsqueeze(-1)
+    y = x.contiguous() * weight[:, -1]
     for lag in range(1, taps):
         tap = weight[:, taps - 1 - lag]
         if lag < length:
             term = x[:, :-lag] * tap
-            if segment_ids is not None:
-                term.mul_(_same_document(segment_ids, lag))
+            if since is not None:
+                term.mul_(since[:, lag:] >= lag)
             y[:, lag:] += term
         if tail is not None:
             reach = min(lag, length)
@@ -36,7 +34,7 @@ _operation = torch.library.custom_op("atma::causal_conv", _forward, mutates_args
 
 @_operation.register_fake
 def _(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("atma::causal_conv_backward", mutates_args=())
@@ -44,15 +42,16 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     taps, length = weight.shape[1], x.shape[1]
+    since = None if segment_ids is None else tokens_before(segment_ids).unsqueeze(-1)
     grad_x = grad * weight[:, -1]
-    grad_tail = torch.zeros_like(tail) if tail is not None else x.new_zeros(0)
+    grad_tail = x.new_zeros(0) if tail is None else tail.new_zeros(tail.shape)
     columns = [(grad * x).sum((0, 1))]
     for lag in range(1, taps):
         tap, column = weight[:, taps - 1 - lag], torch.zeros_like(weight[:, 0])
         if lag < length:
             later = grad[:, lag:]
-            if segment_ids is not None:
-                later = later * _same_document(segment_ids, lag)
+            if since is not None:
+                later = later * (since[:, lag:] >= lag)
             grad_x[:, :-lag] += later * tap
             column += (later * x[:, :-lag]).sum((0, 1))
         if tail is not None:
@@ -68,7 +67,8 @@ def _backward(
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(tail) if tail is not None else x.new_empty(0)
+    grad_tail = x.new_empty(0) if tail is None else tail.new_empty(tail.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_tail
 
 
 def _save(ctx, inputs, output) -> None:

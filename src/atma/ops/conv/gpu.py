@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.gpu import narrow
 
 MAX_TAPS = 8
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
@@ -30,16 +30,6 @@ def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Ten
 
 
 @triton.jit
-def _narrow(x, dtype: tl.constexpr):
-    """x in `dtype`, rounded to nearest even; the interpreter alone would cut a bfloat16 off."""
-    if INTERPRETED and dtype == tl.bfloat16 and x.dtype == tl.float32:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        x = bits.to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
 def _rows(pointer, row, at, seen, channel, real, length, channels):
     """(ROWS, COLUMNS) float32 of one batch row at times `at`, zero where not `seen`."""
     offsets = (row * length + at)[:, None] * channels + channel[None, :]
@@ -47,11 +37,11 @@ def _rows(pointer, row, at, seen, channel, real, length, channels):
 
 
 @triton.jit
-def _same_document(segment_ids, row, first, second, seen, length):
-    """Whether tokens `first` and `second` are of one document; true before the call's first token."""
-    one = tl.load(segment_ids + row * length + first, mask=seen & (first >= 0), other=0)
-    other = tl.load(segment_ids + row * length + second, mask=seen & (first >= 0), other=0)
-    return one == other
+def _continues(segment_ids, row, at, seen, length):
+    """Whether the token at time `at` is of the document of the one before it; true where not `seen`."""
+    seen = seen & (at > 0)
+    before = tl.load(segment_ids + row * length + at - 1, mask=seen, other=0)
+    return before == tl.load(segment_ids + row * length + at, mask=seen, other=0)
 
 
 @triton.jit
@@ -73,18 +63,20 @@ def _forward_kernel(
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(2).to(tl.int64)
     inside, real = at < length, channel < channels
+    together = inside
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for lag in tl.static_range(TAPS):
         tap = tl.load(weight + channel * TAPS + (TAPS - 1 - lag), mask=real, other=0.0).to(tl.float32)
         seen = inside & (at >= lag)
-        if PACKED:
-            seen = seen & _same_document(segment_ids, row, at - lag, at, seen, length)
+        if PACKED and lag > 0:
+            together = together & _continues(segment_ids, row, at - lag + 1, seen, length)
+            seen = seen & together
         value = _rows(x, row, at - lag, seen, channel, real, length, channels)
         if TAILED:
             value += _rows(tail, row, at - lag + TAPS - 1, inside & (at < lag), channel, real, TAPS - 1, channels)
         total += value * tap[None, :]
     offsets = (row * length + at)[:, None] * channels + channel[None, :]
-    tl.store(y + offsets, _narrow(total, y.dtype.element_ty), mask=inside[:, None] & real[None, :])
+    tl.store(y + offsets, narrow(total, y.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
 @triton.jit
@@ -116,21 +108,23 @@ def _backward_kernel(
     if TAILED:
         value += _rows(tail, row, at + TAPS - 1, at < 0, channel, real, TAPS - 1, channels)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    together = at < length
     share = (row * tl.num_programs(0) + tl.program_id(0)) * TAPS
     for lag in tl.static_range(TAPS):
         tap = tl.load(weight + channel * TAPS + (TAPS - 1 - lag), mask=real, other=0.0).to(tl.float32)
         seen = (at + lag >= 0) & (at + lag < length)
-        if PACKED:
-            seen = seen & _same_document(segment_ids, row, at, at + lag, seen, length)
+        if PACKED and lag > 0:
+            together = together & _continues(segment_ids, row, at + lag, seen, length)
+            seen = seen & together
         later = _rows(grad, row, at + lag, seen, channel, real, length, channels)
         total += later * tap[None, :]
         tl.store(partial + (share + TAPS - 1 - lag) * channels + channel, tl.sum(later * value, 0), mask=real)
     offsets = (row * length + at)[:, None] * channels + channel[None, :]
-    tl.store(grad_x + offsets, _narrow(total, grad_x.dtype.element_ty), mask=inside[:, None] & real[None, :])
+    tl.store(grad_x + offsets, narrow(total, grad_x.dtype.element_ty), mask=inside[:, None] & real[None, :])
     if TAILED:
         offsets = (row * (TAPS - 1) + at + TAPS - 1)[:, None] * channels + channel[None, :]
-        narrow = _narrow(total, grad_tail.dtype.element_ty)
-        tl.store(grad_tail + offsets, narrow, mask=(at < 0)[:, None] & real[None, :])
+        low = narrow(total, grad_tail.dtype.element_ty)
+        tl.store(grad_tail + offsets, low, mask=(at < 0)[:, None] & real[None, :])
 
 
 def _blocks(count: int, channels: int) -> tuple[int, int]:

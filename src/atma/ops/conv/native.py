@@ -5,6 +5,7 @@ from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import recording
+from atma.ops.segments import tokens_before
 
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
@@ -32,12 +33,8 @@ def _call(name: str, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | 
     x, weight, tail, segment_ids = inputs
     assert x is not None and weight is not None
     x = x if x.stride(-1) == 1 else x.contiguous()
-    tail, since = None if tail is None else tail.to(x.dtype).contiguous(), None
-    if segment_ids is not None:
-        index = torch.arange(x.shape[1], dtype=torch.int32)
-        begins = torch.ones_like(segment_ids, dtype=torch.bool)
-        begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-        since = index - torch.where(begins, index, 0).cummax(1).values
+    tail = None if tail is None else tail.to(x.dtype).contiguous()
+    since = None if segment_ids is None else tokens_before(segment_ids)
     tensors = (x, weight.contiguous(), tail, since, *outputs)
     places = [0 if z is None else z.data_ptr() for z in tensors]
     native.call(name, x.dtype, (*x.shape, weight.shape[1], *x.stride()[:2], *places, torch.get_num_threads()))

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
+from atma.ops.segments import tokens_before
+
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
     batch, length, channels = x.shape
     taps = weight.shape[1]
-    tail = x.new_zeros(batch, taps - 1, channels) if tail is None else tail
+    tail = x.new_zeros(batch, taps - 1, channels) if tail is None else tail.to(x.dtype)
     inputs = torch.cat([tail, x], 1)
     lag = torch.arange(length)[:, None] + taps - 1 - torch.arange(length + taps - 1)[None, :]
     seen = ((lag >= 0) & (lag < taps)).to(x.device).expand(batch, -1, -1)
     if segment_ids is not None:
-        before = segment_ids.new_full((batch, taps - 1), -1)
-        seen = seen & (segment_ids[:, :, None] == torch.cat([before, segment_ids], 1)[:, None, :])
+        seen = seen & (lag.to(x.device) <= tokens_before(segment_ids)[:, :, None])
     band = weight.flip(1)[:, lag.clamp(0, taps - 1).to(x.device)]
     return torch.einsum("cts,bts,bsc->btc", band, seen.to(x.dtype), inputs)

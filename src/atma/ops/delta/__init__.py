@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for, own_precision
+from atma.ops.backend import backend_for, check_indices, check_tensors, own_precision
 from atma.ops.delta import cpu, native, reference
 
 
@@ -27,18 +27,26 @@ def gated_delta(
     segment_ids (B, T), only without a memory: the memory is empty at each document's first token.
     Returns out (B, H, T, V) in q's dtype and the memory after the last token, float32 or wider.
     """
+    check_tensors("q k v log_decay beta memory", q, k, v, log_decay, beta, memory)
+    if not q.ndim == k.ndim == v.ndim == 4 or 0 in q.shape or 0 in k.shape or 0 in v.shape:
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
+        raise ValueError(f"{shapes} must be (B, H, T, K), (B, G, T, K) and (B, G, T, V), none of them 0")
     batch, heads, length, width = q.shape
     if k.shape[:1] + k.shape[2:] != (batch, length, width) or v.shape[:3] != k.shape[:3] or heads % k.shape[1] != 0:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
     if log_decay.shape != (batch, heads, length) or beta.shape != log_decay.shape:
-        raise ValueError(f"log_decay and beta must be {(batch, heads, length)}, not {tuple(log_decay.shape)}")
-    if memory is not None and (segment_ids is not None or memory.shape != (batch, heads, v.shape[3], width)):
-        raise ValueError(f"memory must be {(batch, heads, v.shape[3], width)} and comes without segment_ids")
+        found = f"{tuple(log_decay.shape)} and {tuple(beta.shape)}"
+        raise ValueError(f"log_decay and beta must be {(batch, heads, length)}, not {found}")
+    if memory is not None and memory.shape != (batch, heads, v.shape[3], width):
+        raise ValueError(f"memory must be {(batch, heads, v.shape[3], width)}, not {tuple(memory.shape)}")
+    if memory is not None and segment_ids is not None:
+        raise ValueError("segment_ids marks packed documents in training; a call with a memory continues one document")
+    check_indices("segment_ids", segment_ids, (batch, length), q.device)
     dtype, work = q.dtype, torch.promote_types(q.dtype, torch.float32)
     held = q.new_zeros(batch, heads, v.shape[3], width, dtype=work) if memory is None else memory.to(work)
     chosen = backend_for(backend, q, "delta")
-    if chosen not in ("gpu", "fla"):  # these multiply in the precision they are given
-        q, k, v = q.to(work), k.to(work), v.to(work)
+    low = v.dtype if chosen in ("gpu", "fla") else work  # v's own: autocast widens q and k where it normalises them
+    q, k, v = q.to(low), k.to(low), v.to(low)
     out, after = recurrence_of(chosen)(q, k, v, log_decay.to(work), beta.to(work), held, segment_ids)
     return out.to(dtype), after
 

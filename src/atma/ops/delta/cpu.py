@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.segments import begins
 
 CHUNK = 64
 
@@ -58,9 +59,7 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, segme
     sums = rates.unsqueeze(-1).masked_fill(~lower.tril(-1), 0).cumsum(-2)
     decay, entry = sums.exp_().mul_(lower), rates.cumsum(-1).exp_()
     if segment_ids is not None:
-        born = torch.zeros_like(segment_ids, dtype=torch.int32)
-        born[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-        births = F.pad(born, (0, padding)).unflatten(1, (-1, chunk)).cumsum(-1)[:, None]
+        births = F.pad(begins(segment_ids), (0, padding)).unflatten(1, (-1, chunk)).cumsum(-1)[:, None]
         decay.mul_(births.unsqueeze(-1) == births.unsqueeze(-2))
         entry.mul_(births == 0)
     return _Chunks(q, k, v, beta.unsqueeze(-1), decay, entry.unsqueeze(-1))
@@ -87,7 +86,7 @@ def _forward(
         writes[:, :, n] = fresh[:, :, n] - removed[:, :, n] @ memory.mT
         memory = c.entry[:, :, n, -1:] * memory + writes[:, :, n].mT @ keys[:, :, n]
     out = (c.entry * c.q) @ before.mT + ((c.q @ c.k.mT).mul_(c.decay)) @ writes
-    return out.flatten(2, 3)[:, :, : q.shape[2]].contiguous(), memory, before, inverse
+    return out.flatten(2, 3)[:, :, : q.shape[2]].contiguous(), memory.contiguous(), before, inverse
 
 
 def _memory_gradients(c: _Chunks, grad: Tensor, grad_memory: Tensor, scores: Tensor, removed: Tensor) -> tuple:
@@ -169,13 +168,13 @@ def _(q, k, v, log_decay, beta, memory, segment_ids):
     chunk = min(CHUNK, q.shape[2])
     shape = (*q.shape[:2], -(-q.shape[2] // chunk))
     inverse = q.new_empty(*shape, chunk, chunk)
-    return torch.empty_like(v), torch.empty_like(memory), memory.new_empty(*shape, *memory.shape[2:]), inverse
+    out, after = v.new_empty(v.shape), memory.new_empty(memory.shape)
+    return out, after, memory.new_empty(*shape, *memory.shape[2:]), inverse
 
 
 @_gradient_operation.register_fake
 def _(grad_out, grad_after, q, k, v, log_decay, beta, segment_ids, before, inverse):
-    inputs = (torch.empty_like(x) for x in (q, k, v, log_decay, beta))
-    return *inputs, torch.empty_like(grad_after)
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, log_decay, beta, grad_after))
 
 
 def _save(ctx, inputs, output) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.delta import reference
+from atma.ops.segments import begins
 
 VERSIONS = (0, 5), (0, 7)
 """From the first, below the second."""
@@ -76,8 +77,8 @@ def _call(
 
 def _bounds(segment_ids: Tensor) -> Tensor:
     """(documents + 1,) where each document of ids (T,) begins, and T."""
-    born = (segment_ids[1:] != segment_ids[:-1]).nonzero().flatten() + 1
-    return F.pad(F.pad(born, (1, 0)), (0, 1), value=segment_ids.shape[0])
+    later = begins(segment_ids[None])[0].nonzero().flatten()
+    return F.pad(F.pad(later, (1, 0)), (0, 1), value=segment_ids.shape[0])
 
 
 def _kernels() -> _Kernels:

@@ -17,11 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.gpu import dot, narrow, unit_stride
 
 CHUNK = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
 """Tokens of a chunk. Float32 has no tensor core to fill; its products in chunks of 64 would not fit in registers."""
 WIDEST = 128
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 def recurrence(
@@ -50,25 +50,6 @@ def recurrence(
 
 
 @triton.jit
-def _narrow(x, dtype: tl.constexpr):
-    """x in `dtype`, rounded to nearest even; the interpreter alone would cut a bfloat16 off."""
-    if INTERPRETED and dtype == tl.bfloat16 and x.dtype == tl.float32:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        x = bits.to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
-def _dot(a, b):
-    """a · b in float32, a first rounded to b's dtype; the interpreter has no bfloat16 product."""
-    a = _narrow(a, b.dtype) if a.dtype != b.dtype else a
-    if INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
 def _load(pointer, start, stride, length, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(ROWS, COLUMNS) from row `start` on, zero past `length` rows or `width` columns."""
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
@@ -81,7 +62,7 @@ def _store(pointer, x, start, stride, length, width, ROWS: tl.constexpr, COLUMNS
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     mask = (start + row < length)[:, None] & (column < width)[None, :]
     at = pointer + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :]
-    tl.store(at, _narrow(x, pointer.dtype.element_ty), mask)
+    tl.store(at, narrow(x, pointer.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -175,15 +156,15 @@ def _solve_kernel(
     keys = _load(k + row * k_row + key_head * k_head, start, k_step, length, width, C, WIDTH)
     rates = _load_row(beta + head * length, start, length, C)
     decay, entry = _decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
-    A = tl.where(p[:, None] > p[None, :], _dot(keys, tl.trans(keys)) * decay * rates[:, None], 0.0)
-    low = _narrow(_inverse(A, C), keys.dtype)
+    A = tl.where(p[:, None] > p[None, :], dot(keys, tl.trans(keys)) * decay * rates[:, None], 0.0)
+    low = narrow(_inverse(A, C), keys.dtype)
     _store(inverse + chunk * C * C, low, 0, C, C, C, C, C)
     tl.store(entries + chunk * C + p, entry)
     tl.store(lasts + chunk * C + p, _last_row(decay, C))
-    taken = _dot(low, _narrow((rates * entry)[:, None] * keys, keys.dtype))
+    taken = dot(low, narrow((rates * entry)[:, None] * keys, keys.dtype))
     _store(removed + head * length * width, taken, start, width, length, width, C, WIDTH)
     values = _load(v + row * v_row + key_head * v_head, start, v_step, length, depth, C, DEPTH)
-    written = _dot(low, _narrow(rates[:, None] * values, keys.dtype))
+    written = dot(low, narrow(rates[:, None] * values, keys.dtype))
     _store(fresh + head * length * depth, written, start, depth, length, depth, C, DEPTH)
 
 
@@ -205,16 +186,16 @@ def _pass_kernel(call, solved, memory, before, after, C: tl.constexpr, WIDTH: tl
     chunks = tl.cdiv(length, C)
     for n in range(chunks):
         start, chunk = n * C, head * chunks + n
-        low = _narrow(held, k.dtype.element_ty)
+        low = narrow(held, k.dtype.element_ty)
         _store(before + chunk * depth * width + first, low, 0, depth, width, depth - first, WIDTH, BLOCK)
         taken = _load(removed, start, width, length, width, C, WIDTH)
         written = _load(writes, start, depth, length, depth - first, C, BLOCK).to(tl.float32)
-        written -= _dot(taken, low)
+        written -= dot(taken, low)
         _store(writes, written, start, depth, length, depth - first, C, BLOCK)
         last = tl.load(lasts + chunk * C + tl.arange(0, C))
         keys = _load(k, start, k_step, length, width, C, WIDTH)
-        held = held * tl.load(entries + chunk * C + C - 1) + _dot(
-            tl.trans(keys), _narrow(last[:, None] * written, keys.dtype)
+        held = held * tl.load(entries + chunk * C + C - 1) + dot(
+            tl.trans(keys), narrow(last[:, None] * written, keys.dtype)
         )
     _store(after + head * depth * width, tl.trans(held), first, width, depth, width, BLOCK, WIDTH)
 
@@ -233,12 +214,12 @@ def _read_kernel(
     queries = _load(q + row * q_row + head % heads * q_head, start, q_step, length, width, C, WIDTH)
     keys = _load(k + row * k_row + head % heads // group * k_head, start, k_step, length, width, C, WIDTH)
     decay, entry = _decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
-    scores = _narrow(_dot(queries, tl.trans(keys)) * decay, keys.dtype)
+    scores = narrow(dot(queries, tl.trans(keys)) * decay, keys.dtype)
     before += (head * tl.num_programs(0) + n) * depth * width
     for first in range(0, depth, BLOCK):
         held = _load(before + first, 0, depth, width, depth - first, WIDTH, BLOCK)
         written = _load(writes + head * length * depth + first, start, depth, length, depth - first, C, BLOCK)
-        read = entry[:, None] * _dot(queries, held) + _dot(scores, written)
+        read = entry[:, None] * dot(queries, held) + dot(scores, written)
         _store(out + head * length * depth + first, read, start, depth, length, depth - first, C, BLOCK)
 
 
@@ -261,11 +242,11 @@ def _grad_local_kernel(
     tl.store(entries + chunk * C + tl.arange(0, C), entry)
     tl.store(lasts + chunk * C + tl.arange(0, C), _last_row(decay, C))
     scaled = (_load_row(beta + head * length, start, length, C) * entry)[:, None] * keys
-    taken = _dot(_load(inverse + chunk * C * C, 0, C, C, C, C, C), _narrow(scaled, keys.dtype))
+    taken = dot(_load(inverse + chunk * C * C, 0, C, C, C, C, C), narrow(scaled, keys.dtype))
     _store(removed + head * length * width, taken, start, width, length, width, C, WIDTH)
-    scores = _dot(queries, tl.trans(keys)) * decay
+    scores = dot(queries, tl.trans(keys)) * decay
     upper = _load(grad + head * length * depth, start, depth, length, depth, C, DEPTH)
-    _store(grad_writes + head * length * depth, _dot(tl.trans(scores), upper), start, depth, length, depth, C, DEPTH)
+    _store(grad_writes + head * length * depth, dot(tl.trans(scores), upper), start, depth, length, depth, C, DEPTH)
 
 
 @triton.jit
@@ -291,19 +272,19 @@ def _grad_pass_kernel(
     for back in range(chunks):
         n = chunks - 1 - back
         start, chunk = n * C, head * chunks + n
-        low = _narrow(held, k.dtype.element_ty)
+        low = narrow(held, k.dtype.element_ty)
         _store(after + chunk * depth * width + first, low, 0, depth, width, depth - first, WIDTH, BLOCK)
         last = tl.load(lasts + chunk * C + tl.arange(0, C))
         keys = _load(k, start, k_step, length, width, C, WIDTH)
         written = _load(grad_writes, start, depth, length, depth - first, C, BLOCK).to(tl.float32)
-        written += last[:, None] * _dot(keys, low)
+        written += last[:, None] * dot(keys, low)
         _store(grad_writes, written, start, depth, length, depth - first, C, BLOCK)
         entry = tl.load(entries + chunk * C + tl.arange(0, C))
-        read = _narrow(entry[:, None] * _load(grad, start, depth, length, depth - first, C, BLOCK), keys.dtype)
+        read = narrow(entry[:, None] * _load(grad, start, depth, length, depth - first, C, BLOCK), keys.dtype)
         queries = _load(q, start, q_step, length, width, C, WIDTH)
-        held = held * tl.load(entries + chunk * C + C - 1) + _dot(tl.trans(queries), read)
+        held = held * tl.load(entries + chunk * C + C - 1) + dot(tl.trans(queries), read)
         taken = _load(removed, start, width, length, width, C, WIDTH)
-        held -= _dot(tl.trans(taken), _narrow(written, keys.dtype))
+        held -= dot(tl.trans(taken), narrow(written, keys.dtype))
     _store(grad_memory + head * depth * width, tl.trans(held), first, width, depth, width, BLOCK, WIDTH)
 
 
@@ -345,19 +326,19 @@ def _grad_chunk_kernel(
         old = _load(before + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
         new = _load(after + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
         upper = _load(grad + at, start, depth, length, rest, C, BLOCK)
-        expected = _dot(keys, old)
+        expected = dot(keys, old)
         values = _load(v + row * v_row + key_head * v_head + first, start, v_step, length, rest, C, BLOCK)
         errors = values - entry[:, None] * expected
-        written = _narrow(_dot(solution, _narrow(rates[:, None] * errors, keys.dtype)), keys.dtype)
-        solved = _dot(tl.trans(solution), _load(grad_writes + at, start, depth, length, rest, C, BLOCK))
+        written = narrow(dot(solution, narrow(rates[:, None] * errors, keys.dtype)), keys.dtype)
+        solved = dot(tl.trans(solution), _load(grad_writes + at, start, depth, length, rest, C, BLOCK))
         grad_error = rates[:, None] * solved
         _store(grad_v + at, grad_error, start, depth, length, rest, C, BLOCK)
-        corrected += _dot(solved, tl.trans(written))
-        scored += _dot(upper, tl.trans(written))
-        read += _dot(upper, tl.trans(old))
+        corrected += dot(solved, tl.trans(written))
+        scored += dot(upper, tl.trans(written))
+        read += dot(upper, tl.trans(old))
         scaled = last[:, None] * written
-        through += _dot(scaled, tl.trans(new)) - _dot(entry[:, None] * grad_error, tl.trans(old))
-        carried += tl.sum(scaled * _dot(keys, new), 1)
+        through += dot(scaled, tl.trans(new)) - dot(entry[:, None] * grad_error, tl.trans(old))
+        carried += tl.sum(scaled * dot(keys, new), 1)
         learned += tl.sum(solved * errors, 1)
         kept += tl.sum(grad_error * expected, 1)
         across += tl.sum(new.to(tl.float32) * old.to(tl.float32), 1)
@@ -366,16 +347,16 @@ def _grad_chunk_kernel(
     through_end = tl.sum(across, 0) * tl.sum(tl.where(p == C - 1, entry, 0.0), 0)
     decay, _ = _decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
     scored *= decay
-    read = entry[:, None] * read + _dot(scored, keys)
+    read = entry[:, None] * read + dot(scored, keys)
     _store(grad_q + head * length * width, read, start, width, length, width, C, WIDTH)
-    through += _dot(tl.trans(scored), queries)
-    within = scored * _dot(queries, tl.trans(keys))
+    through += dot(tl.trans(scored), queries)
+    within = scored * dot(queries, tl.trans(keys))
     grad_A = tl.where(p[:, None] > p[None, :], -corrected * decay, 0.0)
-    products = _dot(keys, tl.trans(keys))
+    products = dot(keys, tl.trans(keys))
     learned += tl.sum(grad_A * products, 1)
     mixed = rates[:, None] * grad_A
     within += mixed * products
-    through += _dot(mixed + tl.trans(mixed), keys)
+    through += dot(mixed + tl.trans(mixed), keys)
     _store(grad_k + head * length * width, through, start, width, length, width, C, WIDTH)
     inside, at = start + p < length, head * length + start + p
     tl.store(grad_beta + at, learned, mask=inside)
@@ -399,7 +380,7 @@ def _step_kernel(inputs, sizes, memory, out, after, WIDTH: tl.constexpr, BLOCK: 
     _store(after + head * depth * width, held, first, width, depth, width, BLOCK, WIDTH)
     query = tl.load(q + head * width + column, mask=column < width, other=0.0).to(tl.float32)
     read = tl.sum(held * query[None, :], 1)
-    tl.store(out + head * depth + place, _narrow(read, out.dtype.element_ty), mask=place < depth)
+    tl.store(out + head * depth + place, narrow(read, out.dtype.element_ty), mask=place < depth)
 
 
 class _Call(NamedTuple):
@@ -452,7 +433,7 @@ def _padded(width: int) -> int:
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, segment_ids: Tensor | None) -> _Call:
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     log_decay, beta = log_decay.contiguous(), beta.contiguous()
     ids = log_decay if segment_ids is None else segment_ids.contiguous()
     strides = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import recording
+from atma.ops.segments import begins
 
 CHUNK = 64
 
@@ -74,10 +75,7 @@ def _call(
     """Hand over a Problem of delta.cpp."""
     q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in inputs[:3]]
     log_decay, beta, memory = inputs[3].contiguous(), inputs[4].contiguous(), memory.contiguous()
-    born = None
-    if segment_ids is not None:
-        born = torch.zeros(segment_ids.shape, dtype=torch.uint8)
-        born[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    born = None if segment_ids is None else begins(segment_ids)
     sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     tensors = (q, k, v, log_decay, beta, born, memory, *results, *gradients)

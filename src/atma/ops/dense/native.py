@@ -1,4 +1,4 @@
-"""The compiled kernels of ops/native/dense.cpp: float32, float64 and bfloat16, on the CPU."""
+"""The compiled kernels of ops/native/dense.cpp and rounds.cpp: float32, float64 and bfloat16, on the CPU."""
 
 import struct
 
@@ -24,9 +24,39 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
     x, weight = x.contiguous(), None if weight is None else weight.to(x.dtype).contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
     sizes = (x.numel() // x.shape[-1], x.shape[-1])
-    bits = struct.unpack("q", struct.pack("d", epsilon))[0]
-    native.call("rms_norm", x.dtype, (*sizes, *_places(x, weight, y), bits, torch.get_num_threads()))
+    native.call("rms_norm", x.dtype, (*sizes, *_places(x, weight, y), _bits(epsilon), torch.get_num_threads()))
     return y
+
+
+def rms_norm_recorded(x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool) -> Tensor:
+    """For training: x and weight are kept for their gradients. lowered: of float32 x the result is bfloat16."""
+    work = torch.promote_types(x.dtype, torch.float32)
+    return _norm(x, None if weight is None else weight.to(work), epsilon, lowered)
+
+
+def _norm_forward(x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool) -> Tensor:
+    x, weight = x.contiguous(), None if weight is None else weight.contiguous()
+    y = torch.empty(x.shape, dtype=torch.bfloat16 if lowered else x.dtype)
+    sizes = (x.numel() // x.shape[-1], x.shape[-1])
+    name = "norm_forward_lowered" if lowered else "norm_forward"
+    native.call(name, x.dtype, (*sizes, *_places(x, weight, y), _bits(epsilon), torch.get_num_threads()))
+    return y
+
+
+def _norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool
+) -> tuple[Tensor, Tensor]:
+    x, grad, weight = x.contiguous(), grad.contiguous(), None if weight is None else weight.contiguous()
+    grad_x, grad_weight = torch.empty(x.shape, dtype=x.dtype), _like_weight(x, weight)
+    sizes = (x.numel() // x.shape[-1], x.shape[-1])
+    places = _places(x, weight, grad, grad_x, None if weight is None else grad_weight)
+    name = "norm_backward_lowered" if lowered else "norm_backward"
+    native.call(name, x.dtype, (*sizes, *places, _bits(epsilon), torch.get_num_threads()))
+    return grad_x, grad_weight
+
+
+def _like_weight(x: Tensor, weight: Tensor | None) -> Tensor:
+    return x.new_empty(0) if weight is None else torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def gated_square(h: Tensor) -> Tensor:
@@ -49,6 +79,20 @@ def _gate_backward(grad: Tensor, h: Tensor) -> Tensor:
 def _call_gate(name: str, h: Tensor, grad: Tensor | None, y: Tensor) -> None:
     h, width = h.contiguous(), h.shape[-1] // 2
     native.call(name, h.dtype, (h.numel() // (2 * width), width, *_places(h, grad, y), torch.get_num_threads()))
+
+
+def newton_schulz(gram: Tensor, coefficients: tuple[float, float, float], turns: int) -> Tensor:
+    """For float32 and float64; without gradients."""
+    gram, factor = gram.contiguous(), torch.empty(gram.shape, dtype=gram.dtype)
+    sizes = (gram.numel() // max(1, gram.shape[-1] ** 2), gram.shape[-1], turns)
+    numbers = (*(_bits(x) for x in coefficients), torch.get_num_threads())
+    native.call("newton_schulz", gram.dtype, (*sizes, *_places(gram, factor), *numbers))
+    return factor
+
+
+def _bits(x: float) -> int:
+    """Of a double."""
+    return struct.unpack("q", struct.pack("d", x))[0]
 
 
 def _places(*tensors: Tensor | None) -> list[int]:
@@ -78,3 +122,31 @@ def _gradient(ctx, grad: Tensor):
 
 
 _gate.register_autograd(_gradient, setup_context=_save)
+
+
+_norm = torch.library.custom_op("atma::rms_norm_native", _norm_forward, mutates_args=())
+_norm_gradient = torch.library.custom_op("atma::rms_norm_native_backward", _norm_backward, mutates_args=())
+
+
+@_norm.register_fake
+def _(x, weight, epsilon, lowered):
+    return x.new_empty(x.shape, dtype=torch.bfloat16 if lowered else x.dtype)
+
+
+@_norm_gradient.register_fake
+def _(grad, x, weight, epsilon, lowered):
+    return x.new_empty(x.shape), _like_weight(x, weight)
+
+
+def _save_norm(ctx, inputs, output) -> None:
+    x, weight, ctx.epsilon, ctx.lowered = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradient_of_norm(ctx, grad: Tensor):
+    x, weight = ctx.saved_tensors
+    grad_x, grad_weight = _norm_gradient(grad, x, weight, ctx.epsilon, ctx.lowered)
+    return grad_x, None if weight is None else grad_weight, None, None
+
+
+_norm.register_autograd(_gradient_of_norm, setup_context=_save_norm)

@@ -1,10 +1,10 @@
-"""Cross-entropy of soft-capped logits from the hidden states, the logits of one block of tokens at a time."""
+"""Cross-entropy of soft-capped logits from the hidden states, the logits of one block at a time."""
 
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for
-from atma.ops.loss import cpu, reference
+from atma.ops.backend import backend_for, check_indices, check_tensors
+from atma.ops.loss import cpu, native, reference
 
 IGNORE = -100
 
@@ -22,19 +22,28 @@ def softcap_loss(
     hidden (…, D); weight (V, D); bias (V,) or None; targets (…) int64 in [0, V), or −100: loss 0, no gradient.
     Returns (…) float32 (float64 for float64). On CPU, targets outside are a ValueError.
     """
-    if hidden.shape[-1] != weight.shape[1] or targets.shape != hidden.shape[:-1]:
-        shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}"
-        raise ValueError(f"{shapes} do not fit together")
+    check_tensors("hidden weight bias", hidden, weight, bias)
+    if hidden.ndim < 2 or weight.ndim != 2 or 0 in weight.shape or hidden.shape[-1] != weight.shape[1]:
+        shapes = f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)}"
+        raise ValueError(f"{shapes} must be (…, D) and (V, D), neither D nor V 0")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be {tuple(weight.shape[:1])}, a number for each target, not {tuple(bias.shape)}")
+    check_indices("targets", targets, tuple(hidden.shape[:-1]), hidden.device)
     if targets.device.type == "cpu" and not torch.compiler.is_compiling() and targets.numel():
         low, high = (int(x) for x in targets.aminmax())
         if high >= weight.shape[0] or (low < 0 and low != IGNORE):
             raise ValueError(f"targets must be in [0, {weight.shape[0]}) or {IGNORE}; found {low} to {high}")
+    if torch.is_autocast_enabled(hidden.device.type):
+        low = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(low), weight.to(low)
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}; they must be of one dtype")
     chosen = backend_for(backend, hidden, "loss")
     if chosen == "gpu":
         from atma.ops.loss import gpu
 
         return gpu.losses(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
-    implementation = reference.losses if chosen == "reference" else cpu.losses
+    implementation = {"reference": reference, "cpu": cpu, "native": native}[chosen].losses
     return implementation(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
 
 

@@ -12,9 +12,6 @@ BLOCK_LOGITS = 1 << 21
 
 def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> Tensor:
     """(N,) nats for hidden (N, D)."""
-    if torch.is_autocast_enabled(hidden.device.type):
-        low = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(low), weight.to(low)
     return (_operation if recording() else _forward)(hidden, weight, bias, targets, cap)[0]
 
 

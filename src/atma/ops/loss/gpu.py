@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.gpu import add_dot, narrow
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORWARD_SLICE = 4096
@@ -21,7 +22,6 @@ FORWARD_SLICE = 4096
 BACKWARD_LOGITS = 1 << 26
 """Entries of ∂loss/∂logit held at once, as long as a slice has `SMALLEST_SLICE` words: 128 MiB in bfloat16."""
 SMALLEST_SLICE = 2048
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> Tensor:
@@ -36,24 +36,6 @@ def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
 
 
 @triton.jit
-def _narrow(x, dtype: tl.constexpr):
-    """x in `dtype`, rounded to nearest even; the interpreter alone would cut a bfloat16 off."""
-    if INTERPRETED and dtype == tl.bfloat16 and x.dtype == tl.float32:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        x = bits.to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
-def _dot(a, b, total):
-    """total + a · b in float32; the interpreter has no bfloat16 product."""
-    if INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc=total, input_precision="ieee")
-
-
-@triton.jit
 def _product_tile(
     a, b, row, column, rows, columns, inner, a_row, a_inner, b_inner, b_column, total, DEPTH: tl.constexpr
 ):
@@ -65,7 +47,7 @@ def _product_tile(
         at = start + tl.arange(0, DEPTH).to(tl.int64)
         left = tl.load(a + at[None, :] * a_inner, mask=within & (at < inner)[None, :], other=0.0)
         right = tl.load(b + at[:, None] * b_inner, mask=across & (at < inner)[:, None], other=0.0)
-        total = _dot(left, right, total)
+        total = add_dot(total, left, right)
     return total
 
 
@@ -166,7 +148,7 @@ def _slope_kernel(
     p = tl.where(inside[:, None], p * scale[:, None] * (slope * slope * slope), 0.0)
     real = place < slice_width
     offsets = row.to(tl.int64)[:, None] * slice_width + place[None, :]
-    tl.store(slopes + offsets, _narrow(p, slopes.dtype.element_ty), mask=inside[:, None] & real[None, :])
+    tl.store(slopes + offsets, narrow(p, slopes.dtype.element_ty), mask=inside[:, None] & real[None, :])
     if BIASED:
         tl.store(bias_shares + tl.program_id(0) * slice_width + place, tl.sum(p, 0), mask=real)
 
@@ -195,7 +177,7 @@ def _product_kernel(
     total = _product_tile(a, b, row, column, rows, columns, inner, a_row, a_inner, columns, 1, total, DEPTH)
     if ADDED:
         total += tl.load(at, mask=mask, other=0.0)
-    tl.store(at, _narrow(total, out.dtype.element_ty), mask=mask)
+    tl.store(at, narrow(total, out.dtype.element_ty), mask=mask)
 
 
 def _tiles(dtype: torch.dtype) -> dict[str, int]:

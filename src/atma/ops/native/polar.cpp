@@ -27,7 +27,7 @@ template <class T> struct Block {  // of one key/value head: what the rows of a 
     long b, g, group, from, to;    // queries [from, to)
     long rows() const { return (to - from) * group; }
     long first(long row) const { return p.first[b * p.queries + from + row / group]; }
-    long last(long row) const { return p.last[b * p.queries + from + row / group]; }
+    long last(long row) const { return std::min<long>(p.last[b * p.queries + from + row / group], p.keys); }
     long at(long row) const { return (b * p.heads + g * group + row % group) * p.queries + from + row / group; }
     T scale(long row) const {
         return static_cast<const T*>(p.scale)[b * p.scale_batch + (g * group + row % group) * p.scale_head +
@@ -156,7 +156,7 @@ template <class T, class E> struct Head {  // one key/value head: its sizes, and
     long b, g, group, wide, from, to;
     Head(const Problem& p, long index)
         : p(p), b(index / p.groups), g(index % p.groups), group(p.heads / p.groups), wide(padded<T>(p.width)),
-          from(p.first[b * p.queries]), to(p.last[b * p.queries + p.queries - 1]) {}
+          from(p.first[b * p.queries]), to(std::min<long>(p.last[b * p.queries + p.queries - 1], p.keys)) {}
     const E* key(long s) const { return static_cast<const E*>(p.k) + b * p.k_batch + g * p.k_head + s * p.k_key; }
     const E* value(long s) const { return static_cast<const E*>(p.v) + b * p.v_batch + g * p.v_head + s * p.v_key; }
     long room() const { return (to - from + KEY_BLOCK) * wide; }  // a block that begins at the last key stays inside

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.ops.backend import backend_for, own_precision, recording
+from atma.ops.backend import backend_for, check_indices, check_tensors, own_precision, recording
 from atma.ops.polar import cpu, native, reference
+from atma.ops.segments import document_start
 
 FEW_QUERIES = 16
 """Queries up to which the operations around the sums cost more than the sums: compiled, without gradients, they are two
@@ -42,15 +43,15 @@ def polar_attention(
     Returns direction (B, H, T, K), of length at most 1, and magnitude (B, H, T) in [0, 1), in q's dtype; statistics are
     float32 for lower precisions.
     """
+    scalars = (length_gain, null_base, null_slope, magnitude_slope, null_value)
+    check_tensors("q k v length_gain null_base null_slope magnitude_slope null_value", q, k, v, *scalars)
     check_shapes(q, k, v, start, segment_ids, window)
-    for name, value in (("length_gain", length_gain), ("null_base", null_base), ("null_slope", null_slope)):
-        if value.shape != (q.shape[1],):
-            raise ValueError(f"{name} must be ({q.shape[1]},), one number per query head, not {tuple(value.shape)}")
+    check_scalars(q.shape[1], q.shape[3], scalars, count_limit)
     work = torch.promote_types(q.dtype, torch.float32)
     first, last = visible_range(q, start, segment_ids, window)
     if q.shape[2] <= FEW_QUERIES and not recording() and backend_for(backend, q, "polar") == "native":
-        scalars = tuple(x.to(work) for x in (length_gain, null_base, null_slope, magnitude_slope, null_value))
-        c, magnitude = native.attend(q, k, v, first, last, scalars, count_limit, sharpening)
+        wide = tuple(x.to(work) for x in scalars)
+        c, magnitude = native.attend(q, k, v, first, last, wide, count_limit, sharpening)
         return c.to(q.dtype), magnitude.to(q.dtype)
     count = (last - first).to(work)[:, None]
     log_count = count.log()
@@ -76,6 +77,7 @@ def softmax_attention(
     backend: str = "auto",
 ) -> Tensor:
     """Causal softmax attention at `scale`, arguments as in `polar_attention`. Returns (B, H, T, K) in q's dtype."""
+    check_tensors("q k v", q, k, v)
     check_shapes(q, k, v, start, segment_ids, window)
     first, last = visible_range(q, start, segment_ids, window)
     scales = torch.full((1,), scale, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
@@ -120,9 +122,7 @@ def visible_range(
     last = index.expand(q.shape[0], -1) + 1 if start is None else start.to(torch.int32)[:, None] + index + 1
     first = torch.zeros_like(last)
     if segment_ids is not None:
-        begins = torch.ones_like(segment_ids, dtype=torch.bool)
-        begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-        first = torch.where(begins, index, 0).cummax(1).values
+        first = document_start(segment_ids)
     if window is not None:
         first = torch.maximum(first, last - window)
     return first, last
@@ -132,17 +132,37 @@ def check_shapes(
     q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None
 ) -> None:
     """ValueError with the offending value when the arguments of an attention do not fit each other."""
+    if q.ndim != 4 or k.ndim != 4 or 0 in q.shape or 0 in k.shape:
+        raise ValueError(
+            f"q and k must be (B, H, T, K) and (B, G, S, K), none 0, not {tuple(q.shape)}, {tuple(k.shape)}"
+        )
     batch, heads, length, width = q.shape
     if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or heads % k.shape[1] != 0:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
     if start is None and k.shape[2] != length:
         raise ValueError(f"without start there must be one key per query: {length} queries, {k.shape[2]} keys")
-    if start is not None and (start.shape != (batch,) or segment_ids is not None):
-        raise ValueError("start must be (B,), and segment_ids (packed training) cannot be given with it")
-    if segment_ids is not None and segment_ids.shape != (batch, length):
-        raise ValueError(f"segment_ids must be {(batch, length)}, not {tuple(segment_ids.shape)}")
+    if start is not None and segment_ids is not None:
+        raise ValueError("segment_ids marks packed documents in training; a call with a start continues one document")
+    check_indices("start", start, (batch,), q.device)
+    check_indices("segment_ids", segment_ids, (batch, length), q.device)
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, not {window}")
+    if start is not None and length > 1 and start.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in start.aminmax())  # one query is not made to wait for it
+        if low < 0 or high + length > k.shape[2]:
+            raise ValueError(f"start must leave room for {length} of {k.shape[2]} keys; found {low} to {high}")
+
+
+def check_scalars(heads: int, width: int, scalars: tuple[Tensor, ...], count_limit: int | None) -> None:
+    """ValueError with the offending value when the scalars of polar attention are not one number, or row, per head."""
+    names = ("length_gain", "null_base", "null_slope", "magnitude_slope")
+    for name, value in zip(names, scalars[:4], strict=True):
+        if value.shape != (heads,):
+            raise ValueError(f"{name} must be ({heads},), one number per query head, not {tuple(value.shape)}")
+    if scalars[4].shape != (heads, width):
+        raise ValueError(f"null_value must be {(heads, width)}, one row per query head, not {tuple(scalars[4].shape)}")
+    if count_limit is not None and count_limit < 1:
+        raise ValueError(f"count_limit must be at least 1, not {count_limit}")
 
 
 __all__ = ["polar_attention", "softmax_attention"]

@@ -14,7 +14,6 @@ float32's own. Gradients arrive at the products in the storage dtype too: float1
 """
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.gpu import unit_stride
 from atma.ops.polar.operator import operator
 
 WIDTHS = (16, 32, 64, 128, 256)
@@ -474,16 +474,6 @@ def _check(
         raise ValueError(f"page_table must be (B, pages) int32, not {tuple(page_table.shape)} {page_table.dtype}")
 
 
-def _on_device(x: Tensor) -> contextlib.AbstractContextManager:
-    """Launch on x's own device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    """x with its last dimension in one piece; other strides are free."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _new(q: Tensor, *leading: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for S, L, Q and M, with `leading` dimensions before theirs."""
     S = q.new_empty((*leading, *q.shape), dtype=torch.float32)
@@ -507,7 +497,7 @@ def _launch(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The forward pass over keys in one piece, or in pages where there is a table."""
-    q, k, v = (_unit_stride(x) for x in (q, k, v))
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     batch, heads, length, width = q.shape
     groups, keys, page, pages = k.shape[1], k.shape[2], 0, 0
     if table is not None:
@@ -523,7 +513,7 @@ def _launch(
     parts = out if splits == 1 else _new(q, splits)
     # A load through a table waits for the table's entry: two more stages keep as many keys under way.
     stages = tile.stages if table is None else tile.stages + 2
-    with _on_device(q):
+    with torch.cuda.device_of(q):
         _forward_kernel[(programs * splits,)](
             q, k, v, scale, first.contiguous(), last.contiguous(), first if table is None else table, *parts,
             q.stride()[:3], k.stride()[:3], v.stride()[:3], scale.stride(), length, groups, pages, splits,
@@ -563,7 +553,7 @@ def _backward(
     first: Tensor,
     last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q, k, v = (_unit_stride(x) for x in (q, k, v))
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     first, last, M, grad_L, grad_Q = (x.contiguous() for x in (first, last, M, grad_L, grad_Q))
     grad_S = grad_S.to(q.dtype).contiguous()
     batch, heads, length, width = q.shape
@@ -574,7 +564,7 @@ def _backward(
     if grad_scale.numel() == 0:
         return grad_q, grad_k.zero_(), grad_v.zero_(), grad_scale
     strides = (q.stride()[:3], k.stride()[:3], v.stride()[:3])
-    with _on_device(q):
+    with torch.cuda.device_of(q):
         tile = tiles(KEY_GRADIENT, width, q.dtype)
         bounds, packed = _row_bounds(first, last, keys, tile.keys), _pack_rows(groups, scale, M, grad_L, grad_Q)
         _key_gradient_kernel[(batch * groups * bounds.shape[1],)](
