@@ -159,6 +159,25 @@ def test_a_long_common_beginning_is_read_once(engine) -> None:
     assert _answer(engine, Request([*common, 7, 8, 9], max_tokens=1)).usage.cached == 64
 
 
+def test_a_common_beginning_of_requests_that_come_together_is_read_once(engine) -> None:
+    common = [i % 251 for i in range(100)]
+    handles = [engine.submit(Request([*common, i, i], max_tokens=3, temperature=0)) for i in range(4)]
+    finish(engine, *handles)
+    assert engine.reader.read == 102 + 3 * 6
+    assert [handle.outputs[0].usage.cached for handle in handles] == [0, 96, 96, 96]
+
+
+def test_one_that_waits_for_a_beginning_goes_on_when_its_reader_ends(engine) -> None:
+    common = [i % 251 for i in range(160)]
+    first, second = (engine.submit(Request(common, max_tokens=3, temperature=0, id=name)) for name in "ab")
+    engine.step()
+    assert len(engine.scheduler.running) == 1
+    engine.abort("a")
+    finish(engine, second)
+    assert first.outputs[0].finish_reason == "abort"
+    assert second.outputs[0].usage.cached == 32
+
+
 def test_states_are_shared_only_where_the_salt_is_equal_and_the_cache_allowed(engine) -> None:
     def cached(**changes) -> int:
         request = dataclasses.replace(Request("a text", max_tokens=2, temperature=0), **changes)

@@ -101,5 +101,5 @@ def test_choices_wait_until_the_first_has_read_their_prompt() -> None:
     follower.leader = leader
     scheduler.add([leader, follower])
     assert scheduler.take_in(lambda _: True) == [leader]
-    leader.append(0)
+    leader.position = 3
     assert scheduler.take_in(lambda _: True) == [follower]

@@ -93,7 +93,7 @@ class Engine:
         spent = self.scheduler.spent()
         if spent is not None:
             self._preempt(spent, last=True)
-        self.scheduler.take_in(lambda sequence: self.memory.place(sequence, len(self.scheduler.running)))
+        self.scheduler.take_in(lambda sequence: self.memory.place(sequence, self.scheduler.running))
         self._join()
         self._make_room()
         self._read()

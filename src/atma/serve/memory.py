@@ -1,5 +1,7 @@
 """What the engine holds for its texts, counted in pages: places for new ones, room for those that grow, kept states."""
 
+from collections.abc import Sequence as Many
+
 import torch
 
 from atma.eval.provenance import weights_hash
@@ -37,10 +39,11 @@ class Memory:
         pages = (self.budget.pages - self.pool.free) * self.budget.page_bytes
         return pages + (2 * self.budget.rows + len(self.cache)) * self.budget.row_bytes
 
-    def place(self, sequence: Sequence, spare: int) -> bool:
+    def place(self, sequence: Sequence, running: Many[Sequence]) -> bool:
         """Give a sequence its pages up to its next token, and the longest kept beginning of its text.
 
-        False if there are not so many, and `spare` more for others to grow.
+        False if there are not so many, and one more for each of `running` to grow; or if one of these is reading a
+        longer beginning of it, for which it then waits.
         """
         since = self.released, self.pool.freed, self.cache.inserted
         if sequence.refused == since:
@@ -48,7 +51,12 @@ class Memory:
         kept = None
         if not sequence.scores_prompt:
             kept = self.cache.find(sequence.tokens, sequence.target, sequence.salt)
-        total = self.pool.pages_for(max(sequence.target, min(sequence.target + 1, sequence.longest)))
+        if not sequence.scores_prompt and self._follows(sequence, running, kept.standing.position if kept else 0):
+            return False
+        spare, total = (
+            len(running),
+            self.pool.pages_for(max(sequence.target, min(sequence.target + 1, sequence.longest))),
+        )
         if not self._fits(total + spare, kept):
             kept = None
             if not self._fits(total + spare, None):
@@ -73,7 +81,7 @@ class Memory:
 
     def wanted(self, sequence: Sequence) -> bool:
         """Whether the state where a sequence stands is one to keep as it passes, and not kept yet."""
-        if not (sequence.request.cache or sequence.request.n > 1):
+        if not sequence.shares:
             return False
         position = sequence.position
         due = position == sequence.prompt_length or (self.every > 0 and position % self.every == 0)
@@ -92,6 +100,17 @@ class Memory:
     def to_boundary(self, position: int, count: int) -> int:
         """How many of `count` tokens from `position` on to read before a state is to be kept."""
         return min(count, self.every - position % self.every) if self.every else count
+
+    def _follows(self, sequence: Sequence, running: Many[Sequence], kept: int) -> bool:
+        """Whether another is about to come to a state that this one could begin from."""
+        for other in running if self.budget.snapshots else ():
+            if not other.shares or other.salt != sequence.salt or other.position >= other.prompt_length:
+                continue
+            count = min(other.position + self.to_boundary(other.position, other.prompt_length), other.prompt_length)
+            if kept < count <= sequence.target and other.tokens[:count] == sequence.tokens[:count]:
+                sequence.leader, sequence.until = other, count
+                return True
+        return False
 
     def _fits(self, total: int, kept: Kept | None) -> bool:
         shared = kept.standing.position // self.pool.size if kept else 0

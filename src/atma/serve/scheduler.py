@@ -54,7 +54,7 @@ class Scheduler:
             if fits(sequence):
                 self._enter(sequence)
                 taken.append(sequence)
-            else:
+            elif not sequence.waits:
                 passed.append(sequence)
         return taken
 
@@ -90,6 +90,7 @@ class Scheduler:
         for passed in self.waiting[:at]:
             passed.passed += not passed.waits
         del self.waiting[at]
+        sequence.leader = None
         sequence.turn, sequence.reread, sequence.passed = sequence.written, 0, 0
         bisect.insort(self.running, sequence, key=lambda s: s.ticket)
 

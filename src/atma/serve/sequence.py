@@ -19,7 +19,8 @@ class Sequence:
         self.random = torch.Generator().manual_seed(seed)
         self.stream = TextStream(request.stop)
         self.leader: Sequence | None = None
-        """The choice that reads the prompt for this one too."""
+        self.until = len(tokens)
+        """Another that reads the first `until` tokens for this one too: it waits for that."""
         self.ticket = 0
         """Its place in the order of arrival."""
         self.passed = 0
@@ -52,6 +53,11 @@ class Sequence:
         return len(self.tokens) - 1 if self.written else self.prompt_length
 
     @property
+    def shares(self) -> bool:
+        """Whether its state is kept for others as it is read."""
+        return self.request.cache or self.request.n > 1
+
+    @property
     def longest(self) -> int:
         """Positions it may come to hold: the last token is never read."""
         return self.prompt_length + self.request.max_tokens - 1
@@ -63,9 +69,9 @@ class Sequence:
 
     @property
     def waits(self) -> bool:
-        """Whether another choice is reading its prompt."""
+        """Whether another is reading its beginning."""
         leader = self.leader
-        return leader is not None and leader.finish is None and leader.written == 0
+        return leader is not None and not leader.finish and not leader.written and leader.position < self.until
 
     def append(self, token: int) -> None:
         """A token of the answer."""
