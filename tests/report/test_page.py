@@ -56,7 +56,7 @@ def test_a_single_length_has_no_slope_and_still_a_page(report: Report):
     assert "Loss on fixed targets" in text
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no chromium on the path; install it to test the page in a browser")
