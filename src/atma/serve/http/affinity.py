@@ -1,4 +1,4 @@
-"""A name for the beginning of a conversation, so that a balancer can send its turns to the server that keeps its states.
+"""A name for the beginning of a conversation: a balancer can send its turns to the server that keeps its states.
 
 It depends on the salt and on the conversation up to and including the first message of the user (of that, the first
 characters), so all turns of a conversation have the same one, on every server and after every restart. A client that
