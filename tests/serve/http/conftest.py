@@ -1,6 +1,7 @@
 """A server in this process, over a small model with random weights and bytes as tokens."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -64,12 +65,13 @@ class Live:
 
     def raw(self, data: bytes, seconds: float = 20) -> bytes:
         """All that comes back for these bytes until the server closes, or is silent for so long after an answer."""
+        told = b""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as wire:
-            try:
+            with contextlib.suppress(ConnectionError, TimeoutError):
                 wire.sendall(data)
-                return b"".join(iter(lambda: wire.recv(65536), b""))
-            except (ConnectionError, TimeoutError):
-                return b""
+                while part := wire.recv(65536):
+                    told += part
+        return told
 
     def stats(self) -> dict[str, Any]:
         assert self.loop is not None

@@ -39,6 +39,11 @@ Prompt = str | list[str] | list[int] | list[list[int]]
 Text = dict[str, object]
 
 
+def shown(value: object) -> str:
+    """The beginning of a value in quotes, without characters that no answer can hold."""
+    return ascii(str(value)[:40])
+
+
 def _prompt(value: object) -> Prompt:
     """A text, tokens, or a list of either."""
     if isinstance(value, str):
@@ -59,7 +64,7 @@ def _tokens(value: object) -> list[int]:
         raise ValueError("must be texts or lists of token ids, all of one kind, none empty")
     for token in value:
         if type(token) is not int or not 0 <= token < TOKEN:
-            raise ValueError(f"token ids are whole numbers from 0, not {str(token)[:40]!r}")
+            raise ValueError(f"token ids are whole numbers from 0, not {shown(token)}")
     return value
 
 
@@ -69,7 +74,7 @@ def _stop(value: object) -> list[str]:
         raise ValueError(f"must be a text or a list of at most {MOST_STOPS} texts")
     for stop in stops:
         if not isinstance(stop, str) or not 0 < len(stop) <= LONGEST_STOP:
-            raise ValueError(f"stop texts have 1 to {LONGEST_STOP} characters, not {str(stop)[:40]!r}")
+            raise ValueError(f"stop texts have 1 to {LONGEST_STOP} characters, not {shown(stop)}")
     return stops
 
 
@@ -78,9 +83,9 @@ def _biases(value: object) -> dict[int, float]:
         raise ValueError(f"must map at most {MOST_BIASES:,} token ids to numbers from -100 to 100")
     for token, bias in value.items():
         if not re.fullmatch("[0-9]{1,9}", token, re.ASCII):
-            raise ValueError(f"{token[:40]!r} is no token id")
+            raise ValueError(f"{shown(token)} is no token id")
         if type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise ValueError(f"of token {token} must be a number from -100 to 100, not {str(bias)[:40]!r}")
+            raise ValueError(f"of token {token} must be a number from -100 to 100, not {shown(bias)}")
     return {int(token): float(bias) for token, bias in value.items()}
 
 
@@ -146,9 +151,9 @@ class Body(BaseModel):
     @classmethod
     def _refusal(cls, key: str) -> str:
         if key in NEUTRAL:
-            return f"'{key}': this server cannot do what it asks for; leave it out"
+            return f"{shown(key)}: this server cannot do what it asks for; leave it out"
         near = difflib.get_close_matches(key[:64], cls.model_fields, 1)
-        return f"unknown field '{key[:64]}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"unknown field {shown(key)}" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
 class StreamOptions(Body):
@@ -205,7 +210,7 @@ class Message(Body):
 
     @classmethod
     def _refusal(cls, key: str) -> str:
-        return f"'{key[:64]}' in a message: this server cannot do what it asks for; leave it out"
+        return f"{shown(key)} in a message: this server cannot do what it asks for; leave it out"
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from atma.serve.http.call import Call
 from atma.serve.http.errors import ApiError, ClientGone
 from atma.serve.http.metrics import Metrics
-from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS
+from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES
 
 LOG = logging.getLogger("atma.serve")
 OPEN = {"/health", "/"}
@@ -51,6 +51,7 @@ class Guard:
             self._held, held = self._held + count, held + count
 
         try:
+            _short(scope)
             self._admit(scope["path"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._body(headers, receive, hold)
@@ -150,6 +151,13 @@ def deepest(body: bytes) -> int:
     opened = np.isin(signs, np.frombuffer(b"[{", np.uint8)).astype(np.int32)
     closed = np.isin(signs, np.frombuffer(b"]}", np.uint8)).astype(np.int32)
     return int((opened - closed).cumsum().max(initial=0))
+
+
+def _short(scope: Scope) -> None:
+    """ApiError for a head that is too long; one that comes in many pieces is refused before it is whole."""
+    lines = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if lines + len(scope["raw_path"]) + len(scope["query_string"]) > HEAD_BYTES:
+        raise ApiError(431, "malformed_http", f"the request's head is longer than {HEAD_BYTES:,} bytes")
 
 
 class _Answer:

@@ -27,6 +27,8 @@ WRITE_SECONDS = 30.0
 BODIES_AT_ONCE = 8
 """So many of the largest bodies may be in memory for all requests under way together."""
 CONNECTIONS = 512
+SEND_BUFFER = 256 << 10
+"""Of a connection in the system; the server itself holds 64 KiB more, and what is not yet written stays tokens."""
 PING_SECONDS = 5.0
 """A stream that is silent for so long says so in a comment."""
 

@@ -1,6 +1,6 @@
 """From a request's body to requests of the engine."""
 
-from atma.serve.http.bodies import ChatBody, CompletionBody, SamplingBody
+from atma.serve.http.bodies import ChatBody, CompletionBody, SamplingBody, shown
 from atma.serve.http.errors import ApiError
 from atma.serve.request import Request
 
@@ -25,7 +25,7 @@ def chat_request(body: ChatBody, tokens: list[int], stop: tuple[str, ...], other
 def check_model(asked: str | None, served: str) -> None:
     """ApiError for a model that is not served here."""
     if asked is not None and asked != served:
-        raise ApiError(404, "model_not_found", f"no model '{asked[:64]}' here; this server has '{served}'", "model")
+        raise ApiError(404, "model_not_found", f"no model {shown(asked)} here; this server has '{served}'", "model")
 
 
 def _request(

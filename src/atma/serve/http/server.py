@@ -16,7 +16,7 @@ from collections.abc import Generator
 import uvicorn
 
 from atma.serve.http.app import create_app
-from atma.serve.http.options import HEAD_BYTES, ServerOptions
+from atma.serve.http.options import HEAD_BYTES, SEND_BUFFER, ServerOptions
 from atma.serve.http.protocol import Connection
 from atma.serve.http.service import Service
 
@@ -50,6 +50,7 @@ def listening(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
         sock.bind(address)
         sock.listen(256)
