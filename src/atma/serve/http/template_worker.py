@@ -1,9 +1,9 @@
 """Renders chat templates in a process of its own, so that no template can do harm or hold up the server.
 
 A template comes with a model and may be anybody's. Jinja's immutable sandbox keeps it from objects; here it also has no
-files to open, no environment, bounded memory, and a parent that ends the process when a rendering takes too long. This
-file is run as a script and imports nothing of the package. Messages are JSON after a length of four bytes: first the
-template, then one request after another.
+files to open, no environment, bounded memory, and a parent that ends the process when it takes too long. This file is
+run as a script and imports nothing of the package. Messages are JSON after a length of four bytes: {} when it is ready,
+then answers to the template and to one request after another.
 """
 
 import datetime
@@ -12,7 +12,10 @@ import resource
 import sys
 from typing import Any
 
-MEMORY = 768 << 20
+MEMORY = 512 << 20
+
+WARM = """{% set n = namespace(a='\\n') %}{% for i in [1, 2.5] %}{{ '%s' % i ~ i | round | string | indent | urlencode }}
+{% endfor %}{{ n | pprint }}{{ strftime_now('%c') }}{{ 'a b' | wordwrap(1) }}{{ {'a': 1} | tojson | safe }}"""
 
 
 class Refused(Exception):
@@ -21,38 +24,51 @@ class Refused(Exception):
 
 def main() -> None:
     """Read a template, answer {} or {"error"}; then render requests until the input ends."""
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    template: Any = None
-    while (message := _receive(source)) is not None:
+    environment, template = _environment(), None
+    _warm(environment)
+    _bound()
+    _send({})
+    while (message := _receive()) is not None:
         try:
             if template is None:
-                template, answer = _compiled(message["template"]), {}
+                template, answer = environment.from_string(message["template"]), {}
             else:
                 answer = {"text": template.render(**message)}
         except Exception as error:  # whatever a template does wrong is the answer
             answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        data = json.dumps(answer).encode()
-        sink.write(len(data).to_bytes(4, "big") + data)
-        sink.flush()
+        _send(answer)
 
 
-def _compiled(text: str) -> Any:
+def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now
-    template = environment.from_string(text)
-    _bound()
-    return template
+    return environment
+
+
+def _warm(environment: Any) -> None:
+    """Import whatever Python and jinja2 import only when it is needed: soon no file can be opened any more."""
+    import pprint
+    import textwrap
+
+    import jinja2.debug
+
+    assert pprint and textwrap and jinja2.debug
+    environment.from_string(WARM).render()
+    for text in ("{{ 1 / 0 }}", "{{ ", "{{ raise_exception('') }}"):
+        try:
+            environment.from_string(text).render()
+        except Exception as error:
+            str(error)
 
 
 def _bound() -> None:
     """From here on: so much memory, no new files, nothing written to any, no core."""
-    _now("%c")  # reads the time zone while it may
     for kind, most in (("AS", MEMORY), ("NOFILE", 3), ("FSIZE", 0), ("CORE", 0)):
         number = getattr(resource, f"RLIMIT_{kind}", None)
         if number is not None:
@@ -62,9 +78,15 @@ def _bound() -> None:
                 continue
 
 
-def _receive(source: Any) -> Any:
-    head = source.read(4)
-    return json.loads(source.read(int.from_bytes(head, "big"))) if len(head) == 4 else None
+def _receive() -> Any:
+    head = sys.stdin.buffer.read(4)
+    return json.loads(sys.stdin.buffer.read(int.from_bytes(head, "big"))) if len(head) == 4 else None
+
+
+def _send(answer: dict[str, str]) -> None:
+    data = json.dumps(answer).encode()
+    sys.stdout.buffer.write(len(data).to_bytes(4, "big") + data)
+    sys.stdout.buffer.flush()
 
 
 def _to_json(value: object, indent: int | None = None) -> str:

@@ -72,11 +72,15 @@ class Renderer:
         request = self.template.names | {"messages": messages, "add_generation_prompt": prompted}
         async with self._turn:
             try:
-                async with asyncio.timeout(RENDER_SECONDS if self._process else START_SECONDS):
-                    answer = await _ask(self._process or await self._begin(), request)
-            except (TimeoutError, OSError, EOFError, ValueError):
+                process = self._process or await self._begin()
+                async with asyncio.timeout(RENDER_SECONDS):
+                    answer = await _ask(process, request)
+            except (TimeoutError, OSError, EOFError):
                 await self._end()
                 raise _failed("it took too long or too much") from None
+            except ValueError as error:
+                await self._end()
+                raise _failed(str(error)) from None
             except asyncio.CancelledError:
                 await self._end()
                 raise
@@ -95,11 +99,15 @@ class Renderer:
         self._process = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment, start_new_session=True
         )
+        answer = {"error": "the process that renders it does not start"}
         try:
             async with asyncio.timeout(START_SECONDS):
+                await _told(self._process)
+            answer = {"error": "it takes too long or too much to compile"}
+            async with asyncio.timeout(RENDER_SECONDS):
                 answer = await _ask(self._process, {"template": self.template.text})
-        except (TimeoutError, OSError, EOFError) as error:
-            answer = {"error": f"the process that renders it does not start ({error!r})"}
+        except (TimeoutError, OSError, EOFError):
+            pass
         except BaseException:
             await self._end()
             raise
@@ -167,13 +175,18 @@ class Specials:
 
 
 async def _ask(process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
     data = json.dumps(request).encode()
     process.stdin.write(len(data).to_bytes(4, "big") + data)
     await process.stdin.drain()
+    return await _told(process)
+
+
+async def _told(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    assert process.stdout is not None
     size = int.from_bytes(await process.stdout.readexactly(4), "big")
     if size > MOST_BYTES:
-        raise ValueError("too long")
+        raise ValueError("it is too long")
     return json.loads(await process.stdout.readexactly(size))
 
 
