@@ -188,8 +188,6 @@ def test_metrics_count_requests_tokens_and_times(live: Live):
 
 
 def test_the_log_has_sizes_and_times_and_no_text(live: Live, caplog):
-    guard.LOG.propagate = True
-    guard.LOG.setLevel("INFO")
     with caplog.at_level("INFO", "atma.serve"):
         asked = {"prompt": "a secret of mine", "max_tokens": 3, "ignore_eos": True}
         live.post("/v1/completions", asked, {"x-request-id": "logged"})

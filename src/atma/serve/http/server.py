@@ -29,20 +29,22 @@ def serve(path: str, options: ServerOptions) -> None:
     """Serve a model until a signal ends it. ValueError, OSError: what the user can mend."""
     options.require_safe()
     service = Service(path, options)
-    logs()
-    with listening(options.host, options.port) as sock:
+    with logs(), listening(options.host, options.port) as sock:
         print(f"atma: loading {service.name}", file=sys.stderr, flush=True)
         asyncio.run(Process(service).run(sock))
 
 
-def logs() -> None:
+@contextlib.contextmanager
+def logs() -> Generator[None, None, None]:
     """One line a request on stderr; nothing of uvicorn's own."""
-    if not LOG.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        LOG.addHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
-    LOG.propagate = False
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
 
 
 def listening(host: str, port: int) -> socket.socket:

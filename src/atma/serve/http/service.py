@@ -103,6 +103,7 @@ async def _in_thread(work: Callable[[], R]) -> R:
     future: Future[R] = Future()
 
     def run() -> None:
+        future.set_running_or_notify_cancel()
         try:
             future.set_result(work())
         except BaseException as error:
