@@ -18,7 +18,7 @@ def run(
     """Serve a model over HTTP in the words of OpenAI's API, with a chat page at its address.
 
     Listens at 127.0.0.1 alone unless there is an API key. SIGTERM or Ctrl-C lets answers under way end; a second one
-    ends at once. docs/serving.md has every route, limit and metric.
+    ends at once. docs/server.md has every route, limit and metric.
 
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.

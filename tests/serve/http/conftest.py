@@ -56,7 +56,7 @@ class Live:
             kind = {} if data is None else {"content-type": "application/json"}
             connection.request(method, path, data, kind | (headers or {}))
             response = connection.getresponse()
-            return Told(response.status, dict((k.lower(), v) for k, v in response.getheaders()), response.read())
+            return Told(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:
             connection.close()
 
@@ -66,11 +66,11 @@ class Live:
     def raw(self, data: bytes, seconds: float = 20) -> bytes:
         """All that comes back for these bytes until the server closes, or is silent for so long after an answer."""
         told = b""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as wire:
-            with contextlib.suppress(ConnectionError, TimeoutError):
-                wire.sendall(data)
-                while part := wire.recv(65536):
-                    told += part
+        wire = socket.create_connection(("127.0.0.1", self.port), timeout=seconds)
+        with wire, contextlib.suppress(ConnectionError, TimeoutError):
+            wire.sendall(data)
+            while part := wire.recv(65536):
+                told += part
         return told
 
     def stats(self) -> dict[str, Any]:

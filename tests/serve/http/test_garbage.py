@@ -15,7 +15,10 @@ ROUTES = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
 BODIES = {
     "/v1/chat/completions": {
         "model": "tiny",
-        "messages": [{"role": "system", "content": "Be"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        "messages": [
+            {"role": "system", "content": "Be"},
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        ],
         "max_tokens": 3,
         "temperature": 0.5,
         "logprobs": True,
@@ -41,6 +44,7 @@ BODIES = {
     "/tokenize": {"prompt": "some text", "add_special_tokens": False},
     "/detokenize": {"tokens": [1, 2, 250, 256]},
 }
+BESIDE = {"prompt": "undisturbed", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
 STRANGE = [None, True, -1, 0, 1, 2**31, 2**63, 2**64, 1e308, -0.0, 1e-320, "", "x", "\ud800", "\0", "😀" * 50, [], {}]
 STRANGE += [[[]], [None], [1, "x"], {"a": {}}, ["x"] * 200, "9" * 400, [2**70], {"type": "text"}, {"65": "1"}]
 METHODS = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "BREW"]
@@ -115,20 +119,16 @@ def exchange(port: int, data: bytes) -> bytes:
 class Beside:
     """A stream that goes on while others misbehave, again and again; every answer is compared with the first."""
 
-    ASKED = {"prompt": "undisturbed", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
-
     def __init__(self, live: Live) -> None:
         self.live, self.stop, self.texts = live, threading.Event(), []
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         while not self.stop.is_set():
-            events = self.live.post("/v1/completions", self.ASKED).events()
+            events = self.live.post("/v1/completions", BESIDE).events()
             self.texts.append("".join(event["choices"][0]["text"] for event in events))
 
     def __enter__(self) -> "Beside":
-        self.texts.append("")
-        self.texts.clear()
         self.thread.start()
         return self
 
@@ -172,7 +172,6 @@ def check_raw(live: Live, seed: int, count: int) -> None:
             if status >= 400 and not sent.startswith(b"HEAD"):
                 assert json.loads(part.partition(b"\r\n\r\n")[2])["error"]["message"], (sent, part)
     assert seen >= {200, 400, 405, 415}
-
 
 
 def test_mutated_bodies_are_answered_or_refused(live: Live):

@@ -161,7 +161,10 @@ def test_token_ids_are_continued_as_they_are(client):
     assert text(client, ids).choices[0].text == text(client).choices[0].text
     assert text(client, ids).usage.prompt_tokens == len(ids)
     several = text(client, [ids, list(b"xyz")])
-    assert [c.text for c in several.choices] == [text(client).choices[0].text, text(client, list(b"xyz")).choices[0].text]
+    assert [c.text for c in several.choices] == [
+        text(client).choices[0].text,
+        text(client, list(b"xyz")).choices[0].text,
+    ]
 
 
 def test_an_echo_begins_with_the_prompt(client):
@@ -206,7 +209,7 @@ def test_offsets_count_characters(client):
 
 
 def test_several_parts_of_a_message_are_one_text(client):
-    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    parts = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}]
     asked = chat(client, [{"role": "user", "content": parts}])
     assert asked.choices[0].message.content == chat(client).choices[0].message.content
 
@@ -242,7 +245,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
         ({"response_format": SCHEMA}, "response_format"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"store": True}, "store"),
-        ({"extra_body": {"temprature": 1}}, "did you mean 'temperature'"),
+        ({"extra_body": {"temperatur": 1}}, "did you mean 'temperature'"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
@@ -258,7 +261,10 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}, "image"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+            "image",
+        ),
         ({"max_tokens": 10**9}, "memory"),
     ],
 )

@@ -191,7 +191,9 @@ class Started:
     def __init__(self, folder, *options) -> None:
         command = [sys.executable, "-m", "atma", "serve", str(folder), "--port", "0", *options]
         pipe = subprocess.PIPE
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit it as ignored
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # tests in the background inherit it as ignored
         self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, env=os.environ | {"OMP_NUM_THREADS": "1"})
         signal.signal(signal.SIGINT, before)
         self.opened: list = []

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import os
 import shutil
 import time
 
@@ -51,12 +50,12 @@ def test_the_plain_dialogue_is_a_beginning_of_every_later_turn():
         {"role": "user", "content": "Go"},
         {"role": "assistant", "content": "typed"},
     ]
-    plain = find_template(os.devnull and templates.WORKER.parent)
+    plain = find_template(templates.WORKER.parent)
     first, second, third = rendered(plain.text, talk[:2], talk[:4], talk)
     assert first == "System: Be\nUser: Hi\nAssistant:"
     assert second == first + " Yes?\n\nUser: Go\nAssistant:"
     assert third == second + " typed\nAssistant:"
-    assert plain.stop == ("\nUser:",)
+    assert plain.stop == ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
 def test_a_template_is_taken_from_the_option_the_folder_or_the_settings(tmp_path):
@@ -74,7 +73,7 @@ def test_a_template_is_taken_from_the_option_the_folder_or_the_settings(tmp_path
     assert find_template(tmp_path).text == "file"
     assert find_template(tmp_path, chosen).text == "mine"
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer_config.json: not JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
         find_template(tmp_path)
 
 
@@ -114,7 +113,8 @@ BOMBS = [
     "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
 ]
 HANGS = [
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}"
+    "{% endfor %}{% endfor %}{% endfor %}",
     "{{ 2 ** 99999999999 }}",
 ]
 

@@ -102,17 +102,18 @@ class Process:
         serving = asyncio.create_task(self.server.serve(sockets=[sock]))
         loading, ending = asyncio.create_task(self._load(sock)), asyncio.create_task(self._ending.wait())
         try:
-            await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((loading, ending, serving), return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and loading.exception() is None:
-                await ending
+                await asyncio.wait((ending, serving), return_when=asyncio.FIRST_COMPLETED)
                 await self._drain()
         finally:
-            loading.cancel()
+            for task in (loading, ending):
+                task.cancel()
             self.server.should_exit = True
-            await asyncio.gather(serving, return_exceptions=True)
-            await asyncio.gather(loading, return_exceptions=True)
-        if not loading.cancelled() and (error := loading.exception()) is not None:
-            raise error
+            await asyncio.gather(serving, loading, ending, return_exceptions=True)
+        for task in (loading, serving):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
 
     def end(self, number: int | None = None) -> None:
         """Begin to drain; when that has begun, a second signal ends the process at once."""

@@ -23,7 +23,7 @@ RENDER_SECONDS = 5.0
 START_SECONDS = 30.0
 MOST_BYTES = 64 << 20
 WORKER = Path(__file__).with_name("template_worker.py")
-DEFAULT_STOP = ("\nUser:",)
+DEFAULT_STOP = ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
 class Template(NamedTuple):
