@@ -245,7 +245,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
         ({"response_format": SCHEMA}, "response_format"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"store": True}, "store"),
-        ({"extra_body": {"temperatur": 1}}, "did you mean 'temperature'"),
+        ({"extra_body": {"temperature_": 1}}, "did you mean 'temperature'"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),

@@ -22,6 +22,8 @@ LOG = logging.getLogger("atma.serve")
 OPEN = {"/health", "/"}
 """Told without a key: whether the server is up, and the page, which holds nothing of the model."""
 DEEPEST = 16
+PLAIN = bytes(byte for byte in range(256) if byte not in b"[]{}")
+UPDOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 LOCAL_HOST = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 MEASURED = {"/v1/chat/completions", "/v1/completions"}
@@ -147,10 +149,8 @@ async def refuse(error: ApiError, call: Call, scope: Scope, receive: Receive, se
 
 def deepest(body: bytes) -> int:
     """How deep brackets of a JSON text are nested, leaving out those in strings."""
-    signs = np.frombuffer(STRING.sub(b"", body), np.uint8)
-    opened = np.isin(signs, np.frombuffer(b"[{", np.uint8)).astype(np.int32)
-    closed = np.isin(signs, np.frombuffer(b"]}", np.uint8)).astype(np.int32)
-    return int((opened - closed).cumsum().max(initial=0))
+    signs = np.frombuffer(STRING.sub(b"", body).translate(UPDOWN, PLAIN), np.int8)
+    return int(signs.cumsum(dtype=np.int32).max(initial=0))
 
 
 def _short(scope: Scope) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 MEMORY = 512 << 20
 
 WARM = """{% set n = namespace(a='\\n') %}{% for i in [1, 2.5] %}{{ '%s' % i ~ i | round | string | indent }}
-{% endfor %}{{ 'ä' | urlencode }}{{ n | pprint }}{{ strftime_now('%c') }}{{ 'a b' | wordwrap(1) }}{{ {'a': 1} | tojson | safe }}"""
+{% endfor %}{{ 'ä' | urlencode }}{{ n | pprint }}{{ strftime_now('%c') }}{{ 'a b' | wordwrap(1) }}
+{{ {'a': 1} | tojson | safe }}"""
 
 
 class Refused(Exception):
