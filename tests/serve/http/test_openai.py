@@ -119,6 +119,10 @@ def test_a_biased_token_is_always_chosen_and_a_forbidden_one_never(client):
         assert text(client, max_tokens=1, logit_bias=bias).choices[0].text != free.text
 
 
+def test_the_coldest_temperature_is_greedy(client):
+    assert text(client, temperature=5e-324).choices[0].text == text(client).choices[0].text
+
+
 def test_penalties_change_the_answer(client):
     plain = text(client, max_tokens=40).choices[0].text
     assert text(client, max_tokens=40, frequency_penalty=2).choices[0].text != plain
@@ -256,6 +260,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"logit_bias": {"257": 1}}, "257"),
         ({"presence_penalty": 3}, "presence_penalty"),
+        ({"extra_body": {"repetition_penalty": 5e-324}}, "repetition_penalty"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"top_logprobs": 2}, "logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -1,6 +1,7 @@
 """The chat page in a real browser: it streams, counts, stops, asks for a key, and asks nobody else for anything."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Iterator
 
@@ -99,11 +100,16 @@ def test_a_conversation_streams_and_tells_its_length_and_what_was_saved(page: Pa
 
 
 def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(page: Page, live: Live):
+    def endless(route) -> None:
+        route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | {"ignore_eos": True}))
+
+    page.view.route("**/v1/chat/completions", endless)
     page.view.click("summary")
-    page.view.fill("#max_tokens", "5000")
+    page.view.fill("#max_tokens", "20000")
     page.say("Go on and on")
-    page.until("document.querySelector('article.assistant')?.dataset.text?.length > 5")
-    page.view.click("#stop")
+    page.until("document.querySelector('article.assistant')?.textContent.length > 5")
+    assert page.view.locator("article.error").all_inner_texts() == []
+    page.view.click("#stop", timeout=5000)
     page.answered(1)
     assert live.settled()
     assert page.view.locator("article.error").count() == 0

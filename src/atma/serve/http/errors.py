@@ -44,7 +44,7 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
-        if self.status in (408, 413):
+        if self.status in (408, 413, 431):
             headers["connection"] = "close"
         return json_response(self.body, self.status, headers)
 

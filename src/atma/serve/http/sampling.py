@@ -5,6 +5,8 @@ from atma.serve.http.errors import ApiError
 from atma.serve.request import Request
 
 SEEDS = 2**63
+COLDEST = 1e-9
+"""Below it only logits that rounding makes equal could be told apart from the largest."""
 
 
 def completion_requests(body: CompletionBody) -> list[Request]:
@@ -39,7 +41,7 @@ def _request(
     return Request(
         prompt,
         max_tokens=max_tokens,
-        temperature=body.temperature,
+        temperature=body.temperature if body.temperature > COLDEST else 0.0,
         top_k=max(0, body.top_k),
         top_p=body.top_p,
         min_p=body.min_p,
