@@ -23,6 +23,7 @@ VERBS = {
     "eval": ("evaluate", "measure loss and needle recall at many context lengths"),
     "generate": ("generate", "continue a prompt of any length; save the state and go on later"),
     "chat": ("chat", "talk to a model in the terminal"),
+    "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),
     "demo": ("demo", "train a small pair, evaluate it far beyond its length, write a report"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),

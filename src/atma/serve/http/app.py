@@ -1,0 +1,174 @@
+"""START HERE. The routes: what is asked, in the words of OpenAI's API, and what the engine makes of it."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+import atma
+from atma.serve.http import affinity
+from atma.serve.http.answers import Answer, ChatShape, Shape, TextShape
+from atma.serve.http.bodies import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from atma.serve.http.call import Call
+from atma.serve.http.errors import ApiError, json_response
+from atma.serve.http.feed import Feed
+from atma.serve.http.guard import Guard
+from atma.serve.http.metrics import TYPE, Metrics
+from atma.serve.http.page import page
+from atma.serve.http.sampling import chat_request, check_model, completion_requests
+from atma.serve.http.service import Ready, Service
+from atma.serve.http.streams import streamed, while_there, whole
+from atma.serve.http.templates import chat_tokens
+from atma.serve.request import Request as EngineRequest
+
+NAMES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has other methods")}
+MOST_TOGETHER = 128
+
+
+def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
+    """The server as an ASGI application."""
+    metrics = metrics or Metrics()
+    app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None)
+    routes = Routes(service, metrics)
+    post, get = ["POST"], ["GET"]
+    app.add_api_route("/v1/chat/completions", routes.chat, methods=post)
+    app.add_api_route("/v1/completions", routes.completions, methods=post)
+    app.add_api_route("/v1/models", routes.models, methods=get)
+    app.add_api_route("/v1/models/{name:path}", routes.model, methods=get)
+    app.add_api_route("/tokenize", routes.tokenize, methods=post)
+    app.add_api_route("/detokenize", routes.detokenize, methods=post)
+    app.add_api_route("/health", routes.health, methods=get)
+    app.add_api_route("/metrics", routes.metrics_text, methods=get)
+    app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
+    for kind in (RequestValidationError, HTTPException, ApiError):
+        app.add_exception_handler(kind, _told)
+    return Guard(app, metrics, service.options.key(), service.options.body_bytes)
+
+
+class Routes:
+    """Every route is a method."""
+
+    def __init__(self, service: Service, metrics: Metrics) -> None:
+        self.service, self.metrics = service, metrics
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        ready = self._ready(body)
+        tokens = await while_there(request.receive, chat_tokens(ready.renderer, ready.tokenizer, body.messages))
+        room = max(1, min(self.service.options.max_tokens, ready.longest - len(tokens) + 1))
+        asked = chat_request(body, tokens, ready.renderer.template.stop, room)
+        name = affinity.of_messages(body.messages, body.cache_salt)
+        return await self._answered([asked], ChatShape(ready.names, body.logprobs), body, request, name)
+
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
+        """Continue one or several texts."""
+        ready = self._ready(body)
+        requests = completion_requests(body)
+        if len(requests) * body.n > MOST_TOGETHER:
+            together = f"{len(requests)} prompts with {body.n} choices each"
+            raise ApiError(400, "invalid_value", f"{together} are more than {MOST_TOGETHER} answers", "n")
+        spelled = body.echo and not isinstance(requests[0].prompt, str)
+        shape = TextShape(ready.names, body.logprobs is not None, spelled)
+        name = affinity.of_prompt(body.prompt, body.cache_salt)
+        return await self._answered(requests, shape, body, request, name)
+
+    async def models(self) -> Response:
+        """The one model."""
+        return json_response({"object": "list", "data": [self._model()]})
+
+    async def model(self, name: str) -> Response:
+        """The model by its name."""
+        check_model(name, self.service.name)
+        return json_response(self._model())
+
+    async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
+        """Tokens of a text, as a completion reads it, or of messages, as a chat does."""
+        ready = self._ready(body)
+        if body.messages is None:
+            asked = EngineRequest(body.prompt or "", max_tokens=0, echo=True)
+            try:
+                tokens = ready.tokenizer.encode(asked.prompt) if isinstance(asked.prompt, str) else []
+            except ValueError as error:
+                raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
+            tokens = [ready.tokenizer.eot, *tokens] if body.add_special_tokens else tokens
+        else:
+            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.add_generation_prompt)
+            tokens = await while_there(request.receive, work)
+        return json_response({"count": len(tokens), "max_model_len": ready.longest, "tokens": tokens})
+
+    async def detokenize(self, body: DetokenizeBody) -> Response:
+        """The text of tokens."""
+        ready = self._ready(body)
+        try:
+            return json_response({"prompt": ready.tokenizer.decode(body.tokens)})
+        except ValueError as error:
+            raise ApiError(400, "invalid_value", f"'tokens': {error}", "tokens") from None
+
+    async def health(self) -> Response:
+        """200 when requests are taken."""
+        state = self.service.state
+        ok = state == "ready"
+        headers = {} if ok else {"retry-after": str(self.service.unavailable().retry_after)}
+        return json_response({"status": state, "model": self.service.name}, 200 if ok else 503, headers)
+
+    async def metrics_text(self) -> Response:
+        """For Prometheus."""
+        return Response(self.metrics.text(await self.service.stats()), media_type=TYPE)
+
+    async def page(self) -> Response:
+        """The chat page."""
+        return page()
+
+    def _ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody) -> Ready:
+        check_model(body.model, self.service.name)
+        return self.service.require()
+
+    async def _answered(
+        self, requests: list[EngineRequest], shape: Shape, body: SamplingBody, request: Request, name: str
+    ) -> Response:
+        call: Call = request.state.call
+        feed = Feed(self.service.require().engine, requests)
+        answer = Answer(shape, self.service.name, len(requests), body.n)
+        if body.stream:
+            with_usage = body.stream_options is not None and body.stream_options.include_usage
+            work = streamed(feed, answer, call, with_usage)
+        else:
+            work = whole(feed, answer, call)
+        response = await while_there(request.receive, work)
+        response.headers[affinity.HEADER] = affinity.given(request.headers.get(affinity.HEADER)) or name
+        return response
+
+    def _model(self) -> dict[str, Any]:
+        service = self.service
+        model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "atma"}
+        return model | ({"max_model_len": service.require().longest} if service.state == "ready" else {})
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    call: Call = request.state.call
+    call.error = _api_error(error)
+    return call.error.response()
+
+
+def _api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    assert isinstance(error, HTTPException)
+    code, message = NAMES.get(error.status_code, ("invalid_request", str(error.detail)))
+    return ApiError(error.status_code, code, message)
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a body."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", "the body is not JSON")
+    place = [part for part in first["loc"] if part != "body"]
+    name = ".".join(map(str, place))
+    message = first["msg"].removeprefix("Value error, ")
+    message = f"'{name}': {message}" if name else message
+    return ApiError(400, "invalid_value", message, str(place[0]) if place else None)

@@ -1,0 +1,61 @@
+"""What is known of one HTTP request, for its log line and the metrics: sizes and times, never its text."""
+
+import re
+import time
+import uuid
+
+from atma.serve.http.answers import Tally
+from atma.serve.http.errors import ApiError
+from atma.serve.http.feed import Item
+from atma.serve.http.metrics import Metrics
+
+SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+
+
+class Call:
+    """One request. `id` is the client's own where that is sane."""
+
+    def __init__(self, metrics: Metrics, asked: str | None) -> None:
+        self.metrics = metrics
+        self.id = asked if asked is not None and SANE.fullmatch(asked) else uuid.uuid4().hex
+        self.began = time.perf_counter()
+        self.status = 0
+        self.route = "none"
+        self.error: ApiError | None = None
+        self.gone = False
+        self.first: float | None = None
+        self.sizes: tuple[int, int, int] | None = None
+        self._last: dict[tuple[int, int], float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self.began
+
+    def saw(self, item: Item) -> None:
+        """Note when tokens came."""
+        choice = item[0], item[1].index
+        if not item[1].tokens:
+            return
+        now = time.perf_counter()
+        if self.first is None:
+            self.first = now - self.began
+            self.metrics.first_token.observe(self.first)
+        elif choice in self._last:
+            self.metrics.between_tokens.observe(now - self._last[choice])
+        self._last[choice] = now
+
+    def count(self, tally: Tally) -> None:
+        """Note the sizes: tokens of prompts, of these from kept states, and of answers."""
+        self.sizes = (tally.prompt, tally.cached, tally.completion)
+
+    def line(self) -> str:
+        """What the log says of it."""
+        parts = [f"{self.route} {'gone' if self.gone else self.status} id={self.id}"]
+        if self.error is not None:
+            parts.append(f"error={self.error.code}")
+        if self.sizes is not None and any(self.sizes):
+            parts.append("prompt={} cached={} answer={}".format(*self.sizes))
+        if self.first is not None:
+            parts.append(f"first={self.first:.3f}s")
+        return " ".join([*parts, f"total={self.seconds:.3f}s"])

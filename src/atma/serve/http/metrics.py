@@ -1,0 +1,77 @@
+"""Counts and times for Prometheus: what the server has seen, and what the engine holds when asked."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+GAUGES = {
+    "running": ("atma_requests_running", "Texts that are read or written now"),
+    "waiting": ("atma_requests_waiting", "Texts that wait for a place"),
+    "memory_bytes": ("atma_memory_budget_bytes", "Bytes that keys, values and states may take"),
+    "used_bytes": ("atma_memory_used_bytes", "Bytes in use of that budget"),
+    "kept_bytes": ("atma_cache_bytes", "Bytes of kept states and their pages"),
+    "kept_states": ("atma_cache_states", "Kept states in memory"),
+    "files": ("atma_cache_files", "Kept states on disk"),
+    "file_bytes": ("atma_cache_file_bytes", "Bytes of kept states on disk"),
+    "pages": ("atma_pages", "Pages of keys and values"),
+    "pages_free": ("atma_pages_free", "Pages that nobody uses"),
+}
+COUNTERS = {
+    "queries": ("atma_cache_queries", "Texts whose beginning was looked for among kept states"),
+    "cache_hits": ("atma_cache_hits", "Texts whose beginning was found"),
+    "cached_tokens": ("atma_cache_saved_tokens", "Tokens that were not read because a kept state had read them"),
+    "evictions": ("atma_cache_evictions", "Kept states that had to go"),
+    "requests": ("atma_engine_requests", "Requests that the engine took"),
+    "read": ("atma_prompt_tokens_read", "Tokens read"),
+    "written": ("atma_tokens_written", "Tokens written"),
+    "steps": ("atma_engine_steps", "Steps of the engine"),
+    "preemptions": ("atma_preemptions", "Times that a text gave way to others"),
+    "failures": ("atma_failures", "Answers that could not be finished"),
+}
+
+
+class Metrics:
+    """One server's; nothing is shared between servers of a process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.first_token = self._histogram("time_to_first_token", "From a request's arrival to its first token", SLOW)
+        self.between_tokens = self._histogram("inter_token", "Between two tokens of one answer", FAST)
+        self.whole = self._histogram("request", "Completion requests from arrival to the end of the answer", SLOW)
+        labels = ["route", "status"]
+        self.answered = Counter("atma_http_requests", "Requests by route and status", labels, registry=self.registry)
+        self.refused = Counter("atma_rejects", "Requests refused, by reason", ["reason"], registry=self.registry)
+        self.gone = Counter("atma_disconnects", "Clients that left before their answer's end", registry=self.registry)
+        self._engine = _Engine()
+        self.registry.register(self._engine)  # pyright: ignore[reportArgumentType]
+
+    def text(self, stats: dict[str, Any] | None) -> bytes:
+        """All of it, with the engine's own counts if there is an engine."""
+        self._engine.stats = stats
+        return generate_latest(self.registry)
+
+    def _histogram(self, name: str, told: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"atma_{name}_seconds", told, buckets=buckets, registry=self.registry)
+
+
+class _Engine:
+    """The engine's statistics as Prometheus collects them."""
+
+    def __init__(self) -> None:
+        self.stats: dict[str, Any] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if self.stats is None:
+            return
+        stats = self.stats | {"queries": self.stats["cache_hits"] + self.stats["cache_misses"]}
+        for key, (name, told) in GAUGES.items():
+            yield GaugeMetricFamily(name, told, value=stats[key])
+        for key, (name, told) in COUNTERS.items():
+            yield CounterMetricFamily(name, told, value=stats[key])

@@ -1,0 +1,128 @@
+"""What `atma serve` can be told, checked; and the limits that keep one client from taking the server from others."""
+
+import dataclasses
+import ipaddress
+import math
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from atma.serve.settings import EngineConfig
+
+UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+KEY_VARIABLE = "ATMA_API_KEY"
+
+HEAD_BYTES = 32 << 10
+"""Of a request's line and headers together."""
+HEAD_SECONDS = 15.0
+"""For a request's line and headers to come."""
+BODY_SECONDS = 60.0
+"""For a request's body to come."""
+WRITE_SECONDS = 30.0
+"""A client that has taken nothing of a full buffer for so long is gone."""
+BODIES_AT_ONCE = 8
+"""So many of the largest bodies may be in memory for all requests under way together."""
+CONNECTIONS = 512
+SEND_BUFFER = 256 << 10
+"""Of a connection in the system; the server itself holds 64 KiB more, and what is not yet written stays tokens."""
+PING_SECONDS = 5.0
+"""A stream that is silent for so long says so in a comment."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a model is served. ValueError names the option and the mend."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but a loopback address needs an API key."""
+    port: int = 8000
+    """Port to listen at; 0 takes a free one, which is printed."""
+    api_key: str | None = None
+    """Ask for this key as `Authorization: Bearer KEY`. Better set ATMA_API_KEY: other users see command lines."""
+    model_name: str | None = None
+    """The name clients ask for; by default the folder's."""
+    chat_template: Path | None = None
+    """A Jinja template for chats, instead of the one in the model's folder."""
+    memory_budget: str = "512MiB"
+    """For keys, values and states, of running texts and kept ones; the weights come on top."""
+    cache_budget: str | None = None
+    """How much of it may be kept states; by default three eighths."""
+    cache_dir: Path | None = None
+    """Keep states that leave memory in this folder, and find them again after a restart."""
+    max_rows: int = 32
+    """Texts that are read or written at once."""
+    max_waiting: int = 256
+    """Texts that may wait for a place; more are refused with status 429."""
+    max_tokens: int = 1024
+    """Length of a chat's answer where the request names none."""
+    max_body: str = "8MiB"
+    """Largest body of a request; larger ones are refused with status 413."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of weights and states."""
+    threads: int = 0
+    """Processor threads for the model; 0 leaves PyTorch's choice."""
+    drain_seconds: float = 30.0
+    """After SIGTERM or Ctrl-C, answers under way get so long to end."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
+        _require(self.threads >= 0, "threads", self.threads, "0 (PyTorch's choice) or more")
+        _require(self.max_tokens >= 1, "max-tokens", self.max_tokens, "at least 1")
+        seconds = self.drain_seconds
+        _require(0 <= seconds < math.inf, "drain-seconds", seconds, "0 or more")
+        _require(byte_count(self.max_body) >= 1024, "max-body", self.max_body, "at least 1KiB")
+        _require(self.model_name is None or self.model_name.strip(), "model-name", self.model_name, "a name")
+        self.engine_config()
+
+    @property
+    def body_bytes(self) -> int:
+        return byte_count(self.max_body)
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's own settings."""
+        memory = byte_count(self.memory_budget)
+        cache = memory * 3 // 8 if self.cache_budget is None else byte_count(self.cache_budget)
+        plain = EngineConfig(memory_bytes=memory, cache_bytes=cache, cache_folder=self.cache_dir)
+        step = max(plain.step_tokens, 2 * self.max_rows)
+        return dataclasses.replace(plain, max_rows=self.max_rows, max_waiting=self.max_waiting, step_tokens=step)
+
+    def key(self) -> str | None:
+        """The API key: the option's, else the environment's. ValueError for one that no header can hold."""
+        key = os.environ.get(KEY_VARIABLE) if self.api_key is None else self.api_key
+        if key is not None and not re.fullmatch("[!-~]+", key):
+            raise ValueError(f"the API key (--api-key or {KEY_VARIABLE}) must be visible ASCII without spaces")
+        return key
+
+    def require_safe(self) -> None:
+        """ValueError for an address that others reach and no key."""
+        if self.key() is None and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} can be reached from other machines: set {KEY_VARIABLE} or --api-key, "
+                "or listen at 127.0.0.1"
+            )
+
+
+def byte_count(text: str) -> int:
+    """Bytes of "2GiB", "512 MiB", "1.5GB" or "1048576". ValueError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    if found is None or found[2] not in UNITS:
+        raise ValueError(f"'{text}' is no size; write it like 2GiB, 512MiB or 1048576")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of a host is this machine's own. ValueError for a host that has no address."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        raise ValueError(f"--host {host}: no such address on this machine") from None
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def _require(holds: object, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"'--{name}' must be {rule}, not {value!r}")

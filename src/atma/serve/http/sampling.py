@@ -1,0 +1,59 @@
+"""From a request's body to requests of the engine."""
+
+from atma.serve.http.bodies import ChatBody, CompletionBody, SamplingBody, shown
+from atma.serve.http.errors import ApiError
+from atma.serve.request import Request
+
+SEEDS = 2**63
+COLDEST = 1e-9
+"""Below it only logits that rounding makes equal could be told apart from the largest."""
+
+
+def completion_requests(body: CompletionBody) -> list[Request]:
+    """One request for each prompt."""
+    prompt = body.prompt
+    several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    prompts = prompt if several else [prompt]
+    return [_request(body, one, body.max_tokens, body.logprobs, body.echo) for one in prompts]
+
+
+def chat_request(body: ChatBody, tokens: list[int], stop: tuple[str, ...], otherwise: int) -> Request:
+    """The request for a rendered chat; `stop` is the template's own, `otherwise` the length where none is named."""
+    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _request(body, tokens, otherwise if asked is None else asked, logprobs, False, stop)
+
+
+def check_model(asked: str | None, served: str) -> None:
+    """ApiError for a model that is not served here."""
+    if asked is not None and asked != served:
+        raise ApiError(404, "model_not_found", f"no model {shown(asked)} here; this server has '{served}'", "model")
+
+
+def _request(
+    body: SamplingBody,
+    prompt: str | list[int],
+    max_tokens: int,
+    logprobs: int | None,
+    echo: bool,
+    stop: tuple[str, ...] = (),
+) -> Request:
+    return Request(
+        prompt,
+        max_tokens=max_tokens,
+        temperature=body.temperature if body.temperature > COLDEST else 0.0,
+        top_k=max(0, body.top_k),
+        top_p=body.top_p,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=body.logit_bias,
+        seed=None if body.seed is None else body.seed % SEEDS,
+        n=body.n,
+        stop=(*body.stop, *stop),
+        ignore_end=body.ignore_eos,
+        logprobs=logprobs,
+        echo=echo,
+        salt=body.cache_salt,
+    )

@@ -1,0 +1,118 @@
+"""The model behind the routes: loaded in a thread of its own, ready, draining, closed."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+
+from atma.loading import load, model_folder
+from atma.serve.asynchronous import AsyncEngine
+from atma.serve.engine import Engine
+from atma.serve.http.errors import ApiError
+from atma.serve.http.options import ServerOptions
+from atma.serve.http.templates import Renderer, find_template
+from atma.serve.http.tokens import TokenNames
+from atma.tokenizer import Tokenizer
+
+R = TypeVar("R")
+State = Literal["loading", "ready", "draining", "failed", "closed"]
+RETRY = {"loading": 2, "draining": 5, "failed": 30, "closed": 5}
+
+
+class Ready(NamedTuple):
+    """What a loaded model answers with."""
+
+    engine: AsyncEngine
+    tokenizer: Tokenizer
+    names: TokenNames
+    renderer: Renderer
+    longest: int
+    """Positions that there is memory for, of one text."""
+
+
+class Service:
+    """One model. Its state is what /health says."""
+
+    def __init__(self, path: str, options: ServerOptions) -> None:
+        """ValueError: no such model."""
+        self.folder, self.options = model_folder(path), options
+        self.name = options.model_name or _name(self.folder.name, self.folder.parent.name)
+        self.created = int(time.time())
+        self._ready: Ready | None = None
+        self._state: State = "loading"
+
+    @property
+    def state(self) -> State:
+        if self._state == "ready" and self._ready is not None and self._ready.engine.draining:
+            return "failed"
+        return self._state
+
+    def require(self) -> Ready:
+        """The model. ApiError 503 while there is none."""
+        if self.state != "ready" or self._ready is None:
+            raise self.unavailable()
+        return self._ready
+
+    def unavailable(self) -> ApiError:
+        return ApiError(503, self.state, f"the server is {self.state}; ask again later", None, RETRY.get(self.state, 1))
+
+    async def load(self) -> None:
+        """Load the model off the event loop. ValueError, OSError: it cannot be loaded, or there is no memory for it."""
+        engine = await _in_thread(self._engine)
+        renderer = Renderer(find_template(self.folder, self.options.chat_template))
+        await renderer.start()
+        longest = engine.memory.budget.pages * engine.memory.pool.size
+        names = TokenNames(engine.tokenizer)
+        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest)
+        if self._state == "loading":
+            self._state = "ready"
+
+    async def stats(self) -> dict | None:
+        """The engine's, if there is one."""
+        return None if self._ready is None or self._state == "closed" else await self._ready.engine.stats()
+
+    def drain(self) -> None:
+        """Take no more requests; those under way go on."""
+        self._state = "draining"
+
+    async def close(self, abort: bool = False) -> None:
+        """End the engine: once all is answered, or at once. Kept states go to disk if there is a folder."""
+        self._state = "draining"
+        if self._ready is not None:
+            await (self._ready.engine.shutdown() if abort else self._ready.engine.drain())
+            await self._ready.renderer.close()
+        self._state = "closed"
+
+    def _engine(self) -> Engine:
+        options = self.options
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        loaded = load(self.folder)
+        if loaded.tokenizer is None:
+            raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
+        model = loaded.model.to(getattr(torch, options.dtype))
+        return Engine(model, loaded.tokenizer, options.engine_config())
+
+
+async def _in_thread(work: Callable[[], R]) -> R:
+    """The work's result; its thread ends with the process, so that nothing waits for it when all is to end."""
+    future: Future[R] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="atma-load", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+def _name(folder: str, parent: str) -> str:
+    """A run's own name rather than "final"."""
+    return parent if folder == "final" and parent else folder

@@ -1,0 +1,107 @@
+"""Answers on their way out: whole, or as server-sent events; and what happens when the client leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from atma.serve.http.answers import Answer
+from atma.serve.http.call import Call
+from atma.serve.http.errors import ApiError, ClientGone, encoded, json_response
+from atma.serve.http.feed import Feed, Item
+from atma.serve.http.options import PING_SECONDS
+
+R = TypeVar("R")
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+async def while_there(receive: Receive, work: Awaitable[R]) -> R:
+    """The work's result; ClientGone, with the work cancelled, once the client has gone."""
+    working, watching = asyncio.ensure_future(work), asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def whole(feed: Feed, answer: Answer, call: Call) -> Response:
+    """The answer in one body."""
+    try:
+        while not feed.done:
+            for item in await feed.next():
+                call.saw(item)
+                answer.add(item)
+    finally:
+        await feed.close()
+        call.count(answer.tally)
+    return json_response(answer.whole())
+
+
+async def streamed(feed: Feed, answer: Answer, call: Call, with_usage: bool) -> Response:
+    """The answer as events. What is refused at once is refused with a status; what comes late, with an event."""
+    try:
+        first = await feed.next(PING_SECONDS)
+    except BaseException:
+        await feed.close()
+        raise
+    return EventStream(feed, answer, call, with_usage, first)
+
+
+class EventStream(Response):
+    """Server-sent events; the feed is closed at its end, whatever that is."""
+
+    def __init__(self, feed: Feed, answer: Answer, call: Call, with_usage: bool, first: list[Item]) -> None:
+        super().__init__(None, 200, {"x-accel-buffering": "no"}, "text/event-stream")
+        del self.headers["content-length"]
+        self.feed, self.answer, self.call, self.with_usage, self.first = feed, answer, call, with_usage, first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_there(receive, self._send(send))
+        finally:
+            await self.feed.close()
+            self.call.count(self.answer.tally)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for piece in self._pieces():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        opening = b"".join(map(self._event, self.answer.openings()))
+        yield opening + (b"" if self.first else PING)
+        try:
+            if self.first:
+                yield self._chunks(self.first)
+            while not self.feed.done:
+                items = await self.feed.next(PING_SECONDS)
+                yield self._chunks(items) if items else PING
+        except ApiError as error:
+            self.call.error = error
+            yield b"data: " + encoded(error.body) + b"\n\n" + DONE
+            return
+        yield (self._event(self.answer.usage_chunk()) if self.with_usage else b"") + DONE
+
+    def _chunks(self, items: list[Item]) -> bytes:
+        for item in items:
+            self.call.saw(item)
+        return b"".join(self._event(self.answer.chunk(item)) for item in items)
+
+    def _event(self, chunk: dict) -> bytes:
+        if self.with_usage:
+            chunk = {"usage": None} | chunk
+        return b"data: " + encoded(chunk) + b"\n\n"
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
