@@ -9,6 +9,8 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 RUNS := .venv/ready-to-run
 TESTS := .venv/ready-to-test
+# Tests compute little: one thread is faster than two that wait for each other. Those of threads set their own number.
+TEST_THREADS ?= 1
 
 .PHONY: help demo test test-slow check bench clean browser-hint
 
@@ -34,10 +36,10 @@ demo: $(RUNS)
 	@$(BIN)/atma demo
 
 test: $(TESTS) browser-hint
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest
 
 test-slow: $(TESTS) browser-hint
-	@$(BIN)/python -m pytest -m slow
+	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -m slow
 
 browser-hint:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || \
