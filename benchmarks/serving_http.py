@@ -1,7 +1,12 @@
 """Streams over HTTP, one client for any server that speaks OpenAI's completions.
 
-    python benchmarks/serving.py http --port 8000 --model nano --streams 1 8 32 64
-    python benchmarks/serving.py http --port 8001 --model FOLDER --fields '{"generation_config": "..."}'
+    python benchmarks/serving.py http --port 8000 --model nano --fields '{"ignore_eos": true}'
+
+Beside `transformers serve`, taking turns, with an LFM2 of the same size that `peers` has written:
+
+    python benchmarks/serving.py peers --save lfm2/
+    transformers serve lfm2/ --port 8001 --device cpu &  atma serve nano --port 8000 &
+    python benchmarks/serving.py http --port 8000 8001 --model nano lfm2/ --fields '{"ignore_eos": true}' '{}'
 
 All streams ask at once, each for `--answer` tokens after a prompt of its own; `--rounds` times, the first not counted.
 A server that sends text when a word is whole shows fewer events than tokens: tokens a second are counted by what was
@@ -28,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prompt", type=int, default=200, help="characters")
     parser.add_argument("--answer", type=int, default=128, help="tokens")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fields", default="{}", help="more fields of a request, as JSON")
+    parser.add_argument("--fields", nargs="+", default=["{}"], help="more fields of the requests to each, as JSON")
     options = parser.parse_args(arguments)
     for count in options.streams:
         asyncio.run(_compared(count, options))
@@ -38,8 +43,9 @@ def main(arguments: list[str]) -> int:
 async def _compared(count: int, options: argparse.Namespace) -> None:
     found: dict[int, list[tuple[float, list[Heard]]]] = {port: [] for port in options.port}
     for turn in range(options.rounds + 1):
-        for port, model in zip(options.port, options.model, strict=True):
-            found[port].append(await _round(port, [_body(model, i, turn, options) for i in range(count)]))
+        for port, model, fields in zip(options.port, options.model, options.fields, strict=True):
+            bodies = [_body(model, i, turn, options) | json.loads(fields) for i in range(count)]
+            found[port].append(await _round(port, bodies))
     for port, rounds in found.items():
         _report(port, count, rounds[1:], options.answer)
 
@@ -47,8 +53,7 @@ async def _compared(count: int, options: argparse.Namespace) -> None:
 def _body(model: str, i: int, turn: int, options: argparse.Namespace) -> dict[str, Any]:
     chance = random.Random(1000 * turn + i)
     prompt = "".join(chance.choice("abcdefghij klmnopq\n") for _ in range(options.prompt))
-    body = {"model": model, "prompt": prompt, "max_tokens": options.answer, "temperature": 0, "stream": True}
-    return body | json.loads(options.fields)
+    return {"model": model, "prompt": prompt, "max_tokens": options.answer, "temperature": 0, "stream": True}
 
 
 async def _round(port: int, bodies: list[dict[str, Any]]) -> tuple[float, list[Heard]]:

@@ -58,7 +58,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--longest-prompt", type=int, default=2048, help="tokens")
     parser.add_argument("--longest-answer", type=int, default=256, help="tokens")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calibration", type=int, default=200, help="requests that measure the capacity")
+    parser.add_argument("--calibration", type=int, default=300, help="requests that measure the capacity")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -77,7 +77,8 @@ def _body(chance: random.Random, options: argparse.Namespace) -> dict[str, Any]:
 async def _run(port: int, options: argparse.Namespace) -> tuple[list[Heard], float, float]:
     """What everybody heard, the capacity in requests a second, and how long it took."""
     chance = random.Random(options.seed + 1)
-    rate = await _capacity(port, [_body(chance, options) for _ in range(options.calibration)])
+    for count in (options.calibration // 4, options.calibration):  # the first to warm up
+        rate = await _capacity(port, [_body(chance, options) for _ in range(count)])
     print(f"capacity: {rate:.1f} requests a second; now {options.times:g} times as many", flush=True)
     chance, tasks, began = random.Random(options.seed), [], time.perf_counter()
     due = began

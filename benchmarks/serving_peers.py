@@ -15,6 +15,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from atma.bench.hugging_face import peers
 from atma.bench.invariance import speaking
 from atma.bench.models import Ours
 from atma.config import ModelConfig, preset
+from atma.loading import load
 from atma.serve import Engine, EngineConfig, Request
 
 
@@ -59,7 +61,9 @@ def main(arguments: list[str]) -> int:
         contender.check("decode")
     print(describe_line(options, ours.parameters(), peer.parameters()))
     theirs = peer.model().to(dtype).eval()
-    theirs.generation_config.eos_token_id = None
+    theirs.generation_config.eos_token_id = theirs.config.eos_token_id = None
+    if options.save is not None:
+        return _saved(theirs, options.save)
     model = speaking(config).to(dtype)
     for count in options.streams:
         prompts = torch.randint(
@@ -82,12 +86,25 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--answer", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save", type=Path, help="write the LFM2 with nano's tokenizer to this folder, and no more")
     return parser.parse_args(arguments)
 
 
 def describe_line(options: argparse.Namespace, ours: int, theirs: int) -> str:
     sizes = f"{options.preset}, {ours:,} parameters, LFM2 {theirs:,}; {options.dtype}, {options.threads} threads"
     return f"{sizes}; prompts of {options.prompt}, answers of {options.answer} tokens, {options.rounds} rounds"
+
+
+def _saved(model: Any, folder: Path) -> int:
+    """A folder that `transformers serve` can serve."""
+    tokenizer = load("nano").tokenizer
+    assert tokenizer is not None
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise SystemExit("the preset's vocabulary is smaller than nano's")
+    model.save_pretrained(folder)
+    tokenizer.save(folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return 0
 
 
 def _rounds(runs: dict[str, Run], rounds: int) -> dict[str, list[Times]]:
