@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +77,13 @@ async def _heard(reader: asyncio.StreamReader, began: float) -> Heard:
             times.append(time.perf_counter() - began)
         whole = whole or line.startswith(b"data: [DONE]")
     return Heard(status, "".join(parts), times, whole, time.perf_counter() - began)
+
+
+def gauge(port: int, name: str) -> float:
+    """One number of a server's metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 class Served(NamedTuple):

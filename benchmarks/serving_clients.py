@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     return asyncio.run(_run(parser.parse_args(arguments)))
 
 

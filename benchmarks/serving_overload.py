@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving_client import MIB, Heard, ask, resident, served
+from serving_client import MIB, Heard, ask, gauge, resident, served
 
 from atma.loading import load
 from atma.serve.http.options import byte_count
@@ -44,9 +44,10 @@ def main(arguments: list[str]) -> int:
             loaded = resident(server.process)
             heard, rate, seconds = asyncio.run(_run(server.port, options))
             after = asyncio.run(ask(server.port, _body(random.Random(0), options)))
+            recorded = gauge(server.port, "atma_recorded_bytes")
             peak = resident(server.process, "VmHWM")
     bad = _ends(heard, rate, seconds, options)
-    return int(bad > 0 or after.status != 200 or not _memory(options, loaded, peak))
+    return int(bad > 0 or after.status != 200 or not _memory(options, loaded, peak, recorded))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -55,9 +56,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--times", type=float, default=4.0, help="arrivals as a multiple of the capacity")
     parser.add_argument("--memory-budget", default="96MiB")
-    parser.add_argument("--longest-prompt", type=int, default=2048, help="tokens")
-    parser.add_argument("--longest-answer", type=int, default=256, help="tokens")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--longest-prompt", type=int, default=1024, help="tokens")
+    parser.add_argument("--longest-answer", type=int, default=128, help="tokens")
+    parser.add_argument("--threads", type=int, default=1, help="of the server's model")
     parser.add_argument("--calibration", type=int, default=300, help="requests that measure the capacity")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -117,7 +118,7 @@ def _ends(heard: list[Heard], rate: float, seconds: float, options: argparse.Nam
     return cut + other
 
 
-def _memory(options: argparse.Namespace, loaded: int, peak: int) -> bool:
+def _memory(options: argparse.Namespace, loaded: int, peak: int, recorded: float) -> bool:
     """Print memory; whether the peak keeps within its bound."""
     own = int(subprocess.check_output([sys.executable, "-c", IMPORTS], text=True)) << 10
     weights = sum(p.numel() * p.element_size() for p in load(options.model).model.parameters())
@@ -126,4 +127,5 @@ def _memory(options: argparse.Namespace, loaded: int, peak: int) -> bool:
     parts = f"imports alone {own / MIB:.0f}, budget {budget / MIB:.0f}, weights {weights / MIB:.1f}"
     print(f"MiB: {parts}; server with the model loaded {loaded / MIB:.0f}, at its peak {peak / MIB:.0f}")
     print(f"peak less imports: {(peak - own) / MIB:.1f}; budget + weights + 5%: {(bound - own) / MIB:.1f}")
+    print(f"of it recorded steps: {recorded / MIB:.1f}, weights held a second time: {weights / MIB:.1f}")
     return peak <= bound
