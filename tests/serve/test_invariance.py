@@ -20,7 +20,7 @@ def test_a_request_alone_and_in_batches_up_to_32_has_the_same_text(name: str) ->
     else:
         model, tokenizer = speaking(preset("nano-test")), byte_tokenizer()
     corpus = tokenizer.encode(Path(__file__).read_text(encoding="utf-8"))
-    requests = random_requests(80, corpus, seed=1, prompt=120, answer=16)
+    requests = random_requests(48, corpus, seed=1, prompt=120, answer=16)
     one = alone(Engine(model, tokenizer, EngineConfig(64 << 20, 0, max_rows=1)), requests)
     engine = Engine(model, tokenizer, EngineConfig(64 << 20, 16 << 20))
     other, rows = together(engine, requests, seed=2)
