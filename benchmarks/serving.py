@@ -3,17 +3,21 @@
     python benchmarks/serving.py exact --model nano --answers 2000
     python benchmarks/serving.py throughput --model nano --streams 1 8 32
     python benchmarks/serving.py turns --model nano
+    python benchmarks/serving.py invariance --requests 1000
+    python benchmarks/serving.py peers | http | overload | clients | lm_eval      # each has a --help of its own
 
 `exact` holds random conversations with an engine short of memory and counts the answers whose tokens or
 log-probabilities differ from those of a cold read in one call. With ATMA_NATIVE=off it counts how often the engine in
 plain PyTorch, which is equal up to rounding alone, differs. `throughput` compares the engine's streams with
 `atma.generation`, one text at a time, interleaved. `turns` tells what a conversation's next turn costs as it grows.
+`invariance` answers the same requests alone and in changing batches up to 32, for a random `nano-test` and for `nano`.
 Times are processor times of one process, in its own threads; a run on one thread is not disturbed by other processes.
 Exit status: 0; 1 where an exact engine's answer differs.
 """
 
 import argparse
 import dataclasses
+import importlib
 import statistics
 import sys
 import tempfile
@@ -24,28 +28,36 @@ import torch
 
 import atma
 from atma.bench.conversations import Cold, Trace
+from atma.bench.invariance import alone, differences, random_requests, speaking, together
+from atma.config import preset
 from atma.generation import Generation
 from atma.loading import Loaded, load
 from atma.serve import Engine, EngineConfig, Request
 from atma.settings import Settings
+from atma.tokenizer import byte_tokenizer
 
+ELSEWHERE = ("peers", "http", "overload", "clients", "lm_eval")
 PROMPT = "def main():\n    import os\n"
 
 
 def main() -> int:
+    if len(sys.argv) > 1 and sys.argv[1] in ELSEWHERE:
+        return importlib.import_module(f"serving_{sys.argv[1]}").main(sys.argv[2:])
     options = _options()
     torch.set_num_threads(options.threads)
     loaded = load(options.model)
     print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
-    return {"exact": exact, "throughput": throughput, "turns": turns}[options.part](loaded, options)
+    parts = {"exact": exact, "throughput": throughput, "turns": turns, "invariance": invariance}
+    return parts[options.part](loaded, options)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["exact", "throughput", "turns"])
+    parser.add_argument("part", choices=["exact", "throughput", "turns", "invariance", *ELSEWHERE])
     parser.add_argument("--model", default="nano")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--answers", type=int, default=500)
+    parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each stream")
@@ -57,8 +69,7 @@ def exact(loaded: Loaded, options: argparse.Namespace) -> int:
     """Answers of random conversations beside cold reads."""
     tokenizer, model = loaded.tokenizer, loaded.model
     config = EngineConfig(16 << 20, 6 << 20, max_rows=4, step_tokens=96, page_tokens=32, snapshot_tokens=64, quantum=32)
-    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
-    corpus = tokenizer.encode("\n".join(path.read_text(encoding="utf-8") for path in sources))
+    corpus = tokenizer.encode(_own_source())
     cold, found = Cold(model, tokenizer.vocab_size, config.page_tokens), []
     cached = read = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -118,8 +129,7 @@ def _engine(loaded: Loaded, count: int, tokens: int) -> float:
 
 def turns(loaded: Loaded, options: argparse.Namespace) -> int:
     """Seconds to the first token of turns of 32 tokens, with and without kept states."""
-    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
-    corpus = loaded.tokenizer.encode("\n".join(path.read_text(encoding="utf-8") for path in sources))
+    corpus = loaded.tokenizer.encode(_own_source())
     engine, text = Engine(loaded.model, loaded.tokenizer, EngineConfig()), [loaded.tokenizer.eot]
     for turn in range(64):
         text += corpus[32 * turn : 32 * turn + 32]
@@ -136,6 +146,33 @@ def turns(loaded: Loaded, options: argparse.Namespace) -> int:
             print("turn {}, {} tokens: cold reads {}, {:.0f} ms; kept {}, {:.0f} ms".format(turn + 1, len(text), *row))
         text += handle.outputs[0].tokens
     return 0
+
+
+def invariance(loaded: Loaded, options: argparse.Namespace) -> int:
+    """Requests alone, then in batches: another text, token or log-probability is a failure."""
+    tokenizers = {"random nano-test": byte_tokenizer(), options.model: loaded.tokenizer}
+    models, wrong = {"random nano-test": speaking(preset("nano-test")), options.model: loaded.model}, 0
+    for name, model in models.items():
+        tokenizer = tokenizers[name]
+        asked = random_requests(options.requests, tokenizer.encode(_own_source()), options.seed)
+        one = alone(Engine(model, tokenizer, EngineConfig(64 << 20, 0, max_rows=1)), asked)
+        engine = Engine(model, tokenizer, EngineConfig(64 << 20, 16 << 20))
+        other, rows = together(engine, asked, options.seed)
+        found = differences(one, other)
+        written = [count for count in rows if count]
+        print(
+            f"{name}: {len(asked)} requests, {sum(len(output.tokens) for output in one)} tokens; in batches of "
+            f"{min(written)} to {max(written)}, mean {statistics.mean(written):.1f}"
+        )
+        print(f"  other texts: {found.texts}; other tokens: {found.tokens}; other log-probabilities: {found.logprobs}")
+        print(f"  exact kernels: {engine.served.exact}")
+        wrong += found.texts + found.tokens + (found.logprobs if engine.served.exact else 0)
+    return int(wrong > 0)
+
+
+def _own_source() -> str:
+    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
+    return "\n".join(path.read_text(encoding="utf-8") for path in sources)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ class Batch:
         self._used: dict[int, int] = {}
         self._recordable = served.exact and way(embed.device.type, embed.dtype) == RECORDED
 
+    @property
+    def recorded_bytes(self) -> int:
+        """Of recorded steps, beside the engine's budget."""
+        return sum(one.bytes for one in self._recorded.values())
+
     def add(self, sequences: Many[Sequence]) -> None:
         """Sequences join, each with what it carries; it is the batch's from now on."""
         for sequence in sequences:
@@ -135,7 +140,7 @@ class Batch:
 
     def _trim(self) -> None:
         """Forget recorded steps that were used longest ago until the rest keep within the room."""
-        while sum(one.bytes for one in self._recorded.values()) > self.room:
+        while self.recorded_bytes > self.room:
             oldest = next(iter(self._recorded))
             del self._recorded[oldest]
             self._used[oldest] = 0

@@ -121,6 +121,7 @@ class Engine:
             "writing": len(self.batch.sequences),
             "memory_bytes": self.config.memory_bytes,
             "used_bytes": memory.used_bytes,
+            "recorded_bytes": self.batch.recorded_bytes,
             "pages": memory.budget.pages,
             "pages_free": memory.pool.free,
             "page_bytes": memory.budget.page_bytes,

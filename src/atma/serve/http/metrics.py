@@ -16,6 +16,7 @@ GAUGES = {
     "waiting": ("atma_requests_waiting", "Texts that wait for a place"),
     "memory_bytes": ("atma_memory_budget_bytes", "Bytes that keys, values and states may take"),
     "used_bytes": ("atma_memory_used_bytes", "Bytes in use of that budget"),
+    "recorded_bytes": ("atma_recorded_bytes", "Bytes of recorded steps, beside that budget"),
     "kept_bytes": ("atma_cache_bytes", "Bytes of kept states and their pages"),
     "kept_states": ("atma_cache_states", "Kept states in memory"),
     "files": ("atma_cache_files", "Kept states on disk"),
