@@ -173,3 +173,11 @@ def test_a_timed_step_is_a_step_and_names_its_kernels():
     names = {name for name, seconds in mine.timed(token) if seconds > 0}
     assert {"linear_float64", "polar_forward_float64", "delta_forward_float64", "conv_forward_float64"} <= names
     assert torch.equal(mine.step(token), [other.step(token) for _ in range(2)][1])
+
+
+@needs_kernels
+@pytest.mark.parametrize("read", [lambda x: int(x[0]), lambda x: x[0].item()])
+def test_a_value_read_by_python_is_refused_rather_than_frozen(read):
+    x = torch.arange(3, dtype=torch.int32)
+    with pytest.raises(Unrecordable), torch.no_grad(), Recorder([x]):
+        read(x)

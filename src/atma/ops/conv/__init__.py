@@ -42,10 +42,11 @@ def gated_conv(h: Tensor, weight: Tensor, segment_ids: Tensor | None = None, bac
     h (B, T, 3C); weight (C, W) and segment_ids (B, T) as in `causal_conv`. Returns (B, T, C) in h's dtype. Compiled, it
     is one pass over h, and keeps only h for its gradient.
     """
-    channels = h.shape[-1] // 3
-    fits = h.ndim == 3 and h.shape[-1] == 3 * channels and weight.shape[0] == channels
-    if fits and channels % native.LANES == 0 and backend_for(backend, h, "conv") == "native":
-        check_tensors("h weight", h, weight)
+    check_tensors("h weight", h, weight)
+    channels = weight.shape[0]
+    if h.ndim != 3 or weight.ndim != 2 or 0 in h.shape or 0 in weight.shape or h.shape[-1] != 3 * channels:
+        raise ValueError(f"h {tuple(h.shape)} and weight {tuple(weight.shape)} must be (B, T, 3C) and (C, W), none 0")
+    if channels % native.LANES == 0 and backend_for(backend, h, "conv") == "native":
         check_indices("segment_ids", segment_ids, (h.shape[0], h.shape[1]), h.device)
         return native.gated_conv(h, weight.to(h.dtype), segment_ids)
     b, c, u = h.chunk(3, -1)

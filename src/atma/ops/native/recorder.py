@@ -74,7 +74,8 @@ class Program:
 class Recorder(TorchDispatchMode):
     """Within it, one computation is carried out and recorded, under `no_grad`: inference mode hides copies in views.
 
-    `changing`: tensors whose values differ at each replay.
+    `changing`: tensors whose values differ at each replay. Reading one as a Python number is refused; `tolist` and
+    `numpy` pass unseen, and are not for code that is recorded.
     """
 
     @classmethod

@@ -21,8 +21,9 @@ def hold(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, start: Tensor) -> t
         return keys.scatter_(2, index, k), values.scatter_(2, index, v)
     if not native.logging() and int(start.max()) + k.shape[2] > keys.shape[2]:
         raise IndexError(f"{k.shape[2]} keys after {int(start.max())} pass the {keys.shape[2]} places there are")
-    if backend_for("auto", k, "dense") != "native":
-        for row, at in enumerate(start.tolist()):
+    if backend_for("auto", k, "polar") != "native":
+        for row in range(len(start)):
+            at = int(start[row])  # which a recorder sees and refuses, unlike a list
             keys[row, :, at : at + k.shape[2]], values[row, :, at : at + k.shape[2]] = k[row], v[row]
         return keys, values
     return _hold_native(keys, values, k, v, start)
