@@ -3,8 +3,10 @@
 The state stays where it is from step to step, keys and values lie in pages, and a row that leaves is replaced by the
 last; so a change of membership copies one row, and a step copies nothing. And since memory is fixed, the step of a
 number of rows is recorded once, as in `atma.decoding`, and then replayed in one call without Python between kernels.
+Rows have nothing to do with one another, so each thread replays the step of its own, and no kernel waits for another.
 """
 
+import itertools
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from atma.decoding import RECORDED, way
-from atma.ops.native.recorder import Program, Recorder, Unrecordable
+from atma.ops.native.recorder import Beside, Recorder, Unrecordable
 from atma.serve.carry import Carried, Carrier, Standing, row
 from atma.serve.exact import Served
 from atma.serve.pages import PagePool
@@ -23,8 +25,16 @@ OFTEN = 4
 """Steps of a number of rows before that step is recorded: recording takes as long as many steps."""
 
 
+TOGETHER = 32 << 20
+"""Bytes of weights up to which threads work side by side on rows of their own, each reading all weights: as many as
+processors keep in a cache that they share. With more, threads divide each product's outputs."""
+
+ROWS_OF_A_THREAD = 8
+"""Fewer take as long to read the weights for as to compute."""
+
+
 class _Recorded(NamedTuple):
-    program: Program
+    steps: Beside
     logits: Tensor
     bytes: int
 
@@ -93,7 +103,7 @@ class Batch:
         recorded = self._recorded.get(count)
         if recorded is not None:
             self._recorded[count] = self._recorded.pop(count)
-            recorded.program.replay()
+            recorded.steps.replay()
             logits = recorded.logits
         else:
             self._used[count] = self._used.get(count, 0) + 1
@@ -105,38 +115,57 @@ class Batch:
 
     def _eager(self, count: int) -> Tensor:
         longest = max(len(s.pages) for s in self.sequences)
-        return self._compute(count, self._table[:count, :longest], _copy)
+        return self._compute(slice(count), self._table[:count, :longest], _copy)
 
-    def _compute(self, count: int, table: Tensor, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
-        """The model on the first `count` rows, what they carry written back by `copy`."""
-        rows = tuple(x[:count] for x in self._rows)
-        state = self.carrier.state(rows, self._lengths[:count], table, self.pool)
-        hidden, after = self.served.model.unchecked(self._tokens[:count], state)
+    def _compute(self, some: slice, table: Tensor, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
+        """The model on some rows, what they carry written back by `copy`."""
+        rows = tuple(x[some] for x in self._rows)
+        state = self.carrier.state(rows, self._lengths[some], table, self.pool)
+        hidden, after = self.served.model.unchecked(self._tokens[some], state)
         assert after is not None
         logits = self.served.logits(hidden[:, -1])
         for own, new in zip(rows, self.carrier.carried(after), strict=True):
             if own.data_ptr() != new.data_ptr():
                 copy(own, new)
-        copy(self._hidden[:count], hidden[:, -1])
+        copy(self._hidden[some], hidden[:, -1])
         return logits
 
     def _record(self, count: int) -> Tensor:
         """A step carried out and recorded. Where that cannot be, it is carried out as ever, as are all that follow."""
-        fixed = [self._tokens, self._lengths, self._table, self._hidden, *self._rows]
-        before = tuple(x[:count].clone() for x in self._rows)
+        fixed, parts = [self._tokens, self._lengths, self._table, self._hidden, *self._rows], self._parts(count)
+        before, programs = tuple(x[:count].clone() for x in self._rows), []
+        whole = self._logits_of(count) if len(parts) > 1 else None
         try:
-            with torch.inference_mode(False), torch.no_grad(), Recorder(fixed) as recorder:
-                logits = self._compute(count, self._table[:count], recorder.copy)
+            for some in parts:
+                with torch.inference_mode(False), torch.no_grad(), Recorder(fixed) as recorder:
+                    logits = self._compute(some, self._table[some], recorder.copy)
+                    if whole is not None:
+                        recorder.copy(whole[some], logits)
+                programs.append(recorder.program())
         except Unrecordable:
             self._recordable = False
             for own, old in zip(self._rows, before, strict=True):
                 own[:count] = old
             return self._eager(count)
         known = {x.untyped_storage().data_ptr() for x in (*fixed, *self.served.parameters())}
-        program = recorder.program()
-        self._recorded[count] = _Recorded(program, logits, program.bytes(known))
+        logits = logits if whole is None else whole
+        used = sum(program.bytes(known) for program in programs) + (0 if whole is None else whole.nbytes)
+        self._recorded[count] = _Recorded(Beside(programs), logits, used)
         self._trim()
         return logits
+
+    def _logits_of(self, count: int) -> Tensor:
+        """Room for the logits of rows that threads compute in parts."""
+        work = torch.promote_types(self._hidden.dtype, torch.float32)
+        with torch.inference_mode(False):
+            return torch.empty(count, self.served.model.config.vocab_size, dtype=work)
+
+    def _parts(self, count: int) -> list[slice]:
+        """The rows that each thread works on."""
+        small = sum(x.nbytes for x in self.served.parameters()) <= TOGETHER
+        parts = max(1, min(torch.get_num_threads(), count // ROWS_OF_A_THREAD)) if small else 1
+        bounds = [count * i // parts for i in range(parts + 1)]
+        return [slice(low, high) for low, high in itertools.pairwise(bounds)]
 
     def _trim(self) -> None:
         """Forget recorded steps that were used longest ago until the rest keep within the room."""

@@ -9,7 +9,7 @@ So the model's code is what is recorded, and there is no second one.
 import ctypes
 import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,22 @@ class Program:
             kernel(arguments)
             found.append((kernel.__name__, time.perf_counter() - began))
         return found
+
+
+class Beside:
+    """Programs that share nothing they write, replayed at once, each by a thread of its own."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self._programs = programs
+        self._lists = (ctypes.c_void_p * len(programs))(*(ctypes.addressof(one._calls) for one in programs))
+        self._lengths = (ctypes.c_int64 * len(programs))(*map(len, programs))
+        library = native.status().library
+        assert library is not None
+        self._replay = library.replay_beside
+
+    def replay(self) -> None:
+        """Compute all again."""
+        self._replay(self._lists, self._lengths, ctypes.c_int64(len(self._programs)))
 
 
 class Recorder(TorchDispatchMode):
@@ -269,4 +285,4 @@ def _operand(x: Tensor | float | None, strides: list[int]) -> list[int]:
     return [0, 0, bits, *strides]
 
 
-__all__ = ["Program", "Recorder", "Unrecordable"]
+__all__ = ["Beside", "Program", "Recorder", "Unrecordable"]

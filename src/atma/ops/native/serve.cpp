@@ -2,6 +2,7 @@
 // how a text was cut into calls, or on the number of threads. Every sum runs in one order: products over their inputs
 // one after the other; attention within a page of keys, then over pages in order; the memory token after token.
 // T computes, E is how tensors are stored.
+#include <limits>
 #include "simd.h"
 
 namespace {
@@ -221,8 +222,37 @@ template <class E> void remember(const Memory& p) {
     for (long b = 0; b < p.batch; ++b)
         for (long h = 0; h < p.heads; ++h) remember_head<T, E>(p, b, h);
 }
+
+struct Choice {  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
+    int64_t rows, width, x_row;
+    const void* x;
+    int64_t* y;
+};
+
+template <class T> int64_t place_of_largest(const T* x, long width) {
+    using S = Simd<T>;
+    typename S::V top = typename S::V{} - std::numeric_limits<T>::infinity();
+    typename S::Words wrong{};
+    long d = 0;
+    for (; d + S::lanes <= width; d += S::lanes) {
+        typename S::V some = S::load(x + d);
+        wrong |= some != some;
+        top = some > top ? some : top;
+    }
+    T largest = S::max(top);
+    bool finite = true;
+    for (int i = 0; i < S::lanes; ++i) finite &= wrong[i] == 0;
+    for (; d < width; ++d) finite &= x[d] == x[d], largest = std::max(largest, x[d]);
+    return finite && std::isfinite(largest) ? std::find(x, x + width, largest) - x : -1;
+}
+
+template <class T> void largest(const Choice& p) {
+    for (long r = 0; r < p.rows; ++r) p.y[r] = place_of_largest(static_cast<const T*>(p.x) + r * p.x_row, p.width);
+}
 }  // namespace
 
+extern "C" void largest_float32(const Choice* p) { largest<float>(*p); }
+extern "C" void largest_float64(const Choice* p) { largest<double>(*p); }
 #define EXPORT(NAME, E)                                                            \
     extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); } \
     extern "C" void gate_rows_##NAME(const Gating* p) { gate_rows<E>(*p); }        \

@@ -207,3 +207,10 @@ extern "C" void hold(const Hold* p) {
 extern "C" void replay(const Call* calls, int64_t count) {
     for (int64_t i = 0; i < count; ++i) calls[i].kernel(calls[i].arguments);
 }
+
+// Lists that have nothing to do with one another, a thread for each; the kernels of a single one have all threads.
+extern "C" void replay_beside(const Call* const* lists, const int64_t* counts, int64_t number) {
+    if (number == 1) return replay(lists[0], counts[0]);
+#pragma omp parallel for num_threads(number) schedule(static, 1)
+    for (int64_t i = 0; i < number; ++i) replay(lists[i], counts[i]);
+}
