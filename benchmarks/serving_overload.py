@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
             recorded = gauge(server.port, "atma_recorded_bytes")
             peak = resident(server.process, "VmHWM")
     bad = _ends(heard, rate, seconds, options)
-    return int(bad > 0 or after.status != 200 or not _memory(options, loaded, peak, recorded))
+    kept = _memory(options, loaded, peak, recorded)
+    return int(bad > 0 or after.status != 200 or not kept)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
