@@ -106,7 +106,7 @@ def commands(verbs, *before):
         yield from [(*before, verb)] if table is None else commands(table, *before, verb)
 
 
-@pytest.mark.parametrize("words", commands(VERBS), ids=" ".join)
+@pytest.mark.parametrize("words", list(commands(VERBS)), ids=" ".join)
 def test_every_verb_explains_itself(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])
