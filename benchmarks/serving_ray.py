@@ -86,7 +86,7 @@ def rate(port: int, given: argparse.Namespace, stream: bool, turn: int) -> float
 
 def affinity(given: argparse.Namespace) -> None:
     """How many of the later turns start from a kept state, and how many of their tokens are not read."""
-    for name, replicas, sticky in (("one replica", 1, True), ("affinity", 2, True), ("no affinity", 2, False)):
+    for name, replicas, sticky in (("affinity", 2, True), ("no affinity", 2, False), ("one replica", 1, True)):
         serve.run(deployment(given.model, replicas=replicas, affinity=sticky, options=OPTIONS))
         post(PORT, "/v1/completions", {"prompt": "warm", "max_tokens": 8})
         with ThreadPoolExecutor(4) as clients:
@@ -94,7 +94,7 @@ def affinity(given: argparse.Namespace) -> None:
         later = [usage for one in usages for usage in one[1:]]
         hits = sum(cached(usage) > 0 for usage in later) / len(later)
         saved = sum(map(cached, later)) / sum(usage["prompt_tokens"] for usage in later)
-        print(f"{name}: {hits:.0%} of {len(later)} later turns start from a kept state, {saved:.0%} of tokens not read")
+        print(f"{name}: {hits:.0%} of {len(later)} later turns start from a kept state, {saved:.0%} of tokens not read", flush=True)
 
 
 def conversation(turns: int) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -83,7 +84,13 @@ class Replicas:
             self.port = probe.getsockname()[1]
         self.log = (home / "log").open("w+")
         args = {"model": str(folder), "model_name": "tiny", "replicas": "2", "cpus": "0.5", "memory_budget": "24MiB"}
-        own = {"HOME": str(home), "ATMA_API_KEY": KEY, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        own = {
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "ATMA_API_KEY": KEY,
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        own |= {"RAY_worker_niceness": "0"}  # else Ray gives its workers what other processes leave
         command = [sys.executable, "-c", DRIVER, json.dumps(args | {"max_body": "64KiB"}), str(self.port)]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.process = subprocess.Popen(command, env=os.environ | own | environment, **pipes)
@@ -157,7 +164,7 @@ def conversation(live: Replicas, begin: str, turns: int, headers: dict[str, str]
     return answers
 
 
-def until(holds: Callable[[], Any], seconds: float = 120) -> Any:
+def until(holds: Callable[[], Any], seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while not (value := holds()):
         assert time.monotonic() < end, "it did not come to hold"

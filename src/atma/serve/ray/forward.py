@@ -104,7 +104,7 @@ class Forwarding:
                     return False
                 response = self._handle.dispatch(chosen, _sent(scope), body)
                 try:
-                    async for messages in response:
+                    async for messages in response:  # pyright: ignore[reportGeneralTypeIssues]
                         begun = True
                         for message in messages:
                             await send(message)
@@ -122,11 +122,11 @@ class Forwarding:
 
     async def _metrics(self) -> bytes:
         """Of every replica that answers; ApiError 503 if one does not, so that no sum is of some alone."""
-        told = await self._handle.broadcast("metrics").results_async(timeout_s=METRICS_SECONDS, return_exceptions=True)
+        asked = self._all.broadcast("metrics")
+        told = await asked.results_async(timeout_s=METRICS_SECONDS, return_exceptions=True)
         if missing := sum(isinstance(one, BaseException) for one in told):
-            raise ApiError(
-                503, "metrics", f"{missing} of {len(told)} replicas tell no metrics; ask again later", None, 1
-            )
+            silent = f"{missing} of {len(told)} replicas tell no metrics; ask again later"
+            raise ApiError(503, "metrics", silent, None, 1)
         return merged(dict(told))
 
     def _signed(self, send: Send) -> Send:
