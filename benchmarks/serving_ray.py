@@ -5,8 +5,8 @@
 
 Both start a Ray of their own on this machine; needs `pip install 'atma-lm[ray]'`. `throughput` sends 32 requests, 16 at
 once, to one replica and to two with one thread each, in turn, and to `atma serve` beside them; `affinity` holds
-conversations, four at once, with two replicas: as the application is, without affinity, and with one replica, where
-nothing can stray.
+conversations, four at once, with two replicas as they are, with two without affinity, and with one, where nothing can
+stray.
 """
 
 import argparse
@@ -94,7 +94,8 @@ def affinity(given: argparse.Namespace) -> None:
         later = [usage for one in usages for usage in one[1:]]
         hits = sum(cached(usage) > 0 for usage in later) / len(later)
         saved = sum(map(cached, later)) / sum(usage["prompt_tokens"] for usage in later)
-        print(f"{name}: {hits:.0%} of {len(later)} later turns start from a kept state, {saved:.0%} of tokens not read", flush=True)
+        told = f"{hits:.0%} of {len(later)} later turns start from a kept state, {saved:.0%} of their tokens not read"
+        print(f"{name}: {told}", flush=True)
 
 
 def conversation(turns: int) -> list[dict[str, Any]]:
