@@ -131,6 +131,7 @@ class Replicas:
         for line in self.process.stdout:
             print(line)
         self.process.wait(120)
+        self.process.stdout.close()
         self.log.close()
 
     def _wait_for(self, word: str) -> None:
@@ -138,7 +139,9 @@ class Replicas:
             if line.strip() == word:
                 return
         self.log.seek(0)
-        raise AssertionError(self.log.read()[-4000:])
+        told = self.log.read()[-4000:]
+        self.end()
+        raise AssertionError(told)
 
 
 @pytest.fixture(scope="module")
