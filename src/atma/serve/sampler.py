@@ -1,7 +1,8 @@
 """From the logits of many texts to the next token of each: what one text draws does not depend on the others.
 
 The most likely token of every row is found in one pass, which also tells what is not finite. Rows that draw are worked
-on together by what they draw from: all tokens, or what top-k, top-p and min-p leave. Filters and draws are those of `atma.sampling`.
+on together by what they draw from: all tokens, or what top-k, top-p and min-p leave. Filters and draws are those of
+`atma.sampling`.
 """
 
 import math

@@ -69,6 +69,21 @@ template <class E> void product_rows(const Product& p) {
             product_panel<E>(p, x, b * ROW_BLOCK, std::min<long>((b + 1) * ROW_BLOCK, p.rows), n);
 }
 
+struct Choice {  // y (n, inputs): rows of packed (panels, inputs, panel), by output
+    int64_t n, inputs;
+    const int64_t* index;
+    const void* packed;
+    void* y;
+};
+
+template <class E> void packed_rows(const Choice& p) {
+    constexpr long panel = Simd<typename Compute<E>::T>::panel;
+    for (long i = 0; i < p.n; ++i) {
+        const E* from = static_cast<const E*>(p.packed) + p.index[i] / panel * p.inputs * panel + p.index[i] % panel;
+        for (long d = 0; d < p.inputs; ++d) static_cast<E*>(p.y)[i * p.inputs + d] = from[d * panel];
+    }
+}
+
 // 1 / (1 + e^−x).
 template <class T> typename Simd<T>::V sigmoid(typename Simd<T>::V x) {
     typename Simd<T>::V e = exp2_of((x < T(0) ? x : -x) * T(LOG2E));
@@ -223,7 +238,7 @@ template <class E> void remember(const Memory& p) {
         for (long h = 0; h < p.heads; ++h) remember_head<T, E>(p, b, h);
 }
 
-struct Choice {  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
+struct Largest {  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
     int64_t rows, width, x_row;
     const void* x;
     int64_t* y;
@@ -246,15 +261,16 @@ template <class T> int64_t place_of_largest(const T* x, long width) {
     return finite && std::isfinite(largest) ? std::find(x, x + width, largest) - x : -1;
 }
 
-template <class T> void largest(const Choice& p) {
+template <class T> void largest(const Largest& p) {
     for (long r = 0; r < p.rows; ++r) p.y[r] = place_of_largest(static_cast<const T*>(p.x) + r * p.x_row, p.width);
 }
 }  // namespace
 
-extern "C" void largest_float32(const Choice* p) { largest<float>(*p); }
-extern "C" void largest_float64(const Choice* p) { largest<double>(*p); }
+extern "C" void largest_float32(const Largest* p) { largest<float>(*p); }
+extern "C" void largest_float64(const Largest* p) { largest<double>(*p); }
 #define EXPORT(NAME, E)                                                            \
     extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); } \
+    extern "C" void packed_rows_##NAME(const Choice* p) { packed_rows<E>(*p); }    \
     extern "C" void gate_rows_##NAME(const Gating* p) { gate_rows<E>(*p); }        \
     extern "C" void rotate_##NAME(const Rotation* p) { rotate<E>(*p); }            \
     extern "C" void remember_##NAME(const Memory* p) { remember<E>(*p); }

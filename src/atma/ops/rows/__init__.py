@@ -2,8 +2,8 @@
 
 `product` with a packed weight, `gate`, `rotate`, `remember` and `largest` are compiled passes where these are there and
 no gradient is recorded (ops/native/serve.cpp); otherwise `gate`, `rotate` and `largest` are plain PyTorch, equal up to
-rounding, and the others are not to be had. Serving stands on them: what a text reads must not depend on what is served beside it, or
-on how its tokens were cut into calls.
+rounding, and the others are not to be had. Serving stands on them: what a text reads must not depend on what is served
+beside it, or on how its tokens were cut into calls.
 """
 
 import ctypes
@@ -44,6 +44,15 @@ def product(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     sizes = (x.numel() // x.shape[-1], x.shape[-1], weight.outputs)
     places = [0 if z is None else z.data_ptr() for z in (x, weight.panels, bias, y)]
     native.call("product_rows", x.dtype, (*sizes, *places, torch.get_num_threads()))
+    return y
+
+
+def row_of(index: Tensor, weight: Packed) -> Tensor:
+    """Rows (…, inputs) of a packed weight, by index (…) int64 from 0 to its outputs - 1, which is not checked."""
+    index = index.contiguous()
+    y = torch.empty((*index.shape, weight.panels.shape[1]), dtype=weight.panels.dtype)
+    places = (index.data_ptr(), weight.panels.data_ptr(), y.data_ptr())
+    native.call("packed_rows", y.dtype, (index.numel(), y.shape[-1], *places))
     return y
 
 
@@ -116,4 +125,4 @@ def _compiled(x: Tensor) -> bool:
     return not recording() and backend_for("auto", x, "dense") == "native"
 
 
-__all__ = ["Packed", "gate", "largest", "pack", "product", "remember", "rotate"]
+__all__ = ["Packed", "gate", "largest", "pack", "product", "remember", "rotate", "row_of"]
