@@ -26,10 +26,12 @@ SMALL = EngineConfig(
 
 
 @functools.cache
-def random_model(core: str = "polar", memory: bool = True, window: int | None = None, seed: int = 0) -> Model:
+def random_model(
+    core: str = "polar", memory: bool = True, window: int | None = None, seed: int = 0, vocabulary: int = 257
+) -> Model:
     """Four layers of width 32 over bytes, no projection zero, so that every path speaks in the logits."""
     config = ModelConfig(
-        257,
+        vocabulary,
         32,
         depth=4,
         query_heads=2,
