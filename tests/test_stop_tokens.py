@@ -33,7 +33,10 @@ def ends(folder, files: dict[str, dict], *specials: str) -> tuple[int, ...]:
         ({"tokenizer_config.json": {"eos_token": "<|b|>"}}, (258,)),
         ({"tokenizer_config.json": {"eos_token": {"content": "<|b|>"}}}, (258,)),
         ({"tokenizer_config.json": {"eos_token": None}}, ()),
-        ({"generation_config.json": {"eos_token_id": 257}, "tokenizer_config.json": {"eos_token": "<|b|>"}}, (257, 258)),
+        (
+            {"generation_config.json": {"eos_token_id": 257}, "tokenizer_config.json": {"eos_token": "<|b|>"}},
+            (257, 258),
+        ),
     ],
 )
 def test_a_folder_declares_ends_by_id_or_by_text(tmp_path, files, expected):
@@ -53,7 +56,9 @@ def test_an_ordinary_token_of_that_name_is_none(tmp_path):
 
 @pytest.mark.parametrize("wrong", [259, -1, True, "257", [257, 259], 1.5])
 def test_an_id_that_is_no_token_is_an_error(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id .* is no token of the 259; correct it"):
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json: eos_token_id .* is no token of the 259; correct it"
+    ):
         ends(tmp_path, {"generation_config.json": {"eos_token_id": wrong}}, "<|a|>", "<|b|>")
 
 

@@ -26,7 +26,7 @@ class Memory:
         self.pool = PagePool(model.config, self.budget.pages, config.page_tokens, weight.detach())
         self.disk = None
         if config.cache_folder is not None:
-            self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes)
+            self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes, self.budget.pending_bytes)
         arithmetic = f"{weight.dtype} {config.page_tokens} {_arithmetic(exact, weight.device)}"
         identity = f"{weights_hash(model, None)} {arithmetic}"
         self.cache = StateCache(self.budget, self.pool, self.carrier, identity, self.disk)
@@ -35,9 +35,11 @@ class Memory:
 
     @property
     def used_bytes(self) -> int:
-        """Of pages that somebody refers to and of kept states; rows have their bytes set aside whether used or not."""
+        """Of pages that somebody refers to, of kept states and of those on their way to disk; rows have their bytes set
+        aside whether used or not."""
         pages = (self.budget.pages - self.pool.free) * self.budget.page_bytes
-        return pages + (2 * self.budget.rows + len(self.cache)) * self.budget.row_bytes
+        pending = self.disk.pending_bytes if self.disk is not None else 0
+        return pages + pending + (2 * self.budget.rows + len(self.cache)) * self.budget.row_bytes
 
     def place(self, sequence: Sequence, running: Many[Sequence]) -> bool:
         """Give a sequence its pages up to its next token, and the longest kept beginning of its text.

@@ -17,6 +17,8 @@ class EngineConfig:
     cache_folder: Path | None = None
     """Kept states that leave memory are written here, and found again after a restart."""
     cache_folder_bytes: int = 4096 * MIB
+    pending_bytes: int | None = None
+    """Of cache_bytes, for states on their way to cache_folder; None is a quarter. What does not fit is not written."""
     recorded_bytes: int = 64 * MIB
     """For recorded steps, beside memory_bytes, on the CPU; 0 records none."""
     max_rows: int = 32
@@ -39,6 +41,8 @@ class EngineConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        fits = self.pending_bytes is None or 0 <= self.pending_bytes <= self.cache_bytes
+        _require(fits, "pending_bytes", self.pending_bytes, f"from 0 to cache_bytes {self.cache_bytes:,}")
         _require(self.page_tokens % 16 == 0, "page_tokens", self.page_tokens, "a multiple of 16")
         _require(self.step_tokens > self.max_rows, "step_tokens", self.step_tokens, "more than max_rows")
 
@@ -55,19 +59,25 @@ class Budget:
     """Kept states at the most, whatever pages they hold."""
     pages: int
     cache_bytes: int
+    pending_bytes: int
+    """For copies of kept states that are being written to disk."""
 
     @classmethod
     def of(cls, config: EngineConfig, row_bytes: int, page_bytes: int) -> "Budget":
         """ValueError when not one page is left, or a text of one page could not be both read and kept."""
         running = 2 * config.max_rows * row_bytes
-        snapshots = config.cache_bytes // (row_bytes + page_bytes)
-        left = config.memory_bytes - running - snapshots * row_bytes
+        pending = config.cache_bytes // 4 if config.pending_bytes is None else config.pending_bytes
+        pending = 0 if config.cache_folder is None else pending
+        cache = config.cache_bytes - pending
+        snapshots = cache // (row_bytes + page_bytes)
+        left = config.memory_bytes - running - snapshots * row_bytes - pending
         if left < page_bytes:
             raise ValueError(
                 f"memory_bytes {config.memory_bytes:,} leaves no page: {config.max_rows} rows take {running:,} bytes, "
-                f"{snapshots} kept states {snapshots * row_bytes:,}, one page {page_bytes:,}"
+                f"{snapshots} kept states {snapshots * row_bytes:,}, states on their way to disk {pending:,}, "
+                f"one page {page_bytes:,}"
             )
-        return cls(row_bytes, page_bytes, config.max_rows, snapshots, left // page_bytes, config.cache_bytes)
+        return cls(row_bytes, page_bytes, config.max_rows, snapshots, left // page_bytes, cache, pending)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
