@@ -30,12 +30,19 @@ def main() -> int:
     print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
     times: dict[str, list[tuple[float, bool]]] = {way: [] for way in WAYS}
     dropped = dict.fromkeys(WAYS, 0)
-    for _ in range(options.rounds):
-        for way in WAYS:
-            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                found, lost = _steps(loaded, options, way, Path(folder))
-                times[way] += found
-                dropped[way] += lost
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        config = EngineConfig(512 << 20, 256 << 20, Path(folder), max_rows=options.streams, snapshot_tokens=0)
+        bench = Bench(Engine(loaded.model, loaded.tokenizer, config), options)
+        for _ in range(options.rounds):
+            for way in WAYS:
+                before = bench.disk.dropped
+                times[way] += bench.steps(way)
+                dropped[way] += bench.disk.dropped - before
+        bench.engine.close()
+        again = Engine(loaded.model, loaded.tokenizer, config)
+        if len(again.memory.disk) + bench.disk.dropped != bench.kept or bench.found(again) is None:
+            raise SystemExit("a state that was written is not found again")
+    print(f"states of {bench.bytes / 2**20:.1f} MiB, {options.streams} texts being written")
     print(f"{'':14} {'p50':>8} {'p99':>8} {'most':>8}   evicting: {'p50':>8} {'most':>8} {'number':>7} {'dropped':>8}")
     for way in WAYS:
         every, evicting = sorted(t for t, _ in times[way]), sorted(t for t, evicts in times[way] if evicts)
@@ -58,52 +65,48 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _steps(loaded, options: argparse.Namespace, way: str, folder: Path) -> tuple[list[tuple[float, bool]], int]:
-    """Seconds of each step and whether it evicts; and states that found no room in the queue."""
-    config = EngineConfig(512 << 20, 256 << 20, folder, max_rows=options.streams, snapshot_tokens=0)
-    engine = Engine(loaded.model, loaded.tokenizer, config)
-    cache, disk = engine.memory.cache, engine.memory.disk
-    text = _keep(engine, options.tokens, options.steps // options.every)
-    size = engine.memory.budget.row_bytes + engine.memory.pool.pages_for(len(text)) * engine.memory.budget.page_bytes
-    print(f"  {way}: states of {size / 2**20:.1f} MiB", file=sys.stderr)
-    inside = engine._make_room
+class Bench:
+    """An engine whose texts are being written, with kept states to evict: of one text, under a salt each."""
 
-    def evicting() -> None:
-        inside()
-        if evicts and way != WAYS[0]:
-            cache.evict()
-            if way == WAYS[1]:
-                disk.flush()
+    def __init__(self, engine: Engine, options: argparse.Namespace) -> None:
+        self.engine, self.options = engine, options
+        self.cache, self.disk, self._evicts = engine.memory.cache, engine.memory.disk, ""
+        self.kept = (len(WAYS) - 1) * options.rounds * len(range(0, options.steps, options.every))
+        self.text = torch.randint(0, 200, (options.tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+        handle = engine.submit(Request(self.text, max_tokens=1, salt="0"))
+        while not handle.done:
+            engine.step()
+        kept, budget = self.found(engine), engine.memory.budget
+        self.bytes = budget.row_bytes + len(kept.pages) * budget.page_bytes
+        for salt in range(1, self.kept):
+            assert self.cache.put(self.text, str(salt), kept.standing, kept.pages)
+        self._inside, engine._make_room = engine._make_room, self._make_room
+        most = 64 + options.rounds * len(WAYS) * options.steps
+        for i in range(options.streams):
+            engine.submit(Request([i], max_tokens=most, ignore_end=True, cache=False))
+        for _ in range(32):
+            engine.step()
 
-    engine._make_room, evicts = evicting, False
-    for i in range(options.streams):
-        engine.submit(Request([i], max_tokens=options.steps + 64, ignore_end=True, cache=False))
-    for _ in range(32):
-        engine.step()
-    found = []
-    for step in range(options.steps):
-        evicts, began = step % options.every == 0, time.perf_counter()
-        engine.step()
-        found.append((time.perf_counter() - began, evicts))
-    engine.close()
-    again = Engine(loaded.model, loaded.tokenizer, config)
-    whole = len(again.memory.disk) + disk.dropped == options.steps // options.every
-    if not whole or again.memory.cache.find(text, len(text), "0") is None:
-        raise SystemExit("a state that was written is not found again")
-    return found, disk.dropped
+    def found(self, engine: Engine):
+        return engine.memory.cache.find(self.text, len(self.text), "0")
 
+    def steps(self, way: str) -> list[tuple[float, bool]]:
+        """Seconds of each step, and whether it evicts."""
+        found = []
+        for step in range(self.options.steps):
+            evicting = step % self.options.every == 0
+            self._evicts, began = way if evicting else "", time.perf_counter()
+            self.engine.step()
+            found.append((time.perf_counter() - began, evicting))
+        self.disk.flush()
+        return found
 
-def _keep(engine: Engine, tokens: int, count: int) -> list[int]:
-    """A long text, and its state kept once for each of so many salts; the pages are shared, the files will not be."""
-    text = torch.randint(0, 200, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
-    handle = engine.submit(Request(text, max_tokens=1, salt="0"))
-    while not handle.done:
-        engine.step()
-    kept = engine.memory.cache.find(text, tokens, "0")
-    assert kept is not None
-    for salt in range(1, count):
-        assert engine.memory.cache.put(text, str(salt), kept.standing, kept.pages)
-    return text
+    def _make_room(self) -> None:
+        self._inside()
+        if self._evicts in WAYS[1:]:
+            assert self.cache.evict()
+        if self._evicts == WAYS[1]:
+            self.disk.flush()
 
 
 def _at(ordered: list[float], share: float) -> float:

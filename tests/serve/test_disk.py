@@ -1,4 +1,4 @@
-"""States on their way to disk: no step waits for them, none is found changed, and no fault of the disk ends the engine."""
+"""States on their way to disk: no step waits for them, none is found changed, and no fault ends the engine."""
 
 import dataclasses
 import threading

@@ -1,6 +1,7 @@
 """Kept states as files: one safetensors file a state, named by its position and key, the oldest removed first.
 
-A file that cannot be read whole, or whose contents are not those it was written with, is a miss and is removed.
+A file that cannot be read whole, or whose contents are not those it was written with, is a miss and is removed. Files
+are written by a thread, so that no step of the engine waits for a disk.
 """
 
 import base64
