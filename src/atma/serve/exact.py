@@ -2,7 +2,7 @@
 
 What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut
 into calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served
-as it is, equal up to rounding.
+as it is, equal up to rounding, and so is a model whose half-lives are learned: its decay has no kernel of that kind.
 """
 
 import copy
@@ -37,7 +37,7 @@ class Served(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         chosen = {backend_for("auto", model.embed.weight, name) for name in ("dense", "polar", "conv")}
-        self.exact = chosen == {"native"}
+        self.exact = chosen == {"native"} and not model.config.learned_half_life
         self.cap = model.config.logit_cap
         shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
         self.model: Model = copy.deepcopy(model, shared).eval()
