@@ -18,8 +18,6 @@ from atma.config import preset
 from atma.loading import Loaded
 from atma.model import Model
 from atma.serve import Engine, EngineConfig
-from atma.serve.carry import Carrier
-from atma.serve.pages import PagePool
 from atma.tokenizer import Tokenizer, byte_tokenizer
 
 ROWS, KEPT, PAGES, FILES = 16, 28, 64, 40
@@ -39,28 +37,22 @@ def measure(loaded: Loaded, options: argparse.Namespace, corpus: str) -> int:
     return int(failed)
 
 
-def short(model: Model, folder: Path) -> EngineConfig:
+def short(model: Model, tokenizer: Tokenizer, folder: Path) -> EngineConfig:
     """An engine's sizes for short conversations, in which it is short of rows, pages, kept states and files."""
-    page = PagePool.page_bytes(model.config, 32, model.embed.weight)
-    row = Carrier(model).row_bytes
-    return EngineConfig(
-        (2 * ROWS + KEPT) * row + PAGES * page,
-        KEPT * (row + page),
-        cache_folder=folder,
-        cache_folder_bytes=FILES * (row + 5 * page),
-        max_rows=ROWS,
-        step_tokens=144,
-        page_tokens=32,
-        snapshot_tokens=64,
-        quantum=8,
-    )
+    sizes = {"max_rows": ROWS, "step_tokens": 144, "page_tokens": 32, "snapshot_tokens": 64, "quantum": 8}
+    ample = EngineConfig(256 << 20, 0, cache_folder=folder, **sizes)
+    stats = Engine(model, tokenizer, ample).stats()
+    page, row = stats["page_bytes"], stats["row_bytes"]
+    kept = dataclasses.replace(ample, cache_bytes=KEPT * (row + page), cache_folder_bytes=FILES * (row + 5 * page))
+    spare = Engine(model, tokenizer, kept).stats()["pages"] - PAGES
+    return dataclasses.replace(kept, memory_bytes=kept.memory_bytes - spare * page)
 
 
 def _report(model: Model, tokenizer: Tokenizer, corpus: str, count: int, seed: int) -> bool:
     """Run and print. True for a failure."""
     cold, began = Cold(model, tokenizer.vocab_size, 32), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        config = short(model, Path(folder))
+        config = short(model, tokenizer, Path(folder))
         traces = Traces(lambda: Engine(model, tokenizer, config), seed, tokenizer.encode(corpus), cold.differences)
         found = traces.run(count)
     _print(found)

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
     print("history | cold, ms | kept, ms | from disk, ms (wall) | closing, s | files, MiB")
     for length in options.lengths:
-        _measure(loaded, length, options.repeats)
+        _measure(loaded, length, options.repeats, options.memory)
     return 0
 
 
@@ -53,22 +53,24 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 384, 1536, 3072, 16_384, 65_536])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", type=int, default=512, help="MiB of the engine, three eighths for kept states")
     return parser.parse_args(arguments)
 
 
-def _measure(loaded: Loaded, length: int, repeats: int) -> None:
+def _measure(loaded: Loaded, length: int, repeats: int, memory: int) -> None:
     """One row of the table."""
     corpus = loaded.tokenizer.encode(_own_source())
     corpus = (corpus * (1 + (length + 2 * repeats * TURN) // len(corpus)))[: length + 2 * repeats * TURN]
     text, turns = corpus[:length], [corpus[at : at + TURN] for at in range(length, len(corpus), TURN)]
     with tempfile.TemporaryDirectory() as folder:
-        engine = _engine(loaded, Path(folder))
+        config = EngineConfig(memory * MIB, 3 * memory * MIB // 8, cache_folder=Path(folder))
+        engine = Engine(loaded.model, loaded.tokenizer, config)
         text = text + _ask(engine, text, True).output.tokens
         text, cold, kept = _in_memory(engine, text, turns[:repeats])
         began = time.perf_counter()
         engine.close()
         closing, files = time.perf_counter() - began, engine.stats()["file_bytes"]
-        disk = _after_restarts(loaded, Path(folder), text, turns[repeats:])
+        disk = _after_restarts(loaded, config, text, turns[repeats:])
     wall = statistics.median(turn.wall for turn in disk)
     columns = [statistics.median(turn.processor for turn in rows) for rows in (cold, kept, disk)]
     print("{:,} | {:,.0f} | {:.1f} | {:.1f} ".format(length, *columns), end="")
@@ -82,27 +84,24 @@ def _in_memory(engine: Engine, text: list[int], turns: list[list[int]]) -> tuple
         text = text + turn
         cold.append(_ask(engine, text, False))
         kept.append(_ask(engine, text, True))
-        _check(cold[-1], kept[-1], engine)
+        _check(kept[-1], cold[-1].output, engine)
         text = text + kept[-1].output.tokens
     return text, cold, kept
 
 
-def _after_restarts(loaded: Loaded, folder: Path, text: list[int], turns: list[list[int]]) -> list[Turn]:
+def _after_restarts(loaded: Loaded, config: EngineConfig, text: list[int], turns: list[list[int]]) -> list[Turn]:
     """Each turn as the first one of an engine; the last is compared with a cold read."""
     found = []
     for turn in turns:
         text = text + turn
-        _drop(folder)
-        engine = _engine(loaded, folder)
+        _drop(config.cache_folder)
+        engine = Engine(loaded.model, loaded.tokenizer, config)
         found.append(_ask(engine, text, True))
+        cold = _ask(engine, text, False).output if turn is turns[-1] else found[-1].output
+        _check(found[-1], cold, engine)
         text = text + found[-1].output.tokens
         engine.close()
-    _check(_ask(_engine(loaded, folder), text[:-ANSWER], False), found[-1], engine)
     return found
-
-
-def _engine(loaded: Loaded, folder: Path) -> Engine:
-    return Engine(loaded.model, loaded.tokenizer, EngineConfig(cache_folder=folder))
 
 
 def _ask(engine: Engine, text: list[int], cache: bool) -> Turn:
@@ -119,16 +118,16 @@ def _ask(engine: Engine, text: list[int], cache: bool) -> Turn:
     return Turn(handle.outputs[0], 1000 * processor, 1000 * wall, read)
 
 
-def _check(cold: Turn, kept: Turn, engine: Engine) -> None:
-    """Both answers are the same, to the bit where kernels are exact, and the second read only what is new."""
-    same = cold.output.tokens == kept.output.tokens and cold.output.logprobs == kept.output.logprobs
+def _check(kept: Turn, cold: Output, engine: Engine) -> None:
+    """The answer is the cold one, to the bit where kernels are exact, and no more was read for it than is new."""
+    same = cold.tokens == kept.output.tokens and cold.logprobs == kept.output.logprobs
     if (not same and engine.served.exact) or kept.read != TURN + 1:
         raise SystemExit(f"{kept.output.usage}: read {kept.read} tokens; same answer: {same}")
 
 
-def _drop(folder: Path) -> None:
+def _drop(folder: Path | None) -> None:
     """Ask the operating system to forget what is in these files, so that they are read from the disk."""
-    if hasattr(os, "posix_fadvise"):
+    if folder is not None and hasattr(os, "posix_fadvise"):
         for path in folder.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

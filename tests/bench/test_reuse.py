@@ -13,7 +13,7 @@ CORPUS = torch.randint(0, 257, (2000,), generator=torch.Generator().manual_seed(
 
 
 def _repeats(kept: int, folder=None) -> Repeats:
-    config = dataclasses.replace(SMALL, memory_bytes=kept + 400_000, cache_bytes=kept, cache_folder=folder)
+    config = dataclasses.replace(SMALL, memory_bytes=kept + (8 << 20), cache_bytes=kept, cache_folder=folder)
     return Repeats(AuditedEngine(random_model(), byte_tokenizer(), config), CORPUS, 8, seed=3, longest=120)
 
 
