@@ -1,7 +1,7 @@
 """How much of what can be reused is, when conversations are repeated exactly: `python benchmarks/serving.py reuse`.
 
 Conversations of several turns are held, a turn of each in turn, then each is repeated as a whole, in random order. What
-is reusable is defined in `atma.bench.reuse`. First the budget for kept states is ample; then it is parts of what they
+is reusable is defined in `atma.bench.reuse`. First the budget for kept states is ample; then it is shares of what they
 came to, at last with a folder for what does not fit. Exit status 1: less than 99% reused on repeats with an ample
 budget, or an answer other than the first time.
 """
@@ -29,10 +29,10 @@ def main(arguments: list[str]) -> int:
     print("budget for kept states | kept at the end, MiB | let go | reused, first time | on repeats | other answers")
     whole, again = _run(loaded, options, options.ample << 20, None)
     failed = again.share < 0.99 or again.other > 0
-    for part in options.parts:
-        failed |= _run(loaded, options, whole // part, None)[1].other > 0
+    for percent in options.percent:
+        failed |= _run(loaded, options, whole * percent // 100, None)[1].other > 0
     with tempfile.TemporaryDirectory() as folder:
-        failed |= _run(loaded, options, whole // options.parts[-1], Path(folder))[1].other > 0
+        failed |= _run(loaded, options, whole * options.percent[-1] // 100, Path(folder))[1].other > 0
     return int(failed)
 
 
@@ -46,7 +46,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ample", type=int, default=2048, help="MiB for kept states at first")
-    parser.add_argument("--parts", type=int, nargs="+", default=[2, 4, 8, 16], help="then this part of what was kept")
+    percent = "then budgets of so many percent of the bytes that were kept"
+    parser.add_argument("--percent", type=int, nargs="+", default=[150, 100, 75, 50, 25], help=percent)
     return parser.parse_args(arguments)
 
 

@@ -36,7 +36,9 @@ def test_turns_ends_where_an_answer_is_not_that_of_a_cold_read(monkeypatch):
 
 
 def test_reuse_is_whole_with_an_ample_budget_and_less_with_a_short_one(capsys):
-    assert script("serving_reuse").main(["--conversations", "6", "--turns", "3", "--ample", "64", "--parts", "8"]) == 0
+    assert (
+        script("serving_reuse").main(["--conversations", "6", "--turns", "3", "--ample", "64", "--percent", "12"]) == 0
+    )
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
     shares = [float(re.match(r" ([\d.]+)% of", row[4])[1]) for row in rows]
     assert shares[0] == shares[2] == 100
