@@ -370,12 +370,12 @@ def test_two_requests_of_one_id_are_not_under_way_together(engine) -> None:
 
 
 def test_a_closed_engine_has_ended_everything_and_takes_no_more(engine) -> None:
-    handle = engine.submit(Request("x"))
+    handle = engine.submit(Request("x", ignore_end=True))
     engine.step()
     engine.close()
     assert handle.outputs[0].finish_reason == "abort"
     with pytest.raises(RequestError) as caught:
-        engine.submit(Request("x"))
+        engine.submit(Request("x", ignore_end=True))
     assert caught.value.code == "closed"
     assert _nothing_is_held(engine)
 

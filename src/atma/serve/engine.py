@@ -148,6 +148,8 @@ class Engine:
             "file_bytes": disk.bytes if disk is not None else 0,
             "files_damaged": disk.damaged if disk is not None else 0,
             "file_failures": disk.failures if disk is not None else 0,
+            "files_dropped": disk.dropped if disk is not None else 0,
+            "pending_bytes": disk.pending_bytes if disk is not None else 0,
         }
 
     def _join(self) -> None:

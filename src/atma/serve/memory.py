@@ -24,7 +24,7 @@ class Memory:
         self.pool = PagePool(served.config, self.budget.pages, config.page_tokens, served.dtype, served.device)
         self.disk = None
         if config.cache_folder is not None:
-            self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes)
+            self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes, self.budget.pending_bytes)
         arithmetic = f"{served.dtype} {config.page_tokens} {_arithmetic(served.exact, served.device)}"
         self.cache = StateCache(self.budget, self.pool, carrier, f"{weights} {arithmetic}", self.disk)
         self.every = config.snapshot_tokens
@@ -32,10 +32,12 @@ class Memory:
 
     @property
     def used_bytes(self) -> int:
-        """Of pages that somebody refers to and of kept states, and all that is set aside whether used or not."""
+        """Of pages that somebody refers to, of kept states and of those on their way to disk, and all that is set aside
+        whether used or not."""
         budget = self.budget
         pages = (budget.pages - self.pool.free) * budget.page_bytes
-        return pages + len(self.cache) * budget.row_bytes + budget.set_aside
+        pending = self.disk.pending_bytes if self.disk is not None else 0
+        return pages + pending + len(self.cache) * budget.row_bytes + budget.set_aside
 
     def place(self, sequence: Sequence, running: Many[Sequence]) -> bool:
         """Give a sequence its pages up to its next token, and the longest kept beginning of its text.

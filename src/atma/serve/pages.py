@@ -64,6 +64,17 @@ class PagePool:
         for pool in (*self.keys, *self.values):
             pool[target] = pool[source]
 
+    def contiguous(self, index: int, pages: list[int], count: int) -> tuple[Tensor, Tensor]:
+        """A copy of a global layer's keys and values (1, G, count, K) at the first `count` positions of `pages`."""
+        keys, values = self.keys[index], self.values[index]
+        shape = 1, values.shape[1], count, values.shape[3]
+        k, v = keys.new_empty(shape), values.new_empty(shape)
+        for page, at in zip(pages, range(0, count, self.size), strict=True):
+            some = min(self.size, count - at)
+            k[0, :, at : at + some] = keys[page].mT[:, :some]
+            v[0, :, at : at + some] = values[page][:, :some]
+        return k, v
+
     def layer(self, index: int, table: Tensor) -> tuple[Pages, Pages]:
         """Keys and values of a global layer, for rows whose pages are `table` (B, P) int32."""
         return Pages(self.keys[index], table), Pages(self.values[index], table)

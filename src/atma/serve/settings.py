@@ -19,6 +19,8 @@ class EngineConfig:
     cache_folder: Path | None = None
     """Kept states that leave memory are written here, and found again after a restart."""
     cache_folder_bytes: int = 4096 * MIB
+    pending_bytes: int | None = None
+    """Of cache_bytes, for states on their way to cache_folder; None is a quarter. What does not fit is not written."""
     recorded_bytes: int = 64 * MIB
     """Of these, at most so many, and an eighth of them, for recorded steps on the CPU; 0 records none."""
     request_bytes: int = 0
@@ -43,6 +45,8 @@ class EngineConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes", "request_bytes"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        fits = self.pending_bytes is None or 0 <= self.pending_bytes <= self.cache_bytes
+        _require(fits, "pending_bytes", self.pending_bytes, f"from 0 to cache_bytes {self.cache_bytes:,}")
         _require(self.page_tokens % 16 == 0, "page_tokens", self.page_tokens, "a multiple of 16")
         _require(self.step_tokens > self.max_rows, "step_tokens", self.step_tokens, "more than max_rows")
 
@@ -80,6 +84,8 @@ class Budget:
     recording: Recording
     set_aside: int
     """For rows, while they are read and while they are written, for the model's steps, and for requests."""
+    pending_bytes: int
+    """For copies of kept states that are being written to disk."""
 
     @classmethod
     def of(cls, config: EngineConfig, row_bytes: int, page_bytes: int, reserve: Reserve) -> "Budget":
@@ -88,16 +94,20 @@ class Budget:
         asked = (config.max_rows + config.max_waiting) * config.request_bytes
         recording = reserve.recording.within(min(config.recorded_bytes, config.memory_bytes // 8))
         set_aside = running + asked + recording.room + reserve.working
-        snapshots = config.cache_bytes // (row_bytes + page_bytes)
-        left = config.memory_bytes - set_aside - snapshots * row_bytes
+        pending = config.cache_bytes // 4 if config.pending_bytes is None else config.pending_bytes
+        pending = 0 if config.cache_folder is None else pending
+        cache = config.cache_bytes - pending
+        snapshots = cache // (row_bytes + page_bytes)
+        left = config.memory_bytes - set_aside - snapshots * row_bytes - pending
         if left < page_bytes:
             raise ValueError(
                 f"memory_bytes {config.memory_bytes:,} leaves no page: {config.max_rows} rows take {running:,} bytes, "
                 f"requests {asked:,}, recorded steps {recording.room:,}, a step's own work {reserve.working:,}, "
-                f"{snapshots} kept states {snapshots * row_bytes:,}, one page {page_bytes:,}"
+                f"{snapshots} kept states {snapshots * row_bytes:,}, states on their way to disk {pending:,}, "
+                f"one page {page_bytes:,}"
             )
-        pages = left // page_bytes
-        return cls(row_bytes, page_bytes, config.max_rows, snapshots, pages, config.cache_bytes, recording, set_aside)
+        rows, pages = config.max_rows, left // page_bytes
+        return cls(row_bytes, page_bytes, rows, snapshots, pages, cache, recording, set_aside, pending)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

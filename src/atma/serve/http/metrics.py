@@ -21,6 +21,7 @@ GAUGES = {
     "kept_states": ("atma_cache_states", "Kept states in memory"),
     "files": ("atma_cache_files", "Kept states on disk"),
     "file_bytes": ("atma_cache_file_bytes", "Bytes of kept states on disk"),
+    "pending_bytes": ("atma_cache_pending_bytes", "Bytes of kept states that are on their way to disk"),
     "pages": ("atma_pages", "Pages of keys and values"),
     "pages_free": ("atma_pages_free", "Pages that nobody uses"),
 }
@@ -29,6 +30,8 @@ COUNTERS = {
     "cache_hits": ("atma_cache_hits", "Texts whose beginning was found"),
     "cached_tokens": ("atma_cache_saved_tokens", "Tokens that were not read because a kept state had read them"),
     "evictions": ("atma_cache_evictions", "Kept states that had to go"),
+    "files_dropped": ("atma_cache_drops", "Kept states that the disk was too slow for"),
+    "file_failures": ("atma_cache_file_failures", "Kept states that could not be written"),
     "requests": ("atma_engine_requests", "Requests that the engine took"),
     "read": ("atma_prompt_tokens_read", "Tokens read"),
     "written": ("atma_tokens_written", "Tokens written"),
