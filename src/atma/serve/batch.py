@@ -195,7 +195,7 @@ class Batch:
 
     def _parts(self, count: int) -> list[slice]:
         """The rows that each thread works on."""
-        small = sum(x.nbytes for x in self.served.parameters()) <= TOGETHER
+        small = self.served.packed_bytes <= TOGETHER
         parts = max(1, min(torch.get_num_threads(), count // ROWS_OF_A_THREAD)) if small else 1
         bounds = [count * i // parts for i in range(parts + 1)]
         return [slice(low, high) for low, high in itertools.pairwise(bounds)]
