@@ -63,6 +63,7 @@ def dashboard(
     path: Path,
     /,
     out: Path = Path("dashboard.html"),
+    metric: str | None = None,
     factors: tuple[str, ...] = (),
     title: str | None = None,
 ) -> None:
@@ -71,13 +72,14 @@ def dashboard(
     Args:
         path: A sweep folder, or a .csv file with one cell a row.
         out: The page to write.
+        metric: What to judge by at first; the page can change it. Default: needle token accuracy at the longest length.
         factors: The columns of a .csv that are factors. Default: those before the first known metric.
         title: The page's title. Default: the name of the sweep.
     """
     from atma.sweep.dashboard import page
     from atma.sweep.table_reading import load_table
 
-    written = page(load_table(path, factors), out, title)
+    written = page(load_table(path, factors), out, title, metric)
     print(f"written: {written} ({written.stat().st_size / 1e6:.2f} MB)")
 
 
@@ -114,7 +116,10 @@ def _beside(table: Table) -> list[str]:
 def _print_effects(title: str, effects: Sequence[Effect]) -> None:
     rows = [_effect_row(effect) for effect in effects]
     header = ["contrast", "pairs", "mean", "95% interval", "median", "range", "+ / 0 / −", "sign test p"]
-    caption = "intervals resample settings; neither they nor p are corrected for the number of rows"
+    caption = (
+        "pairs in how many settings, and cells left out for want of a partner; intervals resample settings; "
+        "neither they nor p are corrected for the number of rows"
+    )
     _print(title, header, rows, caption)
 
 
@@ -126,7 +131,12 @@ def _effect_row(effect: Effect) -> list[str]:
     ends = [number_text(end(effect.differences, default=None), digits, signed=True) for end in (min, max)]
     counts = f"{effect.positive} / {effect.zero} / {effect.negative}"
     p = "–" if effect.p is None else f"{effect.p:.2g}"
-    return [effect.label, str(len(effect.differences)), mean, f"{low} … {high}", median, " … ".join(ends), counts, p]
+    pairs = str(len(effect.differences))
+    if effect.settings < len(effect.differences):
+        pairs += f" in {effect.settings}"
+    if effect.unmatched:
+        pairs += f", {effect.unmatched} left out"
+    return [effect.label, pairs, mean, f"{low} … {high}", median, " … ".join(ends), counts, p]
 
 
 def _print_comparisons(compared: Sequence[Comparison]) -> None:

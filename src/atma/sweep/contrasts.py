@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atma.sweep.table import Cell, Level, Table, Where, holds, is_switch, level_text
+from atma.sweep.table import Cell, Level, Table, Where, holds, is_switch, level_text, stands_alone
 
 Choice = Mapping[str, Level]
 RESAMPLES = 5000
@@ -187,7 +187,7 @@ def choice_text(choice: Choice, table: Table) -> str:
         if is_switch(table.levels[factor]):
             parts.append(f"{'+' if level else 'no '}{factor}")
         else:
-            parts.append(text if isinstance(level, str) else f"{factor}={text}")
+            parts.append(text if stands_alone(level, table.levels) else f"{factor}={text}")
     return " ".join(parts)
 
 

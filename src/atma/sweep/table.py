@@ -20,7 +20,9 @@ Levels = tuple[Level, ...]
 Where = Mapping[str, Sequence[Level]]
 """A subset of cells: for each factor named, the levels that belong to it."""
 
-REFERENCES = ("none", "off", "no", "baseline", "")
+ABSENT = ("none", "off", "no", "")
+"""Levels, as text, that say that something is not there."""
+REFERENCES = (*ABSENT, "baseline")
 """Levels, as text, that come first among their factor's, so that the others are compared with them."""
 
 
@@ -179,16 +181,21 @@ def level_text(level: Level) -> str:
     return "none" if level is None else f"{level:g}" if isinstance(level, float) else str(level)
 
 
+def stands_alone(level: Level, levels: Mapping[str, Levels]) -> bool:
+    """Does a level say without its factor's name what it is: text that no other factor has, and not "none"?"""
+    alike = [other for known in levels.values() for other in known if isinstance(other, str) and other == level]
+    return isinstance(level, str) and len(alike) == 1 and level.lower() not in ABSENT
+
+
 def label(factors: Mapping[str, Level], levels: Mapping[str, Levels]) -> str:
     """A cell in few words: text levels alone, `+name` for what is on, nothing for what is off, else `name=level`."""
-    texts = [level for named in levels.values() for level in named if isinstance(level, str)]
     parts = []
     for factor, level in factors.items():
         if is_switch(levels[factor]):
             parts += [f"+{factor}"] if level else []
-        elif isinstance(level, str) and texts.count(level) == 1:
-            parts.append(level)
-        else:
+        elif stands_alone(level, levels):
+            parts.append(str(level))
+        elif level is not None and str(level).lower() not in ABSENT:
             parts.append(f"{factor}={level_text(level)}")
     return " ".join(parts) or "nothing on"
 
