@@ -57,11 +57,11 @@ def at_budget(table: Table, by: Budget, budget: float | None = None) -> tuple[Ta
     if not curves:
         raise ValueError(f"{table.name}: no cell has a training record with validations, so none at equal {by}")
     spent = min(float(getattr(curve, by)[-1]) for curve in curves.values()) if budget is None else float(budget)
-    name = f"validation_loss_at_{spent:.0f}_{by}"
+    name = f"validation_loss_at_{round(spent, 1):.12g}_{by}"
     losses = {key: _loss_at(getattr(curve, by), curve.loss, spent) for key, curve in curves.items()}
     cells = tuple(_with_metric(cell, name, losses.get(cell.name)) for cell in table.cells)
     if not any(name in cell.metrics for cell in cells):
-        raise ValueError(f"{table.name}: no run was validated up to {spent:,.0f} {by}; choose another budget")
+        raise ValueError(f"{table.name}: no run was validated up to {round(spent, 1):.12g} {by}; choose another budget")
     return replace(table, cells=cells, metrics=(*table.metrics, name)), name
 
 

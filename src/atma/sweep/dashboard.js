@@ -186,6 +186,8 @@ function drawLegends() {
 }
 
 function drawLengths() {
+  byId("lengths").hidden = !families().length;
+  if (byId("lengths").hidden) return;
   const lengths = lengthsOf(state.family);
   const series = state.picked.flatMap((cell, slot) => {
     const points = cell ? lengths.map(([length, i]) => [length, cell.metrics[i]]).filter(([, y]) => y !== null) : [];
@@ -393,7 +395,6 @@ function start() {
   familyChoice();
   builder();
   radios(byId("budgets"), "budget", [["tokens", "tokens"], ["seconds", "seconds"]], state.budget, (value) => (state.budget = value));
-  byId("lengths").hidden = !families().length;
   byId("filterbox").open = innerWidth >= 700;
   if (data.factors.length > 1) [state.one, state.other] = strongest();
   pickEach();
