@@ -22,7 +22,7 @@ def write_sweep(folder: Path) -> Path:
 def write_cell(folder: Path, factors: dict, seed: int) -> Path:
     name = "-".join(map(str, (*factors.values(), seed)))
     cell = folder / "cells" / name
-    (cell / "run").mkdir(parents=True)
+    (cell / "run-000001").mkdir(parents=True)
     speed = 2000.0 if factors["memory"] else 4000.0
     result = {
         "cell": name,
@@ -36,7 +36,7 @@ def write_cell(folder: Path, factors: dict, seed: int) -> Path:
         "seconds": 12.5,
     }
     (cell / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    (cell / "run" / "metrics.jsonl").write_text(record(result["metrics"]["final_val_loss_nats"], speed), "utf-8")
+    (cell / "run-000001" / "metrics.jsonl").write_text(record(result["metrics"]["final_val_loss_nats"], speed), "utf-8")
     (cell / "work.log").write_text(f"{name}: 100 steps to go\n{HOSTILE}\ndone\n", encoding="utf-8")
     return cell
 

@@ -181,6 +181,14 @@ def test_contrasts_are_read_from_words(words, labels):
     assert [effect.label for effect in read_contrasts(factorial(rough), M, words)] == labels
 
 
+@pytest.mark.parametrize("levels", [(False, True), (0, 1), ("off", "on")])
+@pytest.mark.parametrize("words", ["memory", "memory - no memory", "memory=on - memory=off"])
+def test_on_and_off_are_read_however_a_table_writes_them(levels, words):
+    switch = table("t", [Cell(str(level), {"memory": level}, 0, {M: i}) for i, level in enumerate(levels)])
+    (found,) = read_contrasts(switch, M, words)
+    assert (found.label, found.mean) == ("memory on − off", 1.0)
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

@@ -36,7 +36,7 @@ def test_a_cell_without_a_record_has_no_curves(tmp_path):
 
 def test_a_loss_that_was_not_finite_is_left_out_of_the_curve_and_its_time_is_not(tmp_path):
     cell = write_cell(tmp_path, {"attention": "polar", "memory": True, "window": 64}, 0)
-    record = cell / "run" / "metrics.jsonl"
+    record = cell / "run-000001" / "metrics.jsonl"
     rows = [json.loads(line) for line in record.read_text().splitlines()]
     rows[0]["loss"] = None
     record.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -69,9 +69,27 @@ def test_a_run_that_did_not_reach_the_budget_has_no_value_there(sweep):
     assert metric in cell_with(True, found.cells).metrics
 
 
+def test_the_training_loss_at_a_budget_is_the_mean_of_its_last_tenth(sweep):
+    found, metric = at_budget(sweep, "tokens", loss="train")
+    cell = found.cells[0]
+    assert metric == "train_loss_at_10000_tokens"
+    last_two = (2 / 9 + 2 / 10) / 2
+    assert cell.metrics[metric] == pytest.approx(cell.metrics["final_val_loss_nats"] + last_two)
+
+
+def test_runs_that_were_validated_too_rarely_are_judged_by_the_training_loss(sweep):
+    for record in (path for cell in sweep.cells for path in cell.folder.rglob("metrics.jsonl")):
+        rows = [line for line in record.read_text().splitlines(True) if "validation" not in line or "10000" in line]
+        record.write_text("".join(rows))
+    with pytest.raises(ValueError, match=r"12 of 24 runs have the validation_loss_at_2.5_seconds; .*--loss train"):
+        at_budget(sweep, "seconds")
+    found, metric = at_budget(sweep, "seconds", loss="train")
+    assert np.isfinite(found.values(metric)).all()
+
+
 def test_a_budget_that_nobody_reached_or_recorded_is_an_error(sweep):
-    with pytest.raises(ValueError, match="choose another budget"):
-        at_budget(sweep, "tokens", 20_000)
+    with pytest.raises(ValueError, match="0 of 24 runs have the train_loss_at_20000_tokens; choose another budget"):
+        at_budget(sweep, "tokens", 20_000, "train")
     bare = dataclasses.replace(sweep, cells=tuple(dataclasses.replace(cell, folder=None) for cell in sweep.cells))
     with pytest.raises(ValueError, match="no cell has a training record"):
         at_budget(bare, "tokens")

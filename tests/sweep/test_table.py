@@ -91,7 +91,6 @@ def test_what_is_no_sweep_or_not_there_is_an_error(tmp_path):
         ({"factors": {"attention": ["polar"]}}, "a level is one text"),
         ({"metrics": {"needle": "high"}}, "a metric is a number"),
         ({"metrics": None}, "not the result of a cell"),
-        ({"factors": {"attention": "polar"}}, "others"),
     ],
 )
 def test_a_bad_result_is_an_error_that_names_it(tmp_path, change, words):
@@ -100,6 +99,33 @@ def test_a_bad_result_is_an_error_that_names_it(tmp_path, change, words):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=words):
         load_table(tmp_path)
+
+
+def test_a_plan_says_which_cells_belong_to_the_sweep(tmp_path):
+    write_sweep(tmp_path)
+    plan = {"cells": [{"cell": "polar-True-64-0"}, {"cell": "later"}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    found = load_table(tmp_path)
+    assert [cell.name for cell in found.cells] == ["polar-True-64-0"]
+    assert found.unfinished == ("later",)
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(ValueError, match="not the plan of a sweep"):
+        load_table(tmp_path)
+
+
+def test_a_setting_that_only_some_cells_have_is_unset_in_the_others():
+    cells = [Cell("a", {"core": "polar"}, 0, {}), Cell("b", {"core": "polar", "train.clip": 2.0}, 0, {})]
+    found = table("t", cells)
+    assert found.levels == {"core": ("polar",), "train.clip": (None, 2.0)}
+    assert [label(cell.factors, found.levels) for cell in found.cells] == ["polar", "polar train.clip=2"]
+
+
+@pytest.mark.parametrize("levels", [(False, True), (0, 1), ("off", "on")])
+def test_on_and_off_may_be_written_in_three_ways(levels):
+    cells = [Cell(str(level), {"memory": level}, 0, {}) for level in levels]
+    found = table("t", cells).levels
+    assert found == {"memory": levels}
+    assert [label(cell.factors, found) for cell in cells] == ["nothing on", "+memory"]
 
 
 def test_a_metric_that_is_not_finite_is_absent(tmp_path):

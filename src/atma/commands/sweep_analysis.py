@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atma.sweep.analysis import Analysis
-from atma.sweep.analysis_budget import Budget
+from atma.sweep.analysis_budget import Budget, Loss
 from atma.sweep.analysis_compare import Comparison
 from atma.sweep.contrasts import Effect
 from atma.sweep.table import Cell, Table
@@ -20,6 +20,7 @@ def analyse(
     contrast: tuple[str, ...] = (),
     factors: tuple[str, ...] = (),
     budget: Budget | None = None,
+    loss: Loss = "validation",
     published: Path | None = None,
     json: Path | None = None,
 ) -> None:
@@ -35,7 +36,8 @@ def analyse(
         where: Only these cells, such as "polar+memory" or "attention=polar|nope".
         contrast: Further contrasts to show.
         factors: The columns of a .csv that are factors. Default: those before the first known metric.
-        budget: Judge by the validation loss at equal tokens or seconds, the most that every run reached.
+        budget: Judge by the loss at equal tokens or seconds of training, the most that every run reached.
+        loss: The loss that --budget judges by: validation, or train where runs were validated too rarely.
         published: The paper's table (.csv), to show its contrasts beside ours.
         json: Also write everything to this file.
     """
@@ -47,8 +49,8 @@ def analyse(
     table = load_table(path, factors)
     if budget is not None:
         if metric is not None:
-            raise ValueError(f"--budget {budget} judges by validation loss; leave out --metric {metric}")
-        table, metric = at_budget(table, budget)
+            raise ValueError(f"--budget {budget} judges by the {loss} loss; leave out --metric {metric}")
+        table, metric = at_budget(table, budget, loss=loss)
     found = analysed(table, metric, where, contrast)
     compared = compare(table, load_table(published)) if published is not None else []
     show(found, compared)

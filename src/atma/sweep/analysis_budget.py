@@ -13,6 +13,7 @@ import numpy as np
 from atma.sweep.table import Cell, Table
 
 Budget = Literal["tokens", "seconds"]
+Loss = Literal["train", "validation"]
 
 
 class Curve(NamedTuple):
@@ -42,31 +43,39 @@ def read_curves(cell: Cell) -> dict[str, Curve]:
 
 
 def record_of(cell: Cell) -> Path | None:
-    """The cell's `metrics.jsonl`, in its folder or its run's; None if it has none."""
+    """The cell's `metrics.jsonl`, in its folder or that of its last run; None if it has none."""
     found = cell.folder.rglob("metrics.jsonl") if cell.folder else ()
-    return min(found, key=lambda path: (len(path.parts), path), default=None)
+    return max(found, key=lambda path: (-len(path.parts), path), default=None)
 
 
-def at_budget(table: Table, by: Budget, budget: float | None = None) -> tuple[Table, str]:
-    """The table with one more metric, the validation loss at an equal budget, and that metric's name.
+def at_budget(table: Table, by: Budget, budget: float | None = None, loss: Loss = "validation") -> tuple[Table, str]:
+    """The table with one more metric, a loss at an equal budget, and that metric's name.
 
-    Without a `budget`, the largest that every recorded run reached. Losses are interpolated between validations.
-    ValueError where no cell has validations, or none reached the budget.
+    Without a `budget`, the largest that every recorded run reached. The validation loss is interpolated between
+    validations; the training loss is the mean of the last tenth of the budget. ValueError where no cell has a record,
+    or too few have the loss there.
     """
-    curves = {cell.name: curve for cell in table.cells if (curve := read_curves(cell).get("validation"))}
+    curves = {cell.name: curve for cell in table.cells if (curve := read_curves(cell).get(loss))}
     if not curves:
-        raise ValueError(f"{table.name}: no cell has a training record with validations, so none at equal {by}")
+        raise ValueError(f"{table.name}: no cell has a training record with a {loss} loss, so none at equal {by}")
     spent = min(float(getattr(curve, by)[-1]) for curve in curves.values()) if budget is None else float(budget)
-    name = f"validation_loss_at_{round(spent, 1):.12g}_{by}"
-    losses = {key: _loss_at(getattr(curve, by), curve.loss, spent) for key, curve in curves.items()}
+    name = f"{loss}_loss_at_{round(spent, 1):.12g}_{by}"
+    losses = {key: _loss_at(getattr(curve, by), curve.loss, spent, loss) for key, curve in curves.items()}
+    measured = sum(value is not None for value in losses.values())
+    if not measured or (budget is None and measured < len(losses)):
+        mend = "judge by the training loss instead (--loss train)" if loss == "validation" else "choose another budget"
+        raise ValueError(f"{table.name}: {measured} of {len(losses)} runs have the {name}; {mend}")
     cells = tuple(_with_metric(cell, name, losses.get(cell.name)) for cell in table.cells)
-    if not any(name in cell.metrics for cell in cells):
-        raise ValueError(f"{table.name}: no run was validated up to {round(spent, 1):.12g} {by}; choose another budget")
     return replace(table, cells=cells, metrics=(*table.metrics, name)), name
 
 
-def _loss_at(spent: np.ndarray, loss: np.ndarray, budget: float) -> float | None:
-    return float(np.interp(budget, spent, loss)) if spent[0] <= budget <= spent[-1] else None
+def _loss_at(spent: np.ndarray, values: np.ndarray, budget: float, loss: Loss) -> float | None:
+    if not spent[0] <= budget <= spent[-1] * (1 + 1e-12):
+        return None
+    if loss == "validation":
+        return float(np.interp(budget, spent, values))
+    last = (spent <= budget) & (spent >= 0.9 * budget)
+    return float(values[last].mean()) if last.any() else float(np.interp(budget, spent, values))
 
 
 def _with_metric(cell: Cell, name: str, value: float | None) -> Cell:

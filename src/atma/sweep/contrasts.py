@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atma.sweep.table import Cell, Level, Table, Where, holds, is_switch, level_text, stands_alone
+from atma.sweep.table import Cell, Level, Table, Where, holds, is_on, is_switch, level_text, stands_alone
 
 Choice = Mapping[str, Level]
 RESAMPLES = 5000
@@ -185,14 +185,14 @@ def choice_text(choice: Choice, table: Table) -> str:
     for factor, level in choice.items():
         text = level_text(level)
         if is_switch(table.levels[factor]):
-            parts.append(f"{'+' if level else 'no '}{factor}")
+            parts.append(f"{'+' if is_on(level) else 'no '}{factor}")
         else:
             parts.append(text if stands_alone(level, table.levels) else f"{factor}={text}")
     return " ".join(parts)
 
 
 def _switched(level: Level, levels: Sequence[Level]) -> str:
-    return level_text(bool(level)) if is_switch(levels) else level_text(level)
+    return level_text(is_on(level)) if is_switch(levels) else level_text(level)
 
 
 def _against_first(table: Table, factor: str) -> Iterator[list[Arm]]:

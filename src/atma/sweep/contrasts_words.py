@@ -9,7 +9,7 @@ import dataclasses
 import re
 
 from atma.sweep.contrasts import Effect, contrast, where_text
-from atma.sweep.table import Level, Table, is_switch, level_text
+from atma.sweep.table import Level, Table, is_on, is_switch, level_text
 
 
 def read_contrasts(table: Table, metric: str, text: str) -> list[Effect]:
@@ -64,9 +64,9 @@ def read_level(table: Table, factor: str, text: str) -> Level:
     if factor not in table.levels:
         raise ValueError(f"{table.name}: no factor '{factor}'; factors: {', '.join(table.levels)}")
     levels = table.levels[factor]
-    switched = {"on": 1, "true": 1, "1": 1, "off": 0, "false": 0, "0": 0}
+    switched = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
     for level in levels:
-        if text == level_text(level) or (is_switch(levels) and switched.get(text.lower()) == level):
+        if text == level_text(level) or (is_switch(levels) and switched.get(text.lower()) == is_on(level)):
             return level
     raise ValueError(f"factor '{factor}' has no level '{text}'; levels: {', '.join(map(level_text, levels))}")
 

@@ -5,14 +5,13 @@ cut to their ends, the shorter the more cells there are, so that a page of hundr
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atma.sweep.analysis_budget import Curve, read_curves
+from atma.sweep.analysis_budget import Curve, read_curves, record_of
 from atma.sweep.contrasts import RESAMPLES, SEED, TIE
-from atma.sweep.table import Cell, Table, holds, is_switch, label, level_text, stands_alone
+from atma.sweep.table import Cell, Table, holds, is_on, is_switch, label, level_text, stands_alone
 from atma.sweep.table_metrics import digits_of, family_of, length_of, rises
 
 CURVE_POINTS = 24_000
@@ -52,7 +51,7 @@ def columns(table: Table, headline: str) -> list[str]:
 def _factor(table: Table, name: str) -> dict[str, Any]:
     levels = table.levels[name]
     switch = is_switch(levels)
-    texts = [level_text(bool(level)) if switch else level_text(level) for level in levels]
+    texts = [level_text(is_on(level)) if switch else level_text(level) for level in levels]
     alone = [stands_alone(level, table.levels) for level in levels]
     return {"name": name, "levels": texts, "switch": switch, "alone": alone}
 
@@ -88,17 +87,19 @@ def _cell(table: Table, cell: Cell, points: int, characters: int) -> dict[str, A
     }
     if cell.config:
         found["config"] = json.dumps(cell.config, indent=1, ensure_ascii=False, default=str)
-    if logs := _logs(cell.folder, characters):
+    if logs := _logs(cell, characters):
         found["log"] = logs
     if curves := read_curves(cell):
         found["curves"] = {kind: _thinned(curve, points) for kind, curve in curves.items()}
     return found
 
 
-def _logs(folder: Path | None, characters: int) -> str:
-    """The ends of the cell's logs, each under its name."""
+def _logs(cell: Cell, characters: int) -> str:
+    """The ends of the cell's logs and of its training record, each under its name."""
+    record = record_of(cell)
+    paths = sorted(cell.folder.glob("*.log")) if cell.folder else []
     parts = []
-    for path in sorted(folder.glob("*.log")) if folder else ():
+    for path in [*paths, *([record] if record else [])]:
         text = path.read_text(encoding="utf-8", errors="replace").strip()
         cut = len(text) > characters
         end = f"… the last {characters:,} of {len(text):,} characters\n{text[-characters:]}" if cut else text

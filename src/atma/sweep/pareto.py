@@ -40,7 +40,7 @@ def ranked(cells: Sequence[Cell], metric: str) -> list[Cell]:
 
 
 def over_seeds(table: Table) -> Table:
-    """One cell a setting: every metric that all its seeds have, averaged over them."""
+    """One cell a setting, named by its levels: every metric that all its seeds have, averaged over them."""
     settings: dict[str, list[Cell]] = {}
     for cell in table.cells:
         settings.setdefault(repr(sorted(cell.factors.items())), []).append(cell)
@@ -48,9 +48,9 @@ def over_seeds(table: Table) -> Table:
 
 
 def _averaged(table: Table, seeds: list[Cell]) -> Cell:
+    name = label(seeds[0].factors, table.levels)
     if len(seeds) == 1:
-        return seeds[0]
+        return replace(seeds[0], name=name)
     whole = [name for name in table.metrics if all(name in cell.metrics for cell in seeds)]
     metrics = {name: float(np.mean([cell.metrics[name] for cell in seeds])) for name in whole}
-    name = f"{label(seeds[0].factors, table.levels)}, {len(seeds)} seeds"
-    return replace(seeds[0], name=name, metrics=metrics, folder=None)
+    return replace(seeds[0], name=f"{name}, {len(seeds)} seeds", metrics=metrics, folder=None)

@@ -133,16 +133,18 @@ class Table:
 
 
 def table(name: str, cells: Sequence[Cell], unfinished: Sequence[str] = ()) -> Table:
-    """A table of these cells. ValueError if they have not all the same factors, or two are the same run."""
+    """A table of these cells; a factor that only some have is unset (None) in the others.
+
+    ValueError if there are none, or two are the same run.
+    """
     if not cells:
         raise ValueError(
             f"{name}: no cell has a result yet" + (f" ({len(unfinished)} unfinished)" if unfinished else "")
         )
-    factors = list(cells[0].factors)
+    factors = list(dict.fromkeys(factor for cell in cells for factor in cell.factors))
+    cells = [replace(cell, factors={factor: cell.factors.get(factor) for factor in factors}) for cell in cells]
     seen: dict[tuple, str] = {}
     for cell in cells:
-        if set(cell.factors) != set(factors):
-            raise ValueError(f"{name}: cell {cell.name} has factors {sorted(cell.factors)}, others {sorted(factors)}")
         key = (*(_key(cell.factors[factor]) for factor in factors), cell.seed)
         if key in seen:
             raise ValueError(f"{name}: {cell.name} and {seen[key]} have equal factors and seed; give each its own seed")
@@ -170,15 +172,20 @@ def holds(level: Level, wanted: Sequence[Level]) -> bool:
 
 
 def is_switch(levels: Sequence[Level]) -> bool:
-    """Is a factor with these levels on or off: false and true, 0 and 1, or a part of these?"""
-    return all(level in (0, 1) and isinstance(level, bool | int) for level in levels)
+    """Is a factor with these levels on or off: false and true, 0 and 1, "off" and "on", or a part of these?"""
+    return all((isinstance(level, int) and level in (0, 1)) or level in ("off", "on") for level in levels)
+
+
+def is_on(level: Level) -> bool:
+    """Is this level of an on-off factor on?"""
+    return level in (1, "on")
 
 
 def level_text(level: Level) -> str:
-    """A level for people: on, off, none, 512, weak."""
+    """A level for people: on, off, 512, weak; unset for a setting that only other cells have."""
     if isinstance(level, bool):
         return "on" if level else "off"
-    return "none" if level is None else f"{level:g}" if isinstance(level, float) else str(level)
+    return "unset" if level is None else f"{level:g}" if isinstance(level, float) else str(level)
 
 
 def stands_alone(level: Level, levels: Mapping[str, Levels]) -> bool:
@@ -192,7 +199,7 @@ def label(factors: Mapping[str, Level], levels: Mapping[str, Levels]) -> str:
     parts = []
     for factor, level in factors.items():
         if is_switch(levels[factor]):
-            parts += [f"+{factor}"] if level else []
+            parts += [f"+{factor}"] if is_on(level) else []
         elif stands_alone(level, levels):
             parts.append(str(level))
         elif level is not None and str(level).lower() not in ABSENT:

@@ -4,8 +4,8 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 
 KNOWN = re.compile(
-    r"params|final_val_loss_nats|mfu_percent|train_seconds|needle_absent_ce"
-    r"|(clean_nll|junk_nll|needle_token_acc|needle_exact_acc|needle_ce)_\d+"
+    r"params|final_val_loss_nats|mfu_percent|train_seconds|train_tokens_per_second|needle_absent_ce"
+    r"|(clean_nll|junk_nll|fixed_nll|needle_token_acc|needle_exact_acc|needle_ce)_\d+"
 )
 """Names that no factor has."""
 HEADLINE = ("needle_token_acc", "needle_exact_acc", "clean_nll", "final_val_loss_nats")

@@ -29,12 +29,23 @@ def load_table(path: str | Path, factors: Sequence[str] = ()) -> Table:
 
 
 def _folder(path: Path) -> Table:
-    folders = sorted(folder for folder in (path / "cells").glob("*") if folder.is_dir())
+    folders = [path / "cells" / name for name in _planned(path)]
     if not folders:
         raise ValueError(f"{path}: no sweep (it has no cells/); name the folder of `atma sweep run`, or a .csv file")
     done = [folder for folder in folders if (folder / "result.json").exists()]
     unfinished = [folder.name for folder in folders if folder not in done]
     return table(path.resolve().name, [_result(folder) for folder in done], unfinished)
+
+
+def _planned(path: Path) -> list[str]:
+    """The ids of the cells that the sweep's plan names, else of all that have a folder."""
+    plan = path / "plan.json"
+    if not plan.exists():
+        return sorted(folder.name for folder in (path / "cells").glob("*") if folder.is_dir())
+    try:
+        return [str(cell["cell"]) for cell in json.loads(plan.read_text(encoding="utf-8"))["cells"]]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{plan}: not the plan of a sweep, or damaged; `atma sweep run` writes it again") from None
 
 
 def _result(folder: Path) -> Cell:
