@@ -1,6 +1,7 @@
 """The command line: what a user types, sees and is told when something is wrong."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -98,14 +99,27 @@ def test_the_version_is_that_of_the_project_file():
     assert project["project"]["version"] == atma.__version__
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb, capsys):
+def commands(verbs, *before):
+    """Every verb that is a function, as the words that call it."""
+    for verb, (module, _) in verbs.items():
+        table = getattr(importlib.import_module(f"atma.commands.{module}"), "VERBS", None)
+        yield from [(*before, verb)] if table is None else commands(table, *before, verb)
+
+
+@pytest.mark.parametrize("words", list(commands(VERBS)), ids=" ".join)
+def test_every_verb_explains_itself(words, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
+        main([*words, "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert f"usage: atma {verb}" in said
+    assert f"usage: atma {' '.join(words)}" in said
     assert "{None}" not in said
+
+
+def test_a_table_of_verbs_explains_itself_and_names_a_mistake(capsys):
+    assert main(["eval"]) == 0
+    assert "usage: atma eval VERB" in capsys.readouterr().out
+    assert "no verb 'nano'; known: lengths" in failing(capsys, "eval", "nano")
 
 
 def test_an_unknown_verb_is_named(capsys):
@@ -124,7 +138,7 @@ def test_an_unknown_option_is_named_and_exits_2(capsys):
         (["prepare", "x", "--tokeniser", "bpe"], "Perhaps you meant: --tokenizer STR (see atma prepare --help)"),
         (["generate", "x", "--temperature", "-1"], "'temperature' must be 0 or more, not -1.0"),
         (["generate", "x", "--seed", str(2**64)], "'seed' must be below 2 to the power 64"),
-        (["eval", "--seed", "-1"], "'seed' must be 0 or more, not -1"),
+        (["eval", "lengths", "--seed", "-1"], "'seed' must be 0 or more, not -1"),
     ],
 )
 def test_a_mistake_in_the_options_is_one_line(arguments, told, capsys):
@@ -339,7 +353,10 @@ def test_prepare_tells_bad_sources(tmp_path, capsys):
 def test_eval_prints_a_table_and_keeps_rows(folder, data, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     options = ["--data", data, "--lengths", 64, 128, 1 << 20, "--documents", 2, "--target-tokens", 16]
-    assert main(["eval", str(folder), *map(str, options), "--needle-trials", "0", "--out", str(out)]) == 0
+    assert (
+        main(["eval", "lengths", "--model", str(folder), *map(str, options), "--needle-trials", "0", "--out", str(out)])
+        == 0
+    )
     said = capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     fixed = {row["length"]: row["loss"] for row in rows if row["kind"] == "fixed"}

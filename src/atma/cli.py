@@ -1,8 +1,8 @@
 """The command `atma`: a table of verbs, and how errors become one line and an exit status.
 
-A verb is the function `run` of a module in `atma.commands`, imported only when asked for, so that `atma --help` is
-immediate; its signature and docstring are its options and their help. A ValueError or OSError is the user's to mend:
-one line on stderr and status 2. Ctrl-C is status 130.
+A verb is the function `run` of a module in `atma.commands`, or its table VERBS of further verbs, imported only when
+asked for, so that `atma --help` is immediate; the signature and docstring of `run` are options and their help. A
+ValueError or OSError is the user's to mend: one line on stderr and status 2. Ctrl-C is status 130.
 """
 
 import contextlib
@@ -17,10 +17,13 @@ from typing import Any
 
 import atma
 
-VERBS = {
+Verbs = dict[str, tuple[str, str]]
+"""The name of each verb, its module in `atma.commands`, and a summary."""
+SUMMARY = "Language models that train short and run long."
+VERBS: Verbs = {
     "prepare": ("prepare", "turn text files, jsonl, parquet or a data set into token shards"),
     "train": ("train", "train the model that a recipe describes, or resume"),
-    "eval": ("evaluate", "measure loss and needle recall at many context lengths"),
+    "eval": ("evaluate", "measure a model: losses and retrieval by length, recall, reasoning, tasks"),
     "generate": ("generate", "continue a prompt of any length; save the state and go on later"),
     "chat": ("chat", "talk to a model in the terminal"),
     "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),
@@ -55,20 +58,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if arguments[:1] == ["--version"]:
+        print(f"atma {atma.__version__}")
+    else:
+        _verb("atma", VERBS, SUMMARY, arguments)
+
+
+def _verb(program: str, verbs: Verbs, summary: str, arguments: list[str]) -> None:
+    """The verb that the arguments begin with: a function, or a table of further verbs."""
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if verb in ("-h", "--help", "help"):
-        print(_overview())
-    elif verb == "--version":
-        print(f"atma {atma.__version__}")
-    elif verb not in VERBS:
-        raise ValueError(f"no verb '{verb}'; known: {', '.join(VERBS)} (see atma --help)")
+        print(_overview(program, verbs, summary))
+        return
+    if verb not in verbs:
+        raise ValueError(f"no verb '{verb}'; known: {', '.join(verbs)} (see {program} --help)")
+    module, about = verbs[verb]
+    command = importlib.import_module(f"atma.commands.{module}")
+    if hasattr(command, "VERBS"):
+        _verb(f"{program} {verb}", command.VERBS, f"{about[0].upper()}{about[1:]}.", rest)
     else:
-        _run(verb, rest)
-
-
-def _run(verb: str, arguments: list[str]) -> None:
-    run = importlib.import_module(f"atma.commands.{VERBS[verb][0]}").run
-    _parse(run, f"atma {verb}", arguments)()
+        _parse(command.run, f"{program} {verb}", rest)()
 
 
 def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Callable[[], None]:
@@ -102,11 +111,12 @@ def _unboxed(box: str) -> str:
     return "; ".join(told) or " ".join(box.split())
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    head = "usage: atma VERB [options]\n\nLanguage models that train short and run long.\n"
-    verbs = [f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
-    return "\n".join([head, *verbs, "\n`atma VERB --help` explains a verb; `atma --version` prints the version."])
+def _overview(program: str, verbs: Verbs, summary: str) -> str:
+    width = max(map(len, verbs))
+    head = f"usage: {program} VERB [options]\n\n{summary}\n"
+    told = [f"  {verb:{width}}  {about}" for verb, (_, about) in verbs.items()]
+    last = f"`{program} VERB --help` explains a verb"
+    return "\n".join([head, *told, f"\n{last}; `atma --version` prints the version."])
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -22,7 +22,7 @@ from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare
 from atma.data.sources import describe
 from atma.eval import evaluate, score
-from atma.eval.curves import tokenizer_of
+from atma.eval.loaded import tokenizer_of
 from atma.generation import Settings, generate
 from atma.loading import Loaded, load
 from atma.report import Report, Run, Section, environment, headline, page

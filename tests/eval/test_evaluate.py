@@ -15,7 +15,7 @@ from atma.tokenizer import train_bpe
 SMALL = EvaluationConfig(lengths=(96, 128), documents=3, target_tokens=16, needle_trials=2)
 PROVENANCE = {
     *("weights_sha256", "tokenizer_sha256", "data_hash", "code_sha256", "version", "torch", "dtype", "device", "seed"),
-    *("backend", "threads", "chunk", "batch_tokens", "model", "core", "memory", "parameters", "key"),
+    *("backend", "threads", "chunk", "batch_tokens", "model", "core", "memory", "parameters", "truncate"),
 }
 
 
@@ -25,8 +25,10 @@ def test_rows_come_in_order_as_strict_json_with_all_provenance(tiny, split):
     assert [row["kind"] for row in rows] == [*order, "junk", "junk", "summary", "needle", "needle"]
     for row in rows:
         assert json.loads(json.dumps(row, allow_nan=False)) == row
-        assert set(row) >= PROVENANCE
-        assert row["dtype"] == "float32" and len(row["weights_sha256"]) == len(row["code_sha256"]) == 64
+        stamp = row["provenance"]
+        assert set(stamp) == PROVENANCE
+        assert stamp["dtype"] == "float32" and len(stamp["weights_sha256"]) == len(stamp["code_sha256"]) == 64
+        assert row["suite"] == "lengths" and len(row["key"]) == 16
 
 
 def test_two_evaluations_agree(tiny, split):
@@ -156,7 +158,7 @@ def test_prepared_text_is_evaluated_as_it_is(tiny, tmp_path):
     rows = evaluate(tiny, token_set, SMALL)
     assert {row["kind"] for row in rows} == {"nested", "position", "fixed", "junk", "needle", "summary"}
     nested = next(row for row in rows if row["kind"] == "nested")
-    assert nested["data_hash"] == token_set.hash and nested["joined_documents"] == 0
+    assert nested["provenance"]["data_hash"] == token_set.hash and nested["joined_documents"] == 0
 
 
 def test_a_results_file_that_is_not_text_is_named_and_left(tmp_path):

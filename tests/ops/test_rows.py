@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from atma.ops import native, use_backend
 from atma.ops.delta import reference
-from atma.ops.rows import gate, pack, product, remember, rotate
+from atma.ops.rows import gate, pack, product, remember, rotate, row_of
 
 pytestmark = pytest.mark.skipif(not native.available(torch.float32), reason="needs the compiled kernels")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -30,6 +30,14 @@ def test_a_product_is_that_of_pytorch_and_of_its_row_alone(inputs, outputs, dtyp
     for rows in (1, 2, 5, 6, 7, 48, 49):
         assert torch.equal(product(x[20 : 20 + rows], packed, bias), whole[20 : 20 + rows])
     assert torch.equal(product(x, packed, None)[0], product(x[:1], packed, None)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs", [1, 65, 257])
+def test_rows_of_a_packed_weight_are_those_of_the_weight(outputs, dtype) -> None:
+    weight = _random(outputs, 33, dtype=dtype)
+    index = torch.randint(0, outputs, (3, 5), generator=torch.Generator().manual_seed(1)).t()
+    assert torch.equal(row_of(index, pack(weight)), weight[index])
 
 
 def test_a_weight_on_no_kernel_cannot_be_packed() -> None:

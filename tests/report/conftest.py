@@ -19,7 +19,7 @@ def evaluation_rows(start: float, rise: float, recall: float) -> list[dict]:
         rows.append({"kind": "position", "start": length // 2, "end": length, "documents": 8} | loss)
         rows.append({"kind": "needle", "length": length, "trials": 32} | accuracies(max(0.0, recall - 0.1 * i)))
     rows += [summary(measure, rise) for measure in ("fixed", "nested", "junk")]
-    return [row | PROVENANCE for row in rows]
+    return [row | {"provenance": PROVENANCE} for row in rows]
 
 
 def accuracies(recall: float) -> dict:

@@ -14,7 +14,7 @@ from atma.tokenizer import byte_tokenizer
 
 KIB = 1 << 10
 SMALL = EngineConfig(
-    memory_bytes=320 * KIB,
+    memory_bytes=532 * KIB,
     cache_bytes=130 * KIB,
     max_rows=4,
     step_tokens=48,

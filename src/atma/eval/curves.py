@@ -7,48 +7,25 @@ nested prefixes both the targets and their contexts change with L. With fixed ta
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from atma.eval.documents import Documents, check_lengths
+from atma.eval.language_model import LanguageModel
 from atma.eval.statistics import last_minus_first, mean_interval, slope
-from atma.eval.stream import DEFAULT, Advance, Streaming, score
-from atma.model import Model
-from atma.tokenizer import Tokenizer
+from atma.eval.stream import Advance
 
 Row = dict[str, Any]
 FIRST_EDGE = 16
 
 
-class Loaded(Protocol):
-    """A model, its tokenizer and the folder it came from, as `atma.load` returns them."""
-
-    @property
-    def model(self) -> Model: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer | None: ...
-
-    @property
-    def path(self) -> Path | None: ...
-
-
-def tokenizer_of(loaded: Loaded) -> Tokenizer:
-    """The tokenizer; ValueError if the model came without one."""
-    if loaded.tokenizer is None:
-        raise ValueError(f"{loaded.path}: the model has no tokenizer; put its tokenizer.json into its folder")
-    return loaded.tokenizer
-
-
 def length_curve(
-    loaded: Loaded,
+    model: LanguageModel,
     documents: Documents,
     lengths: Sequence[int],
     kind: Literal["nested", "junk"] = "nested",
-    streaming: Streaming = DEFAULT,
     progress: Advance | None = None,
 ) -> list[Row]:
     """Loss on the prefix of each length of the same documents, by position, and a summary of the slope.
@@ -59,24 +36,23 @@ def length_curve(
     """
     check_lengths(lengths, documents)
     windows = documents.windows(lengths[-1])
-    nats = _score(loaded, windows, None, streaming, progress)
+    nats = model.score(torch.from_numpy(windows), None, progress)
     targets = windows[:, 1:]
     rows, means = [], []
     for length in lengths:
-        measured = _measured(loaded, documents, nats[:, :length], targets[:, :length])
+        measured = _measured(model, documents, nats[:, :length], targets[:, :length])
         rows.append({"kind": kind, "length": length} | measured)
         means.append(nats[:, :length].mean(1))
     if kind == "nested":
-        rows += _by_position(loaded, documents, nats, targets)
+        rows += _by_position(model, documents, nats, targets)
     return [*rows, summary(kind, documents, lengths, np.stack(means, 1))]
 
 
 def fixed_targets(
-    loaded: Loaded,
+    model: LanguageModel,
     documents: Documents,
     lengths: Sequence[int],
     target_tokens: int,
-    streaming: Streaming = DEFAULT,
     progress: Advance | None = None,
 ) -> list[Row]:
     """Loss on the same `target_tokens` last tokens of each document with ever more context, and a summary.
@@ -90,8 +66,8 @@ def fixed_targets(
     longest = Documents(documents.tokens[:, : lengths[-1]], documents.eot, documents.joined)
     for length in lengths:
         windows = longest.endings(length)
-        nats = _score(loaded, windows, target_tokens, streaming, progress)
-        measured = _measured(loaded, documents, nats, windows[:, -target_tokens:])
+        nats = model.score(torch.from_numpy(windows), target_tokens, progress)
+        measured = _measured(model, documents, nats, windows[:, -target_tokens:])
         rows.append({"kind": "fixed", "length": length} | measured)
         means.append(nats.mean(1))
     return [*rows, summary("fixed", documents, lengths, np.stack(means, 1))]
@@ -126,19 +102,19 @@ def position_edges(longest: int) -> list[int]:
     return [*edges, longest]
 
 
-def _by_position(loaded: Loaded, documents: Documents, nats: np.ndarray, targets: np.ndarray) -> list[Row]:
+def _by_position(model: LanguageModel, documents: Documents, nats: np.ndarray, targets: np.ndarray) -> list[Row]:
     edges = position_edges(nats.shape[1])
     rows: list[Row] = []
     for start, end in itertools.pairwise(edges):
-        measured = _measured(loaded, documents, nats[:, start:end], targets[:, start:end])
+        measured = _measured(model, documents, nats[:, start:end], targets[:, start:end])
         rows.append({"kind": "position", "start": start, "end": end} | measured)
     return rows
 
 
-def _measured(loaded: Loaded, documents: Documents, nats: np.ndarray, targets: np.ndarray) -> Row:
+def _measured(model: LanguageModel, documents: Documents, nats: np.ndarray, targets: np.ndarray) -> Row:
     losses = nats.mean(1)
     found = mean_interval(losses)
-    size = tokenizer_of(loaded).bytes_of(targets.ravel().tolist())
+    size = model.tokenizer.bytes_of(targets.ravel().tolist())
     return {
         "documents": len(nats),
         "joined_documents": documents.joined,
@@ -149,10 +125,3 @@ def _measured(loaded: Loaded, documents: Documents, nats: np.ndarray, targets: n
         "bits_per_byte": float(nats.sum()) / math.log(2) / size if size else None,
         "document_losses": losses.tolist(),
     }
-
-
-def _score(
-    loaded: Loaded, windows: np.ndarray, last: int | None, streaming: Streaming, progress: Advance | None
-) -> np.ndarray:
-    """Nats (documents, scored) in float64."""
-    return score(loaded.model, torch.from_numpy(windows), last, streaming, progress).double().numpy()

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from atma.eval.curves import Loaded, Row, tokenizer_of
+from atma.eval.language_model import LanguageModel, Row, Scored
 from atma.eval.statistics import wilson
-from atma.eval.stream import DEFAULT, Advance, Streaming, pieces
+from atma.eval.stream import Advance
 from atma.tokenizer import Tokenizer
 
 CUE = " The access code for record {record} is"
@@ -29,20 +29,12 @@ class Trial(NamedTuple):
     gap_end: int
 
 
-class Outcome(NamedTuple):
-    """What a model did on some trials: right (trials, 5) bool and nats (trials, 5)."""
-
-    right: np.ndarray
-    nats: np.ndarray
-
-
 def needle(
-    loaded: Loaded,
+    model: LanguageModel,
     haystack: np.ndarray,
     lengths: Sequence[int],
     trials: int,
     seed: int = 0,
-    streaming: Streaming = DEFAULT,
     progress: Advance | None = None,
 ) -> list[Row]:
     """One row a length: teacher-forced token and exact accuracy, cross-entropy, and the same with the needle absent.
@@ -53,7 +45,7 @@ def needle(
     """
     if trials < 1 or not lengths:
         raise ValueError(f"needles need a length and a trial at each, not lengths {list(lengths)} and {trials} trials")
-    tokenizer = tokenizer_of(loaded)
+    tokenizer = model.tokenizer
     drawn = draw_trials(tokenizer, trials, len(haystack), seed)
     rows: list[Row] = []
     for length in lengths:
@@ -61,8 +53,8 @@ def needle(
         absent = layouts(tokenizer.eot, haystack, drawn, length, absent=True)
         gap = int(statistics.median(gap_length(trial, length) for trial in drawn))
         row: Row = {"kind": "needle", "length": length, "gap": gap, "trials": trials}
-        row |= _measured("", _run(loaded, present, streaming, progress))
-        rows.append(row | _measured("absent_", _run(loaded, absent, streaming, progress)))
+        row |= _measured("", model.predict(present, VALUE_TOKENS, progress))
+        rows.append(row | _measured("absent_", model.predict(absent, VALUE_TOKENS, progress)))
     return rows
 
 
@@ -129,22 +121,7 @@ def layouts(eot: int, haystack: np.ndarray, trials: Sequence[Trial], length: int
     return torch.from_numpy(np.stack(sequences))
 
 
-@torch.inference_mode()
-def _run(loaded: Loaded, tokens: torch.Tensor, streaming: Streaming, progress: Advance | None) -> Outcome:
-    """Teacher-forced on tokens (trials, length): the last five are predicted from all before each."""
-    goals = tokens[:, -VALUE_TOKENS:]
-    right, nats = torch.zeros(goals.shape, dtype=torch.bool), torch.zeros(goals.shape, dtype=torch.float64)
-    first = tokens.shape[1] - 1 - VALUE_TOKENS
-    for rows, positions, hidden in pieces(loaded.model, tokens[:, :-1], VALUE_TOKENS, streaming, progress):
-        columns = slice(positions.start - first, positions.stop - first)
-        log_p = loaded.model.logits(hidden).double().log_softmax(-1).cpu()
-        goal = goals[rows, columns]
-        right[rows, columns] = log_p.argmax(-1) == goal
-        nats[rows, columns] = -log_p.gather(-1, goal[..., None])[..., 0]
-    return Outcome(right.numpy(), nats.numpy())
-
-
-def _measured(prefix: str, outcome: Outcome) -> Row:
+def _measured(prefix: str, outcome: Scored) -> Row:
     tokens, exact = int(outcome.right.sum()), int(outcome.right.all(1).sum())
     count = len(outcome.right)
     row: Row = {f"{prefix}cross_entropy": float(outcome.nats.mean())}

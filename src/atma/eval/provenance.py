@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import atma
 from atma.data.dataset import TokenSet
-from atma.eval.curves import Loaded, tokenizer_of
+from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.stream import DEFAULT, Streaming
 from atma.model import Model
 from atma.ops import backend_for
@@ -25,35 +26,49 @@ def provenance(loaded: Loaded, token_set: TokenSet, seed: int, streaming: Stream
     if token_set.eot != tokenizer.eot:
         ids = f"id {token_set.eot}, the tokenizer's {tokenizer.eot}"
         raise ValueError(f"the data's end-of-text is {ids}; open the data with the tokenizer's")
-    weight = next(loaded.model.parameters())
-    config = loaded.model.config
-    return {
+    return model_provenance(loaded) | {"data_hash": token_set.hash, "seed": seed} | streaming._asdict()
+
+
+def model_provenance(loaded: Loaded) -> dict[str, Any]:
+    """What concerns the model alone, the code and the machine's arithmetic."""
+    weight, config = next(loaded.model.parameters()), loaded.model.config
+    return software() | {
         "weights_sha256": weights_hash(loaded.model, loaded.path),
-        "tokenizer_sha256": tokenizer.hash(),
-        "data_hash": token_set.hash,
-        "code_sha256": code_hash(),
-        "version": atma.__version__,
-        "torch": torch.__version__,
+        "tokenizer_sha256": tokenizer_of(loaded).hash(),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": weight.device.type,
         "backend": backend_for(),
-        "threads": torch.get_num_threads(),
-        "seed": seed,
+        "truncate": False,
         "model": Path(loaded.path).name if loaded.path else None,
         "core": config.core,
         "memory": config.memory,
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-    } | streaming._asdict()
+    }
+
+
+def software() -> dict[str, Any]:
+    """Versions, and the threads that computed."""
+    return {
+        "code_sha256": code_hash(),
+        "version": atma.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def weights_hash(model: Model, folder: Path | str | None) -> str:
     """SHA-256 of the folder's model.safetensors, or of names, types, shapes and bytes of the state dict without one."""
     if folder is not None and (file := Path(folder) / WEIGHTS).is_file():
         return file_hash(file)
+    return module_hash(model)
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -88,3 +88,26 @@ def _student_within(angle: float, degrees: int) -> float:
         total += term
         term *= math.cos(angle) ** 2 * (k - 1) / k
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+class Paired(NamedTuple):
+    """Two models on the same trials: trials that only the first and only the second got right, and McNemar's p."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first: Sequence[bool | int], second: Sequence[bool | int]) -> Paired:
+    """Exact two-sided test that two models are right equally often, on the trials where they differ. McNemar 1947."""
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"paired trials need two equally long lists, not shapes {a.shape} and {b.shape}")
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    return Paired(only_first, only_second, sign_test(only_first, only_second))
+
+
+def sign_test(positive: int, negative: int) -> float:
+    """Exact two-sided p of so many against so many under equal chances, ties left out; 1 where there is nothing."""
+    n, fewer = positive + negative, min(positive, negative)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)

@@ -145,7 +145,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _provenance(run: Run, key: str) -> str:
-    value = first_value(run.evaluation, key)
+    value = first_value((row.get("provenance", {}) for row in run.evaluation), key)
     return "not measured" if value is None else str(value)
 
 

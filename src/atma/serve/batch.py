@@ -3,6 +3,7 @@
 The state stays where it is from step to step, keys and values lie in pages, and a row that leaves is replaced by the
 last; so a change of membership copies one row, and a step copies nothing. And since memory is fixed, the step of a
 number of rows is recorded once, as in `atma.decoding`, and then replayed in one call without Python between kernels.
+All these recordings have one arena: one runs at a time.
 """
 
 from collections.abc import Callable
@@ -13,14 +14,20 @@ import torch
 from torch import Tensor
 
 from atma.decoding import RECORDED, way
-from atma.ops.native.recorder import Program, Recorder, Unrecordable
+from atma.ops.native.arena import Arena
+from atma.ops.native.recorder import Program, Recorder, TooLarge, Unrecordable
 from atma.serve.carry import Carried, Carrier, Standing, row
 from atma.serve.exact import Served
 from atma.serve.pages import PagePool
 from atma.serve.sequence import Sequence
+from atma.serve.settings import EngineConfig, Recording
 
 OFTEN = 4
 """Steps of a number of rows before that step is recorded: recording takes as long as many steps."""
+
+
+NONE = Recording(0, 0)
+ENOUGH = 1 << 30
 
 
 class _Recorded(NamedTuple):
@@ -30,25 +37,28 @@ class _Recorded(NamedTuple):
 
 
 class Batch:
-    """Rows of sequences that all stand before their last token; `room` bytes for recorded steps, 0 to record none."""
+    """Rows of sequences that all stand before their last token."""
 
-    def __init__(self, served: Served, carrier: Carrier, pool: PagePool, max_rows: int, room: int) -> None:
-        self.served, self.carrier, self.pool, self.room = served, carrier, pool, room
+    def __init__(self, served: Served, carrier: Carrier, pool: PagePool, max_rows: int, recording: Recording) -> None:
+        self.served, self.carrier, self.pool, self.recording = served, carrier, pool, recording
         self.sequences: list[Sequence] = []
-        embed = served.model.embed.weight
+        device = served.device
         self._rows: Carried = tuple(x.expand(max_rows, *x.shape[1:]).clone() for x in carrier.empty())
-        self._tokens = torch.zeros(max_rows, 1, dtype=torch.long, device=embed.device)
-        self._lengths = torch.zeros(max_rows, dtype=torch.int32, device=embed.device)
-        self._table = torch.zeros(max_rows, pool.count, dtype=torch.int32, device=embed.device)
-        self._hidden = embed.new_zeros(max_rows, embed.shape[1])
+        self._tokens = torch.zeros(max_rows, 1, dtype=torch.long, device=device)
+        self._lengths = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self._table = torch.zeros(max_rows, pool.count, dtype=torch.int32, device=device)
+        self._hidden = torch.zeros(max_rows, served.config.width, dtype=served.dtype, device=device)
         self._recorded: dict[int, _Recorded] = {}
         self._used: dict[int, int] = {}
-        self._recordable = served.exact and way(embed.device.type, embed.dtype) == RECORDED
+        self._arena: Arena | None = None
+        self._too_large: set[int] = set()
+        self._recordable = served.exact and way(device.type, served.dtype) == RECORDED and recording.room > 0
 
     @property
     def recorded_bytes(self) -> int:
-        """Of recorded steps, beside the engine's budget."""
-        return sum(one.bytes for one in self._recorded.values())
+        """Of recorded steps: what they share, and the calls of each."""
+        shared = 0 if self._arena is None else self._arena.bytes
+        return shared + sum(one.bytes for one in self._recorded.values())
 
     def add(self, sequences: Many[Sequence]) -> None:
         """Sequences join, each with what it carries; it is the batch's from now on."""
@@ -97,8 +107,9 @@ class Batch:
             logits = recorded.logits
         else:
             self._used[count] = self._used.get(count, 0) + 1
-            often = self._recordable and self.room > 0 and self._used[count] >= OFTEN
-            logits = self._record(count) if often else self._eager(count)
+            often = self._used[count] >= OFTEN and self._recordable and count not in self._too_large
+            logits = self.record(count) if often else None
+            logits = self._eager(count) if logits is None else logits
         for sequence in self.sequences:
             sequence.position += 1
         return logits
@@ -120,30 +131,51 @@ class Batch:
         copy(self._hidden[:count], hidden[:, -1])
         return logits
 
-    def _record(self, count: int) -> Tensor:
-        """A step carried out and recorded. Where that cannot be, it is carried out as ever, as are all that follow."""
+    def record(self, count: int) -> Tensor | None:
+        """A step of `count` rows, carried out and recorded. None where that cannot be: nothing has changed then."""
         fixed = [self._tokens, self._lengths, self._table, self._hidden, *self._rows]
         before = tuple(x[:count].clone() for x in self._rows)
+        self._arena = self._arena or Arena(self.recording.shared)
         try:
-            with torch.inference_mode(False), torch.no_grad(), Recorder(fixed) as recorder:
+            with torch.inference_mode(False), torch.no_grad(), Recorder(fixed, self._arena) as recorder:
                 logits = self._compute(count, self._table[:count], recorder.copy)
-        except Unrecordable:
-            self._recordable = False
+        except Unrecordable as reason:
+            if isinstance(reason, TooLarge):
+                self._too_large.add(count)
+            else:
+                self._recordable = False
             for own, old in zip(self._rows, before, strict=True):
                 own[:count] = old
-            return self._eager(count)
+            return None
         known = {x.untyped_storage().data_ptr() for x in (*fixed, *self.served.parameters())}
         program = recorder.program()
-        self._recorded[count] = _Recorded(program, logits, program.bytes(known))
-        self._trim()
+        one = _Recorded(program, logits, program.bytes(known))
+        if self._arena.bytes + one.bytes > self.recording.room:
+            self._too_large.add(count)
+        else:
+            self._recorded[count] = one
+            self._trim()
         return logits
 
     def _trim(self) -> None:
         """Forget recorded steps that were used longest ago until the rest keep within the room."""
-        while self.recorded_bytes > self.room:
+        while self.recorded_bytes > self.recording.room:
             oldest = next(iter(self._recorded))
             del self._recorded[oldest]
             self._used[oldest] = 0
+
+
+def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Recording:
+    """What recording a step of every number of rows takes, found by recording one of the most rows."""
+    pool = PagePool(served.config, 1, config.page_tokens, served.dtype, served.device)
+    batch = Batch(served, carrier, pool, config.max_rows, Recording(ENOUGH, ENOUGH))
+    if not (config.recorded_bytes and batch._recordable):
+        return NONE
+    batch.record(config.max_rows)
+    recorded = batch._recorded.get(config.max_rows)
+    if recorded is None or batch._arena is None:
+        return NONE
+    return Recording(batch._arena.bytes + config.max_rows * recorded.bytes, batch._arena.bytes)
 
 
 def _copy(to: Tensor, source: Tensor) -> None:

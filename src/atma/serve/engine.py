@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atma.eval.provenance import weights_hash
 from atma.model import Model
 from atma.serve.answers import Answers, prompt_tokens
-from atma.serve.batch import Batch
-from atma.serve.carry import Standing
+from atma.serve.batch import Batch, recording_of
+from atma.serve.carry import Carrier, Standing
 from atma.serve.exact import Served
 from atma.serve.handle import Handle
 from atma.serve.memory import Memory
@@ -30,28 +31,37 @@ from atma.serve.request import Event, Finish, Logprob, Request, RequestError
 from atma.serve.sampler import choose, scores
 from atma.serve.scheduler import Scheduler
 from atma.serve.sequence import Sequence
-from atma.serve.settings import EngineConfig
+from atma.serve.settings import EngineConfig, Reserve
+from atma.serve.working import working_bytes
 from atma.tokenizer import Tokenizer
 
 
 class Engine:
-    """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model."""
+    """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+    `keep_model` False takes the model over, which is then of no other use, and holds each weight once; else packed
+    copies of the weights are held beside the caller's model.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, config: EngineConfig | None = None, keep_model: bool = True
+    ) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
                 "use the tokenizer that the model was trained with"
             )
         self.config, self.tokenizer = config or EngineConfig(), tokenizer
-        self.served = Served(model)
-        self.memory = Memory(model, self.config, self.served.exact)
+        weights, carrier = weights_hash(model, None), Carrier(model)
+        self.served = Served(model, keep_model)
+        recording = recording_of(self.served, carrier, self.config)
+        reserve = Reserve(recording, working_bytes(self.served, carrier, self.config))
+        self.memory = Memory(self.served, carrier, self.config, reserve, weights)
         sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
         self.scheduler = Scheduler(*sizes)
-        self.batch = Batch(self.served, self.memory.carrier, self.memory.pool, sizes[0], self.config.recorded_bytes)
+        self.batch = Batch(self.served, carrier, self.memory.pool, sizes[0], self.memory.budget.recording)
         self.reader = Reader(self.served, self.memory, tokenizer.vocab_size)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
-        self._device = model.embed.weight.device
         self.answers = Answers(tokenizer)
         self._closed = False
 

@@ -21,7 +21,7 @@ class LLM:
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         self.tokenizer = loaded.tokenizer
-        self.engine = Engine(loaded.model, loaded.tokenizer, config)
+        self.engine = Engine(loaded.model, loaded.tokenizer, config, keep_model=False)
 
     def generate(self, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Output]:
         """An answer to each prompt, in their order, as many at once as there is room for.

@@ -1,5 +1,7 @@
 """One choice of one request on its way: its tokens, where its state stands, and the text that came out."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ class Sequence:
         self.tokens = list(tokens)
         self.prompt_length = len(tokens)
         self.salt = request.salt if request.cache else f"{request.salt}\0{identity}"
-        self.random = torch.Generator().manual_seed(seed)
+        self.seed = seed
         self.stream = TextStream(request.stop)
         self.leader: Sequence | None = None
         self.until = len(tokens)
@@ -41,6 +43,11 @@ class Sequence:
         self.counts: Tensor | None = None
         self.seen: Tensor | None = None
         self.finish: Finish | None = None
+
+    @functools.cached_property
+    def random(self) -> torch.Generator:
+        """What it draws from; a greedy text never makes it."""
+        return torch.Generator().manual_seed(self.seed)
 
     @property
     def written(self) -> int:

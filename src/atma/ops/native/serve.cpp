@@ -51,6 +51,21 @@ template <class E> void product_rows(const Product& p) {
                 product_strip<E>(p, x, r, std::min<long>(TILE_ROWS, p.rows - r), n);
 }
 
+struct Choice {  // y (n, inputs): rows of packed (panels, inputs, panel), by output
+    int64_t n, inputs;
+    const int64_t* index;
+    const void* packed;
+    void* y;
+};
+
+template <class E> void packed_rows(const Choice& p) {
+    constexpr long panel = Simd<typename Compute<E>::T>::panel;
+    for (long i = 0; i < p.n; ++i) {
+        const E* from = static_cast<const E*>(p.packed) + p.index[i] / panel * p.inputs * panel + p.index[i] % panel;
+        for (long d = 0; d < p.inputs; ++d) static_cast<E*>(p.y)[i * p.inputs + d] = from[d * panel];
+    }
+}
+
 // 1 / (1 + e^−x).
 template <class T> typename Simd<T>::V sigmoid(typename Simd<T>::V x) {
     typename Simd<T>::V e = exp2_of((x < T(0) ? x : -x) * T(LOG2E));
@@ -192,6 +207,7 @@ template <class E> void remember(const Memory& p) {
 
 #define EXPORT(NAME, E)                                                            \
     extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); } \
+    extern "C" void packed_rows_##NAME(const Choice* p) { packed_rows<E>(*p); }    \
     extern "C" void gate_rows_##NAME(const Gating* p) { gate_rows<E>(*p); }        \
     extern "C" void rotate_##NAME(const Rotation* p) { rotate<E>(*p); }            \
     extern "C" void remember_##NAME(const Memory* p) { remember<E>(*p); }

@@ -47,6 +47,15 @@ def product(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     return y
 
 
+def row_of(index: Tensor, weight: Packed) -> Tensor:
+    """Rows (…, inputs) of a packed weight, by index (…) int64 from 0 to its outputs - 1, which is not checked."""
+    index = index.contiguous()
+    y = torch.empty((*index.shape, weight.panels.shape[1]), dtype=weight.panels.dtype)
+    places = (index.data_ptr(), weight.panels.data_ptr(), y.data_ptr())
+    native.call("packed_rows", y.dtype, (index.numel(), y.shape[-1], *places))
+    return y
+
+
 def gate(x: Tensor, opening: Tensor) -> Tensor:
     """x ⊙ σ(opening), both (B, H, T, K), with the heads of a token side by side: (B, T, H·K)."""
     if not _compiled(x) or opening.dtype != x.dtype:
@@ -104,4 +113,4 @@ def _compiled(x: Tensor) -> bool:
     return not recording() and backend_for("auto", x, "dense") == "native"
 
 
-__all__ = ["Packed", "gate", "pack", "product", "remember", "rotate"]
+__all__ = ["Packed", "gate", "pack", "product", "remember", "rotate", "row_of"]

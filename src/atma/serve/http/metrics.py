@@ -14,9 +14,9 @@ SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 GAUGES = {
     "running": ("atma_requests_running", "Texts that are read or written now"),
     "waiting": ("atma_requests_waiting", "Texts that wait for a place"),
-    "memory_bytes": ("atma_memory_budget_bytes", "Bytes that keys, values and states may take"),
+    "memory_bytes": ("atma_memory_budget_bytes", "Bytes that requests, states and steps may take"),
     "used_bytes": ("atma_memory_used_bytes", "Bytes in use of that budget"),
-    "recorded_bytes": ("atma_recorded_bytes", "Bytes of recorded steps, beside that budget"),
+    "recorded_bytes": ("atma_recorded_bytes", "Bytes of recorded steps"),
     "kept_bytes": ("atma_cache_bytes", "Bytes of kept states and their pages"),
     "kept_states": ("atma_cache_states", "Kept states in memory"),
     "files": ("atma_cache_files", "Kept states on disk"),

@@ -12,6 +12,7 @@ import torch
 from atma.loading import load, model_folder
 from atma.serve.asynchronous import AsyncEngine
 from atma.serve.engine import Engine
+from atma.serve.http.allocator import give_back
 from atma.serve.http.errors import ApiError
 from atma.serve.http.options import ServerOptions
 from atma.serve.http.templates import Renderer, find_template
@@ -67,6 +68,7 @@ class Service:
         await renderer.start()
         longest = engine.memory.budget.pages * engine.memory.pool.size
         names = TokenNames(engine.tokenizer)
+        give_back()
         self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest)
         if self._state == "loading":
             self._state = "ready"
@@ -95,7 +97,7 @@ class Service:
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         model = loaded.model.to(getattr(torch, options.dtype))
-        return Engine(model, loaded.tokenizer, options.engine_config())
+        return Engine(model, loaded.tokenizer, options.engine_config(), keep_model=False)
 
 
 async def _in_thread(work: Callable[[], R]) -> R:

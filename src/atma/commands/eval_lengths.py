@@ -1,0 +1,83 @@
+"""`atma eval lengths`: a table of results by context length."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from atma.commands.bars import bars
+from atma.config import EvaluationConfig
+
+
+def run(
+    model: str = "nano",
+    data: Path = Path("data/stdlib"),
+    evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
+    out: Path | None = None,
+) -> None:
+    """Measure a model at many context lengths: loss, bits per byte, and recall of a needle.
+
+    Text is read in chunks through the model's state, so length costs time, not memory.
+
+    Args:
+        model: A packaged model (see `atma info`), a model folder or a run folder.
+        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read.
+        evaluation: What to measure.
+        out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
+    """
+    from atma.data.dataset import TokenSet
+    from atma.eval import evaluate
+    from atma.loading import load
+
+    loaded = load(model)
+    token_set = TokenSet.open(data, "validation")
+    with bars() as progress:
+        rows = evaluate(loaded, token_set, evaluation, progress, out)
+    show(rows, f"{loaded.path.name} on {data}")
+    if out is not None:
+        print(f"rows: {out}")
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """By length: loss on nested prefixes and on fixed targets (with bits per byte), needle recall with its interval."""
+    by_length: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["kind"] in ("nested", "fixed", "needle"):
+            by_length.setdefault(row["length"], {})[row["kind"]] = row
+    return [
+        [f"{length:,}", _loss(found.get("nested")), _loss(found.get("fixed")), *_needle(found.get("needle"))]
+        for length, found in sorted(by_length.items())
+    ]
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print the table of an evaluation."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, caption="loss in nats per token (bits per byte); intervals are 95%")
+    for name in ("context", "prefixes", "fixed targets", "needle tokens", "needle exact"):
+        shown.add_column(name, justify="right")
+    for cells in table(rows):
+        shown.add_row(*cells)
+    Console().print(shown)
+    skipped = sorted({length for row in rows for length in row.get("skipped_lengths", ())})
+    if skipped:
+        print(f"too little text for losses at {', '.join(f'{length:,}' for length in skipped)} tokens")
+
+
+def _loss(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    bits = row.get("bits_per_byte")
+    return f"{row['loss']:.3f}" + (f" ({bits:.3f})" if bits is not None else "")
+
+
+def _needle(row: dict[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "–", "–"
+    tokens, exact = (
+        f"{row[f'{name}_accuracy']:.0%} [{row[f'{name}_low']:.0%}, {row[f'{name}_high']:.0%}]"
+        for name in ("token", "exact")
+    )
+    return tokens, exact

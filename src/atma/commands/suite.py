@@ -1,0 +1,76 @@
+"""What every suite's command shares: which model is measured, how, and where rows go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from atma.eval.language_model import LanguageModel
+    from atma.eval.suite import Suite
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Which model is measured, and how."""
+
+    model: str = "nano"
+    """A packaged model, a model folder or a run folder; `hf:` and a folder or a name for a model of transformers."""
+    out: Path | None = None
+    """Keep the rows in this .jsonl file; what it already holds of the same measurement is not run again."""
+    budget: str = ""
+    """A time such as 10m: fewer trials, as many as fit."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    device: str = "cpu"
+    chunk: int = 1024
+    """Tokens of one row that are read at once."""
+    batch_tokens: int = 8192
+    """Tokens of all rows that are read at once."""
+    truncate: bool = False
+    """Let a model with a longest context drop the beginning of a longer text; the rows count it."""
+
+    def load(self) -> "LanguageModel":
+        """The model. ValueError: there is none, or an option makes no sense."""
+        import torch
+
+        from atma.eval import hugging_face
+        from atma.eval.language_model import Native
+        from atma.eval.stream import Streaming
+        from atma.loading import load
+
+        if self.chunk < 1 or self.batch_tokens < 1:
+            raise ValueError(f"'chunk' and 'batch_tokens' must be 1 or more, not {self.chunk} and {self.batch_tokens}")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"no device '{self.device}' here; leave --device out")
+        streaming, dtype = Streaming(self.chunk, self.batch_tokens), getattr(torch, self.dtype)
+        if self.model.startswith("hf:"):
+            return hugging_face.load(self.model[3:], dtype, self.device, streaming, self.truncate)
+        loaded = load(self.model)
+        loaded.model.to(self.device, dtype)
+        return Native(loaded, streaming)
+
+
+def measure(suite: "Suite", measured: Measured) -> list[dict[str, Any]]:
+    """The rows of a suite, with progress on the terminal."""
+    from atma.commands.bars import bars
+    from atma.eval.suite import duration, run
+
+    budget = duration(measured.budget) if measured.budget else None
+    model = measured.load()
+    with bars() as progress:
+        rows = run(suite, model, measured.out, progress, budget)
+    if measured.out is not None:
+        print(f"rows: {measured.out}")
+    return rows
+
+
+def print_table(title: str, head: list[str], rows: list[list[str]], caption: str = "") -> None:
+    """A table on the terminal, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, caption=caption)
+    for i, name in enumerate(head):
+        shown.add_column(name, justify="left" if i == 0 else "right")
+    for cells in rows:
+        shown.add_row(*cells)
+    Console().print(shown)

@@ -1,0 +1,210 @@
+"""Any causal language model of Hugging Face transformers, as evaluation sees one.
+
+It reads in pieces through its own cache, so that length costs no more memory than the cache does. Not every model's
+cache can be trusted with that: whether reading in two pieces equals reading at once is tried first, and where it does
+not, texts are read in one piece. Nothing is loaded but safetensors, and no code of a model's folder is run.
+"""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as Backend
+from torch import Tensor
+
+from atma.eval.language_model import Row, Scored, check_prompt, finite
+from atma.eval.provenance import module_hash, software
+from atma.eval.stream import DEFAULT, Advance, Streaming
+from atma.tokenizer import Tokenizer
+
+LOGITS = 1 << 25
+"""The most logits that are held at once."""
+
+
+class HuggingFace:
+    """A transformers model and its tokenizer. `truncate` drops what a text has too much at its beginning."""
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, name: str, streaming: Streaming = DEFAULT, truncate: bool = False
+    ) -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.streaming, self.truncate, self.truncated = streaming, truncate, 0
+        self.longest = _learned_positions(model)
+        self.pieces = _reads_in_pieces(model)
+
+    def score(self, tokens: Tensor, last: int | None = None, progress: Advance | None = None) -> np.ndarray:
+        """`LanguageModel.score`."""
+        return self.predict(tokens, tokens.shape[1] - 1 if last is None else last, progress).nats
+
+    @torch.inference_mode()
+    def predict(self, tokens: Tensor, last: int, progress: Advance | None = None) -> Scored:
+        """`LanguageModel.predict`."""
+        read = tokens.shape[1] - 1
+        tokens = self._fitting(tokens, last)
+        rows = max(1, self.streaming.batch_tokens // (tokens.shape[1] - 1))
+        dropped = read - (tokens.shape[1] - 1)
+        parts = []
+        for group in tokens.split(rows):
+            parts.append(self._predict(group, last, progress))
+            if progress is not None and dropped:
+                progress(dropped * len(group))
+        return Scored(finite(np.concatenate([part.nats for part in parts])), np.concatenate([p.right for p in parts]))
+
+    @torch.inference_mode()
+    def generate(self, prompt: Sequence[int], most: int, stop: Sequence[int] = ()) -> list[int]:
+        """`LanguageModel.generate`."""
+        room = self.longest if not self.truncate or self.longest is None else None
+        check_prompt(prompt, most, room)
+        if self.longest is not None and len(prompt) + most > self.longest:
+            self.truncated += len(prompt) + most - self.longest
+            prompt = prompt[len(prompt) + most - self.longest :]
+        ends, written = {self.tokenizer.eot, *stop}, []
+        *_, (_, logits, cache) = self._read(torch.tensor([list(prompt)]), 1)
+        while True:
+            token = int(logits[0, -1, : self.tokenizer.vocab_size].argmax())
+            if token in ends:
+                return written
+            written.append(token)
+            if len(written) == most:
+                return written
+            [(_, logits, cache)] = self._read(torch.tensor([[token]]), 1, cache)
+
+    def provenance(self) -> Row:
+        """`LanguageModel.provenance`."""
+        weight = next(self.model.parameters())
+        own = {
+            "weights_sha256": module_hash(self.model),
+            "tokenizer_sha256": self.tokenizer.hash(),
+            "transformers": transformers().__version__,
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": weight.device.type,
+            "backend": f"transformers {getattr(self.model.config, '_attn_implementation', '')}".strip(),
+            "model": self.name,
+            "core": self.model.config.model_type,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "truncate": self.truncate,
+            "in_pieces": self.pieces,
+        }
+        return software() | own | self.streaming._asdict()
+
+    def _fitting(self, tokens: Tensor, last: int) -> Tensor:
+        B, T = tokens.shape[0], tokens.shape[1] - 1
+        if not 1 <= last <= T:
+            raise ValueError(f"cannot score the last {last} of {T} tokens; give at least one token of context a target")
+        low, high = int(tokens.min()), int(tokens.max())
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        if low < 0 or high >= vocabulary:
+            raise ValueError(f"token id {low if low < 0 else high} is outside the model's vocabulary of {vocabulary}")
+        if self.longest is None or self.longest >= T:
+            return tokens
+        if not self.truncate:
+            raise ValueError(
+                f"{T} tokens pass the {self.longest} positions that {self.name} has learned; "
+                "choose shorter lengths, or allow truncation to drop the beginning"
+            )
+        if last > self.longest:
+            raise ValueError(f"{last} targets do not fit the {self.longest} positions that {self.name} has learned")
+        self.truncated += B * (T - self.longest)
+        return tokens[:, T - self.longest :]
+
+    def _predict(self, tokens: Tensor, last: int, progress: Advance | None) -> Scored:
+        inputs, goals = tokens[:, :-1], tokens[:, tokens.shape[1] - last :]
+        nats = torch.empty(goals.shape, dtype=torch.float64)
+        right = torch.empty(goals.shape, dtype=torch.bool)
+        first = inputs.shape[1] - last
+        for start, logits, _ in self._read(inputs, last, progress=progress):
+            columns = slice(start - first, start - first + logits.shape[1])
+            goal = goals[:, columns]
+            log_p = logits.double().log_softmax(-1).cpu()
+            nats[:, columns] = -log_p.gather(-1, goal[..., None])[..., 0]
+            right[:, columns] = log_p.argmax(-1) == goal
+        return Scored(nats.numpy(), right.numpy())
+
+    def _read(
+        self, inputs: Tensor, last: int, cache: Any = None, progress: Advance | None = None
+    ) -> Iterator[tuple[int, Tensor, Any]]:
+        """Yield (position, logits (B, n, V), cache) for the `last` positions of inputs (B, T), in order."""
+        B, T = inputs.shape
+        inputs = inputs.to(self.model.device)
+        for start, stop in self._cuts(B, T, T - last):
+            keep = max(0, stop - max(start, T - last))
+            out = self.model(
+                input_ids=inputs[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=max(1, keep)
+            )
+            cache = out.past_key_values
+            if keep:
+                yield stop - keep, out.logits, cache
+            if progress is not None:
+                progress(B * (stop - start))
+
+    def _cuts(self, B: int, T: int, first: int) -> Iterator[tuple[int, int]]:
+        """Where reading stops and goes on: in pieces, smaller where logits are wanted."""
+        if not self.pieces:
+            yield 0, T
+            return
+        small = max(1, min(self.streaming.chunk, LOGITS // (B * self.model.config.vocab_size)))
+        start = 0
+        while start < T:
+            size = self.streaming.chunk if start + self.streaming.chunk <= first else small
+            stop = min(T, start + size) if start >= first else min(first or T, T, start + size)
+            yield start, stop
+            start = stop
+
+
+def load(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    streaming: Streaming = DEFAULT,
+    truncate: bool = False,
+) -> HuggingFace:
+    """A folder, or the name of a model on the hub (which transformers then downloads or finds in its cache).
+
+    ValueError: transformers is not installed, or there is no such model, no fast tokenizer or no end-of-text token.
+    """
+    library = transformers()
+    try:
+        model = library.AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+        theirs = library.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{name}: not a causal language model of transformers: {error}") from None
+    eot = theirs.eos_token_id if theirs.eos_token_id is not None else theirs.bos_token_id
+    if not theirs.is_fast or eot is None:
+        raise ValueError(f"{name}: the tokenizer must be a fast one with an end-of-text token")
+    tokenizer = Tokenizer(Backend.from_str(theirs.backend_tokenizer.to_str()), int(eot))
+    return HuggingFace(model.to(device), tokenizer, Path(name).name, streaming, truncate)
+
+
+def transformers() -> Any:
+    """The library. ValueError where it is not installed."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise ValueError("models of Hugging Face need transformers: pip install 'atma-lm[hf]'") from None
+
+
+def _learned_positions(model: Any) -> int | None:
+    """How many positions a model with a table of them has; None for one that computes them (rotary, ALiBi, none)."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
+    if most is not None and any(most <= table.num_embeddings <= most + 2 for table in tables):
+        return int(most)
+    return None
+
+
+@torch.inference_mode()
+def _reads_in_pieces(model: Any) -> bool:
+    """Whether reading on from its cache, several tokens at once, gives what reading all at once gives."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (1, 24), generator=generator).to(model.device)
+    whole = model(input_ids=tokens, use_cache=False, logits_to_keep=8).logits.double()
+    cache = model(input_ids=tokens[:, :16], use_cache=True, logits_to_keep=1).past_key_values
+    if cache is None:
+        return False
+    rest = model(input_ids=tokens[:, 16:], past_key_values=cache, use_cache=True, logits_to_keep=8).logits.double()
+    return bool((rest - whole).abs().max() <= torch.finfo(model.dtype).eps ** 0.5 * whole.abs().max())

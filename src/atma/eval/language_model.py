@@ -1,0 +1,140 @@
+"""START HERE for suites. What evaluation asks of a causal language model, and our own models as such.
+
+Two questions are enough for every suite: what did these tokens cost you (`score`), and how do you go on (`generate`).
+`Native` answers them with our models, `atma.eval.hugging_face.HuggingFace` with any of transformers.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atma.decoding import Decoder
+from atma.eval.loaded import Loaded, tokenizer_of
+from atma.eval.provenance import model_provenance
+from atma.eval.stream import DEFAULT, Advance, Streaming, pieces, score
+from atma.tokenizer import Tokenizer
+
+Row = dict[str, Any]
+
+
+class Scored(NamedTuple):
+    """Of each target (B, last): its cost in nats, float64, and whether it was the likeliest of all tokens, bool."""
+
+    nats: np.ndarray
+    right: np.ndarray
+
+
+class LanguageModel(Protocol):
+    """A causal language model with its own tokenizer. Token ids are that tokenizer's; no token is ever added."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens it can read, None for any number."""
+        ...
+
+    @property
+    def truncated(self) -> int:
+        """Tokens that were dropped so far because a text was longer than `longest`, if that was allowed."""
+        ...
+
+    def score(self, tokens: Tensor, last: int | None = None, progress: Advance | None = None) -> np.ndarray:
+        """Nats (B, last) float64 of the `last` of T targets (default all) of tokens (B, T + 1) int64.
+
+        ValueError: fewer than two tokens, more than `longest`, an id outside the vocabulary, or a loss not finite.
+        """
+        ...
+
+    def predict(self, tokens: Tensor, last: int, progress: Advance | None = None) -> Scored:
+        """`score`, with whether each target was the likeliest: of few targets, for it looks at every logit."""
+        ...
+
+    def generate(self, prompt: Sequence[int], most: int, stop: Sequence[int] = ()) -> list[int]:
+        """The greedy continuation of a prompt: `most` tokens, or fewer where end-of-text or one of `stop` comes.
+
+        The token that ended it is left out. ValueError: no prompt, or prompt and continuation pass `longest`.
+        """
+        ...
+
+    def provenance(self) -> Row:
+        """Plain JSON data: hashes of weights and tokenizer, and the settings that move figures."""
+        ...
+
+
+class Native:
+    """One of our models, read in chunks through its state."""
+
+    def __init__(self, loaded: Loaded, streaming: Streaming = DEFAULT) -> None:
+        self.loaded, self.streaming = loaded, streaming
+        self.tokenizer = tokenizer_of(loaded)
+        self.name = Path(loaded.path).name if loaded.path else "model"
+        self.longest, self.truncated = None, 0
+
+    def score(self, tokens: Tensor, last: int | None = None, progress: Advance | None = None) -> np.ndarray:
+        """`LanguageModel.score`."""
+        return score(self.loaded.model, tokens, last, self.streaming, progress).double().numpy()
+
+    @torch.inference_mode()
+    def predict(self, tokens: Tensor, last: int, progress: Advance | None = None) -> Scored:
+        """`LanguageModel.predict`."""
+        model, goals = self.loaded.model, tokens[:, tokens.shape[1] - last :]
+        right, nats = torch.zeros(goals.shape, dtype=torch.bool), torch.zeros(goals.shape, dtype=torch.float64)
+        first = tokens.shape[1] - 1 - last
+        for rows, positions, hidden in pieces(model, tokens[:, :-1], last, self.streaming, progress):
+            columns = slice(positions.start - first, positions.stop - first)
+            log_p = model.logits(hidden).double().log_softmax(-1).cpu()
+            goal = goals[rows, columns]
+            right[rows, columns] = log_p.argmax(-1) == goal
+            nats[rows, columns] = -log_p.gather(-1, goal[..., None])[..., 0]
+        return Scored(finite(nats.numpy()), right.numpy())
+
+    @torch.inference_mode()
+    def generate(self, prompt: Sequence[int], most: int, stop: Sequence[int] = ()) -> list[int]:
+        """`LanguageModel.generate`."""
+        check_prompt(prompt, most, self.longest)
+        model, ends = self.loaded.model, {self.tokenizer.eot, *stop}
+        device = next(model.parameters()).device
+        state = model.init_state(1, len(prompt) + most)
+        for chunk in torch.tensor([list(prompt[:-1])], dtype=torch.long, device=device).split(self.streaming.chunk, 1):
+            if chunk.numel():
+                _, state = model(chunk, state)
+            assert state is not None
+        decoder = Decoder(model, state)
+        written: list[int] = []
+        while len(written) < most:
+            last = written[-1] if written else prompt[-1]
+            logits = decoder.step(torch.tensor([[last]], device=device))[0, : self.tokenizer.vocab_size]
+            token = int(logits.argmax())
+            if token in ends:
+                break
+            written.append(token)
+        return written
+
+    def provenance(self) -> Row:
+        """`LanguageModel.provenance`."""
+        return model_provenance(self.loaded) | self.streaming._asdict()
+
+
+def check_prompt(prompt: Sequence[int], most: int, longest: int | None) -> None:
+    """ValueError unless there is a prompt, something to write, and room for both."""
+    if not prompt or most < 1:
+        raise ValueError(f"a continuation needs a prompt and a token to write, not {len(prompt)} and {most}")
+    if longest is not None and len(prompt) + most > longest:
+        raise ValueError(f"{len(prompt)} tokens and {most} more pass the model's longest context of {longest}")
+
+
+def finite(nats: np.ndarray) -> np.ndarray:
+    """The same costs. ValueError where one is not finite."""
+    if not np.isfinite(nats).all():
+        row, column = np.argwhere(~np.isfinite(nats))[0].tolist()
+        raise ValueError(f"row {row}: the loss of target {column} is not finite; check the model's weights")
+    return nats

@@ -1,0 +1,120 @@
+"""Models of transformers behind the same protocol: random tiny ones, written to a folder and loaded from it."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+if importlib.util.find_spec("transformers") is None:
+    pytest.skip("transformers is not installed: pip install 'atma-lm[hf]'", allow_module_level=True)
+
+from atma.eval.hugging_face import HuggingFace, load
+from atma.eval.stream import Streaming
+from atma.tokenizer import byte_tokenizer
+
+KINDS = ("gpt2", "llama", "lfm2")
+ATOL = 1e-4
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    """A model folder as transformers writes it, with a byte tokenizer."""
+    return made(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def made(kind, path):
+    import transformers
+
+    shape = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "intermediate_size": 64, "max_position_embeddings": 64}
+    ends = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=2, n_positions=64, **ends)
+    elif kind == "llama":
+        config = transformers.LlamaConfig(**shape, **ends)
+    else:
+        config = transformers.Lfm2Config(**shape, **ends, layer_types=["conv", "full_attention"])
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    byte_tokenizer().save(path / "tokenizer.json")
+    named = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), **named).save_pretrained(path)
+    return path
+
+
+def tokens(length, rows=2):
+    return torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def plainly(model: HuggingFace, ids):
+    """Nats of every target and the likeliest tokens, by one plain call."""
+    with torch.inference_mode():
+        log_p = model.model(input_ids=ids[:, :-1], use_cache=False).logits.double().log_softmax(-1)
+    return -log_p.gather(-1, ids[:, 1:, None])[..., 0].numpy(), log_p.argmax(-1).numpy()
+
+
+@pytest.mark.parametrize("last", [1, 7, 40])
+def test_scores_are_those_of_one_plain_call(folder, last):
+    model, ids = load(str(folder), streaming=Streaming(chunk=9, batch_tokens=50)), tokens(41)
+    nats, likeliest = plainly(model, ids)
+    found = model.predict(ids, last)
+    np.testing.assert_allclose(found.nats, nats[:, -last:], atol=ATOL)
+    np.testing.assert_allclose(model.score(ids, last), found.nats)
+    assert (found.right == (likeliest[:, -last:] == ids[:, -last:].numpy())).all()
+
+
+def test_progress_tells_every_token(folder):
+    seen = []
+    load(str(folder), streaming=Streaming(chunk=9)).score(tokens(41), 3, seen.append)
+    assert sum(seen) == 2 * 40
+
+
+def test_the_continuation_is_that_of_transformers(folder):
+    model, prompt = load(str(folder)), tokens(20, 1)
+    theirs = model.model.generate(prompt, max_new_tokens=10, do_sample=False)[0, 20:].tolist()
+    assert model.generate(prompt[0].tolist(), 10) == [token for token in theirs if token != 256]
+
+
+def test_a_text_longer_than_learned_positions_is_an_error_or_truncated_and_counted(tmp_path):
+    made("gpt2", tmp_path)
+    model, ids = load(str(tmp_path)), tokens(101)
+    assert model.longest == 64
+    with pytest.raises(ValueError, match="100 tokens pass the 64 positions"):
+        model.score(ids, 5)
+    shorter = load(str(tmp_path), truncate=True)
+    np.testing.assert_allclose(shorter.score(ids, 5), model.score(ids[:, -65:], 5))
+    assert shorter.truncated == 2 * 36 and model.truncated == 0
+
+
+def test_computed_positions_have_no_longest_context(tmp_path):
+    made("llama", tmp_path)
+    model = load(str(tmp_path))
+    assert model.longest is None and model.score(tokens(101), 5).shape == (2, 5)
+
+
+def test_a_cache_that_cannot_be_read_on_from_is_not_used(tmp_path, monkeypatch):
+    made("llama", tmp_path)
+    monkeypatch.setattr("atma.eval.hugging_face._reads_in_pieces", lambda model: False)
+    whole = load(str(tmp_path), streaming=Streaming(chunk=9))
+    assert not whole.provenance()["in_pieces"]
+    np.testing.assert_allclose(whole.score(tokens(41), 7), plainly(whole, tokens(41))[0][:, -7:], atol=ATOL)
+
+
+def test_provenance_names_weights_and_library(folder):
+    stamp = load(str(folder)).provenance()
+    assert len(stamp["weights_sha256"]) == 64 and stamp["core"] in KINDS and stamp["transformers"]
+
+
+def test_what_is_no_model_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="not a causal language model of transformers"):
+        load(str(tmp_path))
+
+
+def test_ids_and_targets_outside_are_refused(folder):
+    model = load(str(folder))
+    with pytest.raises(ValueError, match="token id 400 is outside"):
+        model.score(torch.tensor([[1, 400]]))
+    with pytest.raises(ValueError, match="cannot score the last 3 of 1 tokens"):
+        model.score(tokens(2), 3)
