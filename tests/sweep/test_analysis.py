@@ -266,6 +266,27 @@ def test_the_command_prints_tables_and_writes_the_same_figures(tmp_path, capsys,
         assert title in told
 
 
-def test_the_command_refuses_a_budget_beside_a_metric(tmp_path):
-    with pytest.raises(ValueError, match="leave out --metric params"):
-        analyse_command(write_sweep(tmp_path), budget="tokens", metric="params")
+def test_the_command_judges_by_either_loss_at_an_equal_budget(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = write_sweep(tmp_path)
+    analyse_command(folder, budget="seconds")
+    assert "judged by validation_loss_at_2.5_seconds" in capsys.readouterr().out
+    analyse_command(folder, budget="tokens", metric="train_loss")
+    assert "judged by train_loss_at_10000_tokens" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--metric params: at an equal --budget"):
+        analyse_command(folder, budget="tokens", metric="params")
+
+
+def test_the_command_puts_the_contrasts_of_another_table_beside_ours(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = write_sweep(tmp_path / "s")
+    paper = tmp_path / "paper.csv"
+    points = itertools.product(("polar", "nope", "rope"), (0, 1), (0, 1), (0, 1))
+    rows = [f"{c},{m},{d},{w},{1 + 9 * m * (c == 'polar') - d - w},{5 * m - d - w}" for c, m, d, w in points]
+    head = "attention,memory,distractor,window,needle_token_acc_100,needle_token_acc_400"
+    paper.write_text("\n".join([head, *rows]) + "\n")
+    analyse_command(folder, published=paper, json=tmp_path / "out.json")
+    told = json.loads((tmp_path / "out.json").read_text())["published"]
+    assert "Beside the paper" in capsys.readouterr().out
+    assert [row["signs_agree"] for row in told if row["contrast"] == "memory where polar"] == [True]
+    assert [row["ours"] for row in told if row["contrast"].startswith("distractor")] == [None]

@@ -11,6 +11,9 @@ from atma.sweep.contrasts import Effect
 from atma.sweep.table import Cell, Table
 from atma.sweep.table_metrics import digits_of, number_text
 
+INTERACTIONS = 12
+"""How many interactions are printed."""
+
 
 def analyse(
     path: Path,
@@ -20,7 +23,6 @@ def analyse(
     contrast: tuple[str, ...] = (),
     factors: tuple[str, ...] = (),
     budget: Budget | None = None,
-    loss: Loss = "validation",
     published: Path | None = None,
     json: Path | None = None,
 ) -> None:
@@ -36,8 +38,8 @@ def analyse(
         where: Only these cells, such as "polar+memory" or "attention=polar|nope".
         contrast: Further contrasts to show.
         factors: The columns of a .csv that are factors. Default: those before the first known metric.
-        budget: Judge by the loss at equal tokens or seconds of training, the most that every run reached.
-        loss: The loss that --budget judges by: validation, or train where runs were validated too rarely.
+        budget: Judge by the loss at equal tokens or seconds of training, the most that every run reached: --metric
+            validation_loss (default), or train_loss where runs were validated too rarely.
         published: The paper's table (.csv), to show its contrasts beside ours.
         json: Also write everything to this file.
     """
@@ -48,9 +50,7 @@ def analyse(
 
     table = load_table(path, factors)
     if budget is not None:
-        if metric is not None:
-            raise ValueError(f"--budget {budget} judges by the {loss} loss; leave out --metric {metric}")
-        table, metric = at_budget(table, budget, loss=loss)
+        table, metric = at_budget(table, budget, loss=_loss_of(metric))
     found = analysed(table, metric, where, contrast)
     compared = compare(table, load_table(published)) if published is not None else []
     show(found, compared)
@@ -85,6 +85,13 @@ def dashboard(
     print(f"written: {written} ({written.stat().st_size / 1e6:.2f} MB)")
 
 
+def _loss_of(metric: str | None) -> Loss:
+    known: dict[str | None, Loss] = {None: "validation", "validation_loss": "validation", "train_loss": "train"}
+    if metric not in known:
+        raise ValueError(f"--metric {metric}: at an equal --budget there are validation_loss and train_loss")
+    return known[metric]
+
+
 def show(found: Analysis, compared: Sequence[Comparison] = ()) -> None:
     """Print an analysis as tables."""
     from rich.console import Console
@@ -100,14 +107,16 @@ def show(found: Analysis, compared: Sequence[Comparison] = ()) -> None:
         _print_cells(f"Front of {found.metric} and {' and '.join(found.costs)}", table, found.front, found)
     _print_effects("Contrasts asked for", found.contrasts)
     _print_effects("Main effects", found.effects)
-    _print_effects("Interactions: differences of differences", found.interactions)
+    largest = sorted(found.interactions, key=lambda effect: -abs(effect.mean or 0))[:INTERACTIONS]
+    count = f"{len(largest)} largest of {len(found.interactions)}"
+    _print_effects(f"Interactions: differences of differences, {count} (all with --json)", largest)
     _print_comparisons(compared)
 
 
 def _print_cells(title: str, table: Table, cells: Sequence[Cell], found: Analysis) -> None:
     columns = list(dict.fromkeys((found.metric, *_beside(table), *found.costs)))
     rows = [[cell.name, *(number_text(cell.metrics.get(name), digits_of(name)) for name in columns)] for cell in cells]
-    _print(title, ["cell", *columns], rows)
+    _print(title, ["cell", *(name.replace("_", " ") for name in columns)], rows)
 
 
 def _beside(table: Table) -> list[str]:

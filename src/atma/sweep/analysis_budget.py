@@ -63,7 +63,7 @@ def at_budget(table: Table, by: Budget, budget: float | None = None, loss: Loss 
     losses = {key: _loss_at(getattr(curve, by), curve.loss, spent, loss) for key, curve in curves.items()}
     measured = sum(value is not None for value in losses.values())
     if not measured or (budget is None and measured < len(losses)):
-        mend = "judge by the training loss instead (--loss train)" if loss == "validation" else "choose another budget"
+        mend = "judge by the training loss instead (train_loss)" if loss == "validation" else "choose another budget"
         raise ValueError(f"{table.name}: {measured} of {len(losses)} runs have the {name}; {mend}")
     cells = tuple(_with_metric(cell, name, losses.get(cell.name)) for cell in table.cells)
     return replace(table, cells=cells, metrics=(*table.metrics, name)), name
