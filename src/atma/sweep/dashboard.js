@@ -134,7 +134,8 @@ function sorted(cells) {
 
 function drawCells() {
   const factors = [...state.factorColumns].sort((a, b) => a - b);
-  const metrics = [...new Set([state.metric, ...data.metrics.map((_, i) => i).filter((i) => state.columns.has(i))])];
+  const order = [...data.columns, ...data.metrics.map((_, i) => i)].filter((i) => state.columns.has(i));
+  const metrics = [...new Set([state.metric, ...order])];
   const header = [
     element("th", { scope: "col" }, element("span", { class: "hidden" }, "selected")),
     sortable("name", "cell", false),

@@ -171,7 +171,7 @@ function pointChart(box, { points, joined, ...axes }) {
 
 /* One effect on the scale that all rows of a table share: range, interval, mean, and where zero is. */
 function effectBar(effect, low, high, word) {
-  const width = 190;
+  const width = innerWidth < 700 ? 110 : 190;
   const x = (value) => 6 + ((value - low) / (high - low || 1)) * (width - 12);
   const made = svg("svg", { width, height: 22, class: `bar ${word}`, "aria-hidden": "true" });
   made.append(svg("line", { class: "zero", x1: x(0), x2: x(0), y1: 0, y2: 22 }));
