@@ -206,9 +206,8 @@ class EvaluationConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("needle_trials", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(
-            self.needle_tokens is None or self.needle_tokens >= 1, "needle_tokens", self.needle_tokens, "at least 1"
-        )
+        bounded = self.needle_tokens is None or self.needle_tokens >= 1
+        _require(bounded, "needle_tokens", self.needle_tokens, "at least 1")
 
     def trials(self, length: int) -> int:
         """Needles at this length; each is read twice, the second time without its needle."""
