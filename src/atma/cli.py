@@ -1,8 +1,9 @@
 """The command `atma`: a table of verbs, and how errors become one line and an exit status.
 
 A verb is the function `run` of a module in `atma.commands`, imported only when asked for, so that `atma --help` is
-immediate; its signature and docstring are its options and their help. A ValueError or OSError is the user's to mend:
-one line on stderr and status 2. Ctrl-C is status 130.
+immediate; its signature and docstring are its options and their help. A module with a table `VERBS` of its own has
+verbs under its verb. A ValueError or OSError is the user's to mend: one line on stderr and status 2. Ctrl-C is status
+130.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import atma
@@ -25,6 +26,7 @@ VERBS = {
     "chat": ("chat", "talk to a model in the terminal"),
     "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),
     "demo": ("demo", "train a small pair, evaluate it far beyond its length, write a report"),
+    "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if verb in ("-h", "--help", "help"):
-        print(_overview())
+        print(_overview(VERBS, "atma", "Language models that train short and run long."))
     elif verb == "--version":
         print(f"atma {atma.__version__}")
     elif verb not in VERBS:
@@ -67,8 +69,17 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _run(verb: str, arguments: list[str]) -> None:
-    run = importlib.import_module(f"atma.commands.{VERBS[verb][0]}").run
-    _parse(run, f"atma {verb}", arguments)()
+    module = importlib.import_module(f"atma.commands.{VERBS[verb][0]}")
+    program, run = f"atma {verb}", module.run
+    if hasattr(module, "VERBS"):
+        part, arguments = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+        if part in ("-h", "--help", "help"):
+            print(_overview(module.VERBS, program, (module.__doc__ or "").split("\n")[0]))
+            return
+        if part not in module.VERBS:
+            raise ValueError(f"{program} has no '{part}'; known: {', '.join(module.VERBS)} (see {program} --help)")
+        program, run = f"{program} {part}", module.VERBS[part][0]
+    _parse(run, program, arguments)()
 
 
 def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Callable[[], None]:
@@ -102,11 +113,11 @@ def _unboxed(box: str) -> str:
     return "; ".join(told) or " ".join(box.split())
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    head = "usage: atma VERB [options]\n\nLanguage models that train short and run long.\n"
-    verbs = [f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
-    return "\n".join([head, *verbs, "\n`atma VERB --help` explains a verb; `atma --version` prints the version."])
+def _overview(verbs: Mapping[str, tuple[Any, str]], program: str, what: str) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {verb:{width}}  {summary}" for verb, (_, summary) in verbs.items()]
+    head = f"usage: {program} VERB [options]\n\n{what}\n"
+    return "\n".join([head, *lines, f"\n`{program} VERB --help` explains a verb; `atma --version` prints the version."])
 
 
 def _out_of_memory(error: Exception) -> bool:
