@@ -1,8 +1,16 @@
 """`atma sweep`: factorial sweeps. A table of its verbs; the work is in `atma.sweep`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from atma.commands.bars import bars
+
+if TYPE_CHECKING:
+    from atma.sweep.ledger import Ledger
+
+JOB = tyro.conf.arg(metavar="KEY=VALUE ...")
 
 
 def run(
@@ -13,8 +21,10 @@ def run(
     threads: int | None = None,
     device: str | None = None,
     retry: bool = False,
+    launch: Literal["here", "slurm", "ray"] = "here",
+    job: Annotated[tuple[str, ...], JOB] = (),
 ) -> None:
-    """Run every cell of a sweep with workers on this machine; go on where it was stopped, in whatever way.
+    """Run every cell of a sweep with workers on this machine or a cluster; go on where it was stopped, in whatever way.
 
     Args:
         recipe: A TOML file with the tables of a recipe and [sweep]; see recipes/sweep-*.toml.
@@ -23,15 +33,19 @@ def run(
         threads: Threads of each; the cores divided by the workers by default.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
         retry: Try the cells again that failed before.
+        launch: Where the workers run: here, or as jobs of slurm or ray, which must share the sweep's folder.
+        job: What to ask the cluster for, such as gpus_per_node=1 slurm_partition=long, or address=auto for ray.
     """
     from atma.sweep.cells import load_sweep
     from atma.sweep.controller import Controller, Crew
     from atma.sweep.data import check_data, prepare_data
     from atma.sweep.display import display
+    from atma.sweep.launch import Request, read_options, run_jobs
     from atma.sweep.ledger import Ledger
 
-    _require_device(device)
-    crew = Crew.choose(workers, threads, device)
+    if launch == "here":
+        _require_device(device)
+    crew = Crew.choose(workers, threads, device) if launch == "here" else Crew(workers, threads or 1, device)
     sweep = load_sweep(recipe)
     with bars() as progress:
         prepare_data(sweep, progress)
@@ -40,7 +54,10 @@ def run(
     if retry:
         print(f"{ledger.retry()} failed cells to try again")
     with display() as shown:
-        Controller(recipe, ledger, crew, shown).go()
+        if launch == "here":
+            Controller(recipe, ledger, crew, shown).go()
+        else:
+            run_jobs(Request(launch, crew, read_options(job)), recipe, ledger, shown)
     _tell_failures(ledger)
 
 
@@ -122,7 +139,7 @@ VERBS = {
 }
 
 
-def _ledger(target: Path, out: Path | None):
+def _ledger(target: Path, out: Path | None) -> "Ledger":
     from atma.sweep.cells import load_sweep
     from atma.sweep.ledger import Ledger
 
@@ -136,6 +153,6 @@ def _require_device(device: str | None) -> None:
         require_device(device)
 
 
-def _tell_failures(ledger) -> None:
+def _tell_failures(ledger: "Ledger") -> None:
     for name, failure in ledger.failures():
         print(f"failed: {name}: {failure.get('error')}")
