@@ -108,22 +108,24 @@ def kill_often(recipe: Path, out: Path, arguments: argparse.Namespace) -> Counte
         while controller.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if kills.total() < arguments.kills and controller.poll() is None:
-            kills[kill_one(controller, moments)] += 1
+            kills.update(kill_one(controller, moments))
             controller.poll()
     if controller.returncode:
         raise SystemExit(f"the controller failed with status {controller.returncode}")
     return kills
 
 
-def kill_one(controller: subprocess.Popen, moments: random.Random) -> str:
-    """SIGKILL the controller or one of its workers."""
-    workers = children(controller.pid)
-    if not workers or moments.random() < CONTROLLER_SHARE:
+def kill_one(controller: subprocess.Popen, moments: random.Random) -> list[str]:
+    """SIGKILL the controller or one of its workers; whom, or nobody where there is no worker yet."""
+    if moments.random() < CONTROLLER_SHARE:
         controller.kill()
         controller.wait()
-        return "controller"
+        return ["controller"]
+    workers = children(controller.pid)
+    if not workers:
+        return []
     os.kill(moments.choice(workers), signal.SIGKILL)
-    return "worker"
+    return ["worker"]
 
 
 def children(pid: int) -> list[int]:

@@ -78,7 +78,8 @@ def _run(verb: str, arguments: list[str]) -> None:
             return
         if part not in module.VERBS:
             raise ValueError(f"{program} has no '{part}'; known: {', '.join(module.VERBS)} (see {program} --help)")
-        program, run = f"{program} {part}", module.VERBS[part][0]
+        module = importlib.import_module(f"atma.commands.{module.VERBS[part][0]}")
+        program, run = f"{program} {part}", getattr(module, part)
     _parse(run, program, arguments)()
 
 

@@ -39,10 +39,11 @@ def whole(corpus, tmp_path_factory):
 
 def write_recipe(path: Path, corpus: Path, table: str) -> Path:
     tables = TINY | {"data": {"path": str(corpus)}}
-    lines = [
-        f"[{name}]\n" + "\n".join(f"{k} = {toml_value(v)}" for k, v in keys.items()) for name, keys in tables.items()
+    sections = [
+        "\n".join([f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in keys.items())])
+        for name, keys in tables.items()
     ]
-    path.write_text("\n".join([*lines, "[sweep]", table]))
+    path.write_text("\n".join([*sections, "[sweep]", table]))
     return path
 
 
@@ -189,11 +190,8 @@ def test_a_worker_whose_heart_stopped_is_stale_by_the_clock_of_the_disk(whole, t
 
 def test_a_controller_and_its_workers_survive_sigkill_and_every_cell_is_done_once(whole, corpus, tmp_path):
     """A short form of benchmarks/sweep_kills.py: a worker, then the controller, then to the end."""
-    recipe = write_recipe(
-        tmp_path / "r.toml",
-        corpus,
-        "lease = 3.0\nfactors.attention = { field = 'model.core', values = ['polar', 'rope'] }",
-    )
+    table = "lease = 3.0\nfactors.attention = { field = 'model.core', values = ['polar', 'rope'] }"
+    recipe = write_recipe(tmp_path / "r.toml", corpus, table)
     line = [sys.executable, "-m", "atma", "sweep", "run", str(recipe), "--out", str(tmp_path / "s")]
     line += ["--workers", "2", "--threads", "1", "--device", "cpu"]
     controller = subprocess.Popen(line, stdout=subprocess.DEVNULL)
@@ -201,13 +199,10 @@ def test_a_controller_and_its_workers_survive_sigkill_and_every_cell_is_done_onc
     wait_for(lambda: list(cells.glob("*/claims/*.beat.json")), controller)
     workers = Path(f"/proc/{controller.pid}/task/{controller.pid}/children").read_text().split()
     os.kill(int(workers[0]), signal.SIGKILL)
-    wait_for(
-        lambda: (cells / whole[0].cells[0].id / "claims" / "000002.json").exists() or len(list(cells.iterdir())) > 1,
-        controller,
-    )
+    wait_for(lambda: len(list(cells.glob("*/claims/*.beat.json"))) > 1, controller)
     controller.kill()
     controller.wait()
-    finished = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(line, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stderr
     ledger = Ledger.open(tmp_path / "s")
     assert counts(ledger.standings()) == {"done": 2}
@@ -218,7 +213,7 @@ def test_a_controller_and_its_workers_survive_sigkill_and_every_cell_is_done_onc
 
 
 def wait_for(happened, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not happened():
         assert process.poll() is None
         assert time.monotonic() < deadline

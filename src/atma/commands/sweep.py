@@ -1,4 +1,7 @@
-"""`atma sweep`: factorial sweeps. A table of its verbs; the work is in `atma.sweep`."""
+"""Train and measure every combination of a recipe's factors.
+
+`VERBS` names a module of `atma.commands` for each verb, which is the function of its name there.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,6 +12,13 @@ from atma.commands.bars import bars
 
 if TYPE_CHECKING:
     from atma.sweep.ledger import Ledger
+
+VERBS = {
+    "run": ("sweep", "run every cell with workers on this machine, or go on"),
+    "work": ("sweep", "be one worker, beside others that share the folder"),
+    "status": ("sweep", "show what is done, running, stale and failed, and the time left"),
+    "plan": ("sweep", "list the cells and what they cost"),
+}
 
 JOB = tyro.conf.arg(metavar="KEY=VALUE ...")
 
@@ -129,14 +139,6 @@ def plan(recipe: Path, /, out: Path | None = None, measure: bool = False) -> Non
         print(f"{cell.id}  {cell.label}")
     for line in estimate(sweep, out or Path("runs") / sweep.name, measure):
         print(line)
-
-
-VERBS = {
-    "run": (run, "run every cell with workers on this machine, or go on"),
-    "work": (work, "be one worker, beside others that share the folder"),
-    "status": (status, "show what is done, running, stale and failed, and the time left"),
-    "plan": (plan, "list the cells and what they cost"),
-}
 
 
 def _ledger(target: Path, out: Path | None) -> "Ledger":

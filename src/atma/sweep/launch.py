@@ -4,6 +4,7 @@ The ledger is the only thing that workers share, so its folder and the data must
 the same path. A job that ends early, for whatever reason, needs nobody: start more workers, or the same line again.
 """
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -113,25 +114,19 @@ class _Submitted:
 class _Remote:
     """Tasks of Ray."""
 
-    def __init__(self, tasks: list[Any]) -> None:
-        self._tasks = tasks
+    def __init__(self, ray: Any, tasks: list[Any]) -> None:
+        self._ray, self._tasks = ray, tasks
 
     def over(self) -> bool:
-        import ray
-
-        return not ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1]
+        return not self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1]
 
     def cancel(self) -> None:
-        import ray
-
         for task in self._tasks:
-            ray.cancel(task)
+            self._ray.cancel(task)
 
 
 def _slurm(request: Request, commands: list[list[str]], folder: Path) -> Jobs:
-    import submitit
-    from submitit.helpers import CommandFunction
-
+    submitit = importlib.import_module("submitit")
     wanted: dict[str, Any] = {"name": "atma-sweep", "cpus_per_task": request.crew.threads, "timeout_min": 24 * 60}
     wanted |= request.options
     cluster = wanted.pop("cluster", "slurm")
@@ -140,13 +135,12 @@ def _slurm(request: Request, commands: list[list[str]], folder: Path) -> Jobs:
         executor.update_parameters(**wanted)
     except (NameError, TypeError, RuntimeError) as error:
         raise ValueError(f"--launch slurm: {error}") from None
-    functions = [CommandFunction(command, cwd=Path.cwd()) for command in commands]
+    functions = [submitit.helpers.CommandFunction(command, cwd=Path.cwd()) for command in commands]
     return _Submitted([executor.submit(function) for function in functions])
 
 
 def _ray(request: Request, commands: list[list[str]], folder: Path) -> Jobs:
-    import ray
-
+    ray = importlib.import_module("ray")
     options = dict(request.options)
     try:
         ray.init(address=options.pop("address", None), ignore_reinit_error=True, log_to_driver=False)
@@ -155,7 +149,9 @@ def _ray(request: Request, commands: list[list[str]], folder: Path) -> Jobs:
         raise ValueError(f"--launch ray: {error}") from None
     logs = folder.resolve() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    return _Remote([start.remote(line, str(Path.cwd()), str(logs / f"ray-{i}.log")) for i, line in enumerate(commands)])
+    names = [str(logs / f"ray-{number}.log") for number in range(len(commands))]
+    here = str(Path.cwd())
+    return _Remote(ray, [start.remote(line, here, name) for line, name in zip(commands, names, strict=True)])
 
 
 def in_ray(command: list[str], cwd: str, log: str) -> int:
