@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import atma
@@ -70,17 +71,23 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _run(verb: str, arguments: list[str]) -> None:
     module = importlib.import_module(f"atma.commands.{VERBS[verb][0]}")
-    program, run = f"atma {verb}", module.run
     if hasattr(module, "VERBS"):
-        part, arguments = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-        if part in ("-h", "--help", "help"):
-            print(_overview(module.VERBS, program, (module.__doc__ or "").split("\n")[0]))
-            return
-        if part not in module.VERBS:
-            raise ValueError(f"{program} has no '{part}'; known: {', '.join(module.VERBS)} (see {program} --help)")
-        module = importlib.import_module(f"atma.commands.{module.VERBS[part][0]}")
-        program, run = f"{program} {part}", getattr(module, part)
-    _parse(run, program, arguments)()
+        run, program, arguments = _choose_part(module, f"atma {verb}", arguments)
+        _parse(run, program, arguments)()
+    else:
+        _parse(module.run, f"atma {verb}", arguments)()
+
+
+def _choose_part(module: ModuleType, program: str, arguments: list[str]) -> tuple[Callable[..., None], str, list[str]]:
+    """Of a verb with verbs of its own: the function, its name on the command line, and what is left for it."""
+    part, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if part in ("-h", "--help", "help"):
+        print(_overview(module.VERBS, program, (module.__doc__ or "").split("\n")[0]))
+        raise SystemExit(0)
+    if part not in module.VERBS:
+        raise ValueError(f"{program} has no '{part}'; known: {', '.join(module.VERBS)} (see {program} --help)")
+    holder = importlib.import_module(f"atma.commands.{module.VERBS[part][0]}")
+    return getattr(holder, part), f"{program} {part}", rest
 
 
 def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Callable[[], None]:

@@ -50,6 +50,7 @@ def run(
     from atma.sweep.controller import Controller, Crew
     from atma.sweep.data import check_data, prepare_data
     from atma.sweep.display import display
+    from atma.sweep.files import remove_abandoned
     from atma.sweep.launch import Request, read_options, run_jobs
     from atma.sweep.ledger import Ledger
 
@@ -61,6 +62,7 @@ def run(
         prepare_data(sweep, progress)
     ledger = Ledger.create(out or Path("runs") / sweep.name, sweep)
     check_data(sweep, ledger)
+    remove_abandoned(ledger.folder)
     if retry:
         print(f"{ledger.retry()} failed cells to try again")
     with display() as shown:

@@ -40,7 +40,7 @@ class Told(Protocol):
 
 def run_cell(cell: Cell, claim: Claim, device: str | None, stop: Callable[[], bool], told: Told) -> Values:
     """Train and measure one cell; returns its result. `Stopped` once `stop()` is true, a checkpoint being written."""
-    started, began = files.utc(), time.monotonic()
+    started, began, worked = files.utc(), time.monotonic(), time.process_time()
     folder = run_folder(claim.task.folder, claim.number)
     resume = inherit(claim.task.folder, claim.number)
     train(cell.recipe, folder, resume, _Training(told), device, stop)
@@ -56,6 +56,7 @@ def run_cell(cell: Cell, claim: Claim, device: str | None, stop: Callable[[], bo
         "provenance": stamp,
         "started": started,
         "seconds": round(time.monotonic() - began, 3),
+        "processor_seconds": round(time.process_time() - worked, 3),
     }
 
 

@@ -11,7 +11,7 @@ logs/                        what local workers said
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +56,7 @@ class Ledger:
             raise ValueError(f"{folder}: not empty and not a sweep; choose another folder")
         limits = Limits(sweep.config.attempts, sweep.config.deaths, sweep.config.lease)
         cells = [{"cell": cell.id, "factors": cell.factors, "seed": cell.seed} for cell in sweep.cells]
-        plan = {"name": sweep.name, "limits": limits.__dict__, "cells": cells}
+        plan = {"name": sweep.name, "limits": asdict(limits), "cells": cells}
         if files.read(folder / PLAN) != plan:
             files.replace(folder / PLAN, plan)
         return cls(folder, limits, {cell.id: cell.label for cell in sweep.cells})

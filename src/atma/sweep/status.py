@@ -79,7 +79,7 @@ def table(follower: Follower) -> "Table":
 
     shown = Table(title=follower.line())
     for name in ("cell", "", "state", "attempt", "doing", "worker"):
-        shown.add_column(name)
+        shown.add_column(name, no_wrap=name in ("cell", "state"), overflow="fold")
     for standing in follower.standings:
         if standing.state in ("running", "stale", "failed"):
             who = f"{standing.worker['host']}:{standing.worker['pid']}" if standing.worker else ""

@@ -18,12 +18,11 @@ import traceback
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from atma.sweep import files
 
 RESULT, FAILED, CLAIMS = "result.json", "failed.json", "claims"
-State = Literal["waiting", "running", "done", "failed"]
 _CLAIM = re.compile(r"(\d{6})\.json")
 _FAILED = re.compile(r"failed-(\d{6})\.json")
 
