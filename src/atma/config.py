@@ -76,9 +76,7 @@ class ModelConfig:
         for name in ("logit_cap", "norm_epsilon", "max_half_life"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         bounded = not self.learned_half_life or 1 <= self.max_half_life < math.inf
-        _require(
-            bounded, "max_half_life", self.max_half_life, "finite and at least 1 for learned_half_life to begin at"
-        )
+        _require(bounded, "max_half_life", self.max_half_life, "finite and at least 1 for learned_half_life")
         _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
         for name in ("window", "count_limit"):
             value = getattr(self, name)

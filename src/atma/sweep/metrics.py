@@ -36,7 +36,7 @@ def training_metrics(record: list[Row]) -> dict[str, float]:
 
 def evaluation_metrics(rows: list[Row]) -> dict[str, float]:
     """Losses and needles by length."""
-    found: dict[str, float] = {"params": rows[0]["parameters"]}
+    found: dict[str, float] = {"params": rows[0]["provenance"]["parameters"]}
     for row in rows:
         length = row.get("length")
         if row["kind"] in _LOSSES:
