@@ -9,6 +9,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 RUNS := .venv/ready-to-run
 TESTS := .venv/ready-to-test
+SLOW_TESTS := .venv/ready-to-test-slow
 # Tests compute little: one thread is faster than two that wait for each other. Those of threads set their own number.
 TEST_THREADS ?= 1
 
@@ -32,13 +33,17 @@ $(TESTS): $(RUNS)
 	@$(INSTALL) -e '.[test,check]'
 	@touch $@
 
+$(SLOW_TESTS): $(TESTS)
+	@$(INSTALL) -e '.[ray]'
+	@touch $@
+
 demo: $(RUNS)
 	@$(BIN)/atma demo
 
 test: $(TESTS) browser-hint
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest
 
-test-slow: $(TESTS) browser-hint
+test-slow: $(SLOW_TESTS) browser-hint
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -m slow
 
 browser-hint:

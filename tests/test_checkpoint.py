@@ -50,7 +50,12 @@ def edit(folder: Path, change) -> Path:
     return unlisted(folder)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_head": True}, {"core": "rope", "memory": False}, {"max_half_life": 9}])
+LEARNED = {"max_half_life": 9, "learned_half_life": True}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied_head": True}, {"core": "rope", "memory": False}, {"max_half_life": 9}, LEARNED]
+)
 def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
     model = random_head(small(**changes))
     save_model(tmp_path / "model", model, byte_tokenizer())

@@ -1,6 +1,7 @@
 """The whole model: learning reaches every parameter, compilation, capacity, precision, presets."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -57,6 +58,23 @@ def test_retention_is_bounded_by_the_configuration():
     log_decay, _ = memory.gates(torch.randn(1, 5, 16))
     half_life = torch.log(torch.tensor(0.5)) / log_decay
     torch.testing.assert_close(half_life, torch.full_like(half_life, 32.0))
+
+
+def test_a_learned_bound_begins_at_the_configured_one_and_moves_by_head():
+    config = dataclasses.replace(tiny(), max_half_life=32, learned_half_life=True)
+    memory = Model(config).blocks[2].mixer.memory
+    with torch.no_grad():
+        memory.decay_proj.bias.fill_(100.0)
+        x = torch.randn(1, 5, 16)
+        torch.testing.assert_close(math.log(0.5) / memory.gates(x)[0], torch.full((1, 2, 5), 32.0), rtol=1e-4, atol=0)
+        memory.retention[1] += 3
+        half_life = math.log(0.5) / memory.gates(x)[0]
+    assert (half_life[:, 1] > 10 * half_life[:, 0]).all()
+
+
+def test_a_learned_bound_needs_one_to_begin_at():
+    with pytest.raises(ValueError, match="finite and at least 1 for learned_half_life"):
+        dataclasses.replace(tiny(), max_half_life=math.inf, learned_half_life=True)
 
 
 def test_tokens_beyond_the_capacity_are_refused():

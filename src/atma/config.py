@@ -45,6 +45,8 @@ class ModelConfig:
     tied_head: bool = False
     max_half_life: float = math.inf
     """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form."""
+    learned_half_life: bool = False
+    """Each memory head learns its own bound, beginning at max_half_life: a further factor of its γ."""
     count_limit: int | None = None
     """Visible keys beyond which a polar layer's null floor stays and its temperature grows `sharpening` times as fast;
     None is the published form, both growing on. At the training length it changes nothing in training."""
@@ -74,6 +76,10 @@ class ModelConfig:
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
         for name in ("logit_cap", "norm_epsilon", "max_half_life"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        bounded = not self.learned_half_life or 1 <= self.max_half_life < math.inf
+        _require(
+            bounded, "max_half_life", self.max_half_life, "finite and at least 1 for learned_half_life to begin at"
+        )
         _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
         for name in ("window", "count_limit"):
             value = getattr(self, name)
@@ -200,9 +206,8 @@ class EvaluationConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("needle_trials", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(
-            self.needle_tokens is None or self.needle_tokens >= 1, "needle_tokens", self.needle_tokens, "at least 1"
-        )
+        bounded = self.needle_tokens is None or self.needle_tokens >= 1
+        _require(bounded, "needle_tokens", self.needle_tokens, "at least 1")
 
     def trials(self, length: int) -> int:
         """Needles at this length; each is read twice, the second time without its needle."""

@@ -1,5 +1,6 @@
 """The subjects of the laws: every mixer and the whole model, on every backend, as `y, state = f(x, state)`."""
 
+import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def make(name: str) -> Subject:
         mixer.init_weights(config, None)
         return Subject(name, randomise(mixer), config)
     core, memory, window = options[0], "memory" in options, 7 if "window" in options else None
-    config = tiny(core, memory, window)
+    config = dataclasses.replace(tiny(core, memory, window), learned_half_life="learned" in options)
     if kind == "model":
         return Subject(name, randomise(Model(config)), config)
     mixer = Attention(config)
@@ -64,7 +65,7 @@ def make(name: str) -> Subject:
 def _names() -> list[str]:
     parts = ["-".join([core, *["memory"] * memory, *["window"] * bool(window)]) for core, memory, window in CORES]
     models = ["model-polar-memory", "model-nope", "model-rope-memory-window"]
-    return ["conv", *(f"attention-{part}" for part in parts), *models]
+    return ["conv", *(f"attention-{part}" for part in parts), "attention-polar-memory-learned", *models]
 
 
 @pytest.fixture(params=_names())

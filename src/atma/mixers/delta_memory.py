@@ -31,20 +31,26 @@ class DeltaMemory(nn.Module):
         self.gate_proj = Linear(config.width, inner)
         self.out_proj = Linear(inner, config.width)
         self.decay_bias, self.beta_bias = config.decay_bias, config.beta_bias
-        self.max_half_life = config.max_half_life
+        self.max_half_life = math.inf if config.learned_half_life else config.max_half_life
+        self.retention = nn.Parameter(torch.empty(config.query_heads)) if config.learned_half_life else None
 
     def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
         for layer in (self.decay_proj, self.beta_proj, self.gate_proj):
             init_linear(layer, generator)
         init_linear(self.out_proj, generator, zero=True)
+        if self.retention is not None:
+            most = 2 ** (-1 / config.max_half_life)
+            nn.init.constant_(self.retention, math.log(most / (1 - most)))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log γ ≤ 0 and β in (0, 1), both (B, H, T) float32 or wider. γ's half-life never exceeds `max_half_life`."""
+        """log γ ≤ 0 and β in (0, 1), both (B, H, T) float32 or wider. γ's half-life never exceeds its bound."""
         work = torch.promote_types(x.dtype, torch.float32)
         logit = self.decay_proj(x).to(work) + self.decay_bias
         log_decay = F.logsigmoid(logit)
         if math.isfinite(self.max_half_life):
             log_decay = log_decay.clamp(max=-math.log(2) / self.max_half_life)
+        if self.retention is not None:
+            log_decay = log_decay + F.logsigmoid(self.retention.to(work))
         beta = torch.sigmoid(self.beta_proj(x).to(work) + self.beta_bias)
         return log_decay.mT, beta.mT
 
