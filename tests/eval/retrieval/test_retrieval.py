@@ -10,6 +10,7 @@ from atma.checkpoint import save_model
 from atma.cli import main
 from atma.eval import needle
 from atma.eval.compare import compare
+from atma.eval.hugging_face import HuggingFace
 from atma.eval.language_model import Native
 from atma.eval.retrieval import PRESETS, Retrieval, cells, page, suite
 from atma.eval.retrieval.haystacks import haystack
@@ -132,7 +133,27 @@ def test_what_does_not_fit_is_said_before_anything_is_read(finder):
     finder.longest = 1024
     with pytest.raises(ValueError, match="length 4096 passes the 1024 positions that finder"):
         run(Retrieval(lengths=(512, 4096), haystacks=("prose",)), finder)
+    finder.longest = None
+    with pytest.raises(ValueError, match=r"^length 50 has no room for a needle"):
+        run(Retrieval(preset="induction", lengths=(50,), haystacks=("prose",)), finder)
     assert finder.read == 0
+
+
+def test_a_model_of_transformers_is_measured_in_the_same_way():
+    transformers = pytest.importorskip("transformers", reason="pip install 'atma-lm[hf]'")
+    shape = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**shape, intermediate_size=64, bos_token_id=256, eos_token_id=256)
+    model = HuggingFace(transformers.AutoModelForCausalLM.from_config(config), byte_tokenizer(), "tiny")
+    rows = run(replace(SMALL, tasks=("niah", "niah_single_2"), lengths=(900,), scoring="both", depths=(50,)), model)
+    assert [(row["kind"], row["scoring"]) for row in rows] == [
+        ("retrieval", "forced"),
+        ("retrieval", "greedy"),
+        ("absent", "forced"),
+        ("retrieval", "forced"),
+        ("retrieval", "greedy"),
+    ]
+    assert rows[0]["outcomes"] == rows[1]["outcomes"] and rows[0]["cross_entropy"] > 4
+    assert rows[0]["trials_sha256"] == run(replace(SMALL, tasks=("niah",), lengths=(900,)), model)[0]["trials_sha256"]
 
 
 @pytest.mark.parametrize(

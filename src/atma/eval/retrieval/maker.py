@@ -38,6 +38,8 @@ class Maker:
         try:
             return self._prompts(cell, length, trials)
         except ValueError as error:
+            if cell.task == INDUCTION:
+                raise
             raise ValueError(f"length {length} has no room for {cell.task}: {error}") from None
 
     def _prompts(self, cell: Cell, length: int, trials: range) -> list[Prompt]:
