@@ -12,11 +12,14 @@ from atma.report.figures import Figure
 from atma.report.plain import plain_page
 
 Row = dict[str, Any]
-NOTHING = "Nothing was found: no measured change helps at the longest length, and neither loss nor recall fails there."
+NOTHING = (
+    "Nothing is sure over these documents: no change that was tried helps at the longest length, and neither does loss "
+    "rise nor recall fall with length."
+)
 NOTE = (
     "Each sentence is a difference over the same documents whose interval excludes zero; the intervals hold together "
-    "with 95% within each kind of sentence. A loss at a length is the mean over the second half of its tokens. Sentences "
-    "that begin with “Beside it” tell what else changes with length; they prove no cause."
+    "with 95% within each kind of sentence. A loss at a length is the mean over the second half of its tokens. "
+    "Sentences that begin with “Beside it” tell what else changes with length; they prove no cause."
 )
 HEAD_FIGURES = (
     ("null_mass", "Weight on the null sink", "Mean weight that a head's queries give the null instead of any key."),

@@ -17,6 +17,8 @@ from atma.model import Model
 
 Row = dict[str, Any]
 QUANTILES = {"p01": 0.01, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+ROUNDING = 1e-4
+"""A half-life is of γ in float32 or wider; one that is beyond a bound by less than this stands at it."""
 KEPT = 65_536
 """Most tokens of one text whose γ are kept: a longer text is sampled at equal distances."""
 
@@ -70,5 +72,5 @@ def longest_held(rows: Sequence[Row], beyond: float, count: int | None = None) -
         median, high = (row[key] if row[key] is not None else math.inf for key in ("half_life_p50", "half_life_p90"))
         return median, high
 
-    long = sorted((row for row in rows if held(row)[1] > beyond), key=held, reverse=True)
+    long = sorted((row for row in rows if held(row)[1] > beyond * (1 + ROUNDING)), key=held, reverse=True)
     return [Head(row["layer"], row["head"]) for row in long[:count]]

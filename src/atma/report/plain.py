@@ -38,7 +38,8 @@ def plain_page(
 <style>{_asset("report.css")}</style>
 </head>
 <body>
-<header><h1>{escape(title)}</h1><div class="headline"><div><ul>{items}</ul></div></div>{_paragraph(note)}</header>
+<header><h1>{escape(title)}</h1>
+<div class="headline"><div style="grid-column: 1 / -1"><ul>{items}</ul></div></div>{_paragraph(note)}</header>
 <main><section><div class="figures">{drawn}</div></section>
 <section><h2>Made with</h2><pre class="command">{escape(command)}</pre>{facts}</section></main>
 <script>{get_plotlyjs()}</script>
