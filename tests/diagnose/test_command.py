@@ -51,7 +51,7 @@ def test_a_diagnosis_is_sentences_tables_rows_and_a_page(folder, capsys, monkeyp
         assert words in said
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     kinds = {row["kind"] for row in rows} - {"finding"}
-    assert kinds == {"loss", "recall", "channel", "branch", "retention", "gain", "effect"}
+    assert kinds == {"loss", "far", "recall", "channel", "branch", "retention", "gain", "effect"}
     assert {row["change"] for row in rows if row["kind"] == "loss"} >= {"without any memory", "head 3.1 capped at 4"}
     page = (folder / "page.html").read_text()
     assert "Diagnosis of tiny" in page and "Half-lives" in page and "Block gains" in page
@@ -149,7 +149,7 @@ def test_a_browser_shows_the_page_whole(folder, width):
         view.goto(address)
         charts = view.locator(".chart").count()
         view.wait_for_function(f"document.querySelectorAll('.chart:has(.main-svg)').length == {charts}")
-        assert charts == 15
+        assert charts == 16
         assert said == [] and [url for url in asked if not url.startswith("data:")] == [address]
         assert view.evaluate("document.documentElement.scrollWidth") <= width
         browser.close()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atma.diagnose.diagnosis import diagnose
-from atma.diagnose.effects import UNCHANGED, effect_rows, estimate, reading_rows
+from atma.diagnose.effects import UNCHANGED, effect_rows, estimate, far_rows, reading_rows
 from atma.diagnose.findings import findings
 from atma.diagnose.parts import memories
 from atma.diagnose.plan import Plan
@@ -25,7 +25,8 @@ NOISE = (-0.01, 0.0, 0.01, 0.0)
 def rows_of(change, losses, right=(5, 5), heads=(), cap=None, spread=NOISE):
     """Rows of four documents with such losses and right digits at the two lengths."""
     readings = [
-        Reading([loss + noise for loss in losses], [[0.1], [0.1]], [[count] for count in right]) for noise in spread
+        Reading([loss + noise for loss in losses], [0.0, 0.0], [[0.1], [0.1]], [[count] for count in right])
+        for noise in spread
     ]
     return [row | {"heads": list(heads), "cap": cap} for row in reading_rows(change, readings, LENGTHS)]
 
@@ -105,6 +106,33 @@ def test_rising_loss_and_falling_recall_are_symptoms():
     told = found_in(rows_of(UNCHANGED, (2.0, 2.4), right=(5, 2)))
     assert told[0].text == "Loss rises by 0.40 nats a token from 256 to 4K tokens [0.40, 0.40]."
     assert told[1].text == "Recall of the told records falls: 100% at 256 tokens, 40% at 4K (-60% [-60%, -60%])."
+
+
+def test_far_context_that_harms_is_a_symptom():
+    def far(harms):
+        readings = [Reading([], [2.0, 2.0 + harm], [], []) for harm in harms]
+        return far_rows(readings, [[2.0, 2.0]] * len(harms), LENGTHS)
+
+    base = rows_of(UNCHANGED, (2.0, 2.0))
+    [finding] = found_in(base, more=far([0.3, 0.31, 0.3, 0.29]))
+    assert finding.text == (
+        "Far context does harm: with all 4K tokens before them read, the same tokens cost 0.30 nats more [0.29, 0.31] "
+        "than with the last 256 alone."
+    )
+    assert found_in(base, more=far([-0.3, -0.31, -0.3, -0.29])) == []
+    assert found_in(base, more=far([0.3, -0.31, 0.3, -0.29])) == []
+
+
+def test_heads_that_spread_are_companions():
+    def channel(length, n):
+        row = {"kind": "channel", "layer": 6, "head": 0, "length": length, "n_eff": n}
+        return row | {"values": {"n_eff": [n * 0.9, n, n * 1.1, n]}}
+
+    told = found_in(rows_of(UNCHANGED, (2.0, 2.4)), more=[channel(256, 29.0), channel(4096, 887.0)])
+    assert told[-1].text == (
+        "Beside it: layer 6 head 0 spreads its weight over ever more keys: 887 keys at 4K tokens, 29 at 256."
+    )
+    assert told[-1].effect == pytest.approx(math.log2(887 / 29))
 
 
 def test_companions_are_told_only_beside_a_failure():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from atma.diagnose.probe import Probe
-from atma.diagnose.reading import read
+from atma.diagnose.reading import read, read_recent
 from atma.diagnose.texts import check_lengths, documents_of_text, lay
 from atma.tokenizer import byte_tokenizer
 
@@ -30,6 +30,18 @@ def test_losses_are_those_of_the_whole_text(any_model, text):
         nats = any_model.loss(hidden, text.tokens[None, 1:])[0]
     expected = [float(nats[length // 2 : length].mean()) for length in LENGTHS]
     assert found.losses == pytest.approx(expected, rel=1e-6)  # costs are kept in float32
+
+
+def test_endings_are_the_same_tokens_with_all_context_and_with_little(any_model, text):
+    whole, recent = read(any_model, text, LENGTHS, 77).endings, read_recent(any_model, text, LENGTHS)
+    for i, length in enumerate(LENGTHS):
+        for found, start in ((whole[i], None), (recent[i], length + 1 - 128)):
+            ids = text.tokens[: length + 1]
+            ids = ids if start is None else torch.cat([ids[:1], ids[start:]])
+            with torch.no_grad():
+                hidden, _ = any_model(ids[None, :-1])
+                nats = any_model.loss(hidden, ids[None, 1:])[0, -64:]
+            assert found == pytest.approx(float(nats.mean()), rel=1e-6)
 
 
 def test_answers_are_those_of_a_text_that_ends_with_the_question(any_model, text):

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atma.diagnose.effects import UNCHANGED, effect_rows, reading_rows
+from atma.diagnose.effects import UNCHANGED, effect_rows, far_rows, reading_rows
 from atma.diagnose.findings import Finding, findings
 from atma.diagnose.interventions import capped, masked, noted_decays
 from atma.diagnose.parts import Head, channel_masks, global_mixers, head_masks, memories, parse_heads
 from atma.diagnose.plan import QUERIES, Plan
 from atma.diagnose.probe import Probe
-from atma.diagnose.reading import read
+from atma.diagnose.reading import read, read_recent
 from atma.diagnose.retention import longest_held, retention_rows, thinned
 from atma.diagnose.stress import gain_rows, gains
 from atma.diagnose.texts import Laid, check_lengths, lay
@@ -113,16 +113,18 @@ def _baseline(reader: _Reader) -> Measurement:
     model = reader.loaded.model
 
     def run(advance: Advance) -> list[Row]:
-        probe, readings = Probe(model, QUERIES), []
+        probe, readings, recent = Probe(model, QUERIES), [], []
         decays: dict[int, list[torch.Tensor]] = {layer: [] for layer in memories(model)}
         for text in reader.texts:
             notes: dict[int, list[torch.Tensor]] = {}
             with noted_decays(model, notes):
                 readings.append(read(model, text, reader.lengths, reader.chunk, probe, advance))
+            recent.append(read_recent(model, text, reader.lengths))
             for layer, noted in notes.items():
                 decays[layer].append(thinned(noted))
         used = {layer: torch.cat(noted, 1) for layer, noted in decays.items()}
-        return reading_rows(UNCHANGED, readings, reader.lengths) + probe.rows() + retention_rows(model, used)
+        rows = reading_rows(UNCHANGED, readings, reader.lengths) + far_rows(readings, recent, reader.lengths)
+        return rows + probe.rows() + retention_rows(model, used)
 
     return _measurement(reader, UNCHANGED, {"measure": UNCHANGED, "queries": QUERIES}, run)
 

@@ -47,6 +47,22 @@ def reading_rows(change: str, readings: Sequence[Reading], lengths: Sequence[int
     return rows + [_recall(change, readings, i, length) for i, length in enumerate(lengths)]
 
 
+def far_rows(readings: Sequence[Reading], recent: Sequence[list[float]], lengths: Sequence[int]) -> list[Row]:
+    """What far context is worth: of each length's last tokens, their loss where all before them is read, and where only
+    the last tokens are, as many as the first length (`recent`, by document). Above zero, far context does harm.
+    """
+    rows: list[Row] = []
+    for i, length in enumerate(lengths[1:], 1):
+        ends = {"whole": [one.endings[i] for one in readings], "recent": [one[i] for one in recent]}
+        value, low, high = estimate(
+            differences := np.subtract(ends["whole"], ends["recent"]).tolist(), len(lengths) - 1
+        )
+        row: Row = {"kind": "far", "length": length, "window": lengths[0], "harm": value}
+        row |= {"harm_low": low, "harm_high": high, "harm_values": differences, "documents": len(differences)}
+        rows.append(row | {name: float(np.mean(values)) for name, values in ends.items()})
+    return rows
+
+
 def _recall(change: str, readings: Sequence[Reading], i: int, length: int) -> Row:
     right = [reading.right[i] for reading in readings]
     tokens, asked = sum(map(sum, right)), sum(map(len, right))

@@ -1,13 +1,15 @@
 """What the measurements of a diagnosis say, in plain words, each a difference whose interval excludes zero.
 
-Three kinds. A symptom: loss rises, or recall falls, with length. A cause: without a part, or with a head capped, the
-longest length goes better; these are experiments. A companion, told only beside a symptom or a cause: something that
-changes with length in the model as it is, which proves nothing by itself. Intervals hold together within a kind
-(Bonferroni), and a difference too small to matter is not told however sure it is.
+Three kinds. A symptom: with length, far context does harm, loss rises, or recall falls. A cause: without a part, or
+with a head capped, the longest length goes better; these are experiments. A companion, told only beside a symptom or a
+cause: something that changes with length in the model as it is, which proves nothing by itself. Intervals hold together within
+a kind (Bonferroni), and a difference too small to matter is not told however sure it is.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from atma.diagnose.effects import UNCHANGED, Estimate, estimate
@@ -37,10 +39,22 @@ class Finding:
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
     """Symptoms, then causes by size (nats, then accuracy), then companions. A model that does not fail has none."""
-    symptoms = [*_loss_rises(rows), *_recall_falls(rows)]
+    symptoms = [*_far_context_harms(rows), *_loss_rises(rows), *_recall_falls(rows)]
     causes = sorted(_causes(rows), key=lambda found: (found.unit != "nats", -abs(found.effect)))
     companions = _companions(rows) if symptoms or causes else []
     return [*symptoms, *causes, *companions]
+
+
+def _far_context_harms(rows: Sequence[Row]) -> Iterator[Finding]:
+    far = [row for row in rows if row["kind"] == "far"]
+    last = max(far, key=lambda row: row["length"], default=None)
+    if last is not None and last["harm_low"] is not None and last["harm_low"] > 0 and last["harm"] >= LEAST_NATS:
+        found = Estimate(last["harm"], last["harm_low"], last["harm_high"])
+        text = (
+            f"Far context does harm: with all {_size(last)} tokens before them read, the same tokens cost "
+            f"{found.value:.2f} nats more {_span(found)} than with the last {last['window']:,} alone."
+        )
+        yield _finding("far context harms", text, found, "nats")
 
 
 def _loss_rises(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -140,8 +154,10 @@ def _tokens(half_life: float | None) -> str:
 
 
 def _companions(rows: Sequence[Row]) -> list[Finding]:
-    found = [*_heads_that_change(rows), *_blocks_that_amplify(rows)]
-    return sorted(found, key=lambda one: -abs(one.effect))[:COMPANIONS]
+    """Changes of weights, of participation and of gains, each kind by size, the first of each before the second."""
+    kinds = (_heads_that_change(rows), _heads_that_spread(rows), _blocks_that_amplify(rows))
+    ranked = [sorted(kind, key=lambda one: -abs(one.effect)) for kind in kinds]
+    return [one for row in zip_longest(*ranked) for one in row if one is not None][:COMPANIONS]
 
 
 WATCHED = {
@@ -155,6 +171,7 @@ WATCHED = {
 }
 """Figures of a head whose change with length, in this direction, may go with a failure."""
 LEAST_MASS = 0.1
+LEAST_DOUBLINGS = 2
 
 
 def _heads_that_change(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -173,6 +190,21 @@ def _heads_that_change(rows: Sequence[Row]) -> Iterator[Finding]:
                 told = words.format(a=first[name], b=last[name], first=size_text(lengths[0]))
                 text = f"Beside it: at {size_text(lengths[-1])} tokens layer {layer} head {head} {told}."
                 yield _finding(name.replace("_", " "), text, change, "mass")
+
+
+def _heads_that_spread(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Heads whose weight spreads over many times more keys. The effect is in doublings of n_eff."""
+    seen = sorted((row for row in rows if row["kind"] == "channel"), key=lambda row: row["length"])
+    heads = sorted({(row["layer"], row["head"]) for row in seen if "n_eff" in row})
+    for layer, head in heads:
+        mine = [row for row in seen if (row["layer"], row["head"]) == (layer, head)]
+        ends = zip(mine[0]["values"]["n_eff"], mine[-1]["values"]["n_eff"], strict=True)
+        change = estimate([math.log2(b / a) for a, b in ends], len(heads))
+        if change.sure and change.value >= LEAST_DOUBLINGS:
+            before, after = (f"{row['n_eff']:,.0f}" for row in (mine[0], mine[-1]))
+            spread = f"{after} keys at {_size(mine[-1])} tokens, {before} at {_size(mine[0])}"
+            text = f"Beside it: layer {layer} head {head} spreads its weight over ever more keys: {spread}."
+            yield _finding("n_eff", text, change, "doublings")
 
 
 def _blocks_that_amplify(rows: Sequence[Row]) -> Iterator[Finding]:

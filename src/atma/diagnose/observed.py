@@ -42,7 +42,8 @@ def observed(model: Model) -> Iterator[dict[int, Seen]]:
                 stack.callback(handle.remove)
         yield seen
     for layer, note in notes.items():
-        seen[layer] = Seen(**{"magnitude": None} | note)
+        found = (note[name] for name in ("residual", "x", "before", "after", "branches"))
+        seen[layer] = Seen(*found, note.get("magnitude"))
 
 
 def _hooks(block: Block, mixer: Attention, note: dict[str, Any]) -> list[Any]:
@@ -51,9 +52,9 @@ def _hooks(block: Block, mixer: Attention, note: dict[str, Any]) -> list[Any]:
 
     def before(_module: nn.Module, given: tuple[Any, ...]) -> None:
         state = cast(GlobalState, given[1])
-        tails = (None if tail is None else tail.clone() for tail in (state.q_tail, state.k_tail, state.v_tail))
+        q, k, v = (None if tail is None else tail.clone() for tail in (state.q_tail, state.k_tail, state.v_tail))
         note["x"] = given[0]
-        note["before"] = GlobalState(state.length.clone(), state.keys, state.values, *tails, None)
+        note["before"] = GlobalState(state.length.clone(), state.keys, state.values, q, k, v, None)
 
     def after(_module: nn.Module, _given: tuple[Any, ...], result: tuple[Tensor, GlobalState]) -> None:
         note["after"] = result[1]

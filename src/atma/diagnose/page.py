@@ -13,8 +13,8 @@ from atma.report.plain import plain_page
 
 Row = dict[str, Any]
 NOTHING = (
-    "Nothing is sure over these documents: no change that was tried helps at the longest length, and neither does loss "
-    "rise nor recall fall with length."
+    "Nothing is sure over these documents: no change that was tried helps at the longest length, far context does no "
+    "harm there, and neither does loss rise nor recall fall with length."
 )
 NOTE = (
     "Each sentence is a difference over the same documents whose interval excludes zero; the intervals hold together "
@@ -52,7 +52,7 @@ def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Findi
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
     """Every figure that the rows have numbers for."""
-    made = [_losses(rows), _recall(rows), *_worth(rows), *half_lives(_kind(rows, "retention"))]
+    made = [_losses(rows), *_far(rows), _recall(rows), *_worth(rows), *half_lives(_kind(rows, "retention"))]
     heads = _kind(rows, "channel")
     for key, title, caption in HEAD_FIGURES:
         having = [row | {"name": f"head {row['layer']}.{row['head']}"} for row in heads if key in row]
@@ -65,6 +65,18 @@ def _losses(rows: Sequence[Row]) -> Figure:
     told = [row | {"name": row["change"]} for row in _shown(rows, "loss")]
     caption = "Nats a token over the second half of each length: the model as it is, and as changed. Lower is better."
     return lines("Loss by length", caption, told, "loss")
+
+
+def _far(rows: Sequence[Row]) -> list[Figure]:
+    far = _kind(rows, "far")
+    if not far:
+        return []
+    names = {"whole": "all before them read", "recent": f"the last {far[0]['window']:,} alone"}
+    told = [row | {"name": words, "loss": row[key]} for key, words in names.items() for row in far]
+    caption = (
+        "Nats of the same last tokens of each length with all context and with little: above it, far context harms."
+    )
+    return [lines("What far context is worth", caption, told, "loss")]
 
 
 def _recall(rows: Sequence[Row]) -> Figure:

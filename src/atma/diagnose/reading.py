@@ -1,4 +1,4 @@
-"""One pass over a text with its records: losses up to each length, and answers for the records at each length.
+"""One pass over a text with its records: losses at each length, and answers for the records at each length.
 
 A length L counts the tokens read. The loss at L is the mean over the second half of these, positions L/2 to L, so that
 it tells what reading costs there. Memory is one state and a few numbers a token, at any length.
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from atma.diagnose.texts import VALUE_TOKENS, Laid, Record
-from atma.eval.stream import Advance
+from atma.eval.stream import Advance, score
 from atma.model import Model
 from atma.state import GlobalState, ModelState, transform
 
@@ -48,6 +48,8 @@ class Reading(NamedTuple):
     """Of one text: mean nats of each length's second half, and of each record's tokens their nats and whether right."""
 
     losses: list[float]
+    endings: list[float]
+    """By length: mean nats of its last tokens, half as many as the first length has."""
     nats: list[list[float]]
     """By length and record: the mean over the value's tokens."""
     right: list[list[int]]
@@ -69,7 +71,7 @@ def read(
     tokens = text.tokens[None].to(device)
     room = max((len(record.cue) + VALUE_TOKENS for record in text.records), default=0)
     state, costs = model.init_state(1, lengths[-1] + room), torch.zeros(lengths[-1])
-    found = Reading([], [], [])
+    found = Reading([], [], [], [])
     for start, stop in _cuts(lengths, chunk, watch.queries):
         with watch.ending(stop) if stop in lengths else nullcontext():
             hidden, after = model(tokens[:, start:stop], state)
@@ -80,10 +82,18 @@ def read(
             progress(stop - start)
         if stop in lengths:
             found.losses.append(float(costs[stop // 2 : stop].double().mean()))
+            found.endings.append(float(costs[stop - lengths[0] // 2 : stop].double().mean()))
             answers = [_ask(model, state, stop, record, watch) for record in text.records]
             found.nats.append([nats for nats, _ in answers])
             found.right.append([right for _, right in answers])
     return found
+
+
+def read_recent(model: Model, text: Laid, lengths: Sequence[int]) -> list[float]:
+    """The endings of `read` where end-of-text and the last tokens are all that is read, as many as the first length."""
+    window, eot = lengths[0], text.tokens[:1]
+    texts = torch.stack([torch.cat([eot, text.tokens[length + 1 - window : length + 1]]) for length in lengths])
+    return score(model, texts, window // 2).double().mean(1).tolist()
 
 
 def branch(state: ModelState) -> ModelState:
