@@ -2,8 +2,8 @@
 
 Three kinds. A symptom: with length, far context does harm, loss rises, or recall falls. A cause: without a part, or
 with a head capped, the longest length goes better; these are experiments. A companion, told only beside a symptom or a
-cause: something that changes with length in the model as it is, which proves nothing by itself. Intervals hold together within
-a kind (Bonferroni), and a difference too small to matter is not told however sure it is.
+cause: something that changes with length in the model as it is, which proves nothing by itself. Intervals hold
+together within a kind (Bonferroni), and a difference too small to matter is not told however sure it is.
 """
 
 import math
