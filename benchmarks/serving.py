@@ -1,16 +1,17 @@
 """Serving, measured: are answers those of a cold read, and how many tokens a second come out of how many streams.
 
     python benchmarks/serving.py exact --model nano --answers 2000
+    python benchmarks/serving.py exact --traces 5000 --other-traces 300
     python benchmarks/serving.py throughput --model nano --streams 1 8 32
-    python benchmarks/serving.py turns --model nano
     python benchmarks/serving.py invariance --requests 1000
-    python benchmarks/serving.py peers | http | overload | clients | lm_eval      # each has a --help of its own
+    python benchmarks/serving.py reuse | turns | peers | http | overload | clients | lm_eval   # each has a --help
 
 `exact` holds random conversations with an engine short of memory and counts the answers whose tokens or
-log-probabilities differ from those of a cold read in one call. With ATMA_NATIVE=off it counts how often the engine in
-plain PyTorch, which is equal up to rounding alone, differs. `throughput` compares the engine's streams with
-`atma.generation`, one text at a time, interleaved. `turns` tells what a conversation's next turn costs as it grows.
-`invariance` answers the same requests alone and in changing batches up to 32, for a random `nano-test` and for `nano`.
+log-probabilities differ from those of a cold read in one call; with `--traces` it holds many short ones at once, and
+counts the bytes that are held after every step. With ATMA_NATIVE=off it counts how often the engine in plain PyTorch,
+which is equal up to rounding alone, differs. `throughput` compares the engine's streams with `atma.generation`, one
+text at a time, interleaved. `invariance` answers the same requests alone and in changing batches up to 32, for a random
+`nano-test` and for `nano`.
 Times are processor times of one process, in its own threads; a run on one thread is not disturbed by other processes.
 Exit status: 0; 1 where an exact engine's answer differs.
 """
@@ -36,7 +37,7 @@ from atma.serve import Engine, EngineConfig, Request
 from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
 
-ELSEWHERE = ("peers", "http", "overload", "clients", "lm_eval")
+ELSEWHERE = ("reuse", "turns", "peers", "http", "overload", "clients", "lm_eval")
 PROMPT = "def main():\n    import os\n"
 
 
@@ -47,16 +48,18 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     loaded = load(options.model)
     print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
-    parts = {"exact": exact, "throughput": throughput, "turns": turns, "invariance": invariance}
+    parts = {"exact": exact, "throughput": throughput, "invariance": invariance}
     return parts[options.part](loaded, options)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["exact", "throughput", "turns", "invariance", *ELSEWHERE])
+    parser.add_argument("part", choices=["exact", "throughput", "invariance", *ELSEWHERE])
     parser.add_argument("--model", default="nano")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--answers", type=int, default=500)
+    parser.add_argument("--traces", type=int, default=0, help="of exact: so many short conversations instead")
+    parser.add_argument("--other-traces", type=int, default=0, help="of exact: and so many with each random model")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
@@ -67,6 +70,8 @@ def _options() -> argparse.Namespace:
 
 def exact(loaded: Loaded, options: argparse.Namespace) -> int:
     """Answers of random conversations beside cold reads."""
+    if options.traces:
+        return importlib.import_module("serving_traces").measure(loaded, options, _own_source())
     tokenizer, model = loaded.tokenizer, loaded.model
     config = EngineConfig(16 << 20, 6 << 20, max_rows=4, step_tokens=96, page_tokens=32, snapshot_tokens=64, quantum=32)
     corpus = tokenizer.encode(_own_source())
@@ -125,27 +130,6 @@ def _engine(loaded: Loaded, count: int, tokens: int) -> float:
     while not all(handle.done for handle in handles):
         engine.step()
     return count * tokens / (time.process_time() - began)
-
-
-def turns(loaded: Loaded, options: argparse.Namespace) -> int:
-    """Seconds to the first token of turns of 32 tokens, with and without kept states."""
-    corpus = loaded.tokenizer.encode(_own_source())
-    engine, text = Engine(loaded.model, loaded.tokenizer, EngineConfig()), [loaded.tokenizer.eot]
-    for turn in range(64):
-        text += corpus[32 * turn : 32 * turn + 32]
-        row = []
-        for cache in (False, True):
-            before, began = engine.reader.read, time.process_time()
-            handle = engine.submit(Request(text, max_tokens=16, temperature=0, ignore_end=True, cache=cache))
-            while not handle.outputs[0].tokens:
-                engine.step()
-            row += [engine.reader.read - before, 1000 * (time.process_time() - began)]
-            while not handle.done:
-                engine.step()
-        if turn & (turn + 1) == 0:
-            print("turn {}, {} tokens: cold reads {}, {:.0f} ms; kept {}, {:.0f} ms".format(turn + 1, len(text), *row))
-        text += handle.outputs[0].tokens
-    return 0
 
 
 def invariance(loaded: Loaded, options: argparse.Namespace) -> int:

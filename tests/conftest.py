@@ -1,5 +1,6 @@
-"""Shared fixtures: uninitialised memory is NaN, the golden vectors, and one tiny model of every kind."""
+"""Shared fixtures: uninitialised memory is NaN, the golden vectors, a browser, and one tiny model of every kind."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 
 from atma.config import ModelConfig
 
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", MAC))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
@@ -25,6 +29,20 @@ def golden():
     if not GOLDEN.is_dir():
         pytest.skip("the golden vectors (../shared/golden) are not beside this checkout")
     return GOLDEN
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser without a window; the test skips where there is none. Of one module, because its event loop runs on in
+    this thread and keeps `asyncio.run` from working in others."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path; install it to test the page in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
 
 
 def tiny(core: str = "polar", memory: bool = True, window: int | None = None) -> ModelConfig:

@@ -17,6 +17,7 @@ import atma
 from atma.checkpoint import save_model
 from atma.cli import VERBS, main
 from atma.commands.chat import converse
+from atma.commands.generate import begin
 from atma.commands.train import override
 from atma.config import Recipe, preset
 from atma.generation import Generation, Settings
@@ -101,8 +102,9 @@ def test_the_version_is_that_of_the_project_file():
 
 def commands(verbs, *before):
     """Every verb that is a function, as the words that call it."""
-    for verb, (module, _) in verbs.items():
-        table = getattr(importlib.import_module(f"atma.commands.{module}"), "VERBS", None)
+    for verb, (name, _) in verbs.items():
+        module, _, function = name.partition(".")
+        table = None if function else getattr(importlib.import_module(f"atma.commands.{module}"), "VERBS", None)
         yield from [(*before, verb)] if table is None else commands(table, *before, verb)
 
 
@@ -415,6 +417,13 @@ def test_chat_keeps_one_state_over_all_turns(folder):
     assert said.startswith("Assistant:")
     assert read.startswith("User: hello\nAssistant:")
     assert "\nUser: more\nAssistant:" in read
+
+
+def test_what_the_folder_ends_a_turn_with_ends_what_commands_write(folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / "generation_config.json").write_text('{"eos_token_id": [65, 256]}')
+    assert begin(str(own), Settings(stop_tokens=(7,))).settings.stop_tokens == (7, 65)
+    assert begin(str(own), Settings(ignore_end=True)).settings.stop_tokens == ()
 
 
 def test_chat_ends_with_the_input(folder):

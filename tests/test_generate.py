@@ -263,6 +263,27 @@ def test_end_of_text_ends_the_text_unless_ignored():
     assert generation.ended == "length"
 
 
+def test_a_stop_token_ends_the_text_without_being_in_it(model):
+    chosen = Settings(max_tokens=20, temperature=0, ignore_end=True)
+    whole = Generation(model, WORDS, chosen)
+    whole.feed("x")
+    list(whole.write())
+    stop = whole.tokens[6]
+    ended = Generation(model, WORDS, dataclasses.replace(chosen, stop_tokens=(stop,)))
+    ended.feed("x")
+    text = "".join(ended.write())
+    assert ended.ended == "end"
+    assert ended.tokens == whole.tokens[: whole.tokens.index(stop, 2) + 1]
+    assert chr(stop) not in text
+
+
+def test_a_stop_token_outside_the_vocabulary_is_an_error(model):
+    with pytest.raises(ValueError, match="'stop_tokens': token 257 is outside the vocabulary of 257"):
+        Generation(model, WORDS, Settings(stop_tokens=(5, 257)))
+    with pytest.raises(ValueError, match="'stop_tokens' must be token ids"):
+        Settings(stop_tokens=(-1,))
+
+
 def test_a_stop_string_ends_the_text():
     model = ending_model()
     with torch.no_grad():

@@ -218,7 +218,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON, truncated or damaged: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: not a JSON object")

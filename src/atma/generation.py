@@ -65,9 +65,12 @@ class Generation:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.settings = settings or Settings()
+        bad = next((token for token in self.settings.stop_tokens if token >= tokenizer.vocab_size), None)
+        if bad is not None:
+            raise ValueError(f"'stop_tokens': token {bad} is outside the vocabulary of {tokenizer.vocab_size}")
         self.tokens = [tokenizer.eot]
         self.ended = ""
-        """Why the last `write` ended: "length", "end" (of text) or "stop"."""
+        """Why the last `write` ended: "length", "end" (of text or turn) or "stop"."""
         self._device = model.embed.weight.device
         self._state = model.init_state(1, _FIRST_CAPACITY)
         self._decoder: Decoder | None = None
@@ -90,11 +93,12 @@ class Generation:
         self.ended = ""
         if self._text.stopped:
             self._text = TextStream(self.settings.stop)
+        ends = {*self.settings.stop_tokens, *(() if self.settings.ignore_end else (self.tokenizer.eot,))}
         written = 0
         while not self.ended:
             token = self._step()
             written += 1
-            if token == self.tokenizer.eot and not self.settings.ignore_end:
+            if token in ends:
                 self.ended = "end"
                 break
             piece = self._text.push(self.tokenizer.token_bytes(token))

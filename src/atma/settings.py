@@ -24,8 +24,10 @@ class Settings:
     """Equal seed, prompt and settings give equal text."""
     stop: tuple[str, ...] = ()
     """End before the first of these texts."""
+    stop_tokens: tuple[int, ...] = ()
+    """End with the first of these tokens, which gives no text."""
     ignore_end: bool = False
-    """Go on after the end-of-text token."""
+    """Go on after the end-of-text token, and after those with which the model's folder ends a turn."""
     prefill_chunk: int = 1024
     """Prompt tokens per pass through the model."""
 
@@ -41,6 +43,7 @@ class Settings:
         penalty = self.repetition_penalty
         _require(penalty > 0 and math.isfinite(penalty), "repetition_penalty", penalty, "above 0")
         _require(all(self.stop), "stop", self.stop, "texts of one character or more")
+        _require(all(token >= 0 for token in self.stop_tokens), "stop_tokens", self.stop_tokens, "token ids")
         _require(self.prefill_chunk >= 1, "prefill_chunk", self.prefill_chunk, "at least 1")
 
 

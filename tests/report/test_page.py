@@ -2,17 +2,12 @@
 
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from atma.report import Report, environment, page
 from atma.report.page import html
-
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", MAC))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 def without_plotly(text: str) -> str:
@@ -54,18 +49,6 @@ def test_a_single_length_has_no_slope_and_still_a_page(report: Report):
     text = html(dataclasses.replace(report, sections=[dataclasses.replace(section, runs=[run])]))
     assert "Does loss rise" not in text
     assert "Loss on fixed targets" in text
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path; install it to test the page in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

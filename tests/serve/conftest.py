@@ -14,7 +14,7 @@ from atma.tokenizer import byte_tokenizer
 
 KIB = 1 << 10
 SMALL = EngineConfig(
-    memory_bytes=320 * KIB,
+    memory_bytes=532 * KIB,
     cache_bytes=130 * KIB,
     max_rows=4,
     step_tokens=48,
@@ -26,10 +26,12 @@ SMALL = EngineConfig(
 
 
 @functools.cache
-def random_model(core: str = "polar", memory: bool = True, window: int | None = None, seed: int = 0) -> Model:
+def random_model(
+    core: str = "polar", memory: bool = True, window: int | None = None, seed: int = 0, vocabulary: int = 257
+) -> Model:
     """Four layers of width 32 over bytes, no projection zero, so that every path speaks in the logits."""
     config = ModelConfig(
-        257,
+        vocabulary,
         32,
         depth=4,
         query_heads=2,
@@ -71,7 +73,9 @@ def audit(engine: Engine) -> None:
     assert expected == pool.references
     assert sorted(pool._free) == [page for page, count in enumerate(expected) if count == 0]
     assert memory.used_bytes <= engine.config.memory_bytes
-    assert memory.cache.bytes <= engine.config.cache_bytes
+    pending = memory.disk.pending_bytes if memory.disk is not None else 0
+    assert pending <= memory.budget.pending_bytes
+    assert memory.cache.bytes + memory.budget.pending_bytes <= engine.config.cache_bytes
     assert len(engine.scheduler.running) <= engine.config.max_rows
     assert set(engine.batch.sequences) <= set(engine.scheduler.running)
     for sequence in engine.scheduler.running:

@@ -276,7 +276,7 @@ def test_a_preempted_text_goes_on_as_if_nothing_had_been(model) -> None:
 
 
 def test_texts_that_outgrow_memory_take_turns_and_all_finish_as_if_alone(model) -> None:
-    config = dataclasses.replace(SMALL, memory_bytes=130 << 10, cache_bytes=40 << 10, snapshot_tokens=0)
+    config = dataclasses.replace(SMALL, memory_bytes=314 << 10, cache_bytes=40 << 10, snapshot_tokens=0)
     requests = [Request(f"text {i} " * 4, max_tokens=150, seed=i, ignore_end=True) for i in range(6)]
     engine = AuditedEngine(model, byte_tokenizer(), config)
     assert engine.memory.budget.pages < 6 * engine.memory.pool.pages_for(180)
@@ -324,7 +324,7 @@ def test_a_full_queue_and_what_can_never_fit_are_refused_with_the_number(engine)
 
 
 def test_a_text_as_long_as_memory_is_written_to_its_end(model) -> None:
-    config = dataclasses.replace(SMALL, memory_bytes=110 << 10, cache_bytes=30 << 10, snapshot_tokens=16)
+    config = dataclasses.replace(SMALL, memory_bytes=291 << 10, cache_bytes=30 << 10, snapshot_tokens=16)
     engine = AuditedEngine(model, byte_tokenizer(), config)
     longest = engine.stats()["longest_text"]
     beside = engine.submit(Request("beside", max_tokens=30, ignore_end=True))
@@ -370,12 +370,12 @@ def test_two_requests_of_one_id_are_not_under_way_together(engine) -> None:
 
 
 def test_a_closed_engine_has_ended_everything_and_takes_no_more(engine) -> None:
-    handle = engine.submit(Request("x"))
+    handle = engine.submit(Request("x", ignore_end=True))
     engine.step()
     engine.close()
     assert handle.outputs[0].finish_reason == "abort"
     with pytest.raises(RequestError) as caught:
-        engine.submit(Request("x"))
+        engine.submit(Request("x", ignore_end=True))
     assert caught.value.code == "closed"
     assert _nothing_is_held(engine)
 
@@ -391,7 +391,8 @@ def test_the_pools_take_the_bytes_that_were_counted(model) -> None:
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
     budget, pool = engine.memory.budget, engine.memory.pool
     assert sum(x.numel() * x.element_size() for x in (*pool.keys, *pool.values)) == budget.pages * budget.page_bytes
-    whole = budget.pages * budget.page_bytes + (2 * budget.rows + budget.snapshots) * budget.row_bytes
+    assert budget.set_aside >= 2 * budget.rows * budget.row_bytes + budget.recording.room
+    whole = budget.pages * budget.page_bytes + budget.snapshots * budget.row_bytes + budget.set_aside
     assert SMALL.memory_bytes - budget.page_bytes < whole <= SMALL.memory_bytes
 
 

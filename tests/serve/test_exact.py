@@ -1,14 +1,18 @@
 """Answers do not depend on what is served beside them, on how they were read, or on what was kept."""
 
+import copy
 import dataclasses
 import functools
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from atma.bench.conversations import Cold, Trace
 from atma.loading import load
+from atma.model import Model
 from atma.ops import native
 from atma.ops.native import recorder
 from atma.serve.exact import Served
@@ -155,7 +159,7 @@ def test_without_the_compiled_kernels_answers_agree_up_to_near_ties(model, monke
 @pytest.mark.parametrize("core", ["polar", "nope", "rope"])
 def test_recorded_steps_give_the_bits_of_steps_as_they_are(core: str) -> None:
     answers = []
-    for room in (0, 20_000, SMALL.recorded_bytes):
+    for room in (0, 45_000, SMALL.recorded_bytes):
         engine = AuditedEngine(random_model(core), byte_tokenizer(), dataclasses.replace(SMALL, recorded_bytes=room))
         handles = [
             engine.submit(Request(f"text {i}", max_tokens=10 + 15 * i, temperature=0, logprobs=0)) for i in range(4)
@@ -163,7 +167,34 @@ def test_recorded_steps_give_the_bits_of_steps_as_they_are(core: str) -> None:
         finish(engine, *handles)
         answers.append([handle.outputs[0].logprobs for handle in handles])
         assert bool(engine.batch._recorded) == (room > 0)
-        assert sum(one.bytes for one in engine.batch._recorded.values()) <= room
+        assert engine.batch.recorded_bytes <= min(room, engine.memory.budget.recording.room)
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_threads_share_out_the_rows_of_small_models_alone(model, monkeypatch) -> None:
+    batch = AuditedEngine(model, byte_tokenizer(), SMALL).batch
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [len(batch._parts(rows)) for rows in (1, 15, 16, 100)] == [1, 1, 2, 4]
+    weights = sum(x.numel() for x in model.parameters() if x.ndim == 2)
+    monkeypatch.setattr("atma.serve.batch.TOGETHER", 2 * weights)
+    assert batch._parts(100) == [slice(0, 100)]
+
+
+def test_rows_that_threads_share_out_give_the_bits_of_rows_together(model) -> None:
+    config, answers = dataclasses.replace(SMALL, max_rows=26, memory_bytes=8 << 20), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            engine = AuditedEngine(model, byte_tokenizer(), config)
+            asked = [Request(f"text {i}", max_tokens=20 + i, temperature=0, logprobs=0) for i in range(26)]
+            handles = [engine.submit(dataclasses.replace(one, ignore_end=True)) for one in asked]
+            finish(engine, *handles)
+            assert 26 in engine.batch._recorded
+            assert [len(engine.batch._parts(rows)) for rows in (15, 26)] == [1, count]
+            answers.append([handle.outputs[0].logprobs for handle in handles])
+    finally:
+        torch.set_num_threads(threads)
     assert answers[0] == answers[1] == answers[2]
 
 
@@ -179,3 +210,23 @@ def test_a_step_that_cannot_be_recorded_is_made_as_ever(model, monkeypatch) -> N
     finish(engine, handle)
     assert not engine.batch._recorded
     assert handle.outputs[0].logprobs == wanted.outputs[0].logprobs
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_engine_that_takes_a_model_over_holds_each_weight_once_and_gives_the_same_bits(tied: bool) -> None:
+    model = copy.deepcopy(random_model())
+    if tied:
+        model = Model(dataclasses.replace(model.config, tied_head=True), torch.Generator().manual_seed(3)).eval()
+    request = Request("some text", max_tokens=20, temperature=0, logprobs=0, ignore_end=True)
+    weights = [weakref.ref(x.weight) for x in model.modules() if isinstance(x, nn.Linear)]
+    embedding, answers = weakref.ref(model.embed.weight), []
+    for keep in (True, False):
+        engine = AuditedEngine(model, byte_tokenizer(), SMALL, keep_model=keep)
+        handle = engine.submit(request)
+        finish(engine, handle)
+        answers.append(handle.outputs[0].logprobs)
+        assert engine.batch._recorded
+        assert all((x() is not None) == keep for x in weights)
+        del engine
+    assert answers[0] == answers[1]
+    assert (embedding() is None) == tied

@@ -14,7 +14,7 @@ KIB = 1 << 10
 
 def _engine(choice: random.Random, folder) -> AuditedEngine:
     config = EngineConfig(
-        memory_bytes=choice.randint(80, 300) * KIB,
+        memory_bytes=choice.randint(320, 540) * KIB,
         cache_bytes=choice.choice([0, 20, 40]) * KIB,
         cache_folder=choice.choice([None, folder]),
         cache_folder_bytes=100 * KIB,

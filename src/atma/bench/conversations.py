@@ -23,6 +23,7 @@ from atma.serve.request import Request
 from atma.serve.sampler import scores
 
 Check = Callable[[list[int], Output], None]
+KINDS = ("new", "append", "append", "append", "edit", "again", "branch")
 
 
 class Cold:
@@ -36,7 +37,7 @@ class Cold:
     def logits(self, tokens: list[int]) -> Tensor:
         """(T, vocabulary)."""
         pages = -(-len(tokens) // self.page)
-        pool = PagePool(self.model.config, pages, self.page, self.model.embed.weight.detach())
+        pool = PagePool(self.model.config, pages, self.page, self.served.dtype, self.served.device)
         table = table_of([list(range(pages))], self.model.embed.weight.device)
         state = self.carrier.state(self.carrier.empty(), self.carrier.lengths([0]), table, pool)
         hidden, _ = self.served(torch.tensor([tokens]), state)
@@ -52,6 +53,50 @@ class Cold:
         return wrong, sum(a != b.logprob for a, b in zip(logprobs, output.logprobs, strict=True))
 
 
+class Conversation:
+    """Texts that a conversation has come to, and what is asked of it next; new text is cut from `corpus`.
+
+    Kinds of turns: "new" is another beginning; "append" goes on from a text; "edit" changes it in the middle first,
+    "branch" goes on from before its end; "again" asks what was asked before. A prompt has at most `longest` tokens.
+    """
+
+    def __init__(self, chance: random.Random, corpus: Sequence[int], longest: int) -> None:
+        self.random, self.corpus, self.longest = chance, corpus, longest
+        self.texts: list[list[int]] = []
+        self.asked: list[list[int]] = []
+
+    def take(self, prompt: list[int], answer: list[int]) -> None:
+        """An answer has come."""
+        self.texts.append(prompt + answer)
+        self.asked.append(prompt)
+
+    def turn(self, kinds: Sequence[str]) -> tuple[str, list[int]]:
+        """One of `kinds`, and its prompt; "new" while there is no text."""
+        kind = self.random.choice(kinds)
+        if kind == "new" or not self.texts:
+            return "new", self._new(self.longest // 2)
+        text = self.random.choice(self.texts[-6:])
+        if kind == "again":
+            return kind, self.random.choice(self.asked[-6:])
+        if kind == "edit":
+            text = text[: self.longest // 2]
+            at = self.random.randrange(len(text))
+            text = text[:at] + self._new(4) + text[at + 1 :]
+        if kind == "branch":
+            text = text[: self.random.randint(1, len(text))]
+        return kind, (text + self._new(20))[: self.longest]
+
+    def request(self, prompt: list[int]) -> Request:
+        """Greedy, with log-probabilities, for 1 to 24 tokens."""
+        count = self.random.randint(1, 24)
+        return Request(prompt, max_tokens=count, temperature=0, logprobs=0, ignore_end=True)
+
+    def _new(self, most: int) -> list[int]:
+        count = self.random.randint(1, most)
+        at = self.random.randrange(len(self.corpus) - count)
+        return list(self.corpus[at : at + count])
+
+
 class Trace:
     """One trace of turns over an engine that `make` builds, again after each restart. `check` sees every answer.
 
@@ -61,18 +106,17 @@ class Trace:
     def __init__(
         self, make: Callable[[], Engine], seed: int, corpus: Sequence[int], longest: int, check: Check
     ) -> None:
-        self.make, self.check, self.corpus, self.longest = make, check, corpus, longest
+        self.make, self.check = make, check
         self.random = random.Random(seed)
+        self.conversation = Conversation(self.random, corpus, longest)
         self.engine = make()
-        self.texts: list[list[int]] = []
-        self.asked: list[list[int]] = []
         self.cached = self.read = 0
 
     def run(self, rounds: int) -> None:
         """Rounds of one to four requests at once, with what happens between them."""
         for _ in range(rounds):
-            prompts = [self._prompt() for _ in range(self.random.randint(1, 4))]
-            handles = [(prompt, self.engine.submit(self._request(prompt))) for prompt in prompts]
+            prompts = [self.conversation.turn(KINDS)[1] for _ in range(self.random.randint(1, 4))]
+            handles = [(prompt, self.engine.submit(self.conversation.request(prompt))) for prompt in prompts]
             while not all(handle.done for _, handle in handles):
                 self.engine.step()
                 if self.random.random() < 0.02 and self.engine.scheduler.running:
@@ -85,32 +129,7 @@ class Trace:
         assert output.usage is not None
         self.cached, self.read = self.cached + output.usage.cached, self.read + len(prompt)
         self.check(prompt, output)
-        self.texts.append(prompt + output.tokens)
-        self.asked.append(prompt)
-
-    def _request(self, prompt: list[int]) -> Request:
-        count = self.random.randint(1, 24)
-        return Request(prompt, max_tokens=count, temperature=0, logprobs=0, ignore_end=True)
-
-    def _new(self, most: int) -> list[int]:
-        count = self.random.randint(1, most)
-        at = self.random.randrange(len(self.corpus) - count)
-        return list(self.corpus[at : at + count])
-
-    def _prompt(self) -> list[int]:
-        kind = self.random.choice(["new", "append", "append", "append", "edit", "again", "branch"])
-        if kind == "new" or not self.texts:
-            return self._new(self.longest // 2)
-        text = self.random.choice(self.texts[-6:])
-        if kind == "again":
-            return self.random.choice(self.asked[-6:])
-        if kind == "edit":
-            text = text[: self.longest // 2]
-            at = self.random.randrange(len(text))
-            text = text[:at] + self._new(4) + text[at + 1 :]
-        if kind == "branch":
-            text = text[: self.random.randint(1, len(text))]
-        return (text + self._new(20))[: self.longest]
+        self.conversation.take(prompt, output.tokens)
 
     def _between(self) -> None:
         event = self.random.random()

@@ -1,5 +1,6 @@
 """`atma generate`: text to the terminal as it is written."""
 
+import dataclasses
 import signal
 import sys
 import time
@@ -61,10 +62,14 @@ def begin(model: str, settings: Settings, continue_from: Path | None = None) -> 
     """A new or a saved text of a named model. ValueError if the model has no tokenizer."""
     from atma.generation import Generation
     from atma.loading import load
+    from atma.stop_tokens import declared
 
     loaded = load(model)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
+    if not settings.ignore_end:
+        ends = declared(loaded.path, loaded.tokenizer)
+        settings = dataclasses.replace(settings, stop_tokens=(*settings.stop_tokens, *ends))
     if continue_from is None:
         return Generation(loaded.model, loaded.tokenizer, settings)
     return Generation.resume(continue_from, loaded.model, loaded.tokenizer, settings)

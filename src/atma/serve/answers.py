@@ -49,13 +49,13 @@ class Answers:
         for event in events:
             handle = self.handles[event.id]
             handle.take(event)
-            if handle.done:
+            if event.finish_reason is not None and handle.done:
                 del self.handles[event.id]
         return events
 
     def _text(self, sequence: Sequence, token: int) -> tuple[str, Finish | None]:
         request, stream = sequence.request, sequence.stream
-        if token == self.tokenizer.eot and not request.ignore_end:
+        if token in request.stop_tokens or (token == self.tokenizer.eot and not request.ignore_end):
             return stream.flush(), "stop"
         if token not in self._bytes:
             self._bytes[token] = self.tokenizer.token_bytes(token)
@@ -72,7 +72,8 @@ def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int
     request.check()
     tokens = _encoded(request, tokenizer)
     vocabulary = tokenizer.vocab_size
-    for name, ids in (("prompt", tokens), ("logit_bias", request.logit_bias)):
+    given = ("prompt", tokens), ("logit_bias", request.logit_bias), ("stop_tokens", request.stop_tokens)
+    for name, ids in given:
         bad = next((i for i in ids if not 0 <= i < vocabulary), None)
         if bad is not None:
             raise RequestError("invalid", f"'{name}': token {bad} is outside the vocabulary of {vocabulary}", name)

@@ -92,10 +92,11 @@ class StateCache:
         return True
 
     def flush(self) -> None:
-        """Write every kept state to disk, if there is a folder."""
+        """Write every kept state to disk, if there is a folder; returns when all is written."""
         if self.disk is not None:
             for key, kept in self._kept.items():
-                self._store(key, kept)
+                self._store(key, kept, wait=True)
+            self.disk.flush()
 
     def clear(self) -> None:
         """Keep nothing in memory; files stay."""
@@ -148,21 +149,24 @@ class StateCache:
         self.pool.release(pages)
         return self._kept[key] if kept else None
 
-    def _store(self, key: str, kept: Kept) -> None:
+    def _store(self, key: str, kept: Kept, wait: bool = False) -> None:
+        """Give a copy of a state to the disk's queue; if there is no room in it, `wait` for that, or drop the state."""
         assert self.disk is not None
         position, _, hidden = kept.standing
-        if not self.disk.has(position, key):
-            self.disk.write(position, key, self._contiguous(kept), hidden)
+        size = self.budget.row_bytes + len(kept.pages) * self.budget.page_bytes
+        if not self.disk.has(position, key) and self.disk.admit(size, wait):
+            self.disk.write(position, key, self._copy(kept), hidden, size)
 
-    def _contiguous(self, kept: Kept) -> ModelState:
+    def _copy(self, kept: Kept) -> ModelState:
+        """A state whose keys and values are in no page."""
         position, carried, hidden = kept.standing
         table = torch.tensor([kept.pages], dtype=torch.int32, device=hidden.device)
-        state, blocks = self.carrier.state(carried, self.carrier.lengths([position]), table, self.pool), []
+        state, blocks, layer = self.carrier.state(carried, self.carrier.lengths([position]), table, self.pool), [], 0
         for block in state.blocks:
             if isinstance(block, GlobalState):
-                k, v = paged.gather(block.keys, block.values, block.length)  # pyright: ignore[reportArgumentType]
-                k, v = k[:, :, :position], v[:, :, :position]
+                k, v = self.pool.contiguous(layer, kept.pages, position)
                 block = block._replace(length=block.length.clone(), keys=k, values=v)
+                layer += 1
             blocks.append(block)
         return ModelState(state.length, tuple(blocks))
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atma.eval.provenance import weights_hash
 from atma.model import Model
 from atma.serve.answers import Answers, prompt_tokens
-from atma.serve.batch import Batch
-from atma.serve.carry import Standing
+from atma.serve.batch import Batch, recording_of
+from atma.serve.carry import Carrier, Standing
 from atma.serve.exact import Served
 from atma.serve.handle import Handle
 from atma.serve.memory import Memory
@@ -30,28 +31,37 @@ from atma.serve.request import Event, Finish, Logprob, Request, RequestError
 from atma.serve.sampler import choose, scores
 from atma.serve.scheduler import Scheduler
 from atma.serve.sequence import Sequence
-from atma.serve.settings import EngineConfig
+from atma.serve.settings import EngineConfig, Reserve
+from atma.serve.working import working_bytes
 from atma.tokenizer import Tokenizer
 
 
 class Engine:
-    """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model."""
+    """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+    `keep_model` False takes the model over, which is then of no other use, and holds each weight once; else packed
+    copies of the weights are held beside the caller's model.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, config: EngineConfig | None = None, keep_model: bool = True
+    ) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
                 "use the tokenizer that the model was trained with"
             )
         self.config, self.tokenizer = config or EngineConfig(), tokenizer
-        self.served = Served(model)
-        self.memory = Memory(model, self.config, self.served.exact)
+        weights, carrier = weights_hash(model, None), Carrier(model)
+        self.served = Served(model, keep_model)
+        recording = recording_of(self.served, carrier, self.config)
+        reserve = Reserve(recording, working_bytes(self.served, carrier, self.config))
+        self.memory = Memory(self.served, carrier, self.config, reserve, weights)
         sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
         self.scheduler = Scheduler(*sizes)
-        self.batch = Batch(self.served, self.memory.carrier, self.memory.pool, sizes[0], self.config.recorded_bytes)
+        self.batch = Batch(self.served, carrier, self.memory.pool, sizes[0], self.memory.budget.recording)
         self.reader = Reader(self.served, self.memory, tokenizer.vocab_size)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
-        self._device = model.embed.weight.device
         self.answers = Answers(tokenizer)
         self._closed = False
 
@@ -138,6 +148,8 @@ class Engine:
             "file_bytes": disk.bytes if disk is not None else 0,
             "files_damaged": disk.damaged if disk is not None else 0,
             "file_failures": disk.failures if disk is not None else 0,
+            "files_dropped": disk.dropped if disk is not None else 0,
+            "pending_bytes": disk.pending_bytes if disk is not None else 0,
         }
 
     def _join(self) -> None:
@@ -147,13 +159,13 @@ class Engine:
 
     def _make_room(self) -> None:
         """A page for every text that needs one to be written on; those that came last give way."""
-        for sequence in sorted(self.batch.sequences, key=lambda s: s.ticket):
-            before = len(sequence.pages)
+        full = [s for s in self.batch.sequences if s.position >= len(s.pages) * self.memory.pool.size]
+        for sequence in sorted(full, key=lambda s: s.ticket):
             while sequence in self.batch.sequences and not self.memory.grow(sequence):
                 victim = self.scheduler.last_to_come()
                 assert victim is not None
                 self._preempt(victim)
-            if len(sequence.pages) != before and sequence in self.batch.sequences:
+            if sequence in self.batch.sequences:
                 self.batch.pages_changed(sequence)
 
     def _preempt(self, sequence: Sequence, last: bool = False) -> None:
@@ -188,7 +200,8 @@ class Engine:
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")
                 writing = []
-        begun = [s for s in self.scheduler.running if not s.written and s.position == s.target]
+        read = [s for s in self.scheduler.running if s.carried is not None]
+        begun = [s for s in read if not s.written and s.position == s.target]
         for sequence in begun:
             self.answers.begin(sequence)
             if sequence.request.max_tokens == 0:
@@ -197,7 +210,7 @@ class Engine:
         if begun:
             parts.append(self._logits(torch.cat([s.hidden for s in begun if s.hidden is not None])))
         if parts:
-            self._commit(writing + begun, torch.cat(parts))
+            self._commit(writing + begun, parts[0] if len(parts) == 1 else torch.cat(parts))
         self.batch.add([s for s in begun if s.finish is None])
 
     def _commit(self, sequences: list[Sequence], logits: Tensor) -> None:

@@ -16,7 +16,7 @@ from atma.mixers.delta_memory import DeltaMemory
 from atma.model import Model
 from atma.ops.backend import backend_for
 from atma.ops.loss import softcap
-from atma.ops.rows import pack, product
+from atma.ops.rows import Packed, pack, product, row_of
 
 
 class PackedLinear(nn.Module):
@@ -31,24 +31,49 @@ class PackedLinear(nn.Module):
         return product(x, self.packed, self.bias)
 
 
-class Served(nn.Module):
-    """A model's hidden states and logits for the engine. `exact`: by the kernels whose sums run in one order."""
+class PackedEmbedding(nn.Module):
+    """The embedding of a model whose head is the same weight: rows of what is packed for that."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, packed: Packed) -> None:
+        super().__init__()
+        self.packed = packed
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return row_of(tokens, self.packed)
+
+
+class Served(nn.Module):
+    """A model's hidden states and logits for the engine. `exact`: by the kernels whose sums run in one order.
+
+    Packed weights are copies. `keep` False takes the model over: it computes nothing itself any more, and each weight
+    is held once.
+    """
+
+    def __init__(self, model: Model, keep: bool = True) -> None:
         super().__init__()
         chosen = {backend_for("auto", model.embed.weight, name) for name in ("dense", "polar", "conv")}
         self.exact = chosen == {"native"} and not model.config.learned_half_life
         self.cap = model.config.logit_cap
-        shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
-        self.model: Model = copy.deepcopy(model, shared).eval()
+        self.config, self.dtype, self.device = model.config, model.embed.weight.dtype, model.embed.weight.device
+        if keep:
+            shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+            model = copy.deepcopy(model, shared)
+        self.model: Model = model.eval()
         self.head = None
         if self.exact:
             self.head = PackedLinear(self.model.head)
             _pack(self.model)
+            if self.config.tied_head and not keep:
+                cast(nn.Module, self.model).embed = PackedEmbedding(self.head.packed)
 
     def forward(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
         """`Model.forward`."""
         return self.model(tokens, state)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of the weights that products read."""
+        return sum(one.packed.panels.nbytes for one in self.modules() if isinstance(one, PackedLinear))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`Model.logits` of hidden (N, D)."""
@@ -59,10 +84,10 @@ class Served(nn.Module):
 
 
 def _pack(model: Model) -> None:
-    for module in list(model.modules()):
+    cast(nn.Module, model).head = nn.Identity()
+    for module in [module for module in model.modules() if not isinstance(module, Linear)]:
         for name, child in list(module.named_children()):
-            if isinstance(child, Linear):
+            if isinstance(child, Linear):  # after which nothing here holds it
                 setattr(module, name, PackedLinear(child))
         if isinstance(module, DeltaMemory):
             module.stepwise = True
-    cast(nn.Module, model).head = nn.Identity()

@@ -9,6 +9,7 @@ from atma.serve.handle import Handle, Output
 from atma.serve.request import Request
 from atma.serve.settings import EngineConfig
 from atma.settings import Settings
+from atma.stop_tokens import declared
 
 Prompt = str | Sequence[int]
 
@@ -21,7 +22,8 @@ class LLM:
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         self.tokenizer = loaded.tokenizer
-        self.engine = Engine(loaded.model, loaded.tokenizer, config)
+        self._ends = declared(loaded.path, loaded.tokenizer)
+        self.engine = Engine(loaded.model, loaded.tokenizer, config, keep_model=False)
 
     def generate(self, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Output]:
         """An answer to each prompt, in their order, as many at once as there is room for.
@@ -54,6 +56,7 @@ class LLM:
             repetition_penalty=settings.repetition_penalty,
             seed=settings.seed,
             stop=settings.stop,
+            stop_tokens=(*settings.stop_tokens, *(() if settings.ignore_end else self._ends)),
             ignore_end=settings.ignore_end,
         )
 

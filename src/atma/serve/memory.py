@@ -4,40 +4,40 @@ from collections.abc import Sequence as Many
 
 import torch
 
-from atma.eval.provenance import weights_hash
-from atma.model import Model
 from atma.ops import native
 from atma.serve.cache import Kept, StateCache
 from atma.serve.carry import Carrier, Standing
 from atma.serve.disk import DiskStates
+from atma.serve.exact import Served
 from atma.serve.pages import PagePool
 from atma.serve.sequence import Sequence
-from atma.serve.settings import Budget, EngineConfig
+from atma.serve.settings import Budget, EngineConfig, Reserve
 
 
 class Memory:
-    """Pages and kept states of one model, within `config.memory_bytes`."""
+    """Pages and kept states of one model, whose `weights` are told by their hash, within `config.memory_bytes`."""
 
-    def __init__(self, model: Model, config: EngineConfig, exact: bool) -> None:
-        weight = model.embed.weight
-        self.carrier = Carrier(model)
-        page_bytes = PagePool.page_bytes(model.config, config.page_tokens, weight)
-        self.budget = Budget.of(config, self.carrier.row_bytes, page_bytes)
-        self.pool = PagePool(model.config, self.budget.pages, config.page_tokens, weight.detach())
+    def __init__(self, served: Served, carrier: Carrier, config: EngineConfig, reserve: Reserve, weights: str) -> None:
+        self.carrier = carrier
+        page_bytes = PagePool.page_bytes(served.config, config.page_tokens, served.dtype)
+        self.budget = Budget.of(config, carrier.row_bytes, page_bytes, reserve)
+        self.pool = PagePool(served.config, self.budget.pages, config.page_tokens, served.dtype, served.device)
         self.disk = None
         if config.cache_folder is not None:
-            self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes)
-        arithmetic = f"{weight.dtype} {config.page_tokens} {_arithmetic(exact, weight.device)}"
-        identity = f"{weights_hash(model, None)} {arithmetic}"
-        self.cache = StateCache(self.budget, self.pool, self.carrier, identity, self.disk)
+            self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes, self.budget.pending_bytes)
+        arithmetic = f"{served.dtype} {config.page_tokens} {_arithmetic(served.exact, served.device)}"
+        self.cache = StateCache(self.budget, self.pool, carrier, f"{weights} {arithmetic}", self.disk)
         self.every = config.snapshot_tokens
         self.hits = self.misses = self.saved = self.released = 0
 
     @property
     def used_bytes(self) -> int:
-        """Of pages that somebody refers to and of kept states; rows have their bytes set aside whether used or not."""
-        pages = (self.budget.pages - self.pool.free) * self.budget.page_bytes
-        return pages + (2 * self.budget.rows + len(self.cache)) * self.budget.row_bytes
+        """Of pages that somebody refers to, of kept states and of those on their way to disk, and all that is set aside
+        whether used or not."""
+        budget = self.budget
+        pages = (budget.pages - self.pool.free) * budget.page_bytes
+        pending = self.disk.pending_bytes if self.disk is not None else 0
+        return pages + pending + len(self.cache) * budget.row_bytes + budget.set_aside
 
     def place(self, sequence: Sequence, running: Many[Sequence]) -> bool:
         """Give a sequence its pages up to its next token, and the longest kept beginning of its text.

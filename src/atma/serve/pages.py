@@ -1,5 +1,6 @@
 """The pool of pages that hold every text's keys and values, counted by who refers to them."""
 
+import torch
 from torch import Tensor
 
 from atma.config import ModelConfig
@@ -13,21 +14,21 @@ class PagePool:
     refer to it. It is free again when nobody does.
     """
 
-    def __init__(self, config: ModelConfig, count: int, size: int, like: Tensor) -> None:
+    def __init__(self, config: ModelConfig, count: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
         layers, shape = config.layers.count("global"), (count, config.key_value_heads)
         self.size, self.count = size, count
-        self.keys = [like.new_empty(*shape, config.head_width, size) for _ in range(layers)]
-        self.values = [like.new_empty(*shape, size, config.head_width) for _ in range(layers)]
+        self.keys = [torch.empty(*shape, config.head_width, size, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.empty(*shape, size, config.head_width, dtype=dtype, device=device) for _ in range(layers)]
         self.references = [0] * count
         self.freed = 0
         """Pages that have become free since the start."""
         self._free = list(range(count - 1, -1, -1))
 
     @staticmethod
-    def page_bytes(config: ModelConfig, size: int, like: Tensor) -> int:
+    def page_bytes(config: ModelConfig, size: int, dtype: torch.dtype) -> int:
         """Bytes of a page over all layers."""
         numbers = 2 * config.layers.count("global") * config.key_value_heads * config.head_width * size
-        return max(1, numbers * like.element_size())
+        return max(1, numbers * dtype.itemsize)
 
     @property
     def free(self) -> int:
@@ -62,6 +63,17 @@ class PagePool:
         """Everything in one page to another."""
         for pool in (*self.keys, *self.values):
             pool[target] = pool[source]
+
+    def contiguous(self, index: int, pages: list[int], count: int) -> tuple[Tensor, Tensor]:
+        """A copy of a global layer's keys and values (1, G, count, K) at the first `count` positions of `pages`."""
+        keys, values = self.keys[index], self.values[index]
+        shape = 1, values.shape[1], count, values.shape[3]
+        k, v = keys.new_empty(shape), values.new_empty(shape)
+        for page, at in zip(pages, range(0, count, self.size), strict=True):
+            some = min(self.size, count - at)
+            k[0, :, at : at + some] = keys[page].mT[:, :some]
+            v[0, :, at : at + some] = values[page][:, :some]
+        return k, v
 
     def layer(self, index: int, table: Tensor) -> tuple[Pages, Pages]:
         """Keys and values of a global layer, for rows whose pages are `table` (B, P) int32."""

@@ -12,9 +12,7 @@ from atma.serve.memory import Memory
 from atma.serve.request import Logprob
 from atma.serve.sampler import scores
 from atma.serve.sequence import Sequence
-
-SCORED = 64
-"""Positions of a prompt whose logits are held at once."""
+from atma.serve.working import SCORED
 
 
 class Reader:
@@ -23,7 +21,7 @@ class Reader:
     def __init__(self, served: Served, memory: Memory, vocabulary: int) -> None:
         self.served, self.memory, self.vocabulary = served, memory, vocabulary
         self.read = 0
-        self._device = served.model.embed.weight.device
+        self._device = served.device
 
     def advance(self, plan: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Exception]]:
         """So many tokens of each sequence. Returns those that failed; what fails together is tried again one by one."""

@@ -45,8 +45,10 @@ class Request:
     n: int = 1
     stop: tuple[str, ...] = ()
     """End before the first of these texts."""
+    stop_tokens: tuple[int, ...] = ()
+    """End with the first of these tokens, which gives no text."""
     ignore_end: bool = False
-    """Go on after the end-of-text token."""
+    """Go on after the end-of-text token; `stop_tokens` end all the same."""
     logprobs: int | None = None
     """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
     echo: bool = False
@@ -56,6 +58,12 @@ class Request:
     salt: str = ""
     """Only requests of equal salt share states."""
     id: str | None = None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed by penalties or biases before a token is chosen."""
+        penalised = self.presence_penalty != 0 or self.frequency_penalty != 0
+        return self.repetition_penalty != 1 or penalised or bool(self.logit_bias)
 
     def check(self) -> None:
         """RequestError "invalid" with the offending value."""
@@ -75,6 +83,8 @@ class Request:
         _require(not isinstance(self.stop, str), "stop", self.stop, "a tuple of texts")
         stops = all(self.stop) and len(self.stop) <= MOST_STOPS
         _require(stops, "stop", self.stop, f"up to {MOST_STOPS} texts, none of them empty")
+        whole = all(type(token) is int for token in self.stop_tokens)
+        _require(whole, "stop_tokens", self.stop_tokens, "a tuple of token ids")
         top = self.logprobs
         _require(top is None or 0 <= top <= MOST_LOGPROBS, "logprobs", top, f"from 0 to {MOST_LOGPROBS}")
 

@@ -1,5 +1,7 @@
 """One choice of one request on its way: its tokens, where its state stands, and the text that came out."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ class Sequence:
         self.tokens = list(tokens)
         self.prompt_length = len(tokens)
         self.salt = request.salt if request.cache else f"{request.salt}\0{identity}"
-        self.random = torch.Generator().manual_seed(seed)
+        self.seed = seed
         self.stream = TextStream(request.stop)
         self.leader: Sequence | None = None
         self.until = len(tokens)
@@ -38,9 +40,15 @@ class Sequence:
         """What it carries while it reads; while it is written its row of the batch holds that."""
         self.hidden: Tensor | None = None
         self.prompt_logprobs: list[Logprob] = []
+        self.greedy, self.adjusts = request.temperature == 0, request.adjusts
         self.counts: Tensor | None = None
         self.seen: Tensor | None = None
         self.finish: Finish | None = None
+
+    @functools.cached_property
+    def random(self) -> torch.Generator:
+        """What it draws from; a greedy text never makes it."""
+        return torch.Generator().manual_seed(self.seed)
 
     @property
     def written(self) -> int:

@@ -2,23 +2,29 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Sizes of the engine. Bytes count all that is held between steps: pages, states of rows, and kept states."""
+    """Sizes of the engine."""
 
     memory_bytes: int = 512 * MIB
-    """For everything held: keys and values, states of running rows, states kept for later."""
+    """For everything but the weights: keys and values, states of running rows, states kept for later, recorded steps,
+    and what a step computes with."""
     cache_bytes: int = 192 * MIB
     """Of these, at most so many for kept states and the pages they hold; 0 keeps none."""
     cache_folder: Path | None = None
     """Kept states that leave memory are written here, and found again after a restart."""
     cache_folder_bytes: int = 4096 * MIB
+    pending_bytes: int | None = None
+    """Of cache_bytes, for states on their way to cache_folder; None is a quarter. What does not fit is not written."""
     recorded_bytes: int = 64 * MIB
-    """For recorded steps, beside memory_bytes, on the CPU; 0 records none."""
+    """Of these, at most so many, and an eighth of them, for recorded steps on the CPU; 0 records none."""
+    request_bytes: int = 0
+    """Of these, for each text that is read, written or waits, what its asker holds for it; a server's connection."""
     max_rows: int = 32
     """Texts that are read or written at once."""
     max_waiting: int = 256
@@ -37,10 +43,30 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes"):
+        for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes", "request_bytes"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        fits = self.pending_bytes is None or 0 <= self.pending_bytes <= self.cache_bytes
+        _require(fits, "pending_bytes", self.pending_bytes, f"from 0 to cache_bytes {self.cache_bytes:,}")
         _require(self.page_tokens % 16 == 0, "page_tokens", self.page_tokens, "a multiple of 16")
         _require(self.step_tokens > self.max_rows, "step_tokens", self.step_tokens, "more than max_rows")
+
+
+class Recording(NamedTuple):
+    """Bytes for recorded steps, and how much of them the results may take that all steps share."""
+
+    room: int
+    shared: int
+
+    def within(self, most: int) -> "Recording":
+        """As much of it as `most` bytes allow: at least half is for what steps share."""
+        return self if self.room <= most else Recording(most, max(most // 2, most - self.room + self.shared))
+
+
+class Reserve(NamedTuple):
+    """Bytes of the budget that a model's steps take."""
+
+    recording: Recording
+    working: int
 
 
 @dataclass(frozen=True)
@@ -55,19 +81,33 @@ class Budget:
     """Kept states at the most, whatever pages they hold."""
     pages: int
     cache_bytes: int
+    recording: Recording
+    set_aside: int
+    """For rows, while they are read and while they are written, for the model's steps, and for requests."""
+    pending_bytes: int
+    """For copies of kept states that are being written to disk."""
 
     @classmethod
-    def of(cls, config: EngineConfig, row_bytes: int, page_bytes: int) -> "Budget":
+    def of(cls, config: EngineConfig, row_bytes: int, page_bytes: int, reserve: Reserve) -> "Budget":
         """ValueError when not one page is left, or a text of one page could not be both read and kept."""
         running = 2 * config.max_rows * row_bytes
-        snapshots = config.cache_bytes // (row_bytes + page_bytes)
-        left = config.memory_bytes - running - snapshots * row_bytes
+        asked = (config.max_rows + config.max_waiting) * config.request_bytes
+        recording = reserve.recording.within(min(config.recorded_bytes, config.memory_bytes // 8))
+        set_aside = running + asked + recording.room + reserve.working
+        pending = config.cache_bytes // 4 if config.pending_bytes is None else config.pending_bytes
+        pending = 0 if config.cache_folder is None else pending
+        cache = config.cache_bytes - pending
+        snapshots = cache // (row_bytes + page_bytes)
+        left = config.memory_bytes - set_aside - snapshots * row_bytes - pending
         if left < page_bytes:
             raise ValueError(
                 f"memory_bytes {config.memory_bytes:,} leaves no page: {config.max_rows} rows take {running:,} bytes, "
-                f"{snapshots} kept states {snapshots * row_bytes:,}, one page {page_bytes:,}"
+                f"requests {asked:,}, recorded steps {recording.room:,}, a step's own work {reserve.working:,}, "
+                f"{snapshots} kept states {snapshots * row_bytes:,}, states on their way to disk {pending:,}, "
+                f"one page {page_bytes:,}"
             )
-        return cls(row_bytes, page_bytes, config.max_rows, snapshots, left // page_bytes, config.cache_bytes)
+        rows, pages = config.max_rows, left // page_bytes
+        return cls(row_bytes, page_bytes, rows, snapshots, pages, cache, recording, set_aside, pending)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

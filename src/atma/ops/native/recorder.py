@@ -3,11 +3,13 @@
 Under a `Recorder` every kernel of this library is noted with its arguments. PyTorch's own operations are seen too: a
 view needs nothing, what does not depend on changing values is computed once and kept, and the small operations between
 mixers (`_KERNELS`) are made by kernels of ops/native/step.cpp on the same memory. Anything else raises `Unrecordable`.
-So the model's code is what is recorded, and there is no second one.
+So the model's code is what is recorded, and there is no second one. What is computed between lies in an `Arena`, where
+later results take the places of those that are gone.
 """
 
 import ctypes
 import struct
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atma.ops import native
 from atma.ops.native import Call
+from atma.ops.native.arena import Arena, ArenaFull, Places
 
 aten = torch.ops.aten
 RANK = 4
@@ -34,16 +37,23 @@ class Unrecordable(Exception):
     """An operation that has no kernel to replay it."""
 
 
-class Program:
-    """A recorded computation. It holds every tensor that its calls touch."""
+class TooLarge(Unrecordable):
+    """A computation whose results do not fit in the arena."""
 
-    def __init__(self, calls: list[Call], kept: list[object]) -> None:
-        self._kept, self._made = kept, calls
-        self._arguments = [ctypes.create_string_buffer(call.arguments) for call in calls]
+
+class Program:
+    """A recorded computation. It holds every tensor that its calls touch, but for parameters."""
+
+    def __init__(self, calls: list[Call], kept: dict[int, torch.UntypedStorage], arena: Arena) -> None:
+        self._kept, self._arena = kept, arena
+        self._kernels = [call.kernel for call in calls]
+        self._arguments = ctypes.create_string_buffer(b"".join(call.arguments for call in calls))
         addresses: list[int] = []
-        for call, arguments in zip(calls, self._arguments, strict=True):
-            addresses += [ctypes.cast(call.kernel, ctypes.c_void_p).value or 0, ctypes.addressof(arguments)]  # type: ignore
-        self._calls = (ctypes.c_int64 * len(addresses))(*addresses)
+        at = ctypes.addressof(self._arguments)
+        for kernel, arguments in calls:
+            addresses += [ctypes.cast(kernel, ctypes.c_void_p).value or 0, at]  # type: ignore
+            at += len(arguments)
+        self.calls = (ctypes.c_int64 * len(addresses))(*addresses)
         self._length = ctypes.c_int64(len(calls))
         library = native.status().library
         assert library is not None
@@ -53,20 +63,20 @@ class Program:
         return self._length.value
 
     def bytes(self, known: Collection[int]) -> int:
-        """Of the tensors it holds, but for the memory at the addresses `known`."""
-        held = {_memory(x): x.untyped_storage().nbytes() for x in _tensors(self._kept)}
-        return sum(size for place, size in held.items() if place not in known)
+        """Of its calls, and of the tensors it holds but for those in the arena and at the addresses `known`."""
+        calls = len(self._arguments) + ctypes.sizeof(self.calls) + sys.getsizeof(self._kernels)
+        return calls + sum(x.nbytes() for place, x in self._kept.items() if place not in known)
 
     def replay(self) -> None:
         """Compute again, from what the changing tensors now hold."""
-        self._replay(self._calls, self._length)
+        self._replay(self.calls, self._length)
 
     def timed(self) -> list[tuple[str, float]]:
         """Compute again kernel by kernel: the name of each and the seconds it took."""
         found = []
-        for kernel, arguments in self._made:
+        for kernel, arguments in zip(self._kernels, self.calls[1::2], strict=True):
             began = time.perf_counter()
-            kernel(arguments)
+            kernel(ctypes.c_void_p(arguments))
             found.append((kernel.__name__, time.perf_counter() - began))
         return found
 
@@ -75,7 +85,8 @@ class Recorder(TorchDispatchMode):
     """Within it, one computation is carried out and recorded, under `no_grad`: inference mode hides copies in views.
 
     `changing`: tensors whose values differ at each replay. Reading one as a Python number is refused; `tolist` and
-    `numpy` pass unseen, and are not for code that is recorded.
+    `numpy` pass unseen, and are not for code that is recorded. `arena`: where results lie, overwritten by whatever else
+    is recorded in it or replayed from it, but for what ends before the byte `start`; None: the recording has its own.
     """
 
     @classmethod
@@ -83,10 +94,11 @@ class Recorder(TorchDispatchMode):
         """False: marking the mode for the compiler would import the compiler, which takes seconds."""
         return False
 
-    def __init__(self, changing: Iterable[Tensor]) -> None:
+    def __init__(self, changing: Iterable[Tensor], arena: Arena | None = None, start: int = 0) -> None:
         super().__init__()
-        self._kept: list[object] = list(changing)
-        self._changing = {_memory(x) for x in _tensors(self._kept)}
+        self._kept = {_memory(x): x.untyped_storage() for x in changing}
+        self._changing = set(self._kept)
+        self._places = Places(arena or Arena(), start)
         self._log = native.logged()
 
     def __enter__(self):
@@ -97,9 +109,14 @@ class Recorder(TorchDispatchMode):
         super().__exit__(*error)
         self._log.__exit__(*error)
 
+    @property
+    def end(self) -> int:
+        """The byte of the arena where the results of this recording end."""
+        return self._places.end
+
     def program(self) -> Program:
         """What was recorded."""
-        return Program(self._calls, self._kept)
+        return Program(self._calls, self._kept, self._places.arena)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         """Record that `to` takes the values of `source`."""
@@ -112,14 +129,27 @@ class Recorder(TorchDispatchMode):
         if depends and kernel is None and not _is_free(function):
             raise Unrecordable(f"{function} has no compiled kernel")
         result = function(*args, **kwargs)
+        if function in _UNWRITTEN or (kernel is not None and depends):
+            result = self._placed(function, result)
+            self._changing |= {_memory(x) for x in _tensors(result)}
         if kernel is not None and depends:
             kernel(self, result, *args, **kwargs)
         elif depends and _is_view(function) and any(_memory(x) not in self._changing for x in _tensors(result)):
             raise Unrecordable(f"{function} copied, and has no compiled kernel")
-        if function in _UNWRITTEN or (kernel is not None and depends):
-            self._changing |= {_memory(x) for x in _tensors(result)}
-        self._kept.append((args, kwargs, result))
+        for x in _tensors((args, kwargs, result)):
+            if not self._places.holds(x):
+                self._kept[_memory(x)] = x.untyped_storage()
         return result
+
+    def _placed(self, function: Any, result: Any) -> Any:
+        """A result in the arena, unless it is an argument. Of several the first: the rest are for gradients."""
+        if function._schema.returns[0].alias_info is not None:
+            return result
+        try:
+            place = self._places.like(next(_tensors(result)))
+        except ArenaFull as reason:
+            raise TooLarge(str(reason)) from None
+        return place if isinstance(result, Tensor) else (place, *result[1:])
 
     def _pointwise(self, form: str, y: Tensor, a: Tensor, b: Tensor | float | None = None) -> None:
         """y = form(a, b), both broadcast to y."""
@@ -127,7 +157,6 @@ class Recorder(TorchDispatchMode):
         operands = [y, a.expand(shape), b.expand(shape) if isinstance(b, Tensor) else b]
         sizes, strides = _merged(shape, [_strides(x) for x in operands])
         packed = [part for x, steps in zip(operands, strides, strict=True) for part in _operand(x, steps)]
-        self._kept.append(operands)
         if y.numel():
             native.call("pointwise", None, (OPERATIONS[form], *sizes, *packed))
 
@@ -168,8 +197,7 @@ class Recorder(TorchDispatchMode):
     def _lengths(self, result: Tensor, x: Tensor, order: float = 2, dim: list[int] | None = None, *rest: bool) -> None:
         if order != 2 or dim not in ([-1], [x.ndim - 1]) or result.dtype != x.dtype:
             raise Unrecordable("a norm other than the Euclidean one of the last dimension has no compiled kernel")
-        rows = torch.empty(x.shape, dtype=x.dtype)
-        self._kept.append(rows)
+        rows = self._placed(aten.empty.memory_format, torch.empty(x.shape, dtype=x.dtype))
         self._pointwise("copy", rows, x)
         width = x.shape[-1]
         native.call("lengths", x.dtype, (x.numel() // width, width, width, rows.data_ptr(), result.data_ptr()))
@@ -269,4 +297,4 @@ def _operand(x: Tensor | float | None, strides: list[int]) -> list[int]:
     return [0, 0, bits, *strides]
 
 
-__all__ = ["Program", "Recorder", "Unrecordable"]
+__all__ = ["Program", "Recorder", "TooLarge", "Unrecordable"]

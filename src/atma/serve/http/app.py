@@ -58,14 +58,14 @@ class Routes:
         ready = self._ready(body)
         tokens = await while_there(request.receive, chat_tokens(ready.renderer, ready.tokenizer, body.messages))
         room = max(1, min(self.service.options.max_tokens, ready.longest - len(tokens) + 1))
-        asked = chat_request(body, tokens, ready.renderer.template.stop, room)
+        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, room)
         name = affinity.of_messages(body.messages, body.cache_salt)
         return await self._answered([asked], ChatShape(ready.names, body.logprobs), body, request, name)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue one or several texts."""
         ready = self._ready(body)
-        requests = completion_requests(body)
+        requests = completion_requests(body, ready.ends)
         if len(requests) * body.n > MOST_TOGETHER:
             together = f"{len(requests)} prompts with {body.n} choices each"
             raise ApiError(400, "invalid_value", f"{together} are more than {MOST_TOGETHER} answers", "n")

@@ -32,7 +32,7 @@ NEUTRAL: dict[str, list[Any]] = {
 MESSAGE_NEUTRAL = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content")
 
 MOST_CHOICES, MOST_TEXTS, MOST_STOPS, MOST_LOGPROBS, MOST_BIASES, MOST_MESSAGES = 16, 128, 16, 20, 1024, 4096
-LONGEST_STOP = 128
+LONGEST_STOP, MOST_STOP_TOKENS = 128, 128
 TOKEN = 2**31
 
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -66,6 +66,17 @@ def _tokens(value: object) -> list[int]:
         if type(token) is not int or not 0 <= token < TOKEN:
             raise ValueError(f"token ids are whole numbers from 0, not {shown(token)}")
     return value
+
+
+def _some_tokens(value: object) -> list[int]:
+    return _tokens(value) if value != [] else []
+
+
+def _stop_tokens(value: object) -> list[int]:
+    tokens = _some_tokens(value)
+    if len(tokens) > MOST_STOP_TOKENS:
+        raise ValueError(f"at most {MOST_STOP_TOKENS} stop tokens, not {len(tokens):,}")
+    return tokens
 
 
 def _stop(value: object) -> list[str]:
@@ -107,6 +118,7 @@ _LISTS = {"type": "array", "items": _INTEGERS, "minItems": 1, "maxItems": MOST_T
 _PROMPT_SCHEMA: Text = {"anyOf": [{"type": "string"}, _STRINGS, _INTEGERS, _LISTS]}
 _STOP_TEXT = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
 _STOP_SCHEMA: Text = {"anyOf": [_STOP_TEXT, {"type": "array", "items": _STOP_TEXT, "maxItems": MOST_STOPS}]}
+_STOP_TOKENS_SCHEMA: Text = {**_INTEGERS, "minItems": 0, "maxItems": MOST_STOP_TOKENS}
 _BIAS = {"type": "number", "minimum": -100, "maximum": 100}
 _BIAS_SCHEMA: Text = {"type": "object", "additionalProperties": _BIAS, "propertyNames": {"pattern": "^[0-9]{1,9}$"}}
 _PART = {
@@ -118,6 +130,7 @@ _CONTENT_SCHEMA: Text = {"anyOf": [{"type": "string"}, {"type": "array", "items"
 
 PromptField = Annotated[Any, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
 StopField = Annotated[Any, PlainValidator(_stop), WithJsonSchema(_STOP_SCHEMA)]
+StopTokensField = Annotated[Any, PlainValidator(_stop_tokens), WithJsonSchema(_STOP_TOKENS_SCHEMA)]
 BiasField = Annotated[Any, PlainValidator(_biases), WithJsonSchema(_BIAS_SCHEMA)]
 ContentField = Annotated[Any, PlainValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -171,6 +184,7 @@ class SamplingBody(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stop: StopField = []
+    stop_token_ids: StopTokensField = []
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
@@ -246,10 +260,6 @@ class TokenizeBody(Body):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either 'prompt' or 'messages'")
         return self
-
-
-def _some_tokens(value: object) -> list[int]:
-    return _tokens(value) if value != [] else []
 
 
 class DetokenizeBody(Body):

@@ -8,6 +8,8 @@ from starlette.responses import Response
 from atma.serve.request import RequestError
 
 LONGEST_MESSAGE = 400
+FIELDS = {"stop_tokens": "stop_token_ids"}
+"""What this API calls the engine's parameters, where the names differ."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -30,7 +32,8 @@ class ApiError(Exception):
             "closed": (503, "draining", 5),
             "failed": (500, "failed", None),
         }[error.code]
-        return cls(status, code, str(error), error.parameter, retry)
+        name = FIELDS.get(error.parameter or "", error.parameter)
+        return cls(status, code, str(error).replace(f"'{error.parameter}'", f"'{name}'"), name, retry)
 
     @property
     def body(self) -> dict[str, Any]:

@@ -9,19 +9,21 @@ COLDEST = 1e-9
 """Below it only logits that rounding makes equal could be told apart from the largest."""
 
 
-def completion_requests(body: CompletionBody) -> list[Request]:
-    """One request for each prompt."""
+def completion_requests(body: CompletionBody, ends: tuple[int, ...]) -> list[Request]:
+    """One request for each prompt; `ends` are the tokens that end the model's turns."""
     prompt = body.prompt
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
     prompts = prompt if several else [prompt]
-    return [_request(body, one, body.max_tokens, body.logprobs, body.echo) for one in prompts]
+    return [_request(body, one, body.max_tokens, body.logprobs, body.echo, (), ends) for one in prompts]
 
 
-def chat_request(body: ChatBody, tokens: list[int], stop: tuple[str, ...], otherwise: int) -> Request:
+def chat_request(
+    body: ChatBody, tokens: list[int], stop: tuple[str, ...], ends: tuple[int, ...], otherwise: int
+) -> Request:
     """The request for a rendered chat; `stop` is the template's own, `otherwise` the length where none is named."""
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _request(body, tokens, otherwise if asked is None else asked, logprobs, False, stop)
+    return _request(body, tokens, otherwise if asked is None else asked, logprobs, False, stop, ends)
 
 
 def check_model(asked: str | None, served: str) -> None:
@@ -36,7 +38,8 @@ def _request(
     max_tokens: int,
     logprobs: int | None,
     echo: bool,
-    stop: tuple[str, ...] = (),
+    stop: tuple[str, ...],
+    ends: tuple[int, ...],
 ) -> Request:
     return Request(
         prompt,
@@ -52,6 +55,7 @@ def _request(
         seed=None if body.seed is None else body.seed % SEEDS,
         n=body.n,
         stop=(*body.stop, *stop),
+        stop_tokens=(*body.stop_token_ids, *(() if body.ignore_eos else ends)),
         ignore_end=body.ignore_eos,
         logprobs=logprobs,
         echo=echo,

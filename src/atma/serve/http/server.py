@@ -15,6 +15,7 @@ from collections.abc import Generator
 
 import uvicorn
 
+from atma.serve.http.allocator import few_heaps
 from atma.serve.http.app import create_app
 from atma.serve.http.options import HEAD_BYTES, SEND_BUFFER, ServerOptions
 from atma.serve.http.protocol import Connection
@@ -28,6 +29,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def serve(path: str, options: ServerOptions) -> None:
     """Serve a model until a signal ends it. ValueError, OSError: what the user can mend."""
     options.require_safe()
+    few_heaps()
     service = Service(path, options)
     with logs(), listening(options.host, options.port) as sock:
         print(f"atma: loading {service.name}", file=sys.stderr, flush=True)

@@ -12,10 +12,12 @@ import torch
 from atma.loading import load, model_folder
 from atma.serve.asynchronous import AsyncEngine
 from atma.serve.engine import Engine
+from atma.serve.http.allocator import give_back
 from atma.serve.http.errors import ApiError
 from atma.serve.http.options import ServerOptions
 from atma.serve.http.templates import Renderer, find_template
 from atma.serve.http.tokens import TokenNames
+from atma.stop_tokens import declared
 from atma.tokenizer import Tokenizer
 
 R = TypeVar("R")
@@ -32,6 +34,8 @@ class Ready(NamedTuple):
     renderer: Renderer
     longest: int
     """Positions that there is memory for, of one text."""
+    ends: tuple[int, ...]
+    """Tokens that end the model's turns, besides end-of-text."""
 
 
 class Service:
@@ -63,11 +67,13 @@ class Service:
     async def load(self) -> None:
         """Load the model off the event loop. ValueError, OSError: it cannot be loaded, or there is no memory for it."""
         engine = await _in_thread(self._engine)
+        ends = declared(self.folder, engine.tokenizer)
         renderer = Renderer(find_template(self.folder, self.options.chat_template))
         await renderer.start()
         longest = engine.memory.budget.pages * engine.memory.pool.size
         names = TokenNames(engine.tokenizer)
-        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest)
+        give_back()
+        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends)
         if self._state == "loading":
             self._state = "ready"
 
@@ -95,7 +101,7 @@ class Service:
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         model = loaded.model.to(getattr(torch, options.dtype))
-        return Engine(model, loaded.tokenizer, options.engine_config())
+        return Engine(model, loaded.tokenizer, options.engine_config(), keep_model=False)
 
 
 async def _in_thread(work: Callable[[], R]) -> R:

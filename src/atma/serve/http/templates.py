@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from atma.serve.http.bodies import Message
 from atma.serve.http.errors import ApiError
+from atma.stop_tokens import read_settings, token_text
 from atma.tokenizer import Tokenizer
 
 RENDER_SECONDS = 5.0
@@ -40,8 +41,8 @@ def find_template(folder: Path, chosen: Path | None = None) -> Template:
 
     ValueError for a file that cannot be read.
     """
-    settings = _settings(folder / "tokenizer_config.json")
-    names = {name: _token_text(settings[name]) for name in ("bos_token", "eos_token") if name in settings}
+    settings = read_settings(folder / "tokenizer_config.json")
+    names = {name: token_text(settings[name]) for name in ("bos_token", "eos_token") if name in settings}
     for path in filter(None, (chosen, folder / "chat_template.jinja")):
         if path == chosen or path.is_file():
             return Template(_text(path), str(path), names, ())
@@ -192,21 +193,6 @@ async def _told(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 def _failed(reason: str) -> ApiError:
     return ApiError(400, "chat_template", f"the chat template does not render these messages: {reason}", "messages")
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(_text(path))
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path}: not JSON") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _token_text(token: object) -> str:
-    found = token.get("content") if isinstance(token, dict) else token
-    return found if isinstance(found, str) else ""
 
 
 def _text(path: Path) -> str:

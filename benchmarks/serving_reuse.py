@@ -1,0 +1,71 @@
+"""How much of what can be reused is, when conversations are repeated exactly: `python benchmarks/serving.py reuse`.
+
+Conversations of several turns are held, a turn of each in turn, then each is repeated as a whole, in random order. What
+is reusable is defined in `atma.bench.reuse`. First the budget for kept states is ample; then it is shares of what they
+came to, at last with a folder for what does not fit. Exit status 1: less than 99% reused on repeats with an ample
+budget, or an answer other than the first time.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+import atma
+from atma.bench.reuse import Repeats, Reuse
+from atma.loading import Loaded, load
+from atma.serve import Engine, EngineConfig
+
+MIB = 1 << 20
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    torch.set_num_threads(options.threads)
+    loaded = load(options.model)
+    count = f"{options.conversations} conversations of {options.turns} turns"
+    print(f"{options.model}, {count}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
+    print("budget for kept states | kept at the end, MiB | let go | reused, first time | on repeats | other answers")
+    whole, again = _run(loaded, options, options.ample << 20, None)
+    failed = again.share < 0.99 or again.other > 0
+    for percent in options.percent:
+        failed |= _run(loaded, options, whole * percent // 100, None)[1].other > 0
+    with tempfile.TemporaryDirectory() as folder:
+        failed |= _run(loaded, options, whole * options.percent[-1] // 100, Path(folder))[1].other > 0
+    return int(failed)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="serving.py reuse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--conversations", type=int, default=100)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ample", type=int, default=2048, help="MiB for kept states at first")
+    percent = "then budgets of so many percent of the bytes that were kept"
+    parser.add_argument("--percent", type=int, nargs="+", default=[150, 100, 75, 50, 25], help=percent)
+    return parser.parse_args(arguments)
+
+
+def _run(loaded: Loaded, options: argparse.Namespace, budget: int, folder: Path | None) -> tuple[int, Reuse]:
+    """Bytes kept at the end, and what the repeats reused."""
+    config = EngineConfig(budget + 128 * MIB, budget, cache_folder=folder, max_rows=4)
+    engine = Engine(loaded.model, loaded.tokenizer, config)
+    corpus = loaded.tokenizer.encode(_own_source())
+    repeats = Repeats(engine, corpus, options.conversations, options.seed)
+    first, again = repeats.hold(options.turns), repeats.repeat()
+    stats, on_disk = engine.stats(), ", the rest on disk" if folder else ""
+    print(
+        f"{budget / MIB:.0f} MiB{on_disk} | {stats['kept_bytes'] / MIB:.0f} | {stats['evictions']:,} | "
+        f"{first.share:.2%} of {first.reusable:,} | {again.share:.2%} of {again.reusable:,} | {again.other}"
+    )
+    return stats["kept_bytes"], again
+
+
+def _own_source() -> str:
+    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
+    return "\n".join(path.read_text(encoding="utf-8") for path in sources)
