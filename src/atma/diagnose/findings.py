@@ -46,13 +46,14 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
 
 
 def _far_context_harms(rows: Sequence[Row]) -> Iterator[Finding]:
-    far = [row for row in rows if row["kind"] == "far"]
-    last = max(far, key=lambda row: row["length"], default=None)
-    if last is not None and last["harm_low"] is not None and last["harm_low"] > 0 and last["harm"] >= LEAST_NATS:
-        found = Estimate(last["harm"], last["harm_low"], last["harm_high"])
+    """At the length where it does most; the intervals of all lengths hold together."""
+    far = [row for row in rows if row["kind"] == "far" and row["harm_low"] is not None and row["harm_low"] > 0]
+    worst = max(far, key=lambda row: row["harm"], default=None)
+    if worst is not None and worst["harm"] >= LEAST_NATS:
+        found = Estimate(worst["harm"], worst["harm_low"], worst["harm_high"])
         text = (
-            f"Far context does harm: with all {_size(last)} tokens before them read, the same tokens cost "
-            f"{found.value:.2f} nats more {_span(found)} than with the last {last['window']:,} alone."
+            f"Far context does harm: with all {_size(worst)} tokens before them read, the same tokens cost "
+            f"{found.value:.2f} nats more {_span(found)} than with the last {worst['window']:,} alone."
         )
         yield _finding("far context harms", text, found, "nats")
 
