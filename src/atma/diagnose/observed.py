@@ -15,6 +15,9 @@ from atma.model import Block, Model
 from atma.state import GlobalState
 
 
+SEEN = ("residual", "x", "before", "after", "branches")
+
+
 class Seen(NamedTuple):
     """Of one layer and call of T tokens."""
 
@@ -42,8 +45,8 @@ def observed(model: Model) -> Iterator[dict[int, Seen]]:
                 stack.callback(handle.remove)
         yield seen
     for layer, note in notes.items():
-        found = (note[name] for name in ("residual", "x", "before", "after", "branches"))
-        seen[layer] = Seen(*found, note.get("magnitude"))
+        residual, x, before, after, branches = (note[name] for name in SEEN)
+        seen[layer] = Seen(residual, x, before, after, branches, note.get("magnitude"))
 
 
 def _hooks(block: Block, mixer: Attention, note: dict[str, Any]) -> list[Any]:
