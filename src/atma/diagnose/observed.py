@@ -14,7 +14,6 @@ from atma.mixers import Attention
 from atma.model import Block, Model
 from atma.state import GlobalState
 
-
 SEEN = ("residual", "x", "before", "after", "branches")
 
 
