@@ -10,8 +10,8 @@ from atma.eval.reasoning.worlds import Question, Story, Task, between, pick, som
 
 PLURALS = {"mouse": "mice", "sheep": "sheep", "wolf": "wolves", "cat": "cats"}
 NAMES = ("Gertrude", "Winona", "Jessica", "Emily", "Lily", "Bernhard", "Greg", "Brian", "Julius")
-ANIMALS = ("lion", "frog", "swan", "rhino")
-COLOURS = ("white", "green", "yellow", "gray")
+ANIMALS: tuple[str, ...] = ("lion", "frog", "swan", "rhino")
+COLOURS: tuple[str, ...] = ("white", "green", "yellow", "gray")
 SIZED = ("box", "chest", "suitcase", "container", "chocolate")
 MOTIVES = {
     "hungry": ("kitchen", "apple"),

@@ -68,7 +68,8 @@ class Maker:
     def __init__(self, tokenizer: Tokenizer, text: Background | None, seed: int, shots: int, split: Split) -> None:
         """text: None where every length is 0."""
         self.writer, self.text = Writer(tokenizer), text
-        self.seed, self.shots, self.split = seed, shots, split
+        self.seed, self.shots = seed, shots
+        self.split: Split = split
 
     def sample(self, task: Task, index: int) -> Sample:
         """Facts and question of a trial."""
@@ -80,11 +81,16 @@ class Maker:
         end, *depths = rng.random(1 + facts).tolist()
         return [end, *sorted(depths)]
 
+    def beginning(self, task: Task, index: int) -> np.ndarray:
+        """End-of-text and a trial's examples."""
+        first = SHOTS + index * self.shots
+        samples = [draw(task, self.seed, first + i, "train") for i in range(self.shots)]
+        return np.concatenate([[self.writer.tokenizer.eot], self.writer.examples(samples)])
+
     def prompt(self, task: Task, length: int, index: int) -> Prompt:
         """A trial at a length. ValueError: the length has no room for what must be in it."""
         sample, writer = self.sample(task, index), self.writer
-        shots = [draw(task, self.seed, SHOTS + index * self.shots + i, "train") for i in range(self.shots)]
-        before = np.concatenate([[writer.tokenizer.eot], writer.examples(shots)])
+        before = self.beginning(task, index)
         facts, question = writer.facts(sample), writer.question(sample.question)
         candidates = writer.answers(task.answers)
         fixed = sum(map(len, (before, *facts, question)))

@@ -14,10 +14,11 @@ import numpy as np
 
 from atma.eval.language_model import Row
 from atma.eval.reasoning.prompts import Maker, Prompt, commonest
-from atma.eval.reasoning.worlds import Task, draw
+from atma.eval.reasoning.worlds import Task
 from atma.eval.suite import sha256
 
 ENDINGS = (".json", ".jsonl", ".parquet", ".arrow")
+METADATA = ("dataset_info", "dataset_dict", "state")
 FIELDS = ("input", "question", "target")
 KILO = 1024
 
@@ -50,12 +51,9 @@ class Published:
     def prompt(self, index: int) -> Prompt:
         """A row as a model is shown it, after the examples that are asked for."""
         entry, writer = self.entries[index], self.maker.writer
-        shots = [
-            draw(self.task, self.maker.seed, index * self.maker.shots + i, "train") for i in range(self.maker.shots)
-        ]
         context = writer.tokenizer.encode(entry.input.rstrip() + "\n")
-        parts = [[writer.tokenizer.eot], writer.examples(shots), context, writer.question(entry.question)]
-        ids = np.concatenate(parts).astype(np.int64)
+        before, question = self.maker.beginning(self.task, index), writer.question(entry.question)
+        ids = np.concatenate([before, context, question]).astype(np.int64)
         return Prompt(ids, writer.answers(self.answers), self.answers.index(entry.target), entry.question)
 
     def drawn(self, count: int) -> Row:
@@ -72,9 +70,6 @@ def data_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of BABILong's files")
     return sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS and path.stem not in METADATA)
-
-
-METADATA = ("dataset_info", "dataset_dict", "state")
 
 
 def names(path: Path) -> tuple[str, int] | None:

@@ -65,7 +65,7 @@ class Rows:
         self.tasks, self.lengths = chosen(suite.tasks), suite.lengths
 
     def batch(self, step: int) -> Batch:
-        """Rows (B, T) of whole documents; what is left of a row is end-of-text and not scored."""
+        """Rows (B, T) of whole documents, those of a row of one length; the rest is end-of-text and not scored."""
         rows = [self._row(step, row) for row in range(self.train.batch_tokens // self.train.length)]
         ids, targets = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
         starts = ids == self.maker.writer.tokenizer.eot
@@ -77,9 +77,9 @@ class Rows:
         length = self.train.length
         ids = np.full(length, self.maker.writer.tokenizer.eot, np.int64)
         targets = np.full(length, NOT_SCORED, np.int64)
-        used = 0
+        used, size = 0, pick(rng, self.lengths)
         while True:
-            task, size = pick(rng, self.tasks), pick(rng, self.lengths)
+            task = pick(rng, self.tasks)
             document, answer = self.document(task, size, between(rng, 0, SAMPLES - 1))
             inputs, goals = document[:-1], document[1:].copy()
             if used + len(inputs) > length:
@@ -140,8 +140,12 @@ def write_documents(model: LanguageModel, suite: Reasoning, path: Path) -> int:
         for length in suite.lengths:
             for index in range(suite.per_cell):
                 ids, answer = rows.document(task, length, index)
-                about = {"task": task.name, "length": length, "answer": tokenizer.decode(ids[-answer:]).strip()}
-                lines.append(json.dumps({"text": tokenizer.decode(ids[1:])} | about, ensure_ascii=False))
+                about = {
+                    "task": task.name,
+                    "length": length,
+                    "answer": tokenizer.decode(ids[-answer:].tolist()).strip(),
+                }
+                lines.append(json.dumps({"text": tokenizer.decode(ids[1:].tolist())} | about, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return len(lines)
