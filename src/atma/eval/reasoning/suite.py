@@ -91,6 +91,7 @@ class Reasoning:
         return found
 
     def _measurement(self, model: LanguageModel, maker: Maker, task: Task, length: int, count: int) -> Measurement:
+        """What is measured is made again to be measured: all published rows together may not fit in memory."""
         cell, count = self._cell(maker, task, length, count)
         sizes = [_size(model, cell.prompt(index)) for index in range(count)]
         spec: Row = {"task": task.name, "length": length, "scoring": self.scoring, "shots": self.shots}
@@ -98,7 +99,7 @@ class Reasoning:
         spec |= {"source_sha256": cell.source_sha256}
 
         def run(advance: Advance) -> list[Row]:
-            return measured(model, cell, count, self.scoring, advance)
+            return measured(model, self._cell(maker, task, length, count)[0], count, self.scoring, advance)
 
         return Measurement(f"{task.name}, {length}", spec, sum(sizes), run)
 

@@ -6,6 +6,7 @@ unique. The answer is drawn first, evenly from the task's answers, and stories a
 it: no answer is more frequent than another. Source of the tasks: Weston et al. 2015, arXiv 1502.05698.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeVar
@@ -58,6 +59,7 @@ class Sample(NamedTuple):
     support: tuple[int, ...]
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def draw(task: Task, seed: int, index: int, split: Split = "test") -> Sample:
     """Sample `index` of a seed: the same in every process. No sample of one split is ever one of the other."""
     rng = np.random.default_rng([seed, task.number, index, split == "train"])
