@@ -55,9 +55,7 @@ def _fine_tune(measured: Measured, suite: Reasoning, tuning: FineTuning, out: Pa
 
     model = measured.load()
     if not isinstance(model, Native):
-        raise ValueError(
-            f"{measured.model}: only our own models are fine-tuned here; others take --documents"
-        )
+        raise ValueError(f"{measured.model}: only our own models are fine-tuned here; others take --documents")
     final = fine_tune(model, suite, tuning, out, resume, terminal_progress())
     print(f"trained: {final}\nmeasure it: atma eval reasoning --model {out} --tasks {' '.join(suite.tasks)}")
 
