@@ -3,5 +3,6 @@
 VERBS = {
     "lengths": ("eval_lengths", "loss and needle recall at many context lengths, on prepared data"),
     "retrieval": ("eval_retrieval", "passkeys, needles and the task types of RULER, by length and depth"),
+    "reasoning": ("eval_reasoning", "questions about facts, alone and spread over long texts: bAbI, BABILong"),
     "diff": ("eval_diff", "compare two results files, and say what explains each change"),
 }
