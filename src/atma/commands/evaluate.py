@@ -2,5 +2,7 @@
 
 VERBS = {
     "lengths": ("eval_lengths", "loss and needle recall at many context lengths, on prepared data"),
+    "likelihood": ("eval_likelihood", "bits per byte of the same texts by length, and whether they fall"),
+    "tasks": ("eval_tasks", "tasks of lm-eval: accuracy and perplexity"),
     "diff": ("eval_diff", "compare two results files, and say what explains each change"),
 }

@@ -54,9 +54,8 @@ def choose(sources: Sequence[str], size: int, count: int, seed: int) -> tuple[li
     Long documents first, in an order of the seed; then consecutive others joined. ValueError if there is none.
     """
     long = [i for i, text in enumerate(sources) if len(text) >= size // 4 and len(text.encode()) >= size]
-    order = np.random.default_rng(seed).permutation(len(long))[:count].tolist()
-    alone = [Text((beginning(sources[long[i]], size),)) for i in order]
-    taken = {long[i] for i in order}
+    taken: list[int] = np.random.default_rng(seed).permutation(long)[:count].astype(int).tolist()
+    alone = [Text((beginning(sources[i], size),)) for i in taken]
     rest = stretches([text for i, text in enumerate(sources) if i not in taken], size, count - len(alone))
     if not alone and not rest:
         total = sum(len(text.encode()) for text in sources)
