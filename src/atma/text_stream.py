@@ -24,7 +24,10 @@ class TextStream:
 
     def push(self, data: bytes) -> str:
         """The text that these bytes set free, possibly none; after a stop string `stopped` is set and no more comes."""
-        self._recent += self._decoder.decode(data)
+        text = self._decoder.decode(data)
+        if not self.stop and not self._recent:
+            return text
+        self._recent += text
         ends = [(at + len(stop), at) for stop in self.stop if (at := self._recent.find(stop)) >= 0]
         if ends:
             self.stopped = True

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from atma.ops import native, use_backend
 from atma.ops.delta import reference
-from atma.ops.rows import gate, pack, product, remember, rotate, row_of
+from atma.ops.rows import gate, largest, pack, product, remember, rotate, row_of
 
 pytestmark = pytest.mark.skipif(not native.available(torch.float32), reason="needs the compiled kernels")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -77,6 +77,25 @@ def test_a_rotation_is_that_of_pytorch_and_of_its_token_alone(dtype) -> None:
     assert torch.equal(rotate(x, position[:1], frequency)[0], whole[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 7, 16, 33, 1000])
+@torch.no_grad()
+def test_the_largest_number_of_each_row_is_the_first_of_equals_and_none_where_it_is_not_finite(width, dtype) -> None:
+    x = torch.randint(0, 4, (60, width), generator=torch.Generator().manual_seed(width)).to(dtype)
+    rows = torch.arange(60)
+    for place, number in enumerate((float("nan"), float("inf"), float("-inf"))):
+        x[rows[place::4], (7 * rows[place::4]) % width] = number
+    expected = []
+    for row in x.tolist():
+        top = max(row)
+        whole = all(number == number for number in row) and abs(top) != float("inf")
+        expected.append(row.index(top) if whole else -1)
+    assert largest(x).tolist() == expected
+    assert largest(torch.cat([x, x], 1)[:, :width]).tolist() == expected
+    with use_backend("cpu"):
+        assert [token < 0 for token in largest(x).tolist()] == [token < 0 for token in expected]
+
+
 def _memory(dtype, heads=4, groups=2, tokens=37, width=24):
     attended = (
         _random(2, heads, tokens, width, dtype=dtype),
@@ -88,16 +107,18 @@ def _memory(dtype, heads=4, groups=2, tokens=37, width=24):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [24, 32])
 @torch.no_grad()
-def test_a_memory_is_that_of_the_reference_and_the_same_bits_in_any_cut(dtype) -> None:
-    (q, k, v), (decay, beta, opening), memory = _memory(dtype)
+def test_a_memory_is_that_of_the_reference_and_the_same_bits_in_any_cut(dtype, width) -> None:
+    (q, k, v), (decay, beta, opening), memory = _memory(dtype, width=width)
     constants, whole = (3.9, 0.5, -0.01, 2.0**-23), memory.clone()
     read = remember((q, k, v), (decay, beta, opening), whole, constants)
     rates = F.logsigmoid(decay.double() + 3.9).clamp(max=-0.01).mT
     unit_q, unit_k = F.normalize(q.double(), dim=-1), F.normalize(k.double(), dim=-1)
     betas = torch.sigmoid(beta.double() + 0.5).mT
     expected, after = reference.recurrence(unit_q, unit_k, v.double(), rates, betas, memory.double(), None)
-    expected = F.rms_norm(expected, (24,), None, 2.0**-23).transpose(1, 2).flatten(2) * torch.sigmoid(opening.double())
+    normed = F.rms_norm(expected, (width,), None, 2.0**-23).transpose(1, 2).flatten(2)
+    expected = normed * torch.sigmoid(opening.double())
     torch.testing.assert_close(read.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 10)
     torch.testing.assert_close(whole.double(), after, rtol=1e-4, atol=1e-4)
     for b in range(2):

@@ -171,6 +171,33 @@ def test_recorded_steps_give_the_bits_of_steps_as_they_are(core: str) -> None:
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_threads_share_out_the_rows_of_small_models_alone(model, monkeypatch) -> None:
+    batch = AuditedEngine(model, byte_tokenizer(), SMALL).batch
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [len(batch._parts(rows)) for rows in (1, 15, 16, 100)] == [1, 1, 2, 4]
+    weights = sum(x.numel() for x in model.parameters() if x.ndim == 2)
+    monkeypatch.setattr("atma.serve.batch.TOGETHER", 2 * weights)
+    assert batch._parts(100) == [slice(0, 100)]
+
+
+def test_rows_that_threads_share_out_give_the_bits_of_rows_together(model) -> None:
+    config, answers = dataclasses.replace(SMALL, max_rows=26, memory_bytes=8 << 20), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            engine = AuditedEngine(model, byte_tokenizer(), config)
+            asked = [Request(f"text {i}", max_tokens=20 + i, temperature=0, logprobs=0) for i in range(26)]
+            handles = [engine.submit(dataclasses.replace(one, ignore_end=True)) for one in asked]
+            finish(engine, *handles)
+            assert 26 in engine.batch._recorded
+            assert [len(engine.batch._parts(rows)) for rows in (15, 26)] == [1, count]
+            answers.append([handle.outputs[0].logprobs for handle in handles])
+    finally:
+        torch.set_num_threads(threads)
+    assert answers[0] == answers[1] == answers[2]
+
+
 def test_a_step_that_cannot_be_recorded_is_made_as_ever(model, monkeypatch) -> None:
     request = Request("some text", max_tokens=30, temperature=0, logprobs=0, ignore_end=True)
     expected = AuditedEngine(model, byte_tokenizer(), SMALL)

@@ -49,7 +49,7 @@ class Answers:
         for event in events:
             handle = self.handles[event.id]
             handle.take(event)
-            if handle.done:
+            if event.finish_reason is not None and handle.done:
                 del self.handles[event.id]
         return events
 

@@ -3,9 +3,11 @@
 The state stays where it is from step to step, keys and values lie in pages, and a row that leaves is replaced by the
 last; so a change of membership copies one row, and a step copies nothing. And since memory is fixed, the step of a
 number of rows is recorded once, as in `atma.decoding`, and then replayed in one call without Python between kernels.
-All these recordings have one arena: one runs at a time.
+Rows have nothing to do with one another, so each thread replays the step of its own, and no kernel waits for another.
+All these recordings have one arena: one step runs at a time.
 """
 
+import itertools
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from atma.decoding import RECORDED, way
 from atma.ops.native.arena import Arena
+from atma.ops.native.beside import Beside
 from atma.ops.native.recorder import Program, Recorder, TooLarge, Unrecordable
 from atma.serve.carry import Carried, Carrier, Standing, row
 from atma.serve.exact import Served
@@ -26,12 +29,19 @@ OFTEN = 4
 """Steps of a number of rows before that step is recorded: recording takes as long as many steps."""
 
 
+TOGETHER = 32 << 20
+"""Bytes of weights up to which threads work side by side on rows of their own, each reading all weights: as many as
+processors keep in a cache that they share. With more, threads divide each product's outputs."""
+
+ROWS_OF_A_THREAD = 8
+"""Fewer take as long to read the weights for as to compute."""
+
 NONE = Recording(0, 0)
 ENOUGH = 1 << 30
 
 
 class _Recorded(NamedTuple):
-    program: Program
+    steps: Beside
     logits: Tensor
     bytes: int
 
@@ -51,14 +61,21 @@ class Batch:
         self._recorded: dict[int, _Recorded] = {}
         self._used: dict[int, int] = {}
         self._arena: Arena | None = None
+        self._logits: Tensor | None = None
+        """Of rows that threads compute in parts."""
         self._too_large: set[int] = set()
         self._recordable = served.exact and way(device.type, served.dtype) == RECORDED and recording.room > 0
 
     @property
     def recorded_bytes(self) -> int:
         """Of recorded steps: what they share, and the calls of each."""
-        shared = 0 if self._arena is None else self._arena.bytes
-        return shared + sum(one.bytes for one in self._recorded.values())
+        return self.shared_bytes + sum(one.bytes for one in self._recorded.values())
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of what recorded steps share."""
+        arena = 0 if self._arena is None else self._arena.bytes
+        return arena + (0 if self._logits is None else self._logits.nbytes)
 
     def add(self, sequences: Many[Sequence]) -> None:
         """Sequences join, each with what it carries; it is the batch's from now on."""
@@ -103,7 +120,7 @@ class Batch:
         recorded = self._recorded.get(count)
         if recorded is not None:
             self._recorded[count] = self._recorded.pop(count)
-            recorded.program.replay()
+            recorded.steps.replay()
             logits = recorded.logits
         else:
             self._used[count] = self._used.get(count, 0) + 1
@@ -116,29 +133,26 @@ class Batch:
 
     def _eager(self, count: int) -> Tensor:
         longest = max(len(s.pages) for s in self.sequences)
-        return self._compute(count, self._table[:count, :longest], _copy)
+        return self._compute(slice(count), self._table[:count, :longest], _copy)
 
-    def _compute(self, count: int, table: Tensor, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
-        """The model on the first `count` rows, what they carry written back by `copy`."""
-        rows = tuple(x[:count] for x in self._rows)
-        state = self.carrier.state(rows, self._lengths[:count], table, self.pool)
-        hidden, after = self.served.model.unchecked(self._tokens[:count], state)
+    def _compute(self, some: slice, table: Tensor, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
+        """The model on some rows, what they carry written back by `copy`."""
+        rows = tuple(x[some] for x in self._rows)
+        state = self.carrier.state(rows, self._lengths[some], table, self.pool)
+        hidden, after = self.served.model.unchecked(self._tokens[some], state)
         assert after is not None
         logits = self.served.logits(hidden[:, -1])
         for own, new in zip(rows, self.carrier.carried(after), strict=True):
             if own.data_ptr() != new.data_ptr():
                 copy(own, new)
-        copy(self._hidden[:count], hidden[:, -1])
+        copy(self._hidden[some], hidden[:, -1])
         return logits
 
     def record(self, count: int) -> Tensor | None:
         """A step of `count` rows, carried out and recorded. None where that cannot be: nothing has changed then."""
-        fixed = [self._tokens, self._lengths, self._table, self._hidden, *self._rows]
         before = tuple(x[:count].clone() for x in self._rows)
-        self._arena = self._arena or Arena(self.recording.shared)
         try:
-            with torch.inference_mode(False), torch.no_grad(), Recorder(fixed, self._arena) as recorder:
-                logits = self._compute(count, self._table[:count], recorder.copy)
+            logits, programs = self._programs(count)
         except Unrecordable as reason:
             if isinstance(reason, TooLarge):
                 self._too_large.add(count)
@@ -147,15 +161,44 @@ class Batch:
             for own, old in zip(self._rows, before, strict=True):
                 own[:count] = old
             return None
-        known = {x.untyped_storage().data_ptr() for x in (*fixed, *self.served.parameters())}
-        program = recorder.program()
-        one = _Recorded(program, logits, program.bytes(known))
-        if self._arena.bytes + one.bytes > self.recording.room:
+        known = {x.untyped_storage().data_ptr() for x in (*self._fixed(), *self.served.parameters())}
+        one = _Recorded(Beside(programs), logits, sum(program.bytes(known) for program in programs))
+        if self.shared_bytes + one.bytes > self.recording.room:
             self._too_large.add(count)
         else:
             self._recorded[count] = one
             self._trim()
         return logits
+
+    def _programs(self, count: int) -> tuple[Tensor, list[Program]]:
+        """The logits of a step, and for each thread the program of its rows, in its own part of the arena."""
+        parts, programs, at = self._parts(count), [], 0
+        self._arena = self._arena or Arena(self.recording.shared)
+        if len(parts) > 1 and self._logits is None:
+            work = torch.promote_types(self.served.dtype, torch.float32)
+            with torch.inference_mode(False):
+                self._logits = torch.empty(len(self._tokens), self.served.config.vocab_size, dtype=work)
+        for some in parts:
+            recorder = Recorder(self._fixed(), self._arena, at)
+            with torch.inference_mode(False), torch.no_grad(), recorder:
+                logits = self._compute(some, self._table[some], recorder.copy)
+                if len(parts) > 1 and self._logits is not None:
+                    recorder.copy(self._logits[some], logits)
+            programs.append(recorder.program())
+            at = recorder.end
+        return logits if len(parts) == 1 or self._logits is None else self._logits[:count], programs
+
+    def _fixed(self) -> list[Tensor]:
+        """What is where it is from step to step."""
+        logits = [] if self._logits is None else [self._logits]
+        return [self._tokens, self._lengths, self._table, self._hidden, *logits, *self._rows]
+
+    def _parts(self, count: int) -> list[slice]:
+        """The rows that each thread works on."""
+        small = self.served.packed_bytes <= TOGETHER
+        parts = max(1, min(torch.get_num_threads(), count // ROWS_OF_A_THREAD)) if small else 1
+        bounds = [count * i // parts for i in range(parts + 1)]
+        return [slice(low, high) for low, high in itertools.pairwise(bounds)]
 
     def _trim(self) -> None:
         """Forget recorded steps that were used longest ago until the rest keep within the room."""
@@ -175,7 +218,7 @@ def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Reco
     recorded = batch._recorded.get(config.max_rows)
     if recorded is None or batch._arena is None:
         return NONE
-    return Recording(batch._arena.bytes + config.max_rows * recorded.bytes, batch._arena.bytes)
+    return Recording(batch.shared_bytes + config.max_rows * recorded.bytes, batch._arena.bytes)
 
 
 def _copy(to: Tensor, source: Tensor) -> None:

@@ -159,13 +159,13 @@ class Engine:
 
     def _make_room(self) -> None:
         """A page for every text that needs one to be written on; those that came last give way."""
-        for sequence in sorted(self.batch.sequences, key=lambda s: s.ticket):
-            before = len(sequence.pages)
+        full = [s for s in self.batch.sequences if s.position >= len(s.pages) * self.memory.pool.size]
+        for sequence in sorted(full, key=lambda s: s.ticket):
             while sequence in self.batch.sequences and not self.memory.grow(sequence):
                 victim = self.scheduler.last_to_come()
                 assert victim is not None
                 self._preempt(victim)
-            if len(sequence.pages) != before and sequence in self.batch.sequences:
+            if sequence in self.batch.sequences:
                 self.batch.pages_changed(sequence)
 
     def _preempt(self, sequence: Sequence, last: bool = False) -> None:
@@ -200,7 +200,8 @@ class Engine:
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")
                 writing = []
-        begun = [s for s in self.scheduler.running if not s.written and s.position == s.target]
+        read = [s for s in self.scheduler.running if s.carried is not None]
+        begun = [s for s in read if not s.written and s.position == s.target]
         for sequence in begun:
             self.answers.begin(sequence)
             if sequence.request.max_tokens == 0:
@@ -209,7 +210,7 @@ class Engine:
         if begun:
             parts.append(self._logits(torch.cat([s.hidden for s in begun if s.hidden is not None])))
         if parts:
-            self._commit(writing + begun, torch.cat(parts))
+            self._commit(writing + begun, parts[0] if len(parts) == 1 else torch.cat(parts))
         self.batch.add([s for s in begun if s.finish is None])
 
     def _commit(self, sequences: list[Sequence], logits: Tensor) -> None:

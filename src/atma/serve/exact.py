@@ -70,6 +70,11 @@ class Served(nn.Module):
         """`Model.forward`."""
         return self.model(tokens, state)
 
+    @property
+    def packed_bytes(self) -> int:
+        """Of the weights that products read."""
+        return sum(one.packed.panels.nbytes for one in self.modules() if isinstance(one, PackedLinear))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """`Model.logits` of hidden (N, D)."""
         if self.head is None:

@@ -59,6 +59,12 @@ class Request:
     """Only requests of equal salt share states."""
     id: str | None = None
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed by penalties or biases before a token is chosen."""
+        penalised = self.presence_penalty != 0 or self.frequency_penalty != 0
+        return self.repetition_penalty != 1 or penalised or bool(self.logit_bias)
+
     def check(self) -> None:
         """RequestError "invalid" with the offending value."""
         _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")

@@ -1,7 +1,8 @@
 """From the logits of many texts to the next token of each: what one text draws does not depend on the others.
 
-Rows that ask for the same kind of choice are worked on together: the most likely token; a draw from all tokens; a draw
-from what top-k, top-p and min-p leave. Filters and draws are those of `atma.sampling`.
+The most likely token of every row is found in one pass, which also tells what is not finite. Rows that draw are worked
+on together by what they draw from: all tokens, or what top-k, top-p and min-p leave. Filters and draws are those of
+`atma.sampling`.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Sequence as Many
 import torch
 from torch import Tensor
 
+from atma.ops.rows import largest
 from atma.serve.request import Logprob, Request
 from atma.serve.sequence import Sequence
 
@@ -17,21 +19,17 @@ from atma.serve.sequence import Sequence
 def choose(logits: Tensor, sequences: Many[Sequence], end: int) -> list[int | None]:
     """The next token of each row of float logits (N, V); None where they are not finite. `end` is never penalised."""
     logits = _adjusted(logits, sequences, end)
-    chosen: list[int | None] = [None] * len(sequences)
+    chosen: list[int | None] = [None if token < 0 else token for token in largest(logits).tolist()]
     groups: dict[str, list[int]] = {}
-    finite = logits.amax(-1).isfinite().tolist()
     for i, sequence in enumerate(sequences):
-        if finite[i]:
+        if not sequence.greedy and chosen[i] is not None:
             groups.setdefault(_kind(sequence.request), []).append(i)
     for kind, rows in groups.items():
         some = logits if len(rows) == len(sequences) else logits[rows]
         requests = [sequences[i].request for i in rows]
-        if kind == "greedy":
-            tokens = some.argmax(-1)
-        else:
-            draws = [torch.rand(1, generator=sequences[i].random, dtype=torch.float64) for i in rows]
-            warm = some.double() / _column([r.temperature for r in requests], some)
-            tokens = _drawn(warm, requests, torch.stack(draws).to(some.device), kind == "filtered")
+        draws = [torch.rand(1, generator=sequences[i].random, dtype=torch.float64) for i in rows]
+        warm = some.double() / _column([r.temperature for r in requests], some)
+        tokens = _drawn(warm, requests, torch.stack(draws).to(some.device), kind == "filtered")
         for i, token in zip(rows, tokens.tolist(), strict=True):
             chosen[i] = token
     return chosen
@@ -48,8 +46,6 @@ def scores(logits: Tensor, tokens: Many[int], best: int) -> list[Logprob]:
 
 
 def _kind(request: Request) -> str:
-    if request.temperature == 0:
-        return "greedy"
     return "plain" if request.top_k == 0 and request.top_p == 1 and request.min_p == 0 else "filtered"
 
 
@@ -87,11 +83,11 @@ def _adjusted(logits: Tensor, sequences: Many[Sequence], end: int) -> Tensor:
     """Logits after each row's own penalties and biases; the given tensor is left as it is."""
     changed = None
     for i, sequence in enumerate(sequences):
+        if not sequence.adjusts:
+            continue
         request = sequence.request
         repeats = request.repetition_penalty != 1
         counts = request.presence_penalty != 0 or request.frequency_penalty != 0
-        if not (repeats or counts or request.logit_bias):
-            continue
         if changed is None:
             changed = logits.clone()
         row = changed[i]

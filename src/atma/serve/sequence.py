@@ -40,6 +40,7 @@ class Sequence:
         """What it carries while it reads; while it is written its row of the batch holds that."""
         self.hidden: Tensor | None = None
         self.prompt_logprobs: list[Logprob] = []
+        self.greedy, self.adjusts = request.temperature == 0, request.adjusts
         self.counts: Tensor | None = None
         self.seen: Tensor | None = None
         self.finish: Finish | None = None

@@ -24,7 +24,16 @@ from typing import NamedTuple
 import torch
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-Wno-psabi", "-Wno-unknown-pragmas")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fPIC",
+    "-shared",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+)
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 _kernels: dict[tuple[str, torch.dtype | None], Callable[..., None]] = {}

@@ -31,10 +31,10 @@ class Arena:
 
 
 class Places:
-    """Those of one recording in an arena."""
+    """Those of one recording in an arena, from the byte `start` on; they end at `end`."""
 
-    def __init__(self, arena: Arena) -> None:
-        self.arena = arena
+    def __init__(self, arena: Arena, start: int = 0) -> None:
+        self.arena, self.start, self.end = arena, start, start
         self._taken: list[tuple[int, int]] = []
         self._gone: deque[tuple[int, int]] = deque()  # filled whenever Python lets a tensor go, also within `_take`
 
@@ -58,7 +58,7 @@ class Places:
         """The first gap that is large enough."""
         while self._gone:
             self._taken.remove(self._gone.popleft())
-        count, start = -(-count // ALIGNMENT) * ALIGNMENT, 0
+        count, start = -(-count // ALIGNMENT) * ALIGNMENT, self.start
         for begin, end in [*self._taken, (self.arena.most, 0)]:
             if begin - start >= count:
                 break
@@ -67,5 +67,6 @@ class Places:
             raise ArenaFull(f"{count:,} bytes more do not fit in {self.arena.most:,}")
         place = start, start + count
         bisect.insort(self._taken, place)
-        self.arena.bytes = max(self.arena.bytes, place[1])
+        self.end = max(self.end, place[1])
+        self.arena.bytes = max(self.arena.bytes, self.end)
         return place

@@ -32,28 +32,34 @@ template <class E> struct Lane {  // CHANNELS neighbouring channels of one row
     long at(long t) const { return (b * p.length + t) * p.channels + c; }
 };
 
+template <class E>
+inline __attribute__((always_inline)) void convolve_token(const Lane<E>& lane, long t, long width, const typename Compute<E>::T* weight) {
+    using T = typename Compute<E>::T;
+    T sums[CHANNELS] = {};
+    for (long lag = 0; lag < lane.p.taps; ++lag) {
+        const E* x = lane.before(t, lag);
+        const T* w = weight + (lane.p.taps - 1 - lag) * CHANNELS;
+        if (x != nullptr)
+            for (long d = 0; d < width; ++d) sums[d] += w[d] * T(x[d]);
+    }
+    E* y = static_cast<E*>(lane.p.y) + lane.at(t);
+    for (long d = 0; d < width; ++d) y[d] = narrow(sums[d], E());
+}
+
 template <class E> void convolve(const Convolution& p) {
     using T = typename Compute<E>::T;
     long lanes = (p.channels + CHANNELS - 1) / CHANNELS;
+    Buffer<T> weight(p.taps * lanes * CHANNELS);
+    for (long c = 0; c < p.channels; ++c)
+        for (long w = 0; w < p.taps; ++w)
+            weight[(c / CHANNELS * p.taps + w) * CHANNELS + c % CHANNELS] = T(static_cast<const E*>(p.weight)[c * p.taps + w]);
 #pragma omp parallel for num_threads(p.threads) collapse(2) schedule(static) if (p.batch * p.length * p.channels > (1 << 14))
     for (long b = 0; b < p.batch; ++b)
         for (long n = 0; n < lanes; ++n) {
             Lane<E> lane{p, b, n * CHANNELS, std::min(CHANNELS, long(p.channels) - n * CHANNELS)};
-            Buffer<T> weight(p.taps * CHANNELS);
-            for (long w = 0; w < p.taps; ++w)
-                for (long d = 0; d < lane.width; ++d)
-                    weight[w * CHANNELS + d] = T(static_cast<const E*>(p.weight)[(lane.c + d) * p.taps + w]);
-            T sums[CHANNELS];
             for (long t = 0; t < p.length; ++t) {
-                std::fill(sums, sums + CHANNELS, T(0));
-                for (long lag = 0; lag < p.taps; ++lag) {
-                    const E* x = lane.before(t, lag);
-                    const T* w = weight + (p.taps - 1 - lag) * CHANNELS;
-                    if (x != nullptr)
-                        for (long d = 0; d < lane.width; ++d) sums[d] += w[d] * T(x[d]);
-                }
-                E* y = static_cast<E*>(p.y) + lane.at(t);
-                for (long d = 0; d < lane.width; ++d) y[d] = narrow(sums[d], E());
+                if (lane.width == CHANNELS) convolve_token<E>(lane, t, CHANNELS, weight + n * p.taps * CHANNELS);
+                else convolve_token<E>(lane, t, lane.width, weight + n * p.taps * CHANNELS);
             }
             for (long i = 0; p.after != nullptr && i < p.taps - 1; ++i) {
                 const E* x = lane.before(p.length - 1, p.taps - 2 - i);

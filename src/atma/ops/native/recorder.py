@@ -53,7 +53,7 @@ class Program:
         for kernel, arguments in calls:
             addresses += [ctypes.cast(kernel, ctypes.c_void_p).value or 0, at]  # type: ignore
             at += len(arguments)
-        self._calls = (ctypes.c_int64 * len(addresses))(*addresses)
+        self.calls = (ctypes.c_int64 * len(addresses))(*addresses)
         self._length = ctypes.c_int64(len(calls))
         library = native.status().library
         assert library is not None
@@ -64,17 +64,17 @@ class Program:
 
     def bytes(self, known: Collection[int]) -> int:
         """Of its calls, and of the tensors it holds but for those in the arena and at the addresses `known`."""
-        calls = len(self._arguments) + ctypes.sizeof(self._calls) + sys.getsizeof(self._kernels)
+        calls = len(self._arguments) + ctypes.sizeof(self.calls) + sys.getsizeof(self._kernels)
         return calls + sum(x.nbytes() for place, x in self._kept.items() if place not in known)
 
     def replay(self) -> None:
         """Compute again, from what the changing tensors now hold."""
-        self._replay(self._calls, self._length)
+        self._replay(self.calls, self._length)
 
     def timed(self) -> list[tuple[str, float]]:
         """Compute again kernel by kernel: the name of each and the seconds it took."""
         found = []
-        for kernel, arguments in zip(self._kernels, self._calls[1::2], strict=True):
+        for kernel, arguments in zip(self._kernels, self.calls[1::2], strict=True):
             began = time.perf_counter()
             kernel(ctypes.c_void_p(arguments))
             found.append((kernel.__name__, time.perf_counter() - began))
@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):
 
     `changing`: tensors whose values differ at each replay. Reading one as a Python number is refused; `tolist` and
     `numpy` pass unseen, and are not for code that is recorded. `arena`: where results lie, overwritten by whatever else
-    is recorded in it or replayed from it; without one the recording has its own.
+    is recorded in it or replayed from it, but for what ends before the byte `start`; None: the recording has its own.
     """
 
     @classmethod
@@ -94,11 +94,11 @@ class Recorder(TorchDispatchMode):
         """False: marking the mode for the compiler would import the compiler, which takes seconds."""
         return False
 
-    def __init__(self, changing: Iterable[Tensor], arena: Arena | None = None) -> None:
+    def __init__(self, changing: Iterable[Tensor], arena: Arena | None = None, start: int = 0) -> None:
         super().__init__()
         self._kept = {_memory(x): x.untyped_storage() for x in changing}
         self._changing = set(self._kept)
-        self._places = Places(arena or Arena())
+        self._places = Places(arena or Arena(), start)
         self._log = native.logged()
 
     def __enter__(self):
@@ -108,6 +108,11 @@ class Recorder(TorchDispatchMode):
     def __exit__(self, *error):
         super().__exit__(*error)
         self._log.__exit__(*error)
+
+    @property
+    def end(self) -> int:
+        """The byte of the arena where the results of this recording end."""
+        return self._places.end
 
     def program(self) -> Program:
         """What was recorded."""

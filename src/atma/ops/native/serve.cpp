@@ -2,6 +2,7 @@
 // how a text was cut into calls, or on the number of threads. Every sum runs in one order: products over their inputs
 // one after the other; attention within a page of keys, then over pages in order; the memory token after token.
 // T computes, E is how tensors are stored.
+#include <limits>
 #include "simd.h"
 
 namespace {
@@ -19,18 +20,36 @@ struct Product {  // y (rows, outputs) = x (rows, inputs) · packed + bias; pack
     int64_t threads;
 };
 
-template <class E> void product_strip(const Product& p, const typename Compute<E>::T* x, long row, long count, long n) {
+// ROWS rows from `row` on of panel n, which has `width` outputs; bias is filled up to a panel.
+template <class E, int ROWS>
+void product_tile(const Product& p, const typename Compute<E>::T* x, long row, long n, long width, const E* bias) {
     using T = typename Compute<E>::T;
-    constexpr long panel = Simd<T>::panel;
-    alignas(64) T sums[TILE_ROWS * panel];
-    const E* packed = static_cast<const E*>(p.packed) + n * p.inputs * panel;
-    some_rows<T, TILE_VECTORS>(count, x + row * p.inputs, p.inputs, 1, packed, panel, sums, panel, p.inputs, false);
+    using S = Simd<T>;
+    const E* packed = static_cast<const E*>(p.packed) + n * p.inputs * S::panel;
+    typename S::V sums[ROWS][TILE_VECTORS] = {};
+    accumulate<T, ROWS, TILE_VECTORS>(x + row * p.inputs, p.inputs, 1, packed, S::panel, p.inputs, sums);
+    E* y = static_cast<E*>(p.y) + row * p.outputs + n * S::panel;
+    alignas(64) E whole[S::panel];
+    for (int r = 0; r < ROWS; ++r, y += p.outputs) {
+        E* to = width == S::panel ? y : whole;
+        for (int j = 0; j < TILE_VECTORS; ++j) put(to + j * S::lanes, sums[r][j] + widen(bias + j * S::lanes));
+        if (width < S::panel) std::copy(whole, whole + width, y);
+    }
+}
+
+// Rows [row, end) of panel n.
+template <class E> void product_panel(const Product& p, const typename Compute<E>::T* x, long row, long end, long n) {
+    constexpr long panel = Simd<typename Compute<E>::T>::panel;
     long width = std::min<long>(panel, p.outputs - n * panel);
-    T bias[panel] = {};
-    for (long c = 0; c < width && p.bias != nullptr; ++c) bias[c] = T(static_cast<const E*>(p.bias)[n * panel + c]);
-    for (long r = 0; r < count; ++r) {
-        E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + n * panel;
-        for (long c = 0; c < width; ++c) y[c] = narrow(sums[r * panel + c] + bias[c], E());
+    alignas(64) E bias[panel] = {};
+    if (p.bias != nullptr) std::copy_n(static_cast<const E*>(p.bias) + n * panel, width, bias);
+    for (; end - row >= TILE_ROWS; row += TILE_ROWS) product_tile<E, TILE_ROWS>(p, x, row, n, width, bias);
+    switch (end - row) {
+        case 5: return product_tile<E, 5>(p, x, row, n, width, bias);
+        case 4: return product_tile<E, 4>(p, x, row, n, width, bias);
+        case 3: return product_tile<E, 3>(p, x, row, n, width, bias);
+        case 2: return product_tile<E, 2>(p, x, row, n, width, bias);
+        case 1: return product_tile<E, 1>(p, x, row, n, width, bias);
     }
 }
 
@@ -47,8 +66,7 @@ template <class E> void product_rows(const Product& p) {
 #pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (p.rows * p.inputs * p.outputs > (1 << 17))
     for (long b = 0; b < blocks; ++b)
         for (long n = 0; n < panels; ++n)
-            for (long r = b * ROW_BLOCK; r < std::min<long>((b + 1) * ROW_BLOCK, p.rows); r += TILE_ROWS)
-                product_strip<E>(p, x, r, std::min<long>(TILE_ROWS, p.rows - r), n);
+            product_panel<E>(p, x, b * ROW_BLOCK, std::min<long>((b + 1) * ROW_BLOCK, p.rows), n);
 }
 
 struct Choice {  // y (n, inputs): rows of packed (panels, inputs, panel), by output
@@ -159,27 +177,43 @@ template <class T, class E> void unit(const E* x, long width, long wide, T* to) 
     for (long d = 0; d < width; ++d) to[d] /= factor;
 }
 
-// M ← γ M + β (v − γ M k) kᵀ; read = M q. M (width, wide).
-template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, T beta, long width, long wide, T* read) {
+// M ← γ M + β (v − γ M k) kᵀ; read = M q. M (wide, wide), as many rows at a time as a vector has lanes.
+template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, T beta, long wide, T* read) {
     using S = Simd<T>;
-    for (long e = 0; e < width; ++e) {
-        T *row = M + e * wide, error = beta * (v[e] - decay * dot(row, k, wide));
-        typename S::V sums{};
-        for (long d = 0; d < wide; d += S::lanes) {
-            typename S::V next = decay * S::load(row + d) + error * S::load(k + d);
-            S::store(row + d, next);
-            sums += next * S::load(q + d);
+    for (long e = 0; e < wide; e += S::lanes) {
+        typename S::V sums[S::lanes];
+        alignas(64) T error[S::lanes];
+        for (int i = 0; i < S::lanes; ++i) {
+            sums[i] = typename S::V{};
+            for (long d = 0; d < wide; d += S::lanes) sums[i] += S::load(M + (e + i) * wide + d) * S::load(k + d);
         }
-        read[e] = S::sum(sums);
+        S::store(error, beta * (S::load(v + e) - decay * S::sums(sums)));
+        for (int i = 0; i < S::lanes; ++i) {
+            T* row = M + (e + i) * wide;
+            sums[i] = typename S::V{};
+            for (long d = 0; d < wide; d += S::lanes) {
+                typename S::V next = decay * S::load(row + d) + error[i] * S::load(k + d);
+                S::store(row + d, next);
+                sums[i] += next * S::load(q + d);
+            }
+        }
+        S::store(read + e, S::sums(sums));
     }
+}
+
+template <class T> void resize(const T* from, long width, T* to, long wide) {  // (width, width) in (wide, wide)
+    for (long e = 0; e < std::min(width, wide); ++e) std::copy_n(from + e * width, std::min(width, wide), to + e * wide);
 }
 
 template <class T, class E> void remember_head(const Memory& p, long b, long h) {
     long wide = padded<T>(p.width), group = h / (p.heads / p.groups);
-    Buffer<T> M(p.width * wide), q(wide), k(wide), v(wide), read(wide);
+    bool whole = wide == p.width;
+    Buffer<T> room(4 * wide + (whole ? 0 : wide * wide));
+    T *q = room, *k = q + wide, *v = k + wide, *read = v + wide;
     T* held = static_cast<T*>(p.memory) + (b * p.heads + h) * p.width * p.width;
-    std::fill(M.get(), M + p.width * wide, T(0)), std::fill(read.get(), read + wide, T(0));
-    for (long e = 0; e < p.width; ++e) std::copy(held + e * p.width, held + (e + 1) * p.width, M + e * wide);
+    T* M = whole ? held : read + wide;
+    std::fill(v, v + wide, T(0));
+    if (!whole) std::fill(M, M + wide * wide, T(0)), resize(held, p.width, M, wide);
     for (long t = 0; t < p.tokens; ++t) {
         long at = (b * p.tokens + t) * p.heads + h;
         unit<T, E>(static_cast<const E*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token, p.width, wide, q);
@@ -189,12 +223,12 @@ template <class T, class E> void remember_head(const Memory& p, long b, long h) 
         T logit = T(static_cast<const E*>(p.decay)[at]) + T(number(p.decay_bias));
         T decay = std::exp(std::min(std::min(logit, T(0)) - std::log1p(std::exp(-std::abs(logit))), T(number(p.most))));
         T beta = T(1) / (T(1) + std::exp(-(T(static_cast<const E*>(p.beta)[at]) + T(number(p.beta_bias)))));
-        step<T>(M, q, k, v, decay, beta, p.width, wide, read);
+        step<T>(M, q, k, v, decay, beta, wide, read);
         T factor = T(1) / std::sqrt(dot<T>(read, read, wide) / T(p.width) + T(number(p.epsilon)));
         gated<T, T, E>(read, factor, static_cast<const E*>(p.gate) + at * p.width, p.width,
                        static_cast<E*>(p.y) + at * p.width);
     }
-    for (long e = 0; e < p.width; ++e) std::copy(M + e * wide, M + e * wide + p.width, held + e * p.width);
+    if (!whole) resize(M, wide, held, p.width);
 }
 
 template <class E> void remember(const Memory& p) {
@@ -203,8 +237,37 @@ template <class E> void remember(const Memory& p) {
     for (long b = 0; b < p.batch; ++b)
         for (long h = 0; h < p.heads; ++h) remember_head<T, E>(p, b, h);
 }
+
+struct Largest {  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
+    int64_t rows, width, x_row;
+    const void* x;
+    int64_t* y;
+};
+
+template <class T> int64_t place_of_largest(const T* x, long width) {
+    using S = Simd<T>;
+    typename S::V top = typename S::V{} - std::numeric_limits<T>::infinity();
+    typename S::Words wrong{};
+    long d = 0;
+    for (; d + S::lanes <= width; d += S::lanes) {
+        typename S::V some = S::load(x + d);
+        wrong |= some != some;
+        top = some > top ? some : top;
+    }
+    T largest = S::max(top);
+    bool finite = true;
+    for (int i = 0; i < S::lanes; ++i) finite &= wrong[i] == 0;
+    for (; d < width; ++d) finite &= x[d] == x[d], largest = std::max(largest, x[d]);
+    return finite && std::isfinite(largest) ? std::find(x, x + width, largest) - x : -1;
+}
+
+template <class T> void largest(const Largest& p) {
+    for (long r = 0; r < p.rows; ++r) p.y[r] = place_of_largest(static_cast<const T*>(p.x) + r * p.x_row, p.width);
+}
 }  // namespace
 
+extern "C" void largest_float32(const Largest* p) { largest<float>(*p); }
+extern "C" void largest_float64(const Largest* p) { largest<double>(*p); }
 #define EXPORT(NAME, E)                                                            \
     extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); } \
     extern "C" void packed_rows_##NAME(const Choice* p) { packed_rows<E>(*p); }    \

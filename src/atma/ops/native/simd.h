@@ -122,19 +122,27 @@ inline Simd<double>::V exp2_of(Simd<double>::V x) {
 
 template <class T> inline T exp2_of_one(T x) { return x <= T(sizeof(T) == 4 ? -126 : -1022) ? T(0) : std::exp2(x); }
 
-// C (ROWS, VECTORS·lanes) += or = A (ROWS, depth) · B (depth, VECTORS·lanes), A with any strides, B as it is stored.
+// sums (ROWS, VECTORS·lanes) += A (ROWS, depth) · B (depth, VECTORS·lanes), A with any strides, B as it is stored.
 template <class T, int ROWS, int VECTORS, class E>
-inline void tile(const T* a, long a_row, long a_depth, const E* b, long b_depth, T* c, long c_row, long depth, bool add) {
+inline __attribute__((always_inline)) void accumulate(const T* a, long a_row, long a_depth, const E* b, long b_depth,
+                                                      long depth, typename Simd<T>::V (&sums)[ROWS][VECTORS]) {
     using S = Simd<T>;
-    typename S::V sums[ROWS][VECTORS];
-    for (int r = 0; r < ROWS; ++r)
-        for (int j = 0; j < VECTORS; ++j) sums[r][j] = add ? S::load(c + r * c_row + j * S::lanes) : typename S::V{};
     for (long d = 0; d < depth; ++d, a += a_depth, b += b_depth) {
         typename S::V right[VECTORS];
         for (int j = 0; j < VECTORS; ++j) right[j] = widen(b + j * S::lanes);
         for (int r = 0; r < ROWS; ++r)
             for (int j = 0; j < VECTORS; ++j) sums[r][j] += a[r * a_row] * right[j];
     }
+}
+
+// C (ROWS, VECTORS·lanes) += or = A · B.
+template <class T, int ROWS, int VECTORS, class E>
+inline void tile(const T* a, long a_row, long a_depth, const E* b, long b_depth, T* c, long c_row, long depth, bool add) {
+    using S = Simd<T>;
+    typename S::V sums[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < VECTORS; ++j) sums[r][j] = add ? S::load(c + r * c_row + j * S::lanes) : typename S::V{};
+    accumulate<T, ROWS, VECTORS>(a, a_row, a_depth, b, b_depth, depth, sums);
     for (int r = 0; r < ROWS; ++r)
         for (int j = 0; j < VECTORS; ++j) S::store(c + r * c_row + j * S::lanes, sums[r][j]);
 }

@@ -20,6 +20,15 @@ struct Pointwise {  // y = operation(a, b), the last dimension the longest
     Operand y, a, b;
 };
 
+template <class T> constexpr Type type_of() {
+    if (std::is_same_v<T, float>) return FLOAT32;
+    return std::is_same_v<T, double> ? FLOAT64 : INT64;
+}
+
+template <class T> bool as_it_lies(const Operand& x) {  // numbers of T side by side need not be moved
+    return x.place != nullptr && x.type == type_of<T>() && x.strides[RANK - 1] == sizeof(T);
+}
+
 template <class T, class E> void read(const char* from, long stride, long n, T* into) {
     if (stride == sizeof(E))
         for (long i = 0; i < n; ++i) into[i] = T(reinterpret_cast<const E*>(from)[i]);
@@ -28,11 +37,6 @@ template <class T, class E> void read(const char* from, long stride, long n, T* 
 }
 
 template <class T> void fetch(const Operand& x, const char* from, long n, T* into) {
-    if (x.place == nullptr) {
-        double number;
-        std::memcpy(&number, &x.number_bits, 8);
-        return std::fill(into, into + n, T(number));
-    }
     long stride = x.strides[RANK - 1];
     switch (x.type) {
         case FLOAT32: return read<T, float>(from, stride, n, into);
@@ -70,29 +74,51 @@ template <class T> T sigmoid(T x) {
     return (x >= T(0) ? T(1) : e) / (1 + e) + (x - x);  // NaN stays NaN
 }
 
-template <class T> void apply(int64_t operation, long n, T* a, const T* b) {
+// y[i] = make(a[i], b[i]); y may be a or b, which the compiler is told not to mind.
+template <class T, class F> void each(long n, const T* a, const T* b, T* y, F make) {
+#pragma GCC ivdep
+    for (long i = 0; i < n; ++i) y[i] = make(a[i], b[i]);
+}
+
+template <class T> void apply(int64_t operation, long n, const T* a, const T* b, T* y) {
     switch (operation) {
-        case ADD: for (long i = 0; i < n; ++i) a[i] += b[i]; return;
-        case SUB: for (long i = 0; i < n; ++i) a[i] -= b[i]; return;
-        case MUL: for (long i = 0; i < n; ++i) a[i] *= b[i]; return;
-        case MINIMUM: for (long i = 0; i < n; ++i) a[i] = a[i] > b[i] ? b[i] : a[i]; return;
-        case MAXIMUM: for (long i = 0; i < n; ++i) a[i] = a[i] < b[i] ? b[i] : a[i]; return;
+        case COPY: std::memmove(y, a, n * sizeof(T)); return;
+        case ADD: return each(n, a, b, y, [](T a, T b) { return a + b; });
+        case SUB: return each(n, a, b, y, [](T a, T b) { return a - b; });
+        case MUL: return each(n, a, b, y, [](T a, T b) { return a * b; });
+        case MINIMUM: return each(n, a, b, y, [](T a, T b) { return a > b ? b : a; });
+        case MAXIMUM: return each(n, a, b, y, [](T a, T b) { return a < b ? b : a; });
     }
     if constexpr (!std::is_integral_v<T>) switch (operation) {
-        case DIV: for (long i = 0; i < n; ++i) a[i] /= b[i]; return;
-        case SIGMOID: for (long i = 0; i < n; ++i) a[i] = sigmoid(a[i]); return;
-        case LOG_SIGMOID: for (long i = 0; i < n; ++i) a[i] = std::min(a[i], T(0)) - std::log1p(std::exp(-std::abs(a[i]))); return;
-        case RSQRT: for (long i = 0; i < n; ++i) a[i] = 1 / std::sqrt(a[i]); return;
-        case COS: for (long i = 0; i < n; ++i) a[i] = std::cos(a[i]); return;
-        case SIN: for (long i = 0; i < n; ++i) a[i] = std::sin(a[i]); return;
+        case DIV: return each(n, a, b, y, [](T a, T b) { return a / b; });
+        case SIGMOID: return each(n, a, a, y, [](T a, T) { return sigmoid(a); });
+        case LOG_SIGMOID: return each(n, a, a, y, [](T a, T) { return std::min(a, T(0)) - std::log1p(std::exp(-std::abs(a))); });
+        case RSQRT: return each(n, a, a, y, [](T a, T) { return 1 / std::sqrt(a); });
+        case COS: return each(n, a, a, y, [](T a, T) { return std::cos(a); });
+        case SIN: return each(n, a, a, y, [](T a, T) { return std::sin(a); });
     }
 }
 
+// The numbers of an operand from `from` on, where they lie or copied into `room`, which already holds a single number.
+template <class T> const T* values(const Operand& x, const char* from, long n, T* room) {
+    if (as_it_lies<T>(x)) return reinterpret_cast<const T*>(from);
+    if (x.place != nullptr) fetch<T>(x, from, n, room);
+    return room;
+}
+
+template <class T> void fill(const Operand& x, long n, T* room) {
+    double number;
+    std::memcpy(&number, &x.number_bits, 8);
+    if (x.place == nullptr) std::fill(room, room + n, T(number));
+}
+
 template <class T> void rows(const Pointwise& p) {
-    T a[BLOCK], b[BLOCK];
+    T a[BLOCK], b[BLOCK], y[BLOCK];
     long sizes[RANK], index[RANK] = {};
     std::copy(p.sizes, p.sizes + RANK, sizes);
-    bool two = p.operation >= ADD && p.operation <= MAXIMUM;
+    bool two = p.operation >= ADD && p.operation <= MAXIMUM, direct = as_it_lies<T>(p.y);
+    fill(p.a, std::min(BLOCK, sizes[3]), a);
+    if (two) fill(p.b, std::min(BLOCK, sizes[3]), b);
     for (index[0] = 0; index[0] < sizes[0]; ++index[0])
         for (index[1] = 0; index[1] < sizes[1]; ++index[1])
             for (index[2] = 0; index[2] < sizes[2]; ++index[2])
@@ -103,10 +129,10 @@ template <class T> void rows(const Pointwise& p) {
                         for (int i = 0; i < 3; ++i) place += index[i] * x.strides[i];
                         return place;
                     };
-                    fetch<T>(p.a, p.a.place == nullptr ? nullptr : start(p.a), n, a);
-                    if (two) fetch<T>(p.b, p.b.place == nullptr ? nullptr : start(p.b), n, b);
-                    apply<T>(p.operation, n, a, b);
-                    put<T>(p.y, start(p.y), n, a);
+                    const T* left = values(p.a, start(p.a), n, a);
+                    const T* right = two ? values(p.b, start(p.b), n, b) : left;
+                    apply<T>(p.operation, n, left, right, direct ? reinterpret_cast<T*>(start(p.y)) : y);
+                    if (!direct) put<T>(p.y, start(p.y), n, y);
                 }
 }
 
@@ -180,4 +206,11 @@ extern "C" void hold(const Hold* p) {
 
 extern "C" void replay(const Call* calls, int64_t count) {
     for (int64_t i = 0; i < count; ++i) calls[i].kernel(calls[i].arguments);
+}
+
+// Lists that have nothing to do with one another, a thread for each; the kernels of a single one have all threads.
+extern "C" void replay_beside(const Call* const* lists, const int64_t* counts, int64_t number) {
+    if (number == 1) return replay(lists[0], counts[0]);
+#pragma omp parallel for num_threads(number) schedule(static, 1)
+    for (int64_t i = 0; i < number; ++i) replay(lists[i], counts[i]);
 }

@@ -1,9 +1,9 @@
 """Operations on the rows of tokens whose result for a token is the same bits whatever else is in the call.
 
-`product` with a packed weight, `gate`, `rotate` and `remember` are compiled passes where these are there and no
-gradient is recorded (ops/native/serve.cpp); otherwise `gate` and `rotate` are plain PyTorch, equal up to rounding, and
-the others are not to be had. Serving stands on them: what a text reads must not depend on what is served beside it, or
-on how its tokens were cut into calls.
+`product` with a packed weight, `gate`, `rotate`, `remember` and `largest` are compiled passes where these are there and
+no gradient is recorded (ops/native/serve.cpp); otherwise `gate`, `rotate` and `largest` are plain PyTorch, equal up to
+rounding, and the others are not to be had. Serving stands on them: what a text reads must not depend on what is served
+beside it, or on how its tokens were cut into calls.
 """
 
 import ctypes
@@ -109,8 +109,20 @@ def remember(
     return y
 
 
+def largest(x: Tensor) -> Tensor:
+    """Where each row of x (N, V), float32 or float64, is largest (N,) int64, the first of equals; −1 where that is not
+    finite, or a number of the row is NaN. Inference only."""
+    if not _compiled(x):
+        top = x.max(-1)
+        return torch.where(top.values.isfinite(), top.indices, -1)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = torch.empty(x.shape[0], dtype=torch.int64)
+    native.call("largest", x.dtype, (*x.shape, x.stride(0), x.data_ptr(), y.data_ptr()))
+    return y
+
+
 def _compiled(x: Tensor) -> bool:
     return not recording() and backend_for("auto", x, "dense") == "native"
 
 
-__all__ = ["Packed", "gate", "pack", "product", "remember", "rotate", "row_of"]
+__all__ = ["Packed", "gate", "largest", "pack", "product", "remember", "rotate", "row_of"]

@@ -1,0 +1,163 @@
+"""Answers and whether they are right: the likeliest of a task's answers, and what is written after the cue.
+
+`ranking` takes the answer whose tokens, line end included, cost the fewest nats. It suits base models, which know the
+form of no task. `generation` is greedy: the first line that is written must be the answer (exact); or name it and no
+other of the task's answers (named), as published for BABILong, arXiv 2406.10149.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from atma.data.batches import NOT_SCORED
+from atma.eval.language_model import LanguageModel, Native, Row
+from atma.eval.reasoning.prompts import Prompt
+from atma.eval.statistics import wilson
+from atma.eval.stream import Advance
+from atma.model import Model
+from atma.state import ModelState, rows
+
+Scoring = Literal["both", "ranking", "generation"]
+SPARE = 8
+"""Tokens that may be written beyond the longest answer."""
+SHOWN = 3
+"""Written answers that a row holds."""
+
+
+class Answered(NamedTuple):
+    """Nats of every answer of the task (none without ranking), and what was written (nothing without generation)."""
+
+    nats: np.ndarray
+    written: str
+
+
+def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
+    """A trial. Our own models read its prompt once; others once for every answer and once to go on."""
+    if isinstance(model, Native):
+        return _read_once(model, prompt, scoring, progress)
+    nats = _each(model, prompt) if scoring != "generation" else np.zeros(0)
+    written: list[int] = []
+    if scoring != "ranking":
+        written = model.generate(prompt.ids.tolist(), _most(prompt), _line_end(model))
+    progress(len(prompt.ids))
+    return Answered(nats, model.tokenizer.decode(written))
+
+
+@torch.inference_mode()
+def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
+    own = model.loaded.model
+    device = next(own.parameters()).device
+    ids = torch.from_numpy(prompt.ids).to(device)[None]
+    state = own.init_state(1, ids.shape[1] + _most(prompt))
+    for chunk in ids[:, :-1].split(model.streaming.chunk, 1):
+        _, state = own(chunk, state)
+        assert state is not None
+        progress(chunk.shape[1])
+    last = int(ids[0, -1])
+    at_once = max(1, model.streaming.batch_tokens // ids.shape[1])
+    nats = np.zeros(0)
+    if scoring != "generation":
+        groups = [prompt.candidates[i : i + at_once] for i in range(0, len(prompt.candidates), at_once)]
+        nats = np.concatenate([_costs(own, state, last, group) for group in groups])
+    written: list[int] = []
+    if scoring != "ranking":
+        ends = {model.tokenizer.eot, *_line_end(model)}
+        written = _greedy(own, state, last, _most(prompt), ends, model.tokenizer.vocab_size)
+    progress(1)
+    return Answered(nats, model.tokenizer.decode(written))
+
+
+def _costs(model: Model, state: ModelState, last: int, candidates: Sequence[np.ndarray]) -> np.ndarray:
+    """Nats of each of some answers after the state and the token `last`; the state stays as it is."""
+    width = max(map(len, candidates))
+    inputs = torch.zeros(len(candidates), width, dtype=torch.long)
+    targets = torch.full_like(inputs, NOT_SCORED)
+    inputs[:, 0] = last
+    for row, ids in enumerate(map(torch.from_numpy, candidates)):
+        inputs[row, 1 : len(ids)] = ids[:-1]
+        targets[row, : len(ids)] = ids
+    device = state.length.device
+    hidden, _ = model(inputs.to(device), rows(state, [0] * len(candidates)))
+    return model.loss(hidden, targets.to(device)).double().sum(1).cpu().numpy()
+
+
+def _greedy(model: Model, state: ModelState, last: int, most: int, ends: set[int], vocabulary: int) -> list[int]:
+    written: list[int] = []
+    while len(written) < most:
+        hidden, moved = model(torch.tensor([[last]], device=state.length.device), state)
+        assert moved is not None
+        state, last = moved, int(model.logits(hidden)[0, -1, :vocabulary].argmax())
+        if last in ends:
+            break
+        written.append(last)
+    return written
+
+
+def _each(model: LanguageModel, prompt: Prompt) -> np.ndarray:
+    """Nats of every answer, those of equal length together."""
+    nats = np.zeros(len(prompt.candidates))
+    for size in sorted({len(ids) for ids in prompt.candidates}):
+        members = [i for i, ids in enumerate(prompt.candidates) if len(ids) == size]
+        texts = [np.concatenate([prompt.ids, prompt.candidates[i]]) for i in members]
+        nats[members] = model.predict(torch.from_numpy(np.stack(texts)), size).nats.sum(1)
+    return nats
+
+
+def _most(prompt: Prompt) -> int:
+    return max(map(len, prompt.candidates)) + SPARE
+
+
+def _line_end(model: LanguageModel) -> tuple[int, ...]:
+    """The token of a line end, if it is one."""
+    ids = model.tokenizer.encode("\n")
+    return tuple(ids) if len(ids) == 1 else ()
+
+
+def first_line(written: str) -> str:
+    """What counts of a written answer: its first line, without blanks around it."""
+    return written.strip().partition("\n")[0].strip()
+
+
+def exact(written: str, answer: str) -> bool:
+    """Whether the first line is the answer, in any case of letters, a full stop allowed."""
+    return first_line(written).removesuffix(".").lower() == answer.lower()
+
+
+def named(written: str, answer: str, answers: Sequence[str], question: str) -> bool:
+    """Whether the first sentence names the words of the answer in order, and no other word of any answer.
+
+    Words of the question, which may be repeated, do not count unless they are the answer's.
+    """
+    true = _words(answer)
+    counted = {word for other in answers for word in _words(other)} - (set(_words(question)) - set(true))
+    found = [word for word in _words(first_line(written).partition(".")[0]) if word in counted]
+    return found == true
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def ranking_row(trials: Sequence[Answered], prompts: Sequence[Prompt]) -> Row:
+    """Accuracy of the likeliest answer, with its Wilson interval; nats of the true answer, mean over trials."""
+    right = [int(np.argmin(one.nats) == prompt.true) for one, prompt in zip(trials, prompts, strict=True)]
+    cost = float(np.mean([one.nats[prompt.true] for one, prompt in zip(trials, prompts, strict=True)]))
+    return {"kind": "ranking"} | proportion("accuracy", right) | {"answer_nats": cost, "outcomes": right}
+
+
+def generation_row(trials: Sequence[Answered], prompts: Sequence[Prompt], answers: Sequence[str]) -> Row:
+    """Accuracy of what is written, exact and named, with Wilson intervals; outcomes are the exact ones."""
+    pairs = list(zip(trials, prompts, strict=True))
+    right = [int(exact(one.written, answers[prompt.true])) for one, prompt in pairs]
+    told = [int(named(one.written, answers[prompt.true], answers, prompt.question)) for one, prompt in pairs]
+    row = {"kind": "generation"} | proportion("accuracy", right) | proportion("named", told)
+    return row | {"outcomes": right, "written": [one.written for one in trials[:SHOWN]]}
+
+
+def proportion(name: str, outcomes: Sequence[int]) -> Row:
+    """A share of trials with its Wilson 95% interval."""
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return {name: sum(outcomes) / len(outcomes), f"{name}_low": low, f"{name}_high": high}
