@@ -2,5 +2,6 @@
 
 VERBS = {
     "lengths": ("eval_lengths", "loss and needle recall at many context lengths, on prepared data"),
+    "recall": ("eval_recall", "train small models of any mixer to recall and copy; test them at longer contexts"),
     "diff": ("eval_diff", "compare two results files, and say what explains each change"),
 }
