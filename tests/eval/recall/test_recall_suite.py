@@ -46,8 +46,8 @@ def test_a_run_leaves_its_curve_its_accuracies_and_what_is_to_be_known(made):
     assert [row["kind"] for row in made] == 2 * kinds
     assert [row["step"] for row in of(made, "curve")] == 2 * [4, 8, 10]
     assert [(row["length"], row["trials"], row["answers"]) for row in of(made, "accuracy")[:2]] == [
-        (8, 32, 128),
-        (32, 16, 256),
+        (8, 32, 96),
+        (32, 16, 240),
     ]
     for row in made:
         assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -134,8 +134,8 @@ def test_a_budget_halves_the_tokens_of_all_runs_alike(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sizes": ("8,2",)}, "a size of copy is a number, such as 64, not '8,2'"),
-        ({"task": "mqar", "sizes": ("64",)}, "a size of mqar is two numbers, such as 64,4, not '64'"),
+        ({"sizes": ("8,2",)}, "a size of copy is LENGTH, such as 64, not '8,2'"),
+        ({"task": "mqar", "sizes": ("64",)}, "a size of mqar is LENGTH,PAIRS, such as 64,4, not '64'"),
         ({"sizes": ("7",)}, "an even length"),
         ({"mixers": ("rope", "rope")}, "'mixers' must be one or more, none twice"),
         ({"factors": (2, 1)}, "'factors' must be whole numbers of 1 or more, increasing"),

@@ -91,7 +91,7 @@ class Run:
             more = {"pairs": task.pairs, "gap": task.gap}
             for point in learner.learn(task, self.of_length(task), advance):
                 yield {"kind": "curve", "length": task.length} | more | point
-            row = self._test(learner, task, factor, advance) | {"kind": "capacity"} | more
+            row: Row = self._test(learner, task, factor, advance) | {"kind": "capacity"} | more
             yield row
             if row["accuracy"] < self.threshold:
                 return
@@ -99,7 +99,7 @@ class Run:
     def _test(self, learner: Learner, task: Task, factor: int, advance: Advance) -> Row:
         batch = examples(task, self.practice.test_seed, TEST, 0, self.count(factor))
         right = correct(learner.model, batch, advance)
-        whole = right.all(1)
+        whole = np.asarray(right.all(1))
         row: Row = {"length": task.length, "factor": factor, "trials": len(right), "answers": right.size}
         row |= _proportion("", right) | _proportion("exact_", whole)
         row |= {"outcomes": whole.astype(int).tolist()}

@@ -13,12 +13,19 @@ from atma.eval.recall.runs import Row, Run, batched
 from atma.eval.recall.tasks import TASKS, AssociativeRecall, Capacity, Task
 from atma.eval.recall.training import Practice, seconds_a_step
 from atma.eval.suite import Progress, run_measurements
+from atma.ops import backend_for
 
 SIZES = {
     "mqar": ("64,4", "128,8", "256,16", "512,64"),
     "copy": ("64",),
     "selective-copy": ("256,16",),
     "capacity": ("4",),
+}
+FIELDS = {
+    "mqar": ("length", "pairs"),
+    "copy": ("length",),
+    "selective-copy": ("length", "symbols"),
+    "capacity": ("pairs",),
 }
 LEAST_STEPS = 20
 EVALUATING = 1 / 3
@@ -107,11 +114,11 @@ class Recall:
         return fitted
 
     def _task(self, size: str) -> Task:
-        numbers = _numbers(self.task, size)
-        known: dict[str, Any] = {"vocabulary": self.vocabulary} if self.vocabulary else {}
+        known: dict[str, Any] = _numbers(self.task, size)
+        known |= {"vocabulary": self.vocabulary} if self.vocabulary else {}
         if self.task == AssociativeRecall.name:
             known |= {"filler": self.filler}
-        return TASKS[self.task](*numbers, **known)
+        return TASKS[self.task](**known)
 
     def _run(self, task: Task, words: str, rate: float, seed: int, device: str) -> Run:
         config = mixer(words, base(task, self.model_preset, self.model))
@@ -143,7 +150,7 @@ def recall(
     pairs) and what is to be known of it ("run"). `budget`, in seconds, shortens all runs alike (`Recall.within`).
     """
     fitted = suite if budget is None else suite.within(budget, device)
-    stamp = software() | {"dtype": "float32", "device": device, "seed": suite.seed}
+    stamp = software() | {"dtype": "float32", "device": device, "backend": backend_for(), "seed": suite.seed}
     return run_measurements(suite.name, [run.measurement() for run in fitted.runs(device)], stamp, results, progress)
 
 
@@ -165,15 +172,13 @@ def _train(rate: float, seed: int, tokens: int, batch_tokens: int) -> TrainConfi
     )
 
 
-def _numbers(task: str, size: str) -> list[int]:
-    wanted = len(SIZES[task][0].split(","))
+def _numbers(task: str, size: str) -> dict[str, int]:
+    """The fields of a task that a size gives."""
     parts = size.split(",")
-    if len(parts) != wanted or not all(part.isdecimal() for part in parts):
-        raise ValueError(
-            f"a size of {task} is {'two numbers' if wanted == 2 else 'a number'}, such as "
-            f"{SIZES[task][0]}, not '{size}'"
-        )
-    return [int(part) for part in parts]
+    if len(parts) != len(FIELDS[task]) or not all(part.isdecimal() for part in parts):
+        rule = f"{','.join(FIELDS[task]).upper()}, such as {SIZES[task][0]}"
+        raise ValueError(f"a size of {task} is {rule}, not '{size}'")
+    return dict(zip(FIELDS[task], map(int, parts), strict=True))
 
 
 def _doublings(first: int, most: int) -> tuple[int, ...]:

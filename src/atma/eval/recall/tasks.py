@@ -72,7 +72,10 @@ class AssociativeRecall:
 
 @dataclass(frozen=True)
 class Copying:
-    """Random symbols, a separator, and the symbols again: all of the second half is asked for, one token ahead."""
+    """A separator and random symbols, then both again: each symbol of the second half is asked for one token ahead.
+
+    The separator before either half is what tells where the copy begins. Source: Repeat After Me, arXiv 2402.01032.
+    """
 
     length: int = 64
     vocabulary: int = 64
@@ -94,9 +97,9 @@ class Copying:
 
     def example(self, generator: Generator) -> Sequence:
         half = self.length // 2
-        symbols = generator.integers(1, self.vocabulary + 1, half)
-        tokens = np.concatenate([symbols, [BLANK], symbols[:-1]])
-        return tokens, _asked(self.length, np.arange(half, self.length), symbols)
+        symbols = generator.integers(1, self.vocabulary + 1, half - 1)
+        tokens = np.tile(np.concatenate([[BLANK], symbols]), 2)
+        return tokens, _asked(self.length, np.arange(half, self.length - 1), symbols)
 
 
 @dataclass(frozen=True)
