@@ -53,7 +53,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def _run(loaded: Loaded, options: argparse.Namespace, budget: int, folder: Path | None) -> tuple[int, Reuse]:
     """Bytes kept at the end, and what the repeats reused."""
-    config = EngineConfig(budget + 128 * MIB, budget, cache_folder=folder, max_rows=4)
+    pending = 16 * MIB if folder else 0  # beside what is kept
+    config = EngineConfig(budget + 128 * MIB, budget + pending, folder, pending_bytes=pending, max_rows=4)
     engine = Engine(loaded.model, loaded.tokenizer, config)
     corpus = loaded.tokenizer.encode(_own_source())
     repeats = Repeats(engine, corpus, options.conversations, options.seed)

@@ -102,8 +102,9 @@ def test_the_version_is_that_of_the_project_file():
 
 def commands(verbs, *before):
     """Every verb that is a function, as the words that call it."""
-    for verb, (module, _) in verbs.items():
-        table = getattr(importlib.import_module(f"atma.commands.{module}"), "VERBS", None)
+    for verb, (name, _) in verbs.items():
+        module, _, function = name.partition(".")
+        table = None if function else getattr(importlib.import_module(f"atma.commands.{module}"), "VERBS", None)
         yield from [(*before, verb)] if table is None else commands(table, *before, verb)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import atma
 
 Verbs = dict[str, tuple[str, str]]
-"""The name of each verb, its module in `atma.commands`, and a summary."""
+"""The name of each verb, its module in `atma.commands` (with a function, if it is not `run`), and a summary."""
 SUMMARY = "Language models that train short and run long."
 VERBS: Verbs = {
     "prepare": ("prepare", "turn text files, jsonl, parquet or a data set into token shards"),
@@ -28,6 +28,7 @@ VERBS: Verbs = {
     "chat": ("chat", "talk to a model in the terminal"),
     "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),
     "demo": ("demo", "train a small pair, evaluate it far beyond its length, write a report"),
+    "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
@@ -72,12 +73,13 @@ def _verb(program: str, verbs: Verbs, summary: str, arguments: list[str]) -> Non
         return
     if verb not in verbs:
         raise ValueError(f"no verb '{verb}'; known: {', '.join(verbs)} (see {program} --help)")
-    module, about = verbs[verb]
+    name, about = verbs[verb]
+    module, _, function = name.partition(".")
     command = importlib.import_module(f"atma.commands.{module}")
-    if hasattr(command, "VERBS"):
+    if not function and hasattr(command, "VERBS"):
         _verb(f"{program} {verb}", command.VERBS, f"{about[0].upper()}{about[1:]}.", rest)
     else:
-        _parse(command.run, f"{program} {verb}", rest)()
+        _parse(getattr(command, function or "run"), f"{program} {verb}", rest)()
 
 
 def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Callable[[], None]:

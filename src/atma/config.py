@@ -9,12 +9,11 @@ import dataclasses
 import hashlib
 import json
 import math
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from atma.strict import from_dict, to_dict, toml_value
+from atma.strict import from_dict, read_toml, to_dict, toml_value
 
 Core = Literal["polar", "nope", "rope"]
 CanonInit = Literal["uniform", "previous"]
@@ -77,9 +76,7 @@ class ModelConfig:
         for name in ("logit_cap", "norm_epsilon", "max_half_life"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         bounded = not self.learned_half_life or 1 <= self.max_half_life < math.inf
-        _require(
-            bounded, "max_half_life", self.max_half_life, "finite and at least 1 for learned_half_life to begin at"
-        )
+        _require(bounded, "max_half_life", self.max_half_life, "finite and at least 1 for learned_half_life")
         _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
         for name in ("window", "count_limit"):
             value = getattr(self, name)
@@ -240,19 +237,21 @@ def preset(name: str) -> ModelConfig:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a TOML recipe. `[model] preset = "nano"` starts from a preset. ValueError says which file and key."""
     path = Path(path)
+    values = read_toml(path, "recipe")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a TOML recipe: {error}") from None
-    try:
-        model = values.get("model", {})
-        if isinstance(model, dict) and "preset" in model:
-            values["model"] = to_dict(preset(model["preset"])) | {k: v for k, v in model.items() if k != "preset"}
-        return from_dict(Recipe, {"name": path.stem} | values)
+        return recipe_of({"name": path.stem} | values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def recipe_of(values: dict[str, Any]) -> Recipe:
+    """The recipe of the tables of a recipe file, its preset filled in. ValueError says which key."""
+    model = values.get("model", {})
+    if isinstance(model, dict) and "preset" in model:
+        values = values | {
+            "model": to_dict(preset(model["preset"])) | {k: v for k, v in model.items() if k != "preset"}
+        }
+    return from_dict(Recipe, values)
 
 
 def canonical_json(config: Any) -> str:

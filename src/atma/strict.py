@@ -4,8 +4,10 @@ import dataclasses
 import difflib
 import json
 import math
+import tomllib
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -23,6 +25,16 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """Data of a configuration as JSON has it: every field present, tuples as lists, infinity as the text "inf"."""
     return _plain(dataclasses.asdict(config))
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; ValueError when it is missing or not TOML, saying `what` it should be."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such {what}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML {what}: {error}") from None
 
 
 def toml_value(value: Any) -> str:

@@ -13,7 +13,8 @@ CORPUS = torch.randint(0, 257, (2000,), generator=torch.Generator().manual_seed(
 
 
 def _repeats(kept: int, folder=None) -> Repeats:
-    config = dataclasses.replace(SMALL, memory_bytes=kept + (8 << 20), cache_bytes=kept, cache_folder=folder)
+    sizes = {"memory_bytes": kept + (8 << 20), "cache_bytes": kept, "pending_bytes": kept // 2}
+    config = dataclasses.replace(SMALL, **sizes, cache_folder=folder)
     return Repeats(AuditedEngine(random_model(), byte_tokenizer(), config), CORPUS, 8, seed=3, longest=120)
 
 

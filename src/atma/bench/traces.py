@@ -6,13 +6,14 @@ on disk; what it was then answering is asked again. After every step the bytes t
 tensors and the files themselves.
 """
 
+import contextlib
 import dataclasses
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
@@ -34,9 +35,17 @@ def held(engine: Engine) -> dict[str, tuple[int, int]]:
         "kept states": (memory.cache.bytes, config.cache_bytes),
     }
     if config.cache_folder is not None:
-        files = (entry.stat().st_size for entry in os.scandir(config.cache_folder))
-        found["files"] = sum(files), config.cache_folder_bytes
+        found["files"] = _file_bytes(config.cache_folder), config.cache_folder_bytes
     return found
+
+
+def _file_bytes(folder: Path) -> int:
+    """Of whole files, without one that is just being written or removed."""
+    total = 0
+    for path in list(folder.glob("[!.]*")):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _tensors(engine: Engine) -> list[Tensor]:

@@ -40,15 +40,16 @@ def run(
     seconds = duration(budget) if budget else None
     with bars() as progress:
         rows = recall(suite, out, progress, seconds, device)
-    numbers = table(rows)
-    caption = "answers right at multiples of the training length; intervals are 95% (Wilson), ranges over seeds"
-    print_table(f"recall: {suite.task}", numbers.header, numbers.rows, "" if suite.task == "capacity" else caption)
+    brief = table(rows, intervals=False)
+    where = "for ever more pairs" if suite.task == "capacity" else "at multiples of the training length"
+    caption = f"answers right {where}; their intervals are in the rows and on the page"
+    print_table(f"recall: {suite.task}", brief.header, brief.rows, caption)
     if out is not None:
         print(f"rows: {out}")
     if page is not None:
         from atma.bench.roofline import write_page
 
-        print(f"page: {write_page(f'Recall: {suite.task}', command(suite), figures(rows), numbers, page)}")
+        print(f"page: {write_page(f'Recall: {suite.task}', command(suite), figures(rows), table(rows), page)}")
 
 
 def command(suite: Recall) -> str:

@@ -145,8 +145,14 @@ class DiskStates:
         try:
             about = {"format": FORMAT, "position": one.position, "key": one.key, "hidden": _text_of(one.hidden)}
             about["sha256"] = _digest(one.state, about)
-            states.save(one.state, self.folder / name, {"kept": json.dumps(about)})
-            return (self.folder / name).stat().st_size
+            staged = self.folder / f".{name}.new"
+            states.save(one.state, staged, {"kept": json.dumps(about)})
+            size = staged.stat().st_size
+            with self._changed:
+                surplus = self._surplus(size)
+            self._unlink(surplus)  # before there is one file more
+            staged.replace(self.folder / name)
+            return size
         except Exception:  # whatever it is, it costs this state alone: the engine and the states that wait go on
             return None
 
@@ -161,10 +167,10 @@ class DiskStates:
             surplus = self._surplus()
         self._unlink(surplus)
 
-    def _surplus(self) -> list[str]:
-        """The oldest files, forgotten until the rest keep within the budget."""
+    def _surplus(self, more: int = 0) -> list[str]:
+        """The oldest files, forgotten until the rest, and so many bytes more, keep within the budget."""
         gone = []
-        while self._sizes and self.bytes > self.budget:
+        while self._sizes and self.bytes + more > self.budget:
             gone.append(next(iter(self._sizes)))
             self._forget(gone[-1])
         return gone

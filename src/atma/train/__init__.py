@@ -4,8 +4,8 @@ Reading order: loop.py (the run), step.py (one optimiser step), optim.py and sch
 objectives.py and distractor.py (optional loss terms), resume.py and record.py (what is kept on disk).
 """
 
-from atma.train.loop import train
+from atma.train.loop import Stopped, train
 from atma.train.progress import Progress, Silent, terminal_progress
 from atma.train.record import export_tensorboard, read_record
 
-__all__ = ["Progress", "Silent", "export_tensorboard", "read_record", "terminal_progress", "train"]
+__all__ = ["Progress", "Silent", "Stopped", "export_tensorboard", "read_record", "terminal_progress", "train"]

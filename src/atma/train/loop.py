@@ -7,6 +7,7 @@ with the same bits as an uninterrupted one on the same machine.
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,22 @@ PATIENCE = 3
 _RECIPE = "recipe.toml"
 
 
+class Stopped(Exception):
+    """A run was asked to stop; it wrote a checkpoint first."""
+
+
 def train(
-    recipe: Recipe, out: str | Path, resume: bool = False, progress: Progress | None = None, device: str | None = None
+    recipe: Recipe,
+    out: str | Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+    device: str | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Path:
     """Run `recipe` into folder `out` and return `out/final`, a model folder.
 
     resume: go on from the newest good checkpoint in `out`. device: "cpu", "cuda"; by default a GPU if there is one.
+    stop: asked after each step; once it is true the run writes a checkpoint and raises `Stopped`.
     Under `torchrun` the processes share each batch. ValueError when `out` holds a run and resume is not asked for, or
     another recipe's run, or nothing to resume; when the data does not fit; when losses stay non-finite.
     """
@@ -47,7 +58,7 @@ def train(
     ranks = join(where)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return fit(recipe, Path(out), open_source(recipe, ranks), resume, progress, where, ranks)
+    return fit(recipe, Path(out), open_source(recipe, ranks), resume, progress, where, ranks, stop)
 
 
 def fit(
@@ -58,6 +69,7 @@ def fit(
     progress: Progress | None = None,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Path:
     """`train` on batches from any `source`."""
     ranks = ranks or Ranks()
@@ -68,7 +80,7 @@ def fit(
     run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
     done = run.restore() if resume else []
     with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
-        return run.go(record, progress or Silent(), done)
+        return run.go(record, progress or Silent(), done, stop)
 
 
 def claim(recipe: Recipe, out: Path, resume: bool) -> None:
@@ -120,8 +132,8 @@ class Run:
             f"resumed at step {self.state.step}"
         ]
 
-    def go(self, record: Record, progress: Progress, notes: list[str]) -> Path:
-        """Make every step that is left, then write the final model folder."""
+    def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
+        """Make every step that is left, then write the final model folder; `stop` as in `train`."""
         steps = self.recipe.train.steps
         if self.state.step == steps:
             return self._finish()
@@ -131,6 +143,9 @@ class Run:
                 progress.show(record.write("event", self.state.step, {"event": note}))
             while self.state.step < steps:
                 self._advance(record, progress)
+                if stop is not None and self.state.step < steps and stop():
+                    self._checkpoint(record)
+                    raise Stopped(f"stopped at step {self.state.step}")
         finally:
             progress.stop()
         return self._finish()

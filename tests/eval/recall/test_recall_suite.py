@@ -177,6 +177,7 @@ def test_the_best_rate_is_that_of_the_held_out_examples_and_all_are_told():
         ["64,4 rope × 1", "not in 900", "90.0% [80.0%, 100.0%]"],
         ["64,4 rope × 3 *", "500", "70.0% [60.0%, 80.0%]"],
     ]
+    assert table(rows, intervals=False).rows[1] == ["64,4 rope × 3 *", "500", "70.0%"]
     learning, length = figures(rows)
     assert [trace["y"] for trace in learning.data] == [[0.99]] and [trace["y"] for trace in length.data] == [[0.7]]
     assert learning.table.rows == [["rope", "500", "not finite", "99.0%"]]

@@ -47,8 +47,8 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     return [group._replace(best=best[group.size, group.mixer] is group) for group in made]
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """A line for each size, mixer and rate; the best rate of several has a star."""
+def table(rows: Sequence[Row], intervals: bool = True) -> Table:
+    """A line for each size, mixer and rate; the best rate of several has a star. With intervals it is wide."""
     found = groups(rows)
     kind = _tested(rows)
     factors = sorted({factor for group in found for factor in group.tests(kind)})
@@ -62,7 +62,7 @@ def table(rows: Sequence[Row]) -> Table:
         tests = group.tests(kind)
         name = f"{group.size} {group.mixer}" + (f" × {group.rate:g}{' *' if group.best else ''}" if rated else "")
         fact = f"{group.runs[0]['memory_bytes']:,}" if probing else _tokens(group)
-        lines.append([name, fact, *(_accuracy(tests.get(factor)) for factor in factors)])
+        lines.append([name, fact, *(_accuracy(tests.get(factor), intervals) for factor in factors)])
     return Table(["size, mixer", told, *lengths], lines)
 
 
@@ -137,13 +137,15 @@ def _tokens(group: Group) -> str:
     return f"{middle:,}" if middle < float("inf") else f"not in {group.runs[0]['trained_tokens']:,}"
 
 
-def _accuracy(rows: Sequence[Row] | None) -> str:
-    """One seed with its Wilson interval; the mean of several with their range."""
+def _accuracy(rows: Sequence[Row] | None, intervals: bool) -> str:
+    """One seed with its Wilson interval; the mean of several with their range; without intervals the mean alone."""
     if not rows:
         return "–"
+    values = [row["accuracy"] for row in rows]
+    if not intervals:
+        return f"{statistics.mean(values):.1%}"
     if len(rows) == 1:
         return _interval(rows[0])
-    values = [row["accuracy"] for row in rows]
     return f"{statistics.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
 

@@ -1,0 +1,72 @@
+"""Prompts of a suite's cells in the tokens of one tokenizer, every haystack tokenised once."""
+
+from typing import TYPE_CHECKING
+
+from atma.eval.language_model import Row
+from atma.eval.retrieval.haystacks import Haystack, Kind, haystack
+from atma.eval.retrieval.needles import NEEDLES, Writer, draw, induction_prompts, needle_prompt
+from atma.eval.retrieval.presets import INDUCTION, Cell, cells
+from atma.eval.retrieval.prompts import Encoder, Prompt
+from atma.eval.retrieval.questions import Passages, read_hotpot, read_squad
+from atma.eval.retrieval.ruler import RULER, Source, ruler_prompt
+from atma.eval.suite import sha256
+from atma.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from atma.eval.retrieval.suite import Retrieval
+
+
+class Maker:
+    """Prompts of a suite in the tokens of a tokenizer; every haystack is tokenised once."""
+
+    def __init__(self, suite: "Retrieval", tokenizer: Tokenizer) -> None:
+        self.suite, self.encoder = suite, Encoder(tokenizer)
+        self.cells = cells(suite.grid())
+        tasks = {cell.task for cell in self.cells}
+        names = {cell.haystack for cell in self.cells} - {"none"}
+        names |= {"synthetic"} if tasks & set(RULER) else set()
+        kinds: list[Kind] = [kind for kind in ("synthetic", "prose", "natural") if kind in names]
+        self.haystacks: dict[str, Haystack] = {kind: haystack(kind, tokenizer, suite.natural) for kind in kinds}
+        self.passages: dict[str, Passages] = {}
+        for task, path, read in (("qa_1", suite.squad, read_squad), ("qa_2", suite.hotpot, read_hotpot)):
+            if path is not None and task in tasks:
+                self.passages[task] = read(path)
+        self.writer = Writer(self.encoder) if tasks - set(RULER) else None
+
+    def prompts(self, cell: Cell, length: int, trials: range) -> list[Prompt]:
+        """The prompts of these trials. ValueError names the length and the task that it has no room for."""
+        try:
+            return self._prompts(cell, length, trials)
+        except ValueError as error:
+            if cell.task == INDUCTION:
+                raise
+            raise ValueError(f"length {length} has no room for {cell.task}: {error}") from None
+
+    def _prompts(self, cell: Cell, length: int, trials: range) -> list[Prompt]:
+        seed = self.suite.seed
+        if cell.task in RULER:
+            source = Source(self.encoder, self.haystacks, self.passages)
+            return [ruler_prompt(source, cell.task, cell.haystack, seed, i, length) for i in trials]
+        assert self.writer is not None
+        text = self.haystacks[cell.haystack]
+        if cell.task == INDUCTION:
+            return induction_prompts(self.writer, text, seed, trials, length, cell.absent)
+        return [
+            needle_prompt(self.writer, cell.task, text, draw(seed, i), length, cell.depth, cell.absent) for i in trials
+        ]
+
+    def check(self, length: int, count: int) -> None:
+        """ValueError if a length has no room for a task: of needles every trial is tried, of the others the first."""
+        for cell in self.cells:
+            self.prompts(cell, length, range(count if cell.task in NEEDLES else 1))
+
+    def hashes(self, cell: Cell) -> Row:
+        """Of the texts that decide a cell's prompts."""
+        found = {"haystack_sha256": self.haystacks[cell.haystack].sha256} if cell.haystack != "none" else {}
+        return found | ({"questions_sha256": self.passages[cell.task].sha256} if cell.task in self.passages else {})
+
+    def trials_sha256(self, cell: Cell, outputs: list[list[str]]) -> str:
+        """Of the trials as they were drawn, before they were tokens, and of the texts asked for in each."""
+        seed, count = self.suite.seed, len(outputs)
+        drawn = [list(draw(seed, i)) for i in range(count)] if cell.task in NEEDLES else []
+        return sha256([cell.task, seed, drawn, outputs])

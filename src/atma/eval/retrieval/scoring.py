@@ -1,0 +1,97 @@
+"""Answers and their figures: teacher-forced (every token judged after the true ones) and free (greedy continuation).
+
+Where the answer to an ask is fixed token for token, as with needles, both find the same trials exact: a continuation
+holds the value if, and only if, each of its tokens is the likeliest after the true ones before it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from atma.eval.language_model import LanguageModel, Row
+from atma.eval.retrieval.prompts import Ask, Prompt
+from atma.eval.statistics import mean_interval, wilson
+from atma.eval.stream import Advance
+
+SHOWN = 3
+"""Free answers that a row holds as they were written."""
+
+
+class Forced(NamedTuple):
+    """One trial: answer tokens that were the likeliest, of how many, and their mean cost in nats."""
+
+    right: int
+    of: int
+    nats: float
+
+
+class Free(NamedTuple):
+    """One trial: the share of expected texts that were found, whether that is enough, and what was written."""
+
+    recall: float
+    exact: bool
+    written: str
+
+
+def forced(model: LanguageModel, prompts: Sequence[Prompt], progress: Advance | None = None) -> list[Forced]:
+    """Trials in order; those of equal shape are read together."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        shapes.setdefault((len(prompt.ids), len(prompt.ids) - prompt.asks[0].start), []).append(i)
+    found: dict[int, Forced] = {}
+    for (length, last), members in shapes.items():
+        tokens = torch.from_numpy(np.stack([prompts[i].ids for i in members]))
+        scored = model.predict(tokens, last, progress)
+        for row, i in enumerate(members):
+            columns = np.concatenate([np.arange(ask.start, ask.stop) for ask in prompts[i].asks]) - (length - last)
+            right, nats = scored.right[row, columns], scored.nats[row, columns]
+            found[i] = Forced(int(right.sum()), len(columns), float(nats.mean()))
+    return [found[i] for i in range(len(prompts))]
+
+
+def free(model: LanguageModel, prompt: Prompt) -> Free:
+    """The greedy continuations of everything before each answer, true answers to earlier asks included."""
+    judged = [_judged(model, prompt.ids[: ask.start].tolist(), ask) for ask in prompt.asks]
+    recall = sum(one.recall for one in judged) / len(judged)
+    return Free(recall, all(one.exact for one in judged), " | ".join(one.written for one in judged))
+
+
+def found_share(written: str, ask: Ask) -> float:
+    """The share of the expected texts that `written` holds, in any case of letters; of `any`, the best of them."""
+    held = [output.lower() in written.lower() for output in ask.outputs]
+    return float(any(held)) if ask.any else sum(held) / len(held)
+
+
+def forced_row(trials: Sequence[Forced]) -> Row:
+    """Token and exact accuracy with Wilson 95% intervals over tokens and over trials, and cross-entropy in nats."""
+    right, of = sum(trial.right for trial in trials), sum(trial.of for trial in trials)
+    outcomes = [int(trial.right == trial.of) for trial in trials]
+    row: Row = {"cross_entropy": float(np.mean([trial.nats for trial in trials]))}
+    return (
+        row
+        | _proportion("token", right, of)
+        | _proportion("exact", sum(outcomes), len(trials))
+        | {"outcomes": outcomes}
+    )
+
+
+def free_row(trials: Sequence[Free]) -> Row:
+    """Recall (mean share of expected texts found) with its bootstrap interval, and exact with Wilson's; both 95%."""
+    recall = mean_interval([trial.recall for trial in trials])
+    outcomes = [int(trial.exact) for trial in trials]
+    row: Row = {"recall": recall.value, "recall_low": recall.low, "recall_high": recall.high}
+    row |= _proportion("exact", sum(outcomes), len(trials))
+    return row | {"outcomes": outcomes, "written": [trial.written for trial in trials[:SHOWN]]}
+
+
+def _judged(model: LanguageModel, shown: list[int], ask: Ask) -> Free:
+    written = model.tokenizer.decode(model.generate(shown, ask.room))
+    share = found_share(written, ask)
+    return Free(share, share == 1.0, written)
+
+
+def _proportion(name: str, hits: int, of: int) -> Row:
+    low, high = wilson(hits, of)
+    return {f"{name}_accuracy": hits / of, f"{name}_low": low, f"{name}_high": high}

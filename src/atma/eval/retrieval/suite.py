@@ -1,0 +1,159 @@
+"""The suite `retrieval`: from a grid to measurements, one for each cell and length.
+
+Trial i of a seed has the same needles, values, depths and haystack at every length, in every task of a family, for
+every model and on every machine; only the tokens that say so are the model's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from atma.eval.language_model import LanguageModel, Row
+from atma.eval.retrieval.haystacks import Kind
+from atma.eval.retrieval.maker import Maker
+from atma.eval.retrieval.presets import PRESETS, TASKS, Cell, Preset, PresetName, Scoring, cells
+from atma.eval.retrieval.scoring import forced, forced_row, free, free_row
+from atma.eval.stream import Advance
+from atma.eval.suite import Measurement, sha256
+
+AT_ONCE = 1 << 22
+"""Tokens of prompts that are held at once."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Recall of what stands in a long context. An option that is left out is the preset's."""
+
+    preset: PresetName = "needles"
+    """The grid to start from."""
+    tasks: tuple[str, ...] = ()
+    """passkey, niah, multikey, multivalue, multiquery, induction, and the thirteen of RULER."""
+    haystacks: tuple[Kind, ...] = ()
+    """Texts to hide things in; of RULER's tasks, those with an essay."""
+    lengths: tuple[int, ...] = ()
+    """In tokens of the model, everything counted; increasing."""
+    depths: tuple[int, ...] = ()
+    """Percent of the haystack before the needle, for passkey, niah and multikey."""
+    per_cell: int = 0
+    """Trials of each cell; 0 for the preset's."""
+    scoring: Scoring | None = None
+    """Teacher-forced, by free greedy continuation, or both."""
+    baseline: Literal["on", "off"] | None = None
+    """Also measure with the needle absent (teacher-forced needles only)."""
+    natural: str = "stdlib"
+    """The natural haystack: a text file or folder, prepared data, or stdlib."""
+    squad: Path | None = None
+    """Questions of qa_1: a SQuAD json file; generated if left out."""
+    hotpot: Path | None = None
+    """Questions of qa_2: a HotpotQA json file; generated if left out."""
+    seed: int = 1234
+    """Draws the trials."""
+
+    name = "retrieval"
+
+    def __post_init__(self) -> None:
+        grid = self.grid()
+        unknown = [task for task in grid.tasks if task not in TASKS]
+        if unknown:
+            raise ValueError(f"no retrieval task '{unknown[0]}'; known: {', '.join(TASKS)}")
+        if list(grid.lengths) != sorted(set(grid.lengths)) or min(grid.lengths) < 1:
+            raise ValueError(f"lengths must be positive and strictly increasing, not {list(grid.lengths)}")
+        if not all(0 <= depth <= 100 for depth in grid.depths) or len(set(grid.depths)) < len(grid.depths):
+            raise ValueError(f"depths must be distinct percentages from 0 to 100, not {list(grid.depths)}")
+        for name in ("tasks", "haystacks"):
+            chosen = getattr(grid, name)
+            if len(set(chosen)) < len(chosen):
+                raise ValueError(f"{name} must be distinct, not {', '.join(chosen)}")
+        if self.per_cell < 0 or self.seed < 0:
+            raise ValueError(f"'per_cell' and 'seed' must be 0 or more, not {self.per_cell} and {self.seed}")
+
+    def grid(self) -> Preset:
+        """The preset with what was chosen otherwise."""
+        base = PRESETS[self.preset]
+        own = {name: getattr(self, name) or getattr(base, name) for name in base._fields if name != "baseline"}
+        own["depths"] = own["depths"] or PRESETS["needles"].depths
+        return Preset(**own, baseline=self.baseline == "on" if self.baseline else base.baseline)
+
+    def trials(self) -> dict[int, int]:
+        """`Suite.trials`."""
+        grid = self.grid()
+        return dict.fromkeys(grid.lengths, grid.per_cell)
+
+    def cells(self) -> int:
+        """`Suite.cells`, each as often as a trial's text is read."""
+        return sum(cell.reads for cell in cells(self.grid()))
+
+    def measurements(self, model: LanguageModel, trials: Mapping[int, int]) -> list[Measurement]:
+        """`Suite.measurements`: shortest lengths first."""
+        maker = Maker(self, model.tokenizer)
+        _check_positions(model, max(trials))
+        maker.check(min(trials), trials[min(trials)])
+        return [
+            self._measurement(model, maker, cell, length, count)
+            for length, count in trials.items()
+            for cell in cells(self.grid())
+        ]
+
+    def _measurement(self, model: LanguageModel, maker: Maker, cell: Cell, length: int, count: int) -> Measurement:
+        spec: Row = {"task": cell.task, "length": length, "haystack": cell.haystack, "scoring": cell.scoring}
+        spec |= {} if cell.depth is None else {"depth": cell.depth}
+        spec |= {"absent": True} if cell.absent else {}
+        spec |= maker.hashes(cell) | {"trials": count}
+
+        def run(advance: Advance) -> list[Row]:
+            return [measured(model, maker, cell, length, count, advance)]
+
+        return Measurement(f"{cell.words()}, {length}", spec, length * count * cell.reads, run)
+
+
+def measured(model: LanguageModel, maker: Maker, cell: Cell, length: int, count: int, advance: Advance) -> Row:
+    """The row of one cell at one length: `count` trials, of which a bounded number of tokens is held at once."""
+    shown: list[str] = []
+    outputs: list[list[str]] = []
+    trials = []
+    for some in _groups(count, max(1, AT_ONCE // length)):
+        prompts = maker.prompts(cell, length, some)
+        shown += [sha256(prompt.ids) for prompt in prompts]
+        outputs += [[text for ask in prompt.asks for text in ask.outputs] for prompt in prompts]
+        told = _Told(advance)
+        if cell.scoring == "forced":
+            trials += forced(model, prompts, told.some)
+            told.all(length * len(prompts))
+        else:
+            for prompt in prompts:
+                trials.append(free(model, prompt))
+                advance(length * cell.reads)
+    row: Row = {"kind": "absent" if cell.absent else "retrieval", "task": cell.task, "haystack": cell.haystack}
+    row |= {"length": length} | ({} if cell.depth is None else {"depth": cell.depth})
+    row |= {"scoring": cell.scoring, "trials": count}
+    row |= forced_row(trials) if cell.scoring == "forced" else free_row(trials)
+    hashes = {"prompts_sha256": sha256(shown), "trials_sha256": maker.trials_sha256(cell, outputs)}
+    return row | hashes | maker.hashes(cell)
+
+
+class _Told:
+    """Progress of a reading whose tokens are not known exactly: what is missing is told at the end."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance, self.told = advance, 0
+
+    def some(self, tokens: int) -> None:
+        self.told += tokens
+        self.advance(tokens)
+
+    def all(self, tokens: int) -> None:
+        self.advance(tokens - self.told)
+
+
+def _groups(count: int, size: int) -> list[range]:
+    return [range(start, min(count, start + size)) for start in range(0, count, size)]
+
+
+def _check_positions(model: LanguageModel, length: int) -> None:
+    """ValueError if a length passes what a model can read and nothing may be dropped."""
+    if model.longest is not None and length > model.longest and not getattr(model, "truncate", False):
+        raise ValueError(
+            f"length {length} passes the {model.longest} positions that {model.name} has learned; "
+            "choose shorter lengths, or allow truncation to drop the beginning"
+        )

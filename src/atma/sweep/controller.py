@@ -1,0 +1,173 @@
+"""Several workers on this machine: started, watched, started again when they die, and stopped with this process.
+
+The controller keeps nothing that matters: the ledger has it all. Killed, it takes its workers with it (each notices
+within seconds and gives its cell back), and a new one goes on from the folder.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from atma.sweep.ledger import Ledger
+from atma.sweep.status import Follower, result_line
+
+LOOK_SECONDS = 1.0
+PATIENCE = 5
+"""Ends of a worker by its own error, one after another without a finished cell, that end the sweep."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Which workers to run: how many, with how many threads each, on what device."""
+
+    workers: int = 1
+    threads: int = 1
+    device: str | None = None
+
+    @staticmethod
+    def choose(workers: int, threads: int | None, device: str | None) -> "Crew":
+        """As many threads as the cores allow. ValueError for more workers × threads than cores."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if workers < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"--workers {workers}, --threads {threads}: at least 1 of each")
+        if threads is None:
+            return Crew(workers, max(1, cores // workers), device)
+        if workers * threads > max(cores, workers):
+            raise ValueError(
+                f"{workers} workers × {threads} threads are more than this machine's {cores} cores; take fewer"
+            )
+        return Crew(workers, threads, device)
+
+    def command(self, recipe: Path, folder: Path, number: int, parent: int | None) -> list[str]:
+        """The command line of worker `number`; with several GPUs each worker has one in turn."""
+        line = [sys.executable, "-m", "atma", "sweep", "work", str(recipe), "--out", str(folder)]
+        line += ["--threads", str(self.threads)]
+        if self.device is not None:
+            line += ["--device", self._device(number)]
+        return [*line, "--parent", str(parent)] if parent is not None else line
+
+    def environment(self) -> dict[str, str]:
+        """For a worker: its threads, and one process's share of tokenising."""
+        count = str(self.threads)
+        return os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+
+    def _device(self, number: int) -> str:
+        if self.device != "cuda":
+            return str(self.device)
+        import torch
+
+        return f"cuda:{number % max(1, torch.cuda.device_count())}"
+
+
+class Display(Protocol):
+    """Shows a sweep under way."""
+
+    def line(self, text: str) -> None: ...
+    def show(self, follower: Follower) -> None: ...
+
+
+class Controller:
+    """Runs a crew until every cell is finished."""
+
+    def __init__(self, recipe: Path, ledger: Ledger, crew: Crew, display: Display) -> None:
+        self.recipe, self.ledger, self.crew, self.display = recipe, ledger, crew, display
+        self.follower = Follower(ledger)
+        self.processes: dict[int, subprocess.Popen] = {}
+        self.errors = 0
+        self.signals: list[int] = []
+
+    def go(self) -> None:
+        """Work to the end. KeyboardInterrupt after SIGINT or SIGTERM, once the workers have given back their cells.
+
+        ValueError with the last words of the workers when they do nothing but fail to start.
+        """
+        self.follower.look()
+        with self._signals():
+            try:
+                while not self.ledger.finished() and not self.signals:
+                    self._start_missing()
+                    self._look()
+                    time.sleep(LOOK_SECONDS)
+            finally:
+                self._stop()
+                self._look()
+        if self.signals:
+            raise KeyboardInterrupt
+
+    def _look(self) -> None:
+        for result in self.follower.look():
+            self.errors = 0
+            self.display.line(result_line(result, self.ledger.cells[result["cell"]]))
+        self.display.show(self.follower)
+
+    def _start_missing(self) -> None:
+        for number in range(self.crew.workers):
+            process = self.processes.get(number)
+            if process is not None and process.poll() is None:
+                continue
+            if process is not None:
+                self._judge(number, process.returncode)
+            self.processes[number] = self._start(number)
+
+    def _judge(self, number: int, status: int) -> None:
+        """What the end of a worker means: a signal is no fault of its own."""
+        if status < 0:
+            self.display.line(f"worker {number} was killed ({signal.Signals(-status).name}); starting another")
+            return
+        if status > 0:
+            self.errors += 1
+            self.display.line(f"worker {number} ended with status {status}; starting another")
+        if self.errors >= PATIENCE:
+            raise ValueError(f"workers fail to work: {_last_line(self._log(number))} (more in {self._log(number)})")
+
+    def _start(self, number: int) -> subprocess.Popen:
+        command = self.crew.command(self.recipe, self.ledger.folder, number, os.getpid())
+        self._log(number).parent.mkdir(parents=True, exist_ok=True)
+        with self._log(number).open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.crew.environment(),
+                start_new_session=True,
+            )
+
+    def _log(self, number: int) -> Path:
+        return self.ledger.folder / "logs" / f"worker-{number}.log"
+
+    def _stop(self) -> None:
+        """Ask every worker to stop and wait; a second signal kills them."""
+        living = [process for process in self.processes.values() if process.poll() is None]
+        for process in living:
+            process.send_signal(signal.SIGTERM)
+        asked = len(self.signals)
+        while any(process.poll() is None for process in living):
+            if len(self.signals) > max(asked, 1):
+                for process in living:
+                    process.kill()
+            time.sleep(0.05)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def note(number: int, _frame: object) -> None:
+            self.signals.append(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return lines[-1] if lines else "no word in the log"

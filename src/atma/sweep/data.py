@@ -1,0 +1,77 @@
+"""The data of a sweep, made once before any worker starts, however many sweeps are started at the same time."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atma.data.dataset import MANIFEST, TokenSet
+from atma.data.prepare import Progress, prepare
+from atma.sweep.cells import Sweep
+from atma.sweep.ledger import Ledger
+from atma.sweep.recipe import Source
+from atma.sweep.task import Limits, Task, Watch
+
+LEASE = 60.0
+
+
+def data_paths(sweep: Sweep) -> list[str]:
+    """Every `data.path` of the sweep's cells."""
+    return sorted({cell.recipe.data.path for cell in sweep.cells})
+
+
+def prepare_data(sweep: Sweep, progress: Progress | None = None, say: Callable[[str], None] = print) -> None:
+    """Make what data is missing as `[sweep.prepare]` says. ValueError where it does not say, or the source is bad."""
+    paths = [Path(path) for path in data_paths(sweep)]
+    missing = [path for path in paths if not path.exists()]
+    if missing and sweep.source is None:
+        raise ValueError(
+            f"{missing[0]}: no such data; make it with `atma prepare`, or add [sweep.prepare] with a source"
+        )
+    if missing and len(paths) > 1:
+        raise ValueError(
+            f"{missing[0]}: no such data; [sweep.prepare] serves one data.path, and the cells have {len(paths)}"
+        )
+    for path in missing:
+        assert sweep.source is not None
+        say(f"preparing {path} from {sweep.source.source}")
+        _prepare_once(path, sweep.source, progress)
+
+
+def check_data(sweep: Sweep, ledger: Ledger) -> None:
+    """ValueError unless every data set is there, and is the one that the sweep began with."""
+    for path in data_paths(sweep):
+        ledger.require_data(path, TokenSet.open(path).hash)
+
+
+def _prepare_once(path: Path, source: Source, progress: Progress | None) -> None:
+    """By whichever process gets the claim; the others wait for it, or for its death."""
+    task, watch = (
+        Task(path.parent / f".{path.name}.preparing", Limits(attempts=10**6, deaths=10**6, lease=LEASE)),
+        Watch(),
+    )
+    while not (path / MANIFEST).is_file():
+        claim = task.claim(watch)
+        if claim is None:
+            time.sleep(0.5)
+            continue
+        try:
+            if not (path / MANIFEST).is_file():
+                prepare(source.source, path, source.preparation, _beating(claim.beat, progress))
+            claim.done()
+        except BaseException as error:
+            claim.release(repr(error))
+            raise
+
+
+def _beating(beat: Callable[[], None], progress: Progress | None) -> Progress:
+    last = time.monotonic()
+
+    def told(stage: str, done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > LEASE / 6:
+            beat()
+            last = time.monotonic()
+        if progress is not None:
+            progress(stage, done, total)
+
+    return told

@@ -1,0 +1,145 @@
+"""A worker: takes one cell after another from the ledger until nothing is left, and shows all the while that it lives.
+
+A thread beats the heart of the cell at hand, so that a long step is no death. SIGTERM and Ctrl-C write a checkpoint and
+give the cell back; so does the end of the process that started the worker. SIGKILL needs no help: others see it.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from atma.sweep.cell import Told, run_cell, tidy
+from atma.sweep.cells import Cell, Sweep
+from atma.sweep.ledger import Ledger
+from atma.sweep.task import Claim, Watch
+from atma.train import Stopped
+
+LONGEST_PAUSE = 10.0
+RunCell = Callable[[Cell, Claim, str | None, Callable[[], bool], Told], dict[str, Any]]
+
+
+class Worker:
+    """Works on one sweep until every cell is finished, or it is told to stop."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        ledger: Ledger,
+        device: str | None = None,
+        parent: int | None = None,
+        say: Callable[[str], None] = print,
+        run: RunCell = run_cell,
+    ) -> None:
+        """parent: the process whose end stops this worker. run: what makes a cell's result."""
+        self.sweep, self.ledger, self.device, self.parent, self.say, self.run = sweep, ledger, device, parent, say, run
+        self.watch = Watch()
+        self.why: str | None = None
+        """Why to stop for good, once there is a reason."""
+
+    def go(self) -> int:
+        """Work; returns how many results this worker has published."""
+        published = 0
+        pause = min(2.0, self.ledger.limits.lease / 4)
+        with self._signals():
+            while self.why is None:
+                taken = self._take()
+                if taken is not None:
+                    published += self._do(*taken)
+                elif self.ledger.finished():
+                    break
+                else:
+                    time.sleep(pause)
+                    self._notice_orphaned()
+        self.say(f"stopped: {self.why}" if self.why else "nothing is left to do")
+        return published
+
+    def _take(self) -> tuple[Cell, Claim] | None:
+        """The first cell that can be had."""
+        for cell in self.sweep.cells:
+            if self.why is not None:
+                return None
+            claim = self.ledger.task(cell.id).claim(self.watch)
+            if claim is not None:
+                return cell, claim
+        return None
+
+    def _do(self, cell: Cell, claim: Claim) -> bool:
+        """One attempt at a cell; whether the result is ours."""
+        self.say(f"{cell.id} attempt {claim.number}: {cell.label}")
+        heart = _Heart(claim, self.ledger.limits.lease, self._notice_orphaned)
+        try:
+            with heart:
+                result = self.run(cell, claim, self.device, lambda: self.why is not None or heart.lost, heart.tell)
+        except Stopped as stopped:
+            why = "another worker took over" if heart.lost else f"{self.why}; {stopped}"
+            claim.release(why)
+            self.say(f"{cell.id} given back: {why}")
+            return False
+        except Exception as error:
+            claim.fail(error)
+            self.say(f"{cell.id} failed: {type(error).__name__}: {error}")
+            return False
+        ours = claim.task.publish(result)
+        claim.done()
+        tidy(claim.task.folder, claim.number, self.sweep.config.keep_models and ours)
+        self.say(f"{cell.id} {'done' if ours else 'was done by another already'} in {result['seconds']:.0f} s")
+        return ours
+
+    def _notice_orphaned(self) -> None:
+        if self.parent is not None and os.getppid() != self.parent:
+            self.why = self.why or "the process that started this worker has ended"
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """While working, SIGTERM and SIGINT stop at the next step; a second one stops at once."""
+
+        def stop(number: int, _frame: object) -> None:
+            if self.why is not None:
+                raise KeyboardInterrupt
+            self.why = signal.Signals(number).name
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Heart:
+    """Beats for a claim in a thread of its own, six times a lease at least, and learns whether the claim is lost."""
+
+    def __init__(self, claim: Claim, lease: float, also: Callable[[], None]) -> None:
+        self._claim, self._pause, self._also = claim, min(lease / 6, LONGEST_PAUSE), also
+        self._doing: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._go, name="heartbeat", daemon=True)
+        self.lost = False
+
+    def tell(self, stage: str, done: int, of: int) -> None:
+        """What to show with the next beat."""
+        self._doing = {"stage": stage, "done": done, "of": of}
+
+    def __enter__(self) -> "_Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _go(self) -> None:
+        while not self._ended.wait(self._pause):
+            # A disk that refuses one beat may take the next; if it never does, the lease ends and others take over.
+            with contextlib.suppress(OSError):
+                self._claim.beat(self._doing)
+                self.lost = self._claim.lost()
+            self._also()

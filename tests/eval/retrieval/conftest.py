@@ -1,0 +1,98 @@
+"""Three kinds of tokenizer, and a perfect copier behind the protocol of language models."""
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from atma.eval.language_model import Scored
+from atma.eval.retrieval.words import prose
+from atma.loading import load
+from atma.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer
+
+KINDS = ("bytes", "bpe", "gpt2")
+
+
+def tokenizer_of_kind(kind):
+    if kind == "bytes":
+        return byte_tokenizer()
+    return load("nano").tokenizer if kind == "bpe" else like_gpt2()
+
+
+def like_gpt2():
+    """Byte-level BPE with GPT-2's own splitting, which joins digits, trained on prose and numbers."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=3000, show_progress=False, initial_alphabet=alphabet)
+    numbers = "".join(f" {i * 7919 % 100_000}" for i in range(20_000))
+    backend.train_from_iterator([prose(1)[:300_000], numbers], trainer)
+    backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return Tokenizer(backend, backend.token_to_id(END_OF_TEXT))
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def tokenizer(request):
+    return tokenizer_of_kind(request.param)
+
+
+@pytest.fixture(scope="session")
+def byte_level():
+    return byte_tokenizer()
+
+
+class Finder:
+    """Goes on as the text went on after the longest earlier match of its end: it finds every needle."""
+
+    longest, truncated = None, 0
+
+    def __init__(self, tokenizer, name="finder"):
+        self.tokenizer, self.name = tokenizer, name
+        self.read = 0
+
+    def predict(self, tokens, last, progress=None):
+        T = tokens.shape[1] - 1
+        rows = [
+            [guess(ids[: T + 1 - last + i]) == ids[T + 1 - last + i] for i in range(last)] for ids in tokens.tolist()
+        ]
+        right = np.array(rows)
+        self.read += tokens.numel()
+        if progress is not None:
+            progress(len(tokens) * T)
+        return Scored(np.where(right, 0.0, 10.0), right)
+
+    def score(self, tokens, last=None, progress=None):
+        return self.predict(tokens, last or tokens.shape[1] - 1, progress).nats
+
+    def generate(self, prompt, most, stop=()):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + most:
+            ids.append(guess(ids))
+        return ids[len(prompt) :]
+
+    def provenance(self):
+        return {"model": self.name, "tokenizer_sha256": self.tokenizer.hash()}
+
+
+def guess(ids):
+    """The token after the latest of the longest earlier matches of the end, at most 48 tokens long."""
+    candidates = [j for j in range(1, len(ids)) if ids[j - 1] == ids[-1]]
+    return ids[max(candidates, key=lambda j: (match(ids, j), j))] if candidates else ids[0]
+
+
+def match(ids, j):
+    size = 0
+    while size < 48 and size < j and ids[j - 1 - size] == ids[-1 - size]:
+        size += 1
+    return size
+
+
+@pytest.fixture
+def finder(byte_level):
+    return Finder(byte_level)
+
+
+@pytest.fixture
+def make_finder():
+    return Finder
