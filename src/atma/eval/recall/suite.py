@@ -130,10 +130,9 @@ class Recall:
         practice = Practice(train, self.every, self.held_out, self.stop_at, self.seed)
         threshold = self.threshold if isinstance(task, Capacity) else 0.0
         run = Run(task, words, rate, config, practice, factors, self.trials, threshold, device)
-        for factor in factors:
-            task.stretched(factor)
+        longest = task.stretched(factors[-1])  # what cannot be drawn or batched is refused here, before any run
         if run.probing:
-            batched(train, task.stretched(factors[-1]).length)
+            batched(train, longest.length)
         return run
 
 

@@ -70,11 +70,8 @@ class Learner:
         for step in range(train.steps):
             batch = examples(task, train.seed, TRAIN, self.rows_drawn, rows)
             outcome = self.stepper(step, batch, rate_multiplier(step, train))
-            self.rows_drawn, self.step, self.tokens = (
-                self.rows_drawn + rows,
-                self.step + 1,
-                self.tokens + rows * task.length,
-            )
+            self.rows_drawn, self.step = self.rows_drawn + rows, self.step + 1
+            self.tokens += rows * task.length
             advance(rows * task.length)
             streak = 0 if outcome.moved else streak + 1
             self.diverged = streak == PATIENCE
@@ -97,9 +94,8 @@ def correct(model: Model, batch: Examples, advance: Advance | None = None) -> np
         targets = batch.targets[rows, positions]
         asked = targets != IGNORED
         if asked.any():
-            right[rows, positions][asked] = (
-                model.logits(hidden[asked.to(hidden.device)]).argmax(-1).cpu() == targets[asked]
-            )
+            answers = model.logits(hidden[asked.to(hidden.device)]).argmax(-1)
+            right[rows, positions][asked] = answers.cpu() == targets[asked]
     asked = batch.targets != IGNORED
     return right[asked].view(len(right), -1).numpy()
 
