@@ -145,6 +145,8 @@ def test_a_mixer_in_words_is_a_model():
         ("polar+recall", "with \\+memory or without, not 'polar\\+recall'"),
         ("polar,windw=3", "did you mean 'window'"),
         ("polar,window", "KEY=VALUE, such as window=16"),
+        ("polar,memory=true", "where its name says \\+memory"),
+        ("polar,vocab_size=9", "set --vocabulary"),
         ("polar,window=wide", "'window' must be of type int, not 'wide'"),
     ],
 )

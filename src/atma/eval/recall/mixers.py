@@ -13,6 +13,13 @@ SMALL = ModelConfig(
     width=64, depth=2, pattern=("local", "global"), query_heads=2, key_value_heads=1, head_width=32, mlp_multiple=4
 )
 
+CHOSEN = {
+    "vocab_size": "the vocabulary is that of the task; set --vocabulary",
+    "core": "the core is named first in each of --mixers",
+    "memory": "a mixer has a memory where its name says +memory",
+}
+"""Settings that are chosen elsewhere."""
+
 
 def base(task: Task, model_preset: str = "", settings: Sequence[str] = ()) -> ModelConfig:
     """The model of a task before a mixer is chosen: a preset or SMALL, then settings KEY=VALUE, then its vocabulary.
@@ -53,6 +60,8 @@ def _changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"'{setting}': write a setting of the model as KEY=VALUE, such as window=16")
+        if key.strip() in CHOSEN:
+            raise ValueError(f"'{setting}': {CHOSEN[key.strip()]}")
         values[key.strip()] = _value(text.strip())
     return from_dict(ModelConfig, values)
 
