@@ -70,6 +70,9 @@ def test_a_learned_bound_begins_at_the_configured_one_and_moves_by_head():
         memory.retention[1] += 3
         half_life = math.log(0.5) / memory.gates(x)[0]
     assert (half_life[:, 1] > 10 * half_life[:, 0]).all()
+    assert memory.bound(0) == pytest.approx(32) and memory.bound(1) == pytest.approx(
+        float(half_life[0, 1, 0]), rel=1e-3
+    )
 
 
 def test_a_learned_bound_needs_one_to_begin_at():

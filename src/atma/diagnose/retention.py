@@ -52,7 +52,7 @@ def retention_rows(model: Model, decays: Mapping[int, Tensor]) -> list[Row]:
     """
     rows: list[Row] = []
     for (layer, head), log_decay in zero_input(model).items():
-        bound = memories(model)[layer].max_half_life
+        bound = memories(model)[layer].bound(head)
         row: Row = {"kind": "retention", "layer": layer, "head": head, "gamma": math.exp(log_decay)}
         row |= {"half_life": half_life(log_decay), "bound": bound if math.isfinite(bound) else None}
         used = decays[layer][head].double().numpy()

@@ -42,6 +42,13 @@ class DeltaMemory(nn.Module):
             most = 2 ** (-1 / config.max_half_life)
             nn.init.constant_(self.retention, math.log(most / (1 - most)))
 
+    @torch.no_grad()
+    def bound(self, head: int) -> float:
+        """The longest half-life, in tokens, that a head can have; inf where nothing bounds it."""
+        if self.retention is None:
+            return self.max_half_life
+        return float(-math.log(2) / F.logsigmoid(self.retention[head].double()))
+
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log γ ≤ 0 and β in (0, 1), both (B, H, T) float32 or wider. γ's half-life never exceeds its bound."""
         work = torch.promote_types(x.dtype, torch.float32)
