@@ -34,7 +34,7 @@ $(TESTS): $(RUNS)
 	@touch $@
 
 $(SLOW_TESTS): $(TESTS)
-	@$(INSTALL) -e '.[ray]'
+	@$(INSTALL) -e '.[ray,cluster,lm-eval]' accelerate
 	@touch $@
 
 demo: $(RUNS)

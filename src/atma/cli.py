@@ -24,6 +24,7 @@ VERBS: Verbs = {
     "prepare": ("prepare", "turn text files, jsonl, parquet or a data set into token shards"),
     "train": ("train", "train the model that a recipe describes, or resume"),
     "eval": ("evaluate", "measure a model: losses and retrieval by length, recall, reasoning, tasks"),
+    "diagnose": ("diagnose", "find out why a model fails at length: what each part does there and is worth"),
     "generate": ("generate", "continue a prompt of any length; save the state and go on later"),
     "chat": ("chat", "talk to a model in the terminal"),
     "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),

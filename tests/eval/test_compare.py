@@ -28,6 +28,11 @@ def test_a_change_is_explained_by_what_differs():
     assert change.explained == ("dtype: float32 → bfloat16",)
 
 
+def test_bounds_of_intervals_are_no_figures_of_their_own():
+    first, second = (row(value) | {"accuracy_low": value - 0.1} for value in (0.5, 0.25))
+    assert [change.metric for change in compare([first], [second]).changes] == ["accuracy"]
+
+
 def test_the_number_of_trials_is_no_other_measurement_but_an_explanation():
     [change] = compare([row(0.5)], [row(0.25, trials=8)]).changes
     assert change.explained == ("trials: 4 → 8",)

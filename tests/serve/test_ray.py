@@ -83,7 +83,7 @@ class Replicas:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log = (home / "log").open("w+")
-        args = {"model": str(folder), "model_name": "tiny", "replicas": "2", "cpus": "0.5", "memory_budget": "24MiB"}
+        args = {"model": str(folder), "model_name": "tiny", "replicas": "2", "cpus": "0.5", "memory_budget": "96MiB"}
         own = {
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "ATMA_API_KEY": KEY,

@@ -97,7 +97,10 @@ def test_identities_are_the_same_today_and_tomorrow(tmp_path: Path):
     [
         ({"factor": {}}, "unknown key 'sweep.factor'; did you mean 'sweep.factors'?"),
         ({"factors": {"model.cor": ["rope"]}}, "unknown setting 'model.cor'; did you mean 'model.core'?"),
-        ({"factors": {"w": {"on": {"model.windo": 4}}}}, "unknown setting 'model.windo'; did you mean 'model.window'?"),
+        (
+            {"factors": {"w": {"on": {"model.windows": 4}}}},
+            "unknown setting 'model.windows'; did you mean 'model.window'?",
+        ),
         ({"factors": {"w": {"field": "model.core", "value": []}}}, "unknown key 'sweep.factors.w.value'"),
         ({"factors": {"model.core": []}}, "at least one value"),
         ({"factors": {"model.core": ["rope", "rope"]}}, "different values"),

@@ -127,8 +127,8 @@ def _circumstances(row: Row) -> Row:
 
 
 def _metrics(row: Row) -> list[str]:
-    """Names of a row's figures: its fractions, and no counts or settings."""
-    return [name for name, value in row.items() if isinstance(value, float)]
+    """Names of a row's figures: its fractions, and no counts, settings or bounds of intervals."""
+    return [name for name, value in row.items() if isinstance(value, float) and not name.endswith(("_low", "_high"))]
 
 
 def _short(value: object) -> str:

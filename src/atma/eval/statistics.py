@@ -70,13 +70,18 @@ def last_minus_first(losses: np.ndarray, seed: int = 0) -> Interval:
 
 
 def student_95(degrees: int) -> float:
-    """The t with P(|T| <= t) = 0.95. Source: closed form for whole degrees, Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """The t with P(|T| <= t) = 0.95."""
+    return student(degrees, 0.95)
+
+
+def student(degrees: int, level: float) -> float:
+    """The t with P(|T| <= t) = level. Source: closed form for whole degrees, Abramowitz and Stegun 26.7.3, 26.7.4."""
     if degrees < 1:
         raise ValueError(f"Student's t needs at least 1 degree of freedom, not {degrees}")
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         angle = (low + high) / 2
-        low, high = (angle, high) if _student_within(angle, degrees) < 0.95 else (low, angle)
+        low, high = (angle, high) if _student_within(angle, degrees) < level else (low, angle)
     return math.sqrt(degrees) * math.tan(low)
 
 

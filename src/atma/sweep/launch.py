@@ -142,8 +142,10 @@ def _slurm(request: Request, commands: list[list[str]], folder: Path) -> Jobs:
 def _ray(request: Request, commands: list[list[str]], folder: Path) -> Jobs:
     ray = importlib.import_module("ray")
     options = dict(request.options)
+    address = options.pop("address", None)
+    own = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address=options.pop("address", None), ignore_reinit_error=True, log_to_driver=False)
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, **own)
         start = ray.remote(**{"num_cpus": request.crew.threads, "max_retries": 0} | options)(in_ray)
     except (ConnectionError, TypeError, ValueError) as error:
         raise ValueError(f"--launch ray: {error}") from None

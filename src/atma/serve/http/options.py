@@ -26,8 +26,9 @@ WRITE_SECONDS = 30.0
 """A client that has taken nothing of a full buffer for so long is gone."""
 BODIES_AT_ONCE = 8
 """So many of the largest bodies may be in memory for all requests under way together."""
-REQUEST_BYTES = 96 << 10
-"""Set aside for each text taken in: its connection, body, tokens and events (50 KiB with 300 tokens), and refusals."""
+REQUEST_BYTES = 160 << 10
+"""Set aside for each text taken in: its connection, body, tokens and events (50 KiB with 300 tokens), and its share of
+refused ones and of what the allocator cannot give back, by the peak of a server at four times its capacity."""
 CONNECTIONS = 512
 SEND_BUFFER = 256 << 10
 """Of a connection in the system; the server itself holds 64 KiB more, and what is not yet written stays tokens."""

@@ -1,0 +1,148 @@
+"""`atma diagnose`: why a model fails at length, in plain words, with the measurements behind them."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from atma.commands.bars import bars
+from atma.commands.suite import print_table
+from atma.diagnose.plan import Plan
+
+if TYPE_CHECKING:
+    from atma.eval.documents import Documents
+    from atma.loading import Loaded
+
+Row = dict[str, Any]
+
+
+def run(
+    model: str = "nano",
+    /,
+    data: Path = Path("data/stdlib"),
+    text: Path | None = None,
+    plan: Annotated[Plan, tyro.conf.OmitArgPrefixes] = Plan(),  # noqa: B008
+    page: Path = Path("runs/diagnose.html"),
+    out: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+    device: str = "cpu",
+) -> None:
+    """Find out why a model fails at length, or that it does not.
+
+    Reads documents with the model as it is, looking at every channel, layer and head; then with parts taken away, with
+    memory heads capped, and with disturbed blocks. Nothing of the model is changed for good. Prints what is found, and
+    writes a page with the pictures.
+
+    Args:
+        model: A packaged model (see `atma info`), a model folder or a run folder.
+        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read.
+        text: A plain text file to read in place of the data, cut into documents of the longest length.
+        plan: What to measure.
+        page: The HTML page to write.
+        out: Keep the rows in this .jsonl file; what it already holds of the same measurement is not run again.
+        dtype: Precision of the weights.
+        device: Where to run, such as cpu or cuda.
+    """
+    from atma.diagnose.diagnosis import diagnose
+    from atma.diagnose.page import page as write
+    from atma.diagnose.page import sentences
+    from atma.eval.results import read_rows, write_rows
+
+    loaded = _loaded(model, dtype, device)
+    documents = _documents(loaded, data, text, plan)
+    with bars() as progress:
+        found = diagnose(loaded, documents, plan, out, progress)
+    for number, sentence in enumerate(sentences(found.findings), 1):
+        print(f"{number}. {sentence}")
+    _tables(found.rows)
+    if out is not None:
+        told = [one.row() for one in found.findings]
+        derived = [row for row in found.rows if row["kind"] == "effect"]
+        write_rows(out, [row for row in read_rows(out) if "key" in row] + derived + told)
+        print(f"rows: {out}")
+    command = shlex.join(["atma", *sys.argv[1:]])
+    print(f"page: {write(page, loaded.path.name, found.rows, found.findings, command)}")
+
+
+def _loaded(model: str, dtype: str, device: str) -> "Loaded":
+    import torch
+
+    from atma.loading import load
+
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"no device '{device}' here; leave --device out")
+    loaded = load(model)
+    loaded.model.to(device, getattr(torch, dtype))
+    return loaded
+
+
+def _documents(loaded: "Loaded", data: Path, text: Path | None, plan: Plan) -> "Documents":
+    from atma.data.dataset import TokenSet
+    from atma.diagnose.texts import documents_of_text
+    from atma.eval.documents import choose_documents
+    from atma.eval.loaded import tokenizer_of
+
+    tokenizer, extent = tokenizer_of(loaded), plan.extent
+    if text is not None:
+        try:
+            words = text.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{text}: not UTF-8 text; name a plain text file") from None
+        return documents_of_text(tokenizer, words, extent.lengths[-1], extent.documents)
+    token_set = TokenSet.open(data, "validation")
+    if token_set.tokenizer is not None and token_set.tokenizer.hash() != tokenizer.hash():
+        raise ValueError(f"{data} was made with another tokenizer than the model's; prepare it with the model's own")
+    return choose_documents(token_set, tokenizer.eot, extent.lengths[-1], extent.documents, plan.seed, joined=True)
+
+
+def _tables(rows: list[Row]) -> None:
+    lengths = sorted({row["length"] for row in rows if row["kind"] == "loss"})
+    heads = [f"{length:,}" for length in lengths]
+    print_table("Loss, nats a token (share of record digits told)", ["", *heads], _losses(rows, lengths))
+    effects = {(row["change"], row["length"]): row for row in rows if row["kind"] == "effect"}
+    cells = [
+        [name, *(_effect(effects[name, n]) for n in lengths)] for name in dict.fromkeys(name for name, _ in effects)
+    ]
+    if cells:
+        caption = "nats with the change less nats without; intervals are 95% for all changes together"
+        print_table("What each change does to the loss", ["", *heads], cells, caption)
+    held = [row for row in rows if row["kind"] == "retention"]
+    if held:
+        head = ["head", "zero input", "1%", "10%", "50%", "90%", "99%"]
+        print_table("Half-lives of the memory's heads, tokens", head, [_half_lives(row) for row in held])
+    channels = [row for row in rows if row["kind"] == "channel" and row["length"] in (lengths[0], lengths[-1])]
+    names = {"n_eff": "n_eff", "null_mass": "null", "first_mass": "first", "sink_mass": "sink", "copy_score": "copy"}
+    names |= {"magnitude": "μ", "memory_norm": "‖M‖"}
+    cells = [
+        [f"{r['layer']}.{r['head']} at {r['length']:,}", *(_figure(r.get(key)) for key in names)] for r in channels
+    ]
+    print_table("What each head does", ["head", *names.values()], cells)
+
+
+def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:
+    found = {(row["kind"], row["change"], row["length"]): row for row in rows if row["kind"] in ("loss", "recall")}
+    return [
+        [change, *(f"{found['loss', change, n]['loss']:.3f} ({_share(found['recall', change, n])})" for n in lengths)]
+        for change in dict.fromkeys(change for _, change, _ in found)
+    ]
+
+
+def _share(row: Row) -> str:
+    return f"{row['token_accuracy']:.0%}"
+
+
+def _effect(row: Row) -> str:
+    if row["loss_low"] is None:
+        return f"{row['loss']:+.3f}"
+    return f"{row['loss']:+.3f} [{row['loss_low']:+.3f}, {row['loss_high']:+.3f}]"
+
+
+def _half_lives(row: Row) -> list[str]:
+    keys = ("half_life", "half_life_p01", "half_life_p10", "half_life_p50", "half_life_p90", "half_life_p99")
+    return [f"{row['layer']}.{row['head']}", *("endless" if row[key] is None else f"{row[key]:,.4g}" for key in keys)]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

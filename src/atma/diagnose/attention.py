@@ -1,0 +1,112 @@
+"""Where the queries of one call look: participation, null sink, first tokens, and chosen keys, of each head.
+
+The statistics come from the streamed sums of `atma.ops.polar`, the weights on keys from these sums block by block, so
+that no (queries, keys) matrix of a long text is held. Source: maths.md, section 4.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atma.diagnose.observed import Seen
+from atma.mixers import Attention
+from atma.mixers.attention import PolarCore
+from atma.ops.polar import statistics_of, visible_range
+
+KEY_BLOCK = 8192
+RECENT = 128
+"""Keys right before the first query, which no sink is looked for in."""
+
+
+class Queries(NamedTuple):
+    """The queries of one row's call, and what they see: key s of query i where first[i] ≤ s < last[i]."""
+
+    scaled: Tensor  # (H, P, K): logits are scaled · key
+    keys: Tensor  # (G, S, K)
+    first: Tensor  # (P,)
+    last: Tensor  # (P,)
+    total: Tensor  # (H, P): log of the sum of all weights before they are normalised, the null's among them
+    effective: Tensor  # (H, P): n_eff
+    null: Tensor | None  # (H, P): the null sink's weight, None without one
+
+
+class Sink(NamedTuple):
+    """The key, the first and the recent ones aside, with the largest mean weight of a head."""
+
+    place: int | None
+    mass: float
+
+
+@torch.inference_mode()
+def queries_of(mixer: Attention, seen: Seen) -> Queries:
+    """The queries of an observed call of one row, with their softmax statistics in float32 or wider."""
+    projected = mixer.project(seen.x, seen.before)
+    q, start = projected.q, seen.before.length
+    keys, values = seen.after.keys, seen.after.values
+    assert isinstance(keys, Tensor) and isinstance(values, Tensor)
+    if mixer.rotary is not None:
+        first, last = visible_range(q, start, None, None)
+        q = mixer.rotary(q, last - first - 1)
+    first, last = visible_range(q, start, None, mixer.core.window)
+    work = torch.promote_types(q.dtype, torch.float32)
+    scale, null_logit = _scale(mixer, q, (last - first).to(work))
+    _, L, Q, M = statistics_of("auto", q)(q, keys, values, scale, first, last)
+    total = M + L.log()
+    null = None
+    if null_logit is not None:
+        total = torch.logaddexp(total, null_logit)
+        null = (null_logit - total).exp()[0]
+    scaled = q[0].to(work) * scale[0, ..., None]
+    return Queries(scaled, keys[0], first[0], last[0], total[0], (L.square() / Q)[0], null)
+
+
+def weights(queries: Queries, start: int, stop: int) -> Tensor:
+    """The weights (H, P, stop − start) of the keys from start to stop; zero where they are not seen."""
+    group = queries.scaled.shape[0] // queries.keys.shape[0]
+    keys = queries.keys[:, start:stop].to(queries.scaled.dtype).repeat_interleave(group, 0)
+    p = (queries.scaled @ keys.mT - queries.total[..., None]).exp_()
+    s = torch.arange(start, stop, device=p.device)
+    return p.masked_fill_((s < queries.first[:, None]) | (s >= queries.last[:, None]), 0)
+
+
+@torch.inference_mode()
+def mean_weights(queries: Queries) -> Tensor:
+    """The weight (H, S) of every key up to the last query's, averaged over the queries."""
+    keys = int(queries.last.max())
+    blocks = [weights(queries, i, min(i + KEY_BLOCK, keys)).mean(1) for i in range(0, keys, KEY_BLOCK)]
+    return torch.cat(blocks, 1)
+
+
+def sink(mass: Tensor, first_query: int) -> Sink:
+    """Of one head's mean weights (S,); nowhere where no key but the first and the recent ones is seen."""
+    candidates = mass[1 : max(1, first_query - RECENT)]
+    if len(candidates) == 0 or float(candidates.max()) == 0:
+        return Sink(None, 0.0)
+    place = int(candidates.argmax())
+    return Sink(place + 1, float(candidates[place]))
+
+
+@torch.inference_mode()
+def copy_mass(queries: Queries, places: list[int]) -> Tensor:
+    """Each head's (H,) mean weight of the i-th of these keys at the i-th of the last len(places) queries."""
+    span = weights(queries, places[0], places[-1] + 1)[:, -len(places) :]
+    at = torch.tensor([place - places[0] for place in places], device=span.device)
+    return span[:, torch.arange(len(places), device=span.device), at].mean(1)
+
+
+def _scale(mixer: Attention, q: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of each query (1, H, P): the factor of q·k, and the null's logit; count (1, P) keys seen."""
+    core, width = mixer.core, q.shape[-1]
+    if not isinstance(core, PolarCore):
+        return torch.full(q.shape[:-1], core.scale, dtype=count.dtype, device=q.device), None
+    count = count[:, None]
+    bounded, log_count = count, count.log()
+    if core.count_limit is not None:
+        bounded = count.clamp(max=core.count_limit)
+        log_count = bounded.log() + core.sharpening * (count.log() - bounded.log())
+    gain, base, slope = (x.to(count.dtype)[:, None] for x in (core.length_gain, core.null_base, core.null_slope))
+    temperature = 1 + F.softplus(gain) * log_count
+    floor = base + F.softplus(slope) * (bounded + 1).log().sqrt()
+    return temperature * width**-0.5, temperature * floor

@@ -1,0 +1,181 @@
+"""START HERE for a diagnosis: one model, some documents, and what each of its parts does and is worth.
+
+`diagnose` reads the documents with the model as it is, looking on, then once more with every part taken away and every
+long-holding memory head capped, all in pairs. `findings` says in plain words what the differences support.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from atma.diagnose.effects import UNCHANGED, effect_rows, far_rows, reading_rows
+from atma.diagnose.findings import Finding, findings
+from atma.diagnose.interventions import capped, masked, noted_decays
+from atma.diagnose.parts import Head, channel_masks, global_mixers, head_masks, memories, parse_heads
+from atma.diagnose.plan import QUERIES, Plan
+from atma.diagnose.probe import Probe
+from atma.diagnose.reading import read, read_recent
+from atma.diagnose.retention import longest_held, retention_rows, thinned
+from atma.diagnose.stress import gain_rows, gains
+from atma.diagnose.texts import Laid, check_lengths, lay
+from atma.eval.documents import Documents
+from atma.eval.loaded import Loaded, tokenizer_of
+from atma.eval.provenance import model_provenance
+from atma.eval.stream import Advance
+from atma.eval.suite import Measurement, Progress, run_measurements, sha256
+
+Row = dict[str, Any]
+CHUNK = 1024
+
+
+class Diagnosis(NamedTuple):
+    """Everything measured, and what it says, largest effects first."""
+
+    rows: list[Row]
+    findings: list[Finding]
+    cap: float
+    """Tokens that half-lives were capped at."""
+
+
+class _Change(NamedTuple):
+    """One change to the model: how it is made, the heads it concerns, and the half-life they are capped at, if so."""
+
+    make: Callable[[], AbstractContextManager[None]]
+    heads: list[str]
+    cap: float | None
+
+
+class _Reader(NamedTuple):
+    """What every measurement needs."""
+
+    loaded: Loaded
+    texts: list[Laid]
+    plan: Plan
+    cap: float
+    chunk: int
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return self.plan.extent.lengths
+
+
+def diagnose(
+    loaded: Loaded,
+    documents: Documents,
+    plan: Plan | None = None,
+    results: Path | str | None = None,
+    progress: Progress | None = None,
+    chunk: int = CHUNK,
+) -> Diagnosis:
+    """Read documents of at least the longest length, all of them; rows are plain JSON data with their provenance.
+
+    With `results`, a .jsonl file, measurements are kept as they come and taken from it when they are there. ValueError,
+    before anything is measured: a model without a global layer, heads that are not there, texts too short.
+    """
+    plan = plan or Plan()
+    if not global_mixers(loaded.model):
+        raise ValueError("the model has no global layer: nothing in it reaches beyond its convolutions")
+    parse_heads(plan.heads, loaded.model)
+    lengths, seed = plan.extent.lengths, plan.seed
+    texts = lay(tokenizer_of(loaded), documents, lengths[-1], plan.records, seed)
+    check_lengths(texts, lengths)
+    reader = _Reader(loaded, texts, plan, plan.cap_half_life or trained_length(loaded) or float(lengths[0]), chunk)
+    stamp = model_provenance(loaded) | {"texts_sha256": sha256(documents.tokens), "seed": seed, "chunk": chunk}
+
+    def measured(measurements: Sequence[Measurement]) -> list[Row]:
+        return run_measurements("diagnose", measurements, stamp, results, progress)
+
+    rows = measured([_baseline(reader)])
+    changes = _masks(reader) | _caps(reader, rows)
+    rows += measured([*(_changed(reader, name, change) for name, change in changes.items()), *_stress(reader)])
+    rows += effect_rows(rows)
+    return Diagnosis(rows, findings(rows), reader.cap)
+
+
+def trained_length(loaded: Loaded) -> float | None:
+    """Context tokens of a training row, as the model's folder tells; None where it does not."""
+    told: Any = getattr(loaded, "info", None) or {}
+    for key in ("extra", "recipe", "train", "length"):
+        told = told.get(key) if isinstance(told, dict) else None
+    return float(told) if isinstance(told, int) and told > 0 else None
+
+
+def _measurement(reader: _Reader, name: str, spec: Row, run: Callable[[Advance], list[Row]]) -> Measurement:
+    about: Row = {"lengths": list(reader.lengths), "documents": len(reader.texts), "records": reader.plan.records}
+    return Measurement(name, about | spec, len(reader.texts) * reader.lengths[-1], run)
+
+
+def _baseline(reader: _Reader) -> Measurement:
+    model = reader.loaded.model
+
+    def run(advance: Advance) -> list[Row]:
+        probe, readings, recent = Probe(model, QUERIES), [], []
+        decays: dict[int, list[torch.Tensor]] = {layer: [] for layer in memories(model)}
+        for text in reader.texts:
+            notes: dict[int, list[torch.Tensor]] = {}
+            with noted_decays(model, notes):
+                readings.append(read(model, text, reader.lengths, reader.chunk, probe, advance))
+            recent.append(read_recent(model, text, reader.lengths))
+            for layer, noted in notes.items():
+                decays[layer].append(thinned(noted))
+        used = {layer: torch.cat(noted, 1) for layer, noted in decays.items()}
+        rows = reading_rows(UNCHANGED, readings, reader.lengths) + far_rows(readings, recent, reader.lengths)
+        return rows + probe.rows() + retention_rows(model, used)
+
+    return _measurement(reader, UNCHANGED, {"measure": UNCHANGED, "queries": QUERIES}, run)
+
+
+def _changed(reader: _Reader, name: str, change: _Change) -> Measurement:
+    model = reader.loaded.model
+
+    def run(advance: Advance) -> list[Row]:
+        with change.make():
+            readings = [read(model, text, reader.lengths, reader.chunk, None, advance) for text in reader.texts]
+        about = {"heads": change.heads, "cap": change.cap}
+        return [row | about for row in reading_rows(name, readings, reader.lengths)]
+
+    return _measurement(reader, name, {"measure": "change", "change": name}, run)
+
+
+def _masks(reader: _Reader) -> dict[str, _Change]:
+    model = reader.loaded.model
+    parts = {} if reader.plan.mask == "none" else channel_masks(model)
+    if reader.plan.mask == "heads":
+        parts |= head_masks(model)
+    return {name: _Change(partial(masked, model, part), part.heads(model), None) for name, part in parts.items()}
+
+
+def _caps(reader: _Reader, rows: Sequence[Row]) -> dict[str, _Change]:
+    """Each chosen head capped alone, and all of them together; none where "worst" finds none beyond the cap."""
+    model, cap = reader.loaded.model, reader.cap
+    chosen = parse_heads(reader.plan.heads, model)
+    if isinstance(chosen, int):
+        chosen = longest_held([row for row in rows if row["kind"] == "retention"], cap, chosen)
+    groups: dict[str, list[Head]] = {f"head {head} capped at {cap:g}": [head] for head in chosen}
+    if len(chosen) > 1:
+        groups[f"heads {', '.join(map(str, chosen))} capped at {cap:g}"] = chosen
+    return {
+        name: _Change(partial(capped, model, heads, cap), list(map(str, heads)), cap) for name, heads in groups.items()
+    }
+
+
+def _stress(reader: _Reader) -> Iterator[Measurement]:
+    model, plan = reader.loaded.model, reader.plan
+    texts = reader.texts[: plan.extent.stress_documents]
+    if plan.stress == 0:
+        return
+
+    def run(advance: Advance) -> list[Row]:
+        measured = [
+            [gains(model, text, reader.lengths, plan.seed + i, reader.chunk, advance) for i in range(plan.stress)]
+            for text in texts
+        ]
+        return gain_rows(model, measured, reader.lengths)
+
+    spec: Row = {"measure": "gain", "directions": plan.stress, "stressed": len(texts)}
+    made = _measurement(reader, "block gains", spec, run)
+    yield made._replace(tokens=len(texts) * plan.stress * reader.lengths[-1])

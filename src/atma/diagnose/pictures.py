@@ -1,0 +1,99 @@
+"""The figures of a diagnosis as plotly data: lines over lengths, bars of differences, and half-lives by head."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from atma.report.content import size_text
+from atma.report.figures import COLOURS, MARKERS, Figure, Table
+
+Row = dict[str, Any]
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def lines(title: str, caption: str, rows: Sequence[Row], key: str) -> Figure:
+    """`key` over length, one line for each `name`."""
+    names, lengths = list(dict.fromkeys(row["name"] for row in rows)), sorted({row["length"] for row in rows})
+    by_name = {name: {row["length"]: row[key] for row in rows if row["name"] == name} for name in names}
+    data = [_line(name, by_name[name], i) for i, name in enumerate(names)]
+    layout = {
+        "xaxis": {
+            "type": "log",
+            "title": {"text": "tokens read"},
+            "tickvals": lengths,
+            "ticktext": [size_text(length) for length in lengths],
+        },
+        "hovermode": "closest",
+    }
+    cells = [[name, *(_text(by_name[name].get(length)) for length in lengths)] for name in names]
+    return Figure(title, caption, data, layout, Table(["", *(f"{length:,}" for length in lengths)], cells))
+
+
+def bars(title: str, caption: str, effects: Sequence[Row], key: str) -> Figure:
+    """`key` of every change at the longest length, with its interval; the table has every length."""
+    lengths = sorted({row["length"] for row in effects})
+    last = sorted((row for row in effects if row["length"] == lengths[-1]), key=lambda row: -row[key])
+    trace: dict[str, Any] = {"type": "bar", "orientation": "h", "marker": {"color": COLOURS[0]}}
+    trace |= {"x": [row[key] for row in last], "y": [row["change"] for row in last]}
+    if all(row[f"{key}_low"] is not None for row in last):
+        up, down = ([abs(row[f"{key}_{end}"] - row[key]) for row in last] for end in ("high", "low"))
+        trace["error_x"] = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.2}
+    layout = {
+        "xaxis": {"title": {"text": f"difference at {size_text(lengths[-1])} tokens"}},
+        "yaxis": {"autorange": "reversed", "tickfont": {"size": 10}},
+        "hovermode": "closest",
+    }
+    found = {(row["change"], row["length"]): row for row in effects}
+    cells = [[row["change"], *(_with_interval(found[row["change"], n], key) for n in lengths)] for row in last]
+    return Figure(title, caption, [trace], layout, Table(["", *(f"{n:,}" for n in lengths)], cells))
+
+
+def half_lives(rows: Sequence[Row]) -> list[Figure]:
+    """Half-lives of each memory head at zero input and on the text; no figure where there is no memory."""
+    if not rows:
+        return []
+    names = [f"head {row['layer']}.{row['head']}" for row in rows]
+    data = []
+    for i, (key, words) in enumerate(HALF_LIVES.items()):
+        points = [(name, row[key]) for name, row in zip(names, rows, strict=True) if row[key] is not None]
+        style = {"symbol": MARKERS[i], "size": 9, "color": COLOURS[i]}
+        trace = {"type": "scatter", "mode": "markers", "name": words, "marker": style}
+        data.append(trace | {"x": [value for _, value in points], "y": [name for name, _ in points]})
+    layout = {"xaxis": {"type": "log", "title": {"text": "half-life, tokens"}}, "hovermode": "closest"}
+    caption = "Tokens until half of what a memory head holds is left. Points that are missing are endless."
+    cells = [[name, *(_tokens(row[key]) for key in HALF_LIVES)] for name, row in zip(names, rows, strict=True)]
+    return [Figure("Half-lives", caption, data, layout, Table(["", *HALF_LIVES.values()], cells))]
+
+
+HALF_LIVES = {
+    "half_life": "at zero input",
+    "half_life_p10": "first decile",
+    "half_life_p50": "median",
+    "half_life_p90": "ninth decile",
+}
+
+
+def _line(name: str, points: dict[int, float], place: int) -> dict[str, Any]:
+    style = {"color": COLOURS[place % len(COLOURS)], "width": 2, "dash": DASHES[place // len(COLOURS) % len(DASHES)]}
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": list(points),
+        "y": list(points.values()),
+        "line": style,
+        "marker": {"symbol": MARKERS[place % len(MARKERS)], "size": 7},
+    }
+
+
+def _with_interval(row: Row, key: str) -> str:
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return f"{row[key]:+.3f}" if low is None else f"{row[key]:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _tokens(value: float | None) -> str:
+    return "endless" if value is None or math.isinf(value) else f"{value:,.4g}"
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

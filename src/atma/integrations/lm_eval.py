@@ -1,0 +1,161 @@
+"""Any of our models inside EleutherAI's lm-eval, as the model `atma`.
+
+    python -m atma.integrations.lm_eval --model atma --model_args pretrained=nano --tasks arc_easy
+
+is lm-eval's own command with that model known to it; in Python, importing this module does the same. Models of
+transformers go through it too (pretrained=hf:NAME). `atma eval tasks` is the way to rows that `atma eval diff` reads.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+
+try:
+    from lm_eval import utils  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.registry import model_registry, register_model  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise ValueError(f"tasks need lm-eval ({error}): pip install 'atma-lm[lm-eval]'") from None
+
+from atma.commands.suite import Measured
+from atma.eval.continuations import predict_continuations
+from atma.eval.language_model import LanguageModel, Native
+from atma.eval.ragged import score_each
+from atma.eval.suite import sha256
+
+Prefix = Literal["auto", "on", "off"]
+NEW_TOKENS = 256
+"""Tokens that a task gets written if it does not say how many; lm-eval's own figure."""
+FIRST_PIECE = 32
+
+
+class AtmaLM(TemplateLM):
+    """A `LanguageModel` as lm-eval asks it. `prefix`: whether a context begins with end-of-text ("auto": ours do)."""
+
+    def __init__(self, model: LanguageModel, prefix: Prefix = "auto") -> None:
+        super().__init__()
+        self.model = model
+        self.prefixed = isinstance(model, Native) if prefix == "auto" else prefix == "on"
+        self.shown: list[str] = []
+        """SHA-256 of the token ids of every request so far."""
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "AtmaLM":
+        """What `--model_args` says: pretrained, dtype, device, chunk, batch_tokens, truncate, add_bos_token."""
+        return cls.create_from_arg_obj(utils.simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> "AtmaLM":
+        """The same from a dictionary. Rows are batched by `batch_tokens`; lm-eval's batch sizes say nothing here."""
+        given = {k: v for k, v in ((additional_config or {}) | arg_dict).items() if v is not None}
+        for name in ("batch_size", "max_batch_size"):
+            given.pop(name, None)
+        known = ("pretrained", "dtype", "device", "chunk", "batch_tokens", "truncate", "add_bos_token")
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"--model_args: no option '{unknown[0]}' of atma; known: {', '.join(known)}")
+        started = given.pop("add_bos_token", None)
+        model = Measured(model=given.pop("pretrained", "nano"), **given).load()
+        return cls(model, "auto" if started is None else "on" if started else "off")
+
+    @property
+    def eot_token_id(self) -> int:
+        """lm-eval begins an empty context with it."""
+        return self.model.tokenizer.eot
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens the model can read, None for any number."""
+        return self.model.longest
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm-eval's caches."""
+        return self.model.tokenizer.hash()
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Token ids; no special ones are ever added here."""
+        return self.model.tokenizer.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **options: Any
+    ) -> list[tuple[float, bool]]:
+        contexts = [self._started(context) for _, context, _ in requests]
+        continuations = [continuation for _, _, continuation in requests]
+        self.shown += [sha256([*a, *b]) for a, b in zip(contexts, continuations, strict=True)]
+        found = predict_continuations(self.model, contexts, continuations)
+        answers = [(-float(one.nats.sum()), bool(one.right.all())) for one in found]
+        for (request, _, _), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of texts after end-of-text, in one piece, or in windows that the model can read."""
+        windows, owners = [], []
+        for i, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            self.shown.append(sha256(ids))
+            for context, goals in self._windows(ids):
+                windows.append((np.array([*context, *goals]), len(goals)))
+                owners.append(i)
+        found = [0.0] * len(requests)
+        nats = score_each(self.model, [ids for ids, _ in windows], [last for _, last in windows])
+        for i, one in zip(owners, nats, strict=True):
+            found[i] -= float(one.sum())
+        for request, answer in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations as far as the first stop string. ValueError for a task that asks for sampling."""
+        found = []
+        for request in requests:
+            context, options = request.args
+            prompt = self._started(self.tok_encode(context))
+            self.shown.append(sha256(prompt))
+            found.append(self._written(prompt, options))
+            self.cache_hook.add_partial("generate_until", request.args, found[-1])
+        return found
+
+    def _started(self, context: list[int]) -> list[int]:
+        eot = self.eot_token_id
+        return [eot, *context] if (self.prefixed and context[:1] != [eot]) or not context else context
+
+    def _windows(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
+        most = self.model.longest or max(1, len(ids))
+        rolling = utils.get_rolling_token_windows(ids, self.eot_token_id, most, 1)
+        return [utils.make_disjoint_window(pair) for pair in rolling]
+
+    def _written(self, prompt: list[int], options: dict[str, Any]) -> str:
+        """In pieces that grow, so that a stop string found late costs little more than the text before it."""
+        if options.get("do_sample") or options.get("temperature"):
+            raise ValueError(f"atma's answers to tasks are greedy; a task asks for sampling: {options}")
+        most = next((options[n] for n in ("max_gen_toks", "max_new_tokens", "max_tokens") if n in options), NEW_TOKENS)
+        asked = options.get("until") or []
+        until = [asked] if isinstance(asked, str) else list(asked)
+        written: list[int] = []
+        size, text = FIRST_PIECE, ""
+        while len(written) < most:
+            size = min(size, most - len(written))
+            piece = self.model.generate([*prompt, *written], size)
+            written += piece
+            text = self.model.tokenizer.decode(written)
+            if len(piece) < size or any(stop in text for stop in until):
+                break
+            size *= 4
+        ends = [text.find(stop) for stop in until if stop and stop in text]
+        return text[: min(ends)] if ends else text
+
+
+def register() -> None:
+    """Make `atma` a model that lm-eval knows by name."""
+    if "atma" not in model_registry:
+        register_model("atma")(AtmaLM)
+
+
+register()
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+
+    cli_evaluate()

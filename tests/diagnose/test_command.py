@@ -1,0 +1,155 @@
+"""`atma diagnose` from a folder and a text to sentences, tables, rows and a page that a real browser shows."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from atma.checkpoint import save_model
+from atma.cli import main
+from atma.diagnose import diagnosis
+from atma.diagnose.page import figures
+from atma.diagnose.plan import SIZES, Plan
+from atma.eval.documents import Documents
+from atma.tokenizer import byte_tokenizer
+from tests.diagnose.conftest import Loaded, made
+
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", MAC))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FEW = ["--lengths", "128", "192", "--documents", "2", "--records", "1", "--stress", "1", "--dtype", "float64"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder and a text beside it."""
+    save_model(tmp_path / "tiny", made().float(), byte_tokenizer(), {"recipe": {"train": {"length": 64}}})
+    letters = np.random.default_rng(3).integers(97, 123, 500).tolist()
+    (tmp_path / "text.txt").write_bytes(bytes(letters))
+    return tmp_path
+
+
+def arguments(folder, *more):
+    places = [
+        "--text",
+        str(folder / "text.txt"),
+        "--page",
+        str(folder / "page.html"),
+        "--out",
+        str(folder / "rows.jsonl"),
+    ]
+    return ["diagnose", str(folder / "tiny"), *places, *FEW, *more]
+
+
+def test_a_diagnosis_is_sentences_tables_rows_and_a_page(folder, capsys, monkeypatch):
+    assert main(arguments(folder, "--cap-half-life", "4", "--heads", "3.1")) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1. ")
+    for words in ("as it is", "without head 3.1", "head 3.1 capped", "Half-lives", "What each head does"):
+        assert words in said
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    kinds = {row["kind"] for row in rows} - {"finding"}
+    assert kinds == {"loss", "far", "recall", "channel", "branch", "retention", "gain", "effect"}
+    assert {row["change"] for row in rows if row["kind"] == "loss"} >= {"without any memory", "head 3.1 capped at 4"}
+    page = (folder / "page.html").read_text()
+    assert "Diagnosis of tiny" in page and "Half-lives" in page and "Block gains" in page
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(diagnosis, "read", never)
+    monkeypatch.setattr(diagnosis, "gains", never)
+    assert main(arguments(folder, "--cap-half-life", "4", "--heads", "3.1")) == 0
+    assert [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--lengths", "64", "128"], "the first length, 64, must be at least 90"),
+        (["--lengths", "128", "600"], "the text has 500 tokens, less than the length 600"),
+        (["--lengths", "192", "128"], "'lengths' must be strictly increasing"),
+        (["--lengths", "128", "150"], "'lengths' must be 64 or more apart"),
+        (["--heads", "0.0"], "there is no memory head 0.0"),
+        (["--heads", "9"], "heads are named as in 2.5,6.1"),
+        (["--records", "0"], "'records' must be at least 1"),
+        (["--cap-half-life", "-3"], "'cap_half_life' must be positive, or 0"),
+        (["--text", "/nowhere.txt"], "/nowhere.txt: No such file"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line_before_anything_is_measured(folder, capsys, more, said):
+    assert main(arguments(folder, *more)) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
+    assert not (folder / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("core", ["nope", "rope"])
+def test_models_without_memory_or_count_have_the_figures_of_what_they_have(core):
+    documents = Documents(np.random.default_rng(1).integers(97, 123, (2, 200)), 256)
+    plan = Plan(lengths=(128, 192), records=1, stress=0)
+    found = diagnosis.diagnose(Loaded(made(core, False, 100), byte_tokenizer()), documents, plan)
+    titles = [figure.title for figure in figures(found.rows)]
+    assert "Copy score" in titles and "What each part is worth: loss" in titles
+    assert not {"Half-lives", "Weight on the null sink", "Memory norm", "Magnitude μ", "Block gains"} & set(titles)
+    assert {row["change"] for row in found.rows if row["kind"] == "effect"} == {
+        "without the read of layer 1",
+        "without the read of layer 3",
+        "without any read",
+        *(f"without head {layer}.{head}" for layer in (1, 3) for head in (0, 1)),
+    }
+
+
+def test_the_cap_is_the_trained_length_and_takes_the_worst_heads(folder):
+    documents = Documents(np.random.default_rng(1).integers(97, 123, (2, 200)), 256)
+    loaded = Loaded(made(), byte_tokenizer())
+    plan = Plan(lengths=(128, 192), records=1, stress=0, mask="none", heads="worst2", cap_half_life=3)
+    changes = {row["change"] for row in diagnosis.diagnose(loaded, documents, plan).rows if row["kind"] == "effect"}
+    assert len(changes) == 3 and sum(change.startswith("heads ") for change in changes) == 1
+    from atma.loading import load
+
+    assert diagnosis.trained_length(load(folder / "tiny")) == 64
+    assert diagnosis.trained_length(loaded) is None
+    assert diagnosis.diagnose(loaded, documents, Plan(lengths=(128, 192), records=1, stress=0, mask="none")).cap == 128
+
+
+def test_a_model_of_convolutions_alone_is_refused():
+    from atma.config import ModelConfig
+    from atma.model import Model
+
+    model = Model(ModelConfig(257, 16, depth=2, pattern=("local",), query_heads=2, key_value_heads=1, head_width=8))
+    documents = Documents(torch.full((1, 200), 97).numpy(), 256)
+    with pytest.raises(ValueError, match="no global layer"):
+        diagnosis.diagnose(Loaded(model, byte_tokenizer()), documents, Plan(lengths=(128,), records=1))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_is_a_plan(size):
+    assert Plan(size=size).extent == SIZES[size]
+    assert Plan(lengths=SIZES[size].lengths).extent.lengths == SIZES[size].lengths
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_whole(folder, width):
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path; install it to test the page in a browser")
+    from playwright.sync_api import sync_playwright
+
+    assert main(arguments(folder, "--mask", "channels")) == 0
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        view = browser.new_page(viewport={"width": width, "height": 900})
+        said, asked = [], []
+        view.on("console", lambda message: said.append(message.text))
+        view.on("pageerror", lambda error: said.append(str(error)))
+        view.on("request", lambda request: asked.append(request.url))
+        address = (folder / "page.html").as_uri()
+        view.goto(address)
+        charts = view.locator(".chart").count()
+        view.wait_for_function(f"document.querySelectorAll('.chart:has(.main-svg)').length == {charts}")
+        assert charts == 16
+        assert said == [] and [url for url in asked if not url.startswith("data:")] == [address]
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()

@@ -1,0 +1,155 @@
+"""One run: its loss is the model's own, its answers the likeliest tokens; it learns, stops and repeats itself."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from atma.config import ModelConfig, TrainConfig
+from atma.eval.recall.mixers import base, mixer, reach
+from atma.eval.recall.tasks import IGNORED, TEST, AssociativeRecall, Capacity, Copying, SelectiveCopying, examples
+from atma.eval.recall.training import PATIENCE, Learner, Practice, SparseModel, correct, token_cost
+from atma.model import Model
+from atma.train.step import Outcome
+
+TASK = AssociativeRecall(8, 1, 16)
+SMALL = ("width=32", "head_width=16", "mlp_multiple=2")
+CPU = torch.device("cpu")
+
+
+def config(words="polar+memory", task=TASK, *settings):
+    return mixer(words, base(task, "", (*SMALL, *settings)))
+
+
+def practice(steps, **changes):
+    rates = dict.fromkeys(("muon_rate", "embedding_rate", "head_rate", "vector_rate"), 0.03)
+    train = TrainConfig(
+        length=8, batch_tokens=256, tokens=256 * steps, constant_share=1.0, precision="float32", **rates
+    )
+    return Practice(train, 10, 32, 2.0, 5)._replace(**changes)
+
+
+def woken(config):
+    """A model whose every weight matters."""
+    generator = torch.Generator().manual_seed(2)
+    model = SparseModel(config, generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def test_the_loss_is_that_of_the_model_with_its_gradient():
+    model = woken(config()).double()
+    hidden = torch.randn(2, 8, 32, dtype=torch.float64, requires_grad=True)
+    targets = torch.full((2, 8), IGNORED)
+    targets[0, 3], targets[1, 7] = 9, 14
+    found, wanted = model.loss(hidden, targets), Model.loss(model, hidden, targets)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    (ours,), (theirs,) = (torch.autograd.grad(loss.sum(), hidden) for loss in (found, wanted))
+    assert ours.any() and torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("length", [40, 1100], ids=["at once", "through the state"])
+def test_an_answer_is_right_where_the_likeliest_token_is_the_target(length):
+    task = SelectiveCopying(length, 16, 3)
+    model = woken(config("polar+memory", task, "width=16", "head_width=8"))
+    batch = examples(task, 1, TEST, 0, 3)
+    with torch.inference_mode():
+        likeliest = model.logits(model(batch.tokens)[0]).argmax(-1)
+    wanted = (likeliest == batch.targets)[batch.targets != IGNORED].view(3, 16)
+    found = correct(model, batch)
+    assert found.dtype == bool and (found == wanted.numpy()).all()
+    assert 0 < found.sum() < found.size
+
+
+def test_a_model_learns_the_task():
+    learner = Learner(config(), practice(1).train, CPU)
+    points = list(learner.learn(TASK, practice(150, stop_at=0.97), lambda _: None))
+    assert points[-1]["accuracy"] >= 0.97 and points[0]["accuracy"] < 0.6
+    fresh = correct(learner.model, examples(TASK, 99, TEST, 0, 64))
+    assert fresh.mean() > 0.85  # of 64 examples: four standard errors below 0.97
+
+
+def test_a_run_repeats_itself_and_another_seed_does_not():
+    def losses(seed):
+        wanted = practice(4, every=1)
+        wanted = wanted._replace(train=dataclasses.replace(wanted.train, seed=seed))
+        return [point["loss"] for point in Learner(config(), wanted.train, CPU).learn(TASK, wanted, lambda _: None)]
+
+    assert losses(0) == losses(0)
+    assert losses(0)[-1] != losses(1)[-1]
+
+
+def test_the_curve_counts_steps_and_tokens_and_the_advance_sums_to_the_cost():
+    told, wanted = [], practice(25)
+    points = list(Learner(config(), wanted.train, CPU).learn(TASK, wanted, told.append))
+    assert [(point["step"], point["tokens"]) for point in points] == [(10, 2560), (20, 5120), (25, 6400)]
+    assert sum(told) == token_cost(wanted, TASK)
+
+
+def test_a_run_that_is_not_finite_ends_and_says_so(monkeypatch):
+    learner = Learner(config(), practice(1).train, CPU)
+    monkeypatch.setattr(learner, "stepper", lambda *_: Outcome(float("nan"), float("nan"), {}, False))
+    points = list(learner.learn(TASK, practice(100), lambda _: None))
+    assert learner.diverged and [(point["step"], point["loss"]) for point in points] == [(PATIENCE, None)]
+
+
+@pytest.mark.parametrize("words", ["polar", "nope", "rope"])
+def test_behind_the_gap_nothing_but_a_memory_tells_of_the_pairs(words):
+    def read(mixer_words):
+        probe = Capacity(3, 0, 32)
+        chosen = config(f"{mixer_words},window=4", probe, "depth=4", 'pattern=["local", "global"]')
+        gap = reach(chosen)
+        assert gap
+        batch = examples(dataclasses.replace(probe, gap=gap), 0, TEST, 0, 1).tokens
+        other = batch.clone()
+        other[:, :6] = (other[:, :6] + 1) % 32
+        model = woken(chosen).double()
+        with torch.inference_mode():
+            return [model(tokens)[0][:, -3:] for tokens in (batch, other)]
+
+    without, with_memory = read(words), read(f"{words}+memory")
+    assert torch.equal(*without)
+    assert not torch.allclose(*with_memory)
+
+
+def test_the_gap_is_no_longer_than_it_must_be():
+    chosen = config("polar,window=4", Capacity(3, 0, 32))
+    gap = reach(chosen)
+    assert gap == 2 + 3 + 3  # of the local taps, the window and the Canon taps
+    tokens = torch.ones(1, gap + 1, dtype=torch.int64)
+    other = tokens.clone()
+    other[0, 0] = 2
+    model = woken(chosen).double()
+    with torch.inference_mode():
+        assert not torch.equal(model(tokens)[0][:, -1], model(other)[0][:, -1])
+
+
+def test_a_mixer_in_words_is_a_model():
+    start = base(Copying(64), "", ("width=96",))
+    assert start.vocab_size == 65 and start.max_half_life == 64 and start.count_limit == 64
+    made = mixer("nope+memory,window=16,max_half_life=inf", start)
+    assert (made.core, made.memory, made.window, made.width) == ("nope", True, 16, 96)
+    assert np.isinf(made.max_half_life) and reach(start) is None
+    preset = base(AssociativeRecall(64, 4, 512), "nano")
+    assert (preset.width, preset.depth, preset.vocab_size, preset.count_limit) == (128, 8, 512, 256)
+    assert isinstance(preset, ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("spiral", "'core' must be one of polar, nope, rope, not 'spiral'"),
+        ("polar+recall", "with \\+memory or without, not 'polar\\+recall'"),
+        ("polar,windw=3", "did you mean 'window'"),
+        ("polar,window", "KEY=VALUE, such as window=16"),
+        ("polar,memory=true", "where its name says \\+memory"),
+        ("polar,vocab_size=9", "set --vocabulary"),
+        ("polar,window=wide", "'window' must be of type int, not 'wide'"),
+    ],
+)
+def test_what_is_no_mixer_is_refused(words, said):
+    with pytest.raises(ValueError, match=said):
+        mixer(words, base(TASK))
