@@ -128,6 +128,8 @@ class Traces:
             self._collect()
             self._meanwhile()
         self._count_engine()
+        if (disk := self.engine.memory.disk) is not None:
+            disk.flush()  # nobody writes to the folder any more
         return self.found
 
     def _ask(self, trace: _Trace) -> None:
