@@ -3,14 +3,13 @@
 import json
 import math
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from atma.bench.rows import Result, Row
 from atma.bench.table import cells, header, rates_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table
-from atma.report.page import POLICY
+from atma.report.shell import shell, write_text
 
 
 def write(result: Result, path: Path) -> Path:
@@ -55,31 +54,9 @@ def write_page(
     title: str, command: str, drawn: list[Figure], table: Table, path: Path, result: Result | None = None
 ) -> Path:
     """One HTML file with figures, a table, and what they were made with; it asks the network for nothing."""
-    from plotly.offline import get_plotlyjs
-
     charts = "".join(_chart(figure, f"f{i}") for i, figure in enumerate(drawn))
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>{_asset("report.css")}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1></header>
-<main><section><div class="figures">{charts}</div>{_table(table)}</section>{_made_with(command, result)}</main>
-<script>{get_plotlyjs()}</script>
-<script>{_asset("report.js")}</script>
-</body>
-</html>
-"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    main = f'<section><div class="figures">{charts}</div>{_table(table)}</section>{_made_with(command, result)}'
+    return write_text(path, shell(title, main))
 
 
 def _points(rows: list[Row], name: str, place: int) -> dict[str, Any]:
@@ -129,7 +106,3 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in table.rows)
     return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _asset(name: str) -> str:
-    return files("atma.report").joinpath(name).read_text(encoding="utf-8")

@@ -6,15 +6,14 @@ comes from runs is escaped.
 
 import json
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from atma.config import dump_toml
 from atma.report.content import Report, Run, Section, first_value
 from atma.report.figures import Figure, Table, figures
 from atma.report.headline import headline
+from atma.report.shell import shell, write_text
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 HASHES = {
     "weights": "weights_sha256",
     "tokenizer": "tokenizer_sha256",
@@ -26,36 +25,13 @@ SETTINGS = ("parameters", "core", "memory", "dtype", "backend", "device", "threa
 
 def page(report: Report, path: str | Path) -> Path:
     """Write the report to `path`, making its folder, and return the path. OSError if it cannot be written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html(report), encoding="utf-8")
-    return path
+    return write_text(path, html(report))
 
 
 def html(report: Report) -> str:
     """The report as the text of one HTML file."""
-    from plotly.offline import get_plotlyjs
-
     body = "".join(_section(section, f"s{i}") for i, section in enumerate(report.sections))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(report.title)}</title>
-<style>{_asset("report.css")}</style>
-</head>
-<body>
-<header><h1>{escape(report.title)}</h1>{_headlines(report)}</header>
-<main>{body}{_made_with(report)}</main>
-<script>{get_plotlyjs()}</script>
-<script>{_asset("report.js")}</script>
-</body>
-</html>
-"""
+    return shell(report.title, f"{body}{_made_with(report)}", _headlines(report))
 
 
 def _headlines(report: Report) -> str:
@@ -173,7 +149,3 @@ def _paragraph(text: str) -> str:
 def _json(value: object) -> str:
     """JSON that cannot end the script element it stands in."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _asset(name: str) -> str:
-    return files("atma.report").joinpath(name).read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from atma.report.page import POLICY
+from atma.report.shell import POLICY
 from atma.sweep.dashboard_data import payload
 from atma.sweep.table import Table
 

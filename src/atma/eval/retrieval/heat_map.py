@@ -6,13 +6,12 @@ Styles and script are those of the report; a figure's numbers stand below it as 
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from atma.eval.language_model import Row
 from atma.report.content import size_text
 from atma.report.figures import Figure, Table
-from atma.report.page import POLICY
+from atma.report.shell import shell, write_text
 
 SCALE = [[0.0, "#8c1d40"], [0.5, "#e8a33d"], [1.0, "#16976c"]]
 Group = tuple[str, str, str, str]
@@ -24,10 +23,7 @@ def page(rows: Sequence[Row], path: Path | str, title: str = "Retrieval by depth
     A map for each model, task and haystack: a square for each depth and length, coloured by the share of trials with
     the whole answer right. Tasks without a chosen depth share a map, with a line for each.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html(figures(rows), title), encoding="utf-8")
-    return path
+    return write_text(path, html(figures(rows), title))
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
@@ -114,28 +110,8 @@ def _baseline(members: list[Row], rows: Sequence[Row]) -> str:
 
 def html(maps: Sequence[Figure], title: str) -> str:
     """The page as text."""
-    from plotly.offline import get_plotlyjs
-
     body = "".join(_drawn(figure, f"f{i}") for i, figure in enumerate(maps))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>{_asset("report.css")}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1></header>
-<main><section><div class="figures">{body}</div></section></main>
-<script>{get_plotlyjs()}</script>
-<script>{_asset("report.js")}</script>
-</body>
-</html>
-"""
+    return shell(title, f'<section><div class="figures">{body}</div></section>')
 
 
 def _drawn(figure: Figure, name: str) -> str:
@@ -153,7 +129,3 @@ def _drawn(figure: Figure, name: str) -> str:
 <details><summary>The same numbers with their intervals</summary>
 <div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>
 </figure>"""
-
-
-def _asset(name: str) -> str:
-    return files("atma.report").joinpath(name).read_text(encoding="utf-8")
