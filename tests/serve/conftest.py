@@ -3,8 +3,8 @@
 import functools
 
 import pytest
-import torch
 
+from atma.bench.invariance import speaking
 from atma.config import ModelConfig
 from atma.model import Model
 from atma.serve.engine import Engine
@@ -43,13 +43,7 @@ def random_model(
         window=window,
         max_half_life=256,
     )
-    generator = torch.Generator().manual_seed(seed)
-    model = Model(config, generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2 and not parameter.any():
-                parameter.normal_(0, 2 / parameter.shape[1] ** 0.5, generator=generator)
-    return model.eval()
+    return speaking(config, seed)
 
 
 class AuditedEngine(Engine):
