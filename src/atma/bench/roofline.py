@@ -1,22 +1,22 @@
 """The roofline page: operations a second over operations a byte, one self-contained HTML file."""
 
-import json
 import math
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from atma.bench.rows import Result, Row
 from atma.bench.table import cells, header, rates_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table
-from atma.report.shell import shell, write_text
+from atma.report.plain import plain_page
 
 
 def write(result: Result, path: Path) -> Path:
     """Write the page of a measurement. OSError if it cannot be written."""
     table = Table(header(result), [cells(result, row) for row in result.rows])
     drawn = [roofline(result, dtype) for dtype in result.rates.operations]
-    return write_page(f"atma bench {result.kind}", result.command, drawn, table, path, result)
+    facts = {name: str(value) for name, value in result.machine.items()} | {"rates": rates_text(result)}
+    notes = " ".join(result.notes)
+    return plain_page(path, f"atma bench {result.kind}", drawn, result.command, facts, note=notes, table=table)
 
 
 def roofline(result: Result, dtype: str) -> Figure:
@@ -50,15 +50,6 @@ def roofline(result: Result, dtype: str) -> Figure:
     return Figure(f"Roofline, {dtype}", caption, traces, axes, table)
 
 
-def write_page(
-    title: str, command: str, drawn: list[Figure], table: Table, path: Path, result: Result | None = None
-) -> Path:
-    """One HTML file with figures, a table, and what they were made with; it asks the network for nothing."""
-    charts = "".join(_chart(figure, f"f{i}") for i, figure in enumerate(drawn))
-    main = f'<section><div class="figures">{charts}</div>{_table(table)}</section>{_made_with(command, result)}'
-    return write_text(path, shell(title, main))
-
-
 def _points(rows: list[Row], name: str, place: int) -> dict[str, Any]:
     mine = [row for row in rows if row.name == name]
     style = {"symbol": MARKERS[place % len(MARKERS)], "size": 9, "color": COLOURS[place % len(COLOURS)]}
@@ -80,29 +71,3 @@ def _size(row: Row) -> str:
 
 def _speed(row: Row) -> str:
     return f"{row.operations / row.seconds / 1e9:,.3g} G"
-
-
-def _chart(figure: Figure, name: str) -> str:
-    data = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False).replace("<", "\\u003c")
-    return f"""<figure>
-<h3 id="{name}t">{escape(figure.title)}</h3>
-<div class="chart" role="img" aria-labelledby="{name}t" aria-describedby="{name}c" data-figure="{name}d"></div>
-<script type="application/json" id="{name}d">{data}</script>
-<figcaption id="{name}c">{escape(figure.caption)}</figcaption>
-<details><summary>The same numbers as a table</summary>{_table(figure.table)}</details>
-</figure>"""
-
-
-def _made_with(command: str, result: Result | None) -> str:
-    shown = f'<h2>Made with</h2><pre class="command">{escape(command)}</pre>'
-    if result is None:
-        return f"<section>{shown}</section>"
-    facts = [[name, str(value)] for name, value in result.machine.items()] + [["rates", rates_text(result)]]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
-    return f"<section>{shown}{_table(Table(['environment', ''], facts))}<ul>{notes}</ul></section>"
-
-
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in table.rows)
-    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,14 +1,12 @@
 """`atma diagnose`: why a model fails at length, in plain words, with the measurements behind them."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from atma.commands.bars import bars
-from atma.commands.suite import print_table
+from atma.commands.suite import command_line, print_table
 from atma.diagnose.plan import Plan
 
 if TYPE_CHECKING:
@@ -62,17 +60,16 @@ def run(
         derived = [row for row in found.rows if row["kind"] == "effect"]
         write_rows(out, [row for row in read_rows(out) if "key" in row] + derived + told)
         print(f"rows: {out}")
-    command = shlex.join(["atma", *sys.argv[1:]])
-    print(f"page: {write(page, loaded.path.name, found.rows, found.findings, command)}")
+    print(f"page: {write(page, loaded.path.name, found.rows, found.findings, command_line())}")
 
 
 def _loaded(model: str, dtype: str, device: str) -> "Loaded":
     import torch
 
+    from atma.commands.device import require_device
     from atma.loading import load
 
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"no device '{device}' here; leave --device out")
+    require_device(device)
     loaded = load(model)
     loaded.model.to(device, getattr(torch, dtype))
     return loaded

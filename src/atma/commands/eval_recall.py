@@ -1,7 +1,5 @@
 """`atma eval recall`: small models of several mixers, trained to remember and tested beyond their length."""
 
-import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +28,8 @@ def run(
         device: Where to train, such as cpu or cuda.
     """
     from atma.commands.bars import bars
-    from atma.commands.suite import print_table
-    from atma.commands.train import require_device
+    from atma.commands.device import require_device
+    from atma.commands.suite import command_line, print_table
     from atma.eval.recall.suite import recall
     from atma.eval.recall.summary import figures, table
     from atma.eval.suite import duration
@@ -47,17 +45,8 @@ def run(
     if out is not None:
         print(f"rows: {out}")
     if page is not None:
-        from atma.bench.roofline import write_page
+        from atma.report.content import environment
+        from atma.report.plain import plain_page
 
-        print(f"page: {write_page(f'Recall: {suite.task}', command(suite), figures(rows), table(rows), page)}")
-
-
-def command(suite: Recall) -> str:
-    """The command line of these options."""
-    words = ["atma", "eval", "recall"]
-    for field in fields(suite):
-        value = getattr(suite, field.name)
-        if value != field.default:
-            words.append("--" + field.name.replace("_", "-"))
-            words += map(str, value if isinstance(value, tuple) else [value])
-    return shlex.join(words)
+        title = f"Recall: {suite.task}"
+        print(f"page: {plain_page(page, title, figures(rows), command_line(), environment(), table=table(rows))}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, measure, print_table
+from atma.commands.suite import Measured, command_line, measure, print_table
 from atma.eval.retrieval.presets import Cell
 from atma.eval.retrieval.suite import Retrieval
 
@@ -34,7 +34,7 @@ def run(
     if page is not None:
         from atma.eval.retrieval.heat_map import page as write
 
-        print(f"heat maps: {write(rows, page)}")
+        print(f"heat maps: {write(rows, page, command_line())}")
 
 
 def _export(measured: Measured, suite: Retrieval, path: Path) -> None:

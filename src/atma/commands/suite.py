@@ -1,5 +1,7 @@
-"""What every suite's command shares: which model is measured, how, and where rows go."""
+"""What every suite's command shares: which model is measured, how, where rows go, and what is shown."""
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +34,7 @@ class Measured:
         """The model. ValueError: there is none, or an option makes no sense."""
         import torch
 
+        from atma.commands.device import require_device
         from atma.eval import hugging_face
         from atma.eval.language_model import Native
         from atma.eval.stream import Streaming
@@ -39,8 +42,7 @@ class Measured:
 
         if self.chunk < 1 or self.batch_tokens < 1:
             raise ValueError(f"'chunk' and 'batch_tokens' must be 1 or more, not {self.chunk} and {self.batch_tokens}")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"no device '{self.device}' here; leave --device out")
+        require_device(self.device)
         streaming, dtype = Streaming(self.chunk, self.batch_tokens), getattr(torch, self.dtype)
         if self.model.startswith("hf:"):
             return hugging_face.load(self.model[3:], dtype, self.device, streaming, self.truncate)
@@ -61,6 +63,11 @@ def measure(suite: "Suite", measured: Measured) -> list[dict[str, Any]]:
     if measured.out is not None:
         print(f"rows: {measured.out}")
     return rows
+
+
+def command_line() -> str:
+    """The command of this process, for the page that it writes."""
+    return shlex.join(["atma", *sys.argv[1:]])
 
 
 def print_table(title: str, head: list[str], rows: list[list[str]], caption: str = "") -> None:

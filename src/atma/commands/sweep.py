@@ -151,7 +151,7 @@ def _ledger(target: Path, out: Path | None) -> "Ledger":
 
 def _require_device(device: str | None) -> None:
     if device is not None:
-        from atma.commands.train import require_device
+        from atma.commands.device import require_device
 
         require_device(device)
 

@@ -36,6 +36,8 @@ def run(
     from atma.train import export_tensorboard, terminal_progress, train
 
     if device is not None:
+        from atma.commands.device import require_device
+
         require_device(device)
     chosen = override(load_recipe(recipe), assignments)
     folder = out or Path("runs") / chosen.name
@@ -43,21 +45,6 @@ def run(
     if tensorboard:
         export_tensorboard(folder, folder / "tensorboard")
     print(f"trained: {final}\ntry it: atma generate --model {folder} PROMPT")
-
-
-def require_device(name: str) -> None:
-    """ValueError unless this machine can train on the device `name`."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: no such kind of device; take cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name}: training runs on cpu or cuda")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"--device {name}: this machine has {count} GPUs that PyTorch can use; take cpu")
 
 
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:

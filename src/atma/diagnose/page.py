@@ -47,7 +47,7 @@ def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Findi
     keys = ("model", "parameters", "core", "memory", "dtype", "weights_sha256", "texts_sha256", "seed")
     facts = {key: str(provenance[key]) for key in keys if key in provenance}
     title = f"Diagnosis of {name}"
-    return plain_page(path, title, sentences(found), NOTE, figures(rows), environment() | facts, command)
+    return plain_page(path, title, figures(rows), command, environment() | facts, sentences(found), NOTE)
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:

@@ -4,14 +4,14 @@ plotly.js is in the page once. The page's policy (Content-Security-Policy) forbi
 comes from runs is escaped.
 """
 
-import json
 from html import escape
 from pathlib import Path
 
 from atma.config import dump_toml
 from atma.report.content import Report, Run, Section, first_value
-from atma.report.figures import Figure, Table, figures
+from atma.report.figures import Table, figures
 from atma.report.headline import headline
+from atma.report.parts import figure_html, items, made_with, paragraph, table_html
 from atma.report.shell import shell, write_text
 
 HASHES = {
@@ -31,33 +31,24 @@ def page(report: Report, path: str | Path) -> Path:
 def html(report: Report) -> str:
     """The report as the text of one HTML file."""
     body = "".join(_section(section, f"s{i}") for i, section in enumerate(report.sections))
-    return shell(report.title, f"{body}{_made_with(report)}", _headlines(report))
+    environment = Table(["environment", ""], [[name, value] for name, value in report.environment.items()])
+    return shell(report.title, f"{body}{made_with(report.command, environment)}", _headlines(report))
 
 
 def _headlines(report: Report) -> str:
     parts = []
     for section in report.sections:
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in headline(section))
-        parts.append(f"<h2>{escape(section.title)}</h2><ul>{items}</ul>" if items else "")
+        told = items(headline(section))
+        parts.append(f"<h2>{escape(section.title)}</h2>{told}" if told else "")
     return f'<div class="headline">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
 
 
 def _section(section: Section, name: str) -> str:
-    drawn = "".join(_figure(figure, f"{name}f{i}") for i, figure in enumerate(figures(section)))
+    drawn = "".join(figure_html(figure, f"{name}f{i}") for i, figure in enumerate(figures(section)))
     return (
-        f'<section id="{name}"><h2>{escape(section.title)}</h2>{_paragraph(section.note)}'
+        f'<section id="{name}"><h2>{escape(section.title)}</h2>{paragraph(section.note)}'
         f'<div class="figures">{drawn}</div>{_slopes(section)}{_samples(section)}{_recipes(section)}</section>'
     )
-
-
-def _figure(figure: Figure, name: str) -> str:
-    return f"""<figure>
-<h3 id="{name}t">{escape(figure.title)}</h3>
-<div class="chart" role="img" aria-labelledby="{name}t" aria-describedby="{name}c" data-figure="{name}d"></div>
-<script type="application/json" id="{name}d">{_json({"data": figure.data, "layout": figure.layout})}</script>
-<figcaption id="{name}c">{escape(figure.caption)}</figcaption>
-<details><summary>The same numbers as a table</summary>{_table(figure.table)}</details>
-</figure>"""
 
 
 def _slopes(section: Section) -> str:
@@ -74,7 +65,7 @@ def _slopes(section: Section) -> str:
         return ""
     header = ["run", "measure", "lengths", "documents", "nats per doubling of length", "last length − first, nats"]
     note = "Each document is its own control: slopes and changes are taken per document, intervals are 95% over them."
-    return f"<h3>Does loss rise with length?</h3>{_paragraph(note)}{_table(Table(header, rows))}"
+    return f"<h3>Does loss rise with length?</h3>{paragraph(note)}{table_html(Table(header, rows))}"
 
 
 def _interval(summary: dict, key: str) -> str:
@@ -97,7 +88,7 @@ def _recipes(section: Section) -> str:
     rows = [[name, *(column[name] for column in facts)] for name in facts[0]]
     table = Table(["", *(section.label(run) for run in section.runs)], rows)
     texts = "".join(_recipe_text(section.label(run), run) for run in section.runs)
-    return f"<h3>How they were made and measured</h3>{_table(table)}{texts}"
+    return f"<h3>How they were made and measured</h3>{table_html(table)}{texts}"
 
 
 def _recipe_text(label: str, run: Run) -> str:
@@ -123,29 +114,3 @@ def _facts(run: Run) -> dict[str, str]:
 def _provenance(run: Run, key: str) -> str:
     value = first_value((row.get("provenance", {}) for row in run.evaluation), key)
     return "not measured" if value is None else str(value)
-
-
-def _made_with(report: Report) -> str:
-    rows = [[name, value] for name, value in report.environment.items()]
-    return (
-        f'<section id="made"><h2>Made with</h2><pre class="command">{escape(report.command)}</pre>'
-        f"{_table(Table(['environment', ''], rows))}</section>"
-    )
-
-
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(text)}</td>" for text in row[1:])}</tr>'
-        for row in table.rows
-    )
-    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>" if text else ""
-
-
-def _json(value: object) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -189,11 +190,13 @@ def test_several_seeds_are_told_by_mean_and_range():
     assert [trace["name"] for trace in figures(rows)[1].data] == ["rope, seed 0", "rope, seed 1"]
 
 
-def test_the_command_prints_a_table_and_writes_rows_and_page(tmp_path, capsys):
+def test_the_command_prints_a_table_and_writes_rows_and_page(tmp_path, capsys, monkeypatch):
     out, page = tmp_path / "rows.jsonl", tmp_path / "recall.html"
     options = ["--task", "copy", "--sizes", "8", "--vocabulary", "6", "--mixers", "nope", "--model", "width=16"]
     options += ["--tokens", "128", "--batch-tokens", "64", "--factors", "1", "2", "--trials", "16"]
-    assert main(["eval", "recall", *options, "--out", str(out), "--page", str(page)]) == 0
+    command = ["eval", "recall", *options, "--out", str(out), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["atma", *command])
+    assert main(command) == 0
     told = capsys.readouterr().out
     assert "8 nope" in told and f"rows: {out}" in told and f"page: {page}" in told
     assert [row["kind"] for row in read_rows(out)] == ["curve", "accuracy", "accuracy", "run"]

@@ -173,8 +173,8 @@ def test_options_that_make_no_sense_are_refused(options, complaint):
 
 def test_a_page_has_a_map_for_each_task_and_asks_the_network_for_nothing(finder, tmp_path):
     rows = run(replace(SMALL, tasks=("niah", "passkey", "multiquery"), lengths=(400, 600)), finder)
-    text = page(rows, tmp_path / "deep" / "map.html", "A <title>").read_text()
-    assert text.count("<figure>") == 3 and "A &lt;title&gt;" in text
+    text = page(rows, tmp_path / "deep" / "map.html", "atma <eval>").read_text()
+    assert text.count("<figure>") == 3 and "atma &lt;eval&gt;" in text
     assert "default-src 'none'" in text and '<link rel="stylesheet"' not in text and 'src="http' not in text
     assert "100.0% [43.9%, 100.0%] of 3" in text and "Without the needle at most" in text
     figures = [json.loads(part.split("</script>")[0]) for part in text.split('id="f0d">')[1:]]

@@ -1,29 +1,24 @@
-"""Heat maps of retrieval, depth by length, as one HTML file that asks the network for nothing.
+"""Heat maps of retrieval, depth by length, with their intervals as a table below each."""
 
-Styles and script are those of the report; a figure's numbers stand below it as a table.
-"""
-
-import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from atma.eval.language_model import Row
-from atma.report.content import size_text
+from atma.report.content import environment, size_text
 from atma.report.figures import Figure, Table
-from atma.report.shell import shell, write_text
+from atma.report.plain import plain_page
 
 SCALE = [[0.0, "#8c1d40"], [0.5, "#e8a33d"], [1.0, "#16976c"]]
 Group = tuple[str, str, str, str]
 
 
-def page(rows: Sequence[Row], path: Path | str, title: str = "Retrieval by depth and length") -> Path:
+def page(rows: Sequence[Row], path: Path | str, command: str = "") -> Path:
     """Write the heat maps of a suite's rows, of one model or several, and return the path. OSError if it cannot be.
 
     A map for each model, task and haystack: a square for each depth and length, coloured by the share of trials with
     the whole answer right. Tasks without a chosen depth share a map, with a line for each.
     """
-    return write_text(path, html(figures(rows), title))
+    return plain_page(path, "Retrieval by depth and length", figures(rows), command, environment())
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
@@ -106,26 +101,3 @@ def _baseline(members: list[Row], rows: Sequence[Row]) -> str:
         if row["kind"] == "absent" and (row["task"], row["haystack"], row["provenance"].get("model")) in own
     ]
     return f"Without the needle at most {max(best):.0%} of answer tokens were right." if best else ""
-
-
-def html(maps: Sequence[Figure], title: str) -> str:
-    """The page as text."""
-    body = "".join(_drawn(figure, f"f{i}") for i, figure in enumerate(maps))
-    return shell(title, f'<section><div class="figures">{body}</div></section>')
-
-
-def _drawn(figure: Figure, name: str) -> str:
-    data = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False).replace("<", "\\u003c")
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in figure.table.header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(text)}</td>" for text in rest)}</tr>'
-        for first, *rest in figure.table.rows
-    )
-    return f"""<figure>
-<h3 id="{name}t">{escape(figure.title)}</h3>
-<div class="chart" role="img" aria-labelledby="{name}t" aria-describedby="{name}c" data-figure="{name}d"></div>
-<script type="application/json" id="{name}d">{data}</script>
-<figcaption id="{name}c">{escape(figure.caption)}</figcaption>
-<details><summary>The same numbers with their intervals</summary>
-<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>
-</figure>"""

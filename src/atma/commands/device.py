@@ -1,0 +1,16 @@
+"""The device that an option names."""
+
+
+def require_device(name: str) -> None:
+    """ValueError unless models run here on the device `name`."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: no such kind of device; take cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: models run on cpu or cuda")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: this machine has {count} GPUs that PyTorch can use; take cpu")
