@@ -23,7 +23,9 @@ def arguments(tokens: int, words: int, width: int = 12) -> tuple[torch.Tensor, .
 
 def results(backend, dtype, hidden, weight, bias, targets, grad, cap=15.0):
     """Losses and the gradients of hidden, weight and bias (None: there is none)."""
-    hidden, weight, bias = (None if x is None else x.to(dtype).requires_grad_() for x in (hidden, weight, bias))
+    hidden, weight, bias = (
+        None if x is None else x.detach().to(dtype, copy=True).requires_grad_() for x in (hidden, weight, bias)
+    )
     losses = softcap_loss(hidden, weight, bias, targets, cap, backend)
     given = [x for x in (hidden, weight, bias) if x is not None]
     return [losses.detach(), *torch.autograd.grad(losses, given, grad.to(losses.dtype))]
@@ -49,6 +51,19 @@ def test_blocks_join_exactly(backend, dtype, monkeypatch):
     monkeypatch.setattr(loss_native, "MOST_ROWS", 32)
     monkeypatch.setattr(loss_native, "BLOCK_LOGITS", 32 * 70)
     compare(backend, dtype, *arguments(70, 300))
+
+
+@pytest.mark.parametrize("asked", [0, 3])
+@pytest.mark.parametrize("other", [None, "cpu"])
+def test_rows_without_a_target_are_never_read(backend, other, asked):
+    hidden, weight, bias, targets, grad = arguments(70, 300)
+    targets[:asked], targets[asked:] = torch.tensor([7, 0, 299])[:asked], -100
+    wanted = results("reference", torch.float64, hidden, weight, bias, targets, grad)
+    hidden[asked:], grad[asked:] = float("nan"), float("nan")
+    found = results(other or backend, torch.float64, hidden, weight, bias, targets, grad)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-12
+    assert bool(wanted[2].any()) == bool(asked)
 
 
 @pytest.mark.parametrize(("cap", "scale"), [(0.5, 1), (400.0, 30)])

@@ -9,7 +9,7 @@ import torch
 from atma.config import ModelConfig, TrainConfig
 from atma.eval.recall.mixers import base, mixer, reach
 from atma.eval.recall.tasks import IGNORED, TEST, AssociativeRecall, Capacity, Copying, SelectiveCopying, examples
-from atma.eval.recall.training import PATIENCE, Learner, Practice, SparseModel, correct, token_cost
+from atma.eval.recall.training import PATIENCE, Learner, Practice, correct, token_cost
 from atma.model import Model
 from atma.train.step import Outcome
 
@@ -33,22 +33,11 @@ def practice(steps, **changes):
 def woken(config):
     """A model whose every weight matters."""
     generator = torch.Generator().manual_seed(2)
-    model = SparseModel(config, generator)
+    model = Model(config, generator)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model
-
-
-def test_the_loss_is_that_of_the_model_with_its_gradient():
-    model = woken(config()).double()
-    hidden = torch.randn(2, 8, 32, dtype=torch.float64, requires_grad=True)
-    targets = torch.full((2, 8), IGNORED)
-    targets[0, 3], targets[1, 7] = 9, 14
-    found, wanted = model.loss(hidden, targets), Model.loss(model, hidden, targets)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    (ours,), (theirs,) = (torch.autograd.grad(loss.sum(), hidden) for loss in (found, wanted))
-    assert ours.any() and torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("length", [40, 1100], ids=["at once", "through the state"])

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from atma.config import ModelConfig, TrainConfig
 from atma.eval.recall.tasks import IGNORED, TRAIN, VALIDATION, Examples, Task, examples
@@ -26,15 +25,6 @@ from atma.train.step import Stepper, generator
 PATIENCE = 3
 """Non-finite steps in a row that end a run."""
 Row = dict[str, Any]
-
-
-class SparseModel(Model):
-    """The model, its loss computed where there is a target and nowhere else: few positions of these tasks have one."""
-
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        asked = targets != IGNORED
-        nats = super().loss(hidden[asked][None], targets[asked][None])[0]
-        return torch.zeros(targets.shape, dtype=nats.dtype, device=nats.device).masked_scatter(asked, nats)
 
 
 class Practice(NamedTuple):
@@ -53,7 +43,7 @@ class Learner:
     """A model in training on one task after another, with one count of steps and tokens."""
 
     def __init__(self, config: ModelConfig, train: TrainConfig, device: torch.device) -> None:
-        self.model = SparseModel(config, generator(2, train.seed)).to(device)
+        self.model = Model(config, generator(2, train.seed)).to(device)
         compute = choose_precision(train.precision, device, config.width)
         self.stepper = Stepper(self.model, Optimisers(self.model, train), train, compute, Ranks())
         self.rows_drawn, self.step, self.tokens = 0, 0, 0

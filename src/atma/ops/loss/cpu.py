@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.loss import asked
 
 BLOCK_LOGITS = 1 << 21
 """Logits held at once: 8 MiB in float32."""
@@ -26,6 +27,7 @@ def _raw(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return z if bias is None else z.add_(bias.to(z.dtype))
 
 
+@asked.forward
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Losses and log partition sums, both (N,)."""
     work = torch.promote_types(hidden.dtype, torch.float32)
@@ -34,11 +36,11 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
         z = _raw(hidden[at], weight, bias)
         y = z.mul_((z.square().add_(cap * cap)).rsqrt_().mul_(cap))
         partition[at] = y.logsumexp(-1)
-        chosen = y.gather(1, targets[at].clamp(min=0).unsqueeze(1)).squeeze(1)
-        loss[at] = (partition[at] - chosen).masked_fill_(targets[at] < 0, 0)
+        loss[at] = partition[at] - y.gather(1, targets[at].unsqueeze(1)).squeeze(1)
     return loss, partition
 
 
+@asked.backward
 def _backward(
     grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, partition: Tensor, cap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,9 +52,8 @@ def _backward(
         z = _raw(hidden[at], weight, bias)
         slope = z.square().add_(cap * cap).rsqrt_().mul_(cap)
         p = (z.mul_(slope) - partition[at].unsqueeze(1)).exp_()
-        p.scatter_add_(1, targets[at].clamp(min=0).unsqueeze(1), p.new_full((1, 1), -1.0).expand(p.shape[0], 1))
-        p.mul_(torch.where(targets[at] < 0, 0.0, grad[at]).unsqueeze(1))
-        p.mul_(slope.pow_(3))
+        p.scatter_add_(1, targets[at].unsqueeze(1), p.new_full((1, 1), -1.0).expand(p.shape[0], 1))
+        p.mul_(grad[at].unsqueeze(1)).mul_(slope.pow_(3))
         low = p.to(hidden.dtype)
         grad_hidden[at] = low @ weight
         grad_weight += (low.mT @ hidden[at]).to(work)

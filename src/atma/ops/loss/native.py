@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import recording
+from atma.ops.loss import asked
 
 BLOCK_LOGITS = 1 << 21
 """Logits held at once: 8 MiB in float32, 4 in bfloat16."""
@@ -25,6 +26,7 @@ def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
     return (_operation if recording() else _forward)(hidden, weight, bias, targets, cap)[0]
 
 
+@asked.forward
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Losses and log partition sums, both (N,)."""
     targets, work = targets.contiguous(), torch.promote_types(hidden.dtype, torch.float32)
@@ -34,16 +36,16 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
         rows = [x[tokens] for x in (targets, top, total, chosen)]
         _call("loss_forward", z, words, bias, rows, cap)
     partition = total.log_().add_(top)
-    return (partition - chosen).masked_fill_(targets < 0, 0), partition
+    return partition - chosen, partition
 
 
+@asked.backward
 def _backward(
     grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, partition: Tensor, cap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     targets, work = targets.contiguous(), partition.dtype
-    grad = grad.masked_fill(targets < 0, 0)
     grad_hidden = torch.zeros(hidden.shape, dtype=work)
-    one = targets.numel() <= MOST_ROWS  # each word's gradient is then a single product
+    one = 0 < targets.numel() <= MOST_ROWS  # each word's gradient is then a single product
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype) if one else torch.zeros(weight.shape, dtype=work)
     grad_bias = torch.zeros(weight.shape[:1], dtype=work)
     for tokens, words, z in _blocks(hidden, weight):
