@@ -42,12 +42,8 @@ def predict_continuations(
 @torch.inference_mode()
 def shared(model: Native, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Scored]:
     """`predict_continuations` of one context, which is read once."""
-    net, chunk = model.loaded.model, model.streaming.chunk
-    device, longest = next(net.parameters()).device, max(map(len, continuations))
-    state = net.init_state(1, len(context) + longest)
-    for piece in torch.tensor([list(context[:-1])], dtype=torch.long, device=device).split(chunk, 1):
-        if piece.numel():
-            _, state = net(piece, state)
+    net, device, longest = model.loaded.model, model.device, max(map(len, continuations))
+    state = model.read(context[:-1], 1 + longest)
     found: list[Scored] = []
     group = max(1, model.streaming.batch_tokens // longest)
     for start in range(0, len(continuations), group):
@@ -55,7 +51,6 @@ def shared(model: Native, context: Sequence[int], continuations: Sequence[Sequen
         inputs = torch.full((len(some), longest), model.tokenizer.eot, dtype=torch.long, device=device)
         for row, continuation in enumerate(some):
             inputs[row, : len(continuation)] = torch.tensor([context[-1], *continuation[:-1]])
-        assert state is not None
         hidden, _ = net(inputs, states.rows(state, [0] * len(some)))
         for row, continuation in enumerate(some):
             found.append(_scored(net.logits(hidden[row, : len(continuation)]), continuation))

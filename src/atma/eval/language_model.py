@@ -16,6 +16,7 @@ from atma.decoding import Decoder
 from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.provenance import model_provenance
 from atma.eval.stream import DEFAULT, Advance, Streaming, pieces, score
+from atma.state import ModelState
 from atma.tokenizer import Tokenizer
 
 Row = dict[str, Any]
@@ -97,27 +98,39 @@ class Native:
             nats[rows, columns] = -log_p.gather(-1, goal[..., None])[..., 0]
         return Scored(finite(nats.numpy()), right.numpy())
 
-    @torch.inference_mode()
     def generate(self, prompt: Sequence[int], most: int, stop: Sequence[int] = ()) -> list[int]:
         """`LanguageModel.generate`."""
         check_prompt(prompt, most, self.longest)
-        model, ends = self.loaded.model, {self.tokenizer.eot, *stop}
-        device = next(model.parameters()).device
-        state = model.init_state(1, len(prompt) + most)
-        for chunk in torch.tensor([list(prompt[:-1])], dtype=torch.long, device=device).split(self.streaming.chunk, 1):
-            if chunk.numel():
-                _, state = model(chunk, state)
-            assert state is not None
-        decoder = Decoder(model, state)
+        return self.go_on(self.read(prompt[:-1], 1 + most), prompt[-1], most, stop)
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int], room: int, progress: Advance | None = None) -> ModelState:
+        """The state after the tokens, with room for so many more; no tokens are a fresh state."""
+        ids = torch.tensor([list(tokens)], dtype=torch.long, device=self.device)
+        state: ModelState | None = self.loaded.model.init_state(1, len(tokens) + room)
+        for chunk in ids.split(self.streaming.chunk, 1) if len(tokens) else ():
+            _, state = self.loaded.model(chunk, state)
+            if progress is not None:
+                progress(chunk.shape[1])
+        assert state is not None
+        return state
+
+    def go_on(self, state: ModelState, last: int, most: int, stop: Sequence[int] = ()) -> list[int]:
+        """`generate` after a state, which is used up, and the token `last`."""
+        decoder, ends = Decoder(self.loaded.model, state), {self.tokenizer.eot, *stop}
         written: list[int] = []
         while len(written) < most:
-            last = written[-1] if written else prompt[-1]
-            logits = decoder.step(torch.tensor([[last]], device=device))[0, : self.tokenizer.vocab_size]
-            token = int(logits.argmax())
-            if token in ends:
+            logits = decoder.step(torch.tensor([[last]], device=self.device))[0, : self.tokenizer.vocab_size]
+            last = int(logits.argmax())
+            if last in ends:
                 break
-            written.append(token)
+            written.append(last)
         return written
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.loaded.model.parameters()).device
 
     def provenance(self) -> Row:
         """`LanguageModel.provenance`."""

@@ -48,24 +48,16 @@ def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: A
 
 @torch.inference_mode()
 def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
-    own = model.loaded.model
-    device = next(own.parameters()).device
-    ids = torch.from_numpy(prompt.ids).to(device)[None]
-    state = own.init_state(1, ids.shape[1] + _most(prompt))
-    for chunk in ids[:, :-1].split(model.streaming.chunk, 1):
-        _, state = own(chunk, state)
-        assert state is not None
-        progress(chunk.shape[1])
-    last = int(ids[0, -1])
-    at_once = max(1, model.streaming.batch_tokens // ids.shape[1])
+    *before, last = prompt.ids.tolist()
+    state = model.read(before, 1 + _most(prompt), progress)
+    at_once = max(1, model.streaming.batch_tokens // len(prompt.ids))
     nats = np.zeros(0)
     if scoring != "generation":
         groups = [prompt.candidates[i : i + at_once] for i in range(0, len(prompt.candidates), at_once)]
-        nats = np.concatenate([_costs(own, state, last, group) for group in groups])
+        nats = np.concatenate([_costs(model.loaded.model, state, last, group) for group in groups])
     written: list[int] = []
     if scoring != "ranking":
-        ends = {model.tokenizer.eot, *_line_end(model)}
-        written = _greedy(own, state, last, _most(prompt), ends, model.tokenizer.vocab_size)
+        written = model.go_on(state, last, _most(prompt), _line_end(model))
     progress(1)
     return Answered(nats, model.tokenizer.decode(written))
 
@@ -82,18 +74,6 @@ def _costs(model: Model, state: ModelState, last: int, candidates: Sequence[np.n
     device = state.length.device
     hidden, _ = model(inputs.to(device), rows(state, [0] * len(candidates)))
     return model.loss(hidden, targets.to(device)).double().sum(1).cpu().numpy()
-
-
-def _greedy(model: Model, state: ModelState, last: int, most: int, ends: set[int], vocabulary: int) -> list[int]:
-    written: list[int] = []
-    while len(written) < most:
-        hidden, moved = model(torch.tensor([[last]], device=state.length.device), state)
-        assert moved is not None
-        state, last = moved, int(model.logits(hidden)[0, -1, :vocabulary].argmax())
-        if last in ends:
-            break
-        written.append(last)
-    return written
 
 
 def _each(model: LanguageModel, prompt: Prompt) -> np.ndarray:
