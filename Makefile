@@ -12,6 +12,7 @@ TESTS := .venv/ready-to-test
 SLOW_TESTS := .venv/ready-to-test-slow
 # Tests compute little: one thread is faster than two that wait for each other. Those of threads set their own number.
 TEST_THREADS ?= 1
+TEST_PROCESSES ?= auto --maxprocesses 4
 
 .PHONY: help demo test test-slow check bench clean browser-hint
 
@@ -41,7 +42,7 @@ demo: $(RUNS)
 	@$(BIN)/atma demo
 
 test: $(TESTS) browser-hint
-	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(SLOW_TESTS) browser-hint
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -m slow

@@ -40,7 +40,6 @@ import atma.mixers.delta_memory
 import atma.mixers.gated_conv
 import atma.model
 from atma.bench.models import SPARE, Ours, batch_of, rewind
-from atma.bench.roofline import write_page
 from atma.bench.table import duration
 from atma.config import ModelConfig, preset
 from atma.decoding import Decoder
@@ -48,6 +47,7 @@ from atma.eval.stream import hidden_chunks
 from atma.model import Model
 from atma.report.content import size_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table
+from atma.report.plain import plain_page
 from atma.state import ModelState, transform
 
 KINDS = ("train", "prefill", "prefill end", "decode", "evaluate", "evaluate end")
@@ -114,9 +114,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = {"command": _command(options), "machine": _machine(), "rows": rows, "exponents": fits}
     (folder / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    page = write_page(
-        "How time and memory grow", _command(options), _figures(rows, fits), table, folder / "growth.html"
-    )
+    facts = {"machine": _machine()}
+    shown = _figures(rows, fits)
+    page = plain_page(folder / "growth.html", "How time and memory grow", shown, _command(options), facts, table=table)
     print(f"\nwritten: {folder / 'growth.json'}, {page}")
 
 

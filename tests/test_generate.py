@@ -294,7 +294,7 @@ def test_a_stop_string_ends_the_text():
     assert (generation.ended, len(generation.tokens)) == ("stop", 5)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(first=st.integers(1, 30), penalty=st.sampled_from([1.0, 1.3]), temperature=st.sampled_from([0, 1.2]))
 def test_a_saved_text_goes_on_as_if_never_interrupted(tmp_path_factory, first, penalty, temperature):
     model, path = fresh_model(), tmp_path_factory.mktemp("state") / "text.state"

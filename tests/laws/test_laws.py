@@ -46,7 +46,7 @@ def test_split_token_by_token_gives_the_same_outputs_and_state(subject):
     assert_same_state(other, state)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_split_random_cuts_give_the_same_outputs(sizes):
     from tests.laws.conftest import make

@@ -132,7 +132,7 @@ def test_gradients_agree_with_finite_differences(name, backend):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     length=st.integers(1, 40), starts=st.lists(st.integers(0, 30), min_size=2, max_size=2), window=st.integers(1, 50)
 )

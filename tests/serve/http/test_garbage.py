@@ -207,7 +207,7 @@ def test_requests_made_from_the_schema_get_what_the_schema_says(live: Live):
         operation = result.ok()
 
         @hypothesis.given(case=operation.as_strategy())
-        @hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=300, suppress_health_check=list(hypothesis.HealthCheck))
         def sent(case):
             if isinstance(case.body, dict):
                 case.body["max_tokens"] = 2
