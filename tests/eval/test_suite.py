@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from atma.commands.suite import told_trials
 from atma.eval import suite as suites
 from atma.eval.language_model import Native
 from atma.eval.results import read_rows
-from atma.eval.suite import Measurement, allot, duration, run
+from atma.eval.suite import Measurement, allot, duration, run, within
 from atma.generation import Settings, generate
 
 
@@ -56,8 +57,12 @@ def test_a_measurement_in_the_file_is_not_made_again(tiny, tmp_path, monkeypatch
 
 def test_a_budget_makes_trials_fewer(tiny, monkeypatch):
     monkeypatch.setattr(suites, "seconds_per_sequence", lambda model, lengths, cells: {n: n / 8 for n in lengths})
-    rows = run(Counting(), Native(tiny), budget=8.0)
+    trials = within(Counting(), Native(tiny), 8.0)
+    rows = run(Counting(), Native(tiny), trials=trials)
     assert [(row["length"], row["trials"]) for row in rows] == [(8, 4), (32, 1)]
+    assert (
+        told_trials({8: 4, 32: 4, 1024: 4}, trials) == "4 of 4 trials at 8, 1 of 4 trials at 32, 0 of 4 trials at 1,024"
+    )
 
 
 def test_short_lengths_leave_what_they_do_not_want_to_long_ones():

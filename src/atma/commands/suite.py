@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,15 +55,23 @@ class Measured:
 def measure(suite: "Suite", measured: Measured) -> list[dict[str, Any]]:
     """The rows of a suite, with progress on the terminal."""
     from atma.commands.bars import bars
-    from atma.eval.suite import duration, run
+    from atma.eval.suite import duration, run, within
 
     budget = duration(measured.budget) if measured.budget else None
-    model = measured.load()
+    model, trials = measured.load(), None
+    if budget is not None and (trials := within(suite, model, budget)):
+        print(f"{measured.budget}: {told_trials(suite.trials(), trials)}")
     with bars() as progress:
-        rows = run(suite, model, measured.out, progress, budget)
+        rows = run(suite, model, measured.out, progress, trials)
     if measured.out is not None:
         print(f"rows: {measured.out}")
     return rows
+
+
+def told_trials(wanted: Mapping[int, int], trials: Mapping[int, int]) -> str:
+    """How many trials fit a budget at each length, and where not one does."""
+    counts = [f"{trials.get(length, 0)} of {count} trials at {length:,}" for length, count in sorted(wanted.items())]
+    return ", ".join(counts)
 
 
 def command_line() -> str:

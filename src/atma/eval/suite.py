@@ -61,16 +61,14 @@ def run(
     model: LanguageModel,
     results: Path | str | None = None,
     progress: Progress | None = None,
-    budget: float | None = None,
+    trials: dict[int, int] | None = None,
 ) -> list[Row]:
     """The rows of a suite, in its order, each with `suite`, `measurement`, `provenance` and `key`.
 
     With `results`, a .jsonl file, rows are kept as they come, those of equal key are taken from it, and rows of others
-    stay in it. `budget`, in seconds, chooses the trials that fit (`allot`), from a measurement of the model's speed.
+    stay in it. `trials` by length (`within` a budget) are in place of the suite's own.
     """
-    trials = suite.trials()
-    if budget is not None and trials:
-        trials = allot(budget, seconds_per_sequence(model, list(trials), suite.cells()), trials)
+    trials = suite.trials() if trials is None else trials
     stamp = model.provenance() | {"seed": suite.seed}
     measurements = [_told_truncation(model, one) for one in suite.measurements(model, trials)]
     return run_measurements(suite.name, measurements, stamp, results, progress)
@@ -99,6 +97,12 @@ def run_measurements(
             progress(measurement.name, measurement.tokens, measurement.tokens)
         rows += found
     return rows
+
+
+def within(suite: Suite, model: LanguageModel, budget: float) -> dict[int, int]:
+    """The suite's trials by length that take about `budget` seconds (`allot`), from a measurement of the speed."""
+    wanted = suite.trials()
+    return allot(budget, seconds_per_sequence(model, list(wanted), suite.cells()), wanted) if wanted else {}
 
 
 def allot(budget: float, seconds: Mapping[int, float], wanted: Mapping[int, int]) -> dict[int, int]:
