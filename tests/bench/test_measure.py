@@ -7,11 +7,12 @@ import torch
 
 from atma.bench import attention, timing
 from atma.bench.available import ours
-from atma.bench.machine import Cost, Rates, device_of
+from atma.bench.machine import Cost, Rates
 from atma.bench.measure import bench
 from atma.bench.plan import KINDS, Plan
 from atma.bench.rows import Case, Entry, measure
 from atma.bench.table import cases, cells, duration, header, markdown
+from atma.device import device_of
 from atma.ops import native
 from atma.ops.delta import cpu as delta_cpu
 from atma.ops.polar import cpu as polar_cpu

@@ -38,22 +38,6 @@ class Rates(NamedTuple):
         return seconds[bound], bound
 
 
-def device_of(name: str | None) -> torch.device:
-    """The device of that name (None: a GPU if there is one). ValueError if this machine has it not."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: no such kind of device; take cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name}: measured are cpu and cuda")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"--device {name}: this machine has {count} GPUs that PyTorch can use; take cpu")
-    return device
-
-
 @contextlib.contextmanager
 def settled(threads: int) -> Iterator[None]:
     """Compute with so many threads inside (0: as it is), and float32 convolutions of a GPU in float32."""

@@ -3,9 +3,10 @@
 import torch
 
 from atma.bench import attention, contests, conv, delta, loss
-from atma.bench.machine import describe, device_of, measure_rates, settled
+from atma.bench.machine import describe, measure_rates, settled
 from atma.bench.plan import KINDS, Plan
 from atma.bench.rows import Job, Result, Row, measure
+from atma.device import device_of
 
 OPERATIONS = {"polar": attention.jobs, "delta": delta.jobs, "conv": conv.jobs, "loss": loss.jobs}
 NOTES = {

@@ -66,10 +66,10 @@ def run(
 def _loaded(model: str, dtype: str, device: str) -> "Loaded":
     import torch
 
-    from atma.commands.device import require_device
+    from atma.device import device_of
     from atma.loading import load
 
-    require_device(device)
+    device_of(device)
     loaded = load(model)
     loaded.model.to(device, getattr(torch, dtype))
     return loaded

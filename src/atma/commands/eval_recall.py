@@ -28,13 +28,13 @@ def run(
         device: Where to train, such as cpu or cuda.
     """
     from atma.commands.bars import bars
-    from atma.commands.device import require_device
     from atma.commands.suite import command_line, print_table
+    from atma.device import device_of
     from atma.eval.recall.suite import recall
     from atma.eval.recall.summary import figures, table
     from atma.eval.suite import duration
 
-    require_device(device)
+    device_of(device)
     seconds = duration(budget) if budget else None
     with bars() as progress:
         rows = recall(suite, out, progress, seconds, device)

@@ -35,7 +35,7 @@ class Measured:
         """The model. ValueError: there is none, or an option makes no sense."""
         import torch
 
-        from atma.commands.device import require_device
+        from atma.device import device_of
         from atma.eval import hugging_face
         from atma.eval.language_model import Native
         from atma.eval.stream import Streaming
@@ -43,7 +43,7 @@ class Measured:
 
         if self.chunk < 1 or self.batch_tokens < 1:
             raise ValueError(f"'chunk' and 'batch_tokens' must be 1 or more, not {self.chunk} and {self.batch_tokens}")
-        require_device(self.device)
+        device_of(self.device)
         streaming, dtype = Streaming(self.chunk, self.batch_tokens), getattr(torch, self.dtype)
         if self.model.startswith("hf:"):
             return hugging_face.load(self.model[3:], dtype, self.device, streaming, self.truncate)

@@ -45,6 +45,7 @@ def run(
         launch: Where the workers run: here, or as jobs of slurm or ray, which must share the sweep's folder.
         job: What to ask the cluster for, such as gpus_per_node=1 slurm_partition=long, or address=auto for ray.
     """
+    from atma.device import device_of
     from atma.sweep.cells import load_sweep
     from atma.sweep.controller import Controller, Crew
     from atma.sweep.data import check_data, prepare_data
@@ -54,7 +55,7 @@ def run(
     from atma.sweep.ledger import Ledger
 
     if launch == "here":
-        _require_device(device)
+        device_of(device)
     crew = Crew.choose(workers, threads, device) if launch == "here" else Crew(workers, threads or 1, device)
     sweep = load_sweep(recipe)
     with bars() as progress:
@@ -93,12 +94,13 @@ def work(
     """
     import torch
 
+    from atma.device import device_of
     from atma.sweep.cells import load_sweep
     from atma.sweep.data import check_data
     from atma.sweep.ledger import Ledger
     from atma.sweep.worker import Worker
 
-    _require_device(device)
+    device_of(device)
     if threads is not None:
         torch.set_num_threads(threads)
     sweep = load_sweep(recipe)
@@ -147,13 +149,6 @@ def _ledger(target: Path, out: Path | None) -> "Ledger":
     from atma.sweep.ledger import Ledger
 
     return Ledger.open(target if target.is_dir() else out or Path("runs") / load_sweep(target).name)
-
-
-def _require_device(device: str | None) -> None:
-    if device is not None:
-        from atma.commands.device import require_device
-
-        require_device(device)
 
 
 def _tell_failures(ledger: "Ledger") -> None:

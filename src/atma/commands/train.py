@@ -33,12 +33,10 @@ def run(
         tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
     """
+    from atma.device import device_of
     from atma.train import export_tensorboard, terminal_progress, train
 
-    if device is not None:
-        from atma.commands.device import require_device
-
-        require_device(device)
+    device_of(device)
     chosen = override(load_recipe(recipe), assignments)
     folder = out or Path("runs") / chosen.name
     final = train(chosen, folder, resume, terminal_progress(), device)

@@ -1,10 +1,12 @@
 """The device that an option names."""
 
+import torch
 
-def require_device(name: str) -> None:
-    """ValueError unless models run here on the device `name`."""
-    import torch
 
+def device_of(name: str | None) -> torch.device:
+    """The device of that name (None: a GPU if there is one). ValueError if this machine has it not."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -14,3 +16,4 @@ def require_device(name: str) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"--device {name}: this machine has {count} GPUs that PyTorch can use; take cpu")
+    return device
