@@ -77,6 +77,8 @@ def test_a_diagnosis_is_sentences_tables_rows_and_a_page(folder, capsys, monkeyp
         (["--records", "0"], "'records' must be at least 1"),
         (["--cap-half-life", "-3"], "'cap_half_life' must be positive, or 0"),
         (["--text", "/nowhere.txt"], "/nowhere.txt: No such file"),
+        (["--page", "."], "--page .: a folder; name the .html file to write"),
+        (["--seed", str(1 << 80)], "'seed' must be below 2**62"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line_before_anything_is_measured(folder, capsys, more, said):
@@ -106,7 +108,9 @@ def test_the_cap_is_the_trained_length_and_takes_the_worst_heads(folder):
     documents = Documents(np.random.default_rng(1).integers(97, 123, (2, 200)), 256)
     loaded = Loaded(made(), byte_tokenizer())
     plan = Plan(lengths=(128, 192), records=1, stress=0, mask="none", heads="worst2", cap_half_life=3)
-    changes = {row["change"] for row in diagnosis.diagnose(loaded, documents, plan).rows if row["kind"] == "effect"}
+    rows = diagnosis.diagnose(loaded, documents, plan).rows
+    assert {row["tokens"] for row in rows if row["kind"] == "retention"} == {2 * 192}  # of the texts, not of questions
+    changes = {row["change"] for row in rows if row["kind"] == "effect"}
     assert len(changes) == 3 and sum(change.startswith("heads ") for change in changes) == 1
     from atma.loading import load
 

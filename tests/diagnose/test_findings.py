@@ -28,7 +28,10 @@ def rows_of(change, losses, right=(5, 5), heads=(), cap=None, spread=NOISE):
         Reading([loss + noise for loss in losses], [0.0, 0.0], [[0.1], [0.1]], [[count] for count in right])
         for noise in spread
     ]
-    return [row | {"heads": list(heads), "cap": cap} for row in reading_rows(change, readings, LENGTHS)]
+    touched = [name for name in ("read", "count", "memory") if name in change] or ["read", "count", "memory"]
+    parts = [f"{head} {name}" for head in heads for name in (["memory"] if cap else touched)]
+    about = {"heads": list(heads), "parts": parts, "cap": cap}
+    return [row | about for row in reading_rows(change, readings, LENGTHS)]
 
 
 def found_in(*changes, more=()):
@@ -74,8 +77,15 @@ def test_a_long_holding_head_is_told_in_tokens_and_explains_its_layer():
     [finding] = found_in(base, mask, without, cap, more=[held(2, 5, 3.07e6, 3.07e6)])
     assert finding.text == (
         "Layer 2 head 5 holds 3.07M tokens (its median half-life). Capping it at 256 lowers the loss at 4K tokens by "
-        "0.20 nats [0.20, 0.20]; +0.00 nats at 256."
+        "0.20 nats [0.19, 0.21]; +0.00 nats at 256."
     )
+
+
+def test_a_channel_does_not_explain_another_of_more_heads():
+    base = rows_of(UNCHANGED, (2.0, 2.0))
+    memory = mixed("without any memory", (0.0, -0.3), ["2.0", "6.0"])
+    count = mixed("without the count of layer 2", (0.0, -0.28), ["2.0"])
+    assert [round(finding.effect, 2) for finding in found_in(base, memory, count)] == [-0.3, -0.28]
 
 
 def test_findings_are_ranked_by_effect_and_a_larger_change_that_does_more_is_kept():

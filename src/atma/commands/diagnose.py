@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from atma.commands.bars import bars
-from atma.commands.suite import command_line, print_table
+from atma.commands.suite import check_page, command_line, print_table
 from atma.diagnose.plan import Plan
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def run(
     from atma.diagnose.page import sentences
     from atma.eval.results import read_rows, write_rows
 
+    check_page(page)
     loaded = _loaded(model, dtype, device)
     documents = _documents(loaded, data, text, plan)
     with bars() as progress:

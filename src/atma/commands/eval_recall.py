@@ -28,13 +28,14 @@ def run(
         device: Where to train, such as cpu or cuda.
     """
     from atma.commands.bars import bars
-    from atma.commands.suite import command_line, print_table
+    from atma.commands.suite import check_page, command_line, print_table
     from atma.device import device_of
     from atma.eval.recall.suite import recall
     from atma.eval.recall.summary import figures, table
     from atma.eval.suite import duration
 
     device_of(device)
+    check_page(page)
     seconds = duration(budget) if budget else None
     with bars() as progress:
         rows = recall(suite, out, progress, seconds, device)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, command_line, measure, print_table
+from atma.commands.suite import Measured, check_page, command_line, measure, print_table
 from atma.eval.retrieval.presets import Cell
 from atma.eval.retrieval.suite import Retrieval
 
@@ -29,6 +29,7 @@ def run(
     if prompts is not None:
         _export(measured, suite, prompts)
         return
+    check_page(page)
     rows = measure(suite, measured)
     show(rows, f"{suite.preset}: {measured.model}")
     if page is not None:

@@ -74,6 +74,12 @@ def told_trials(wanted: Mapping[int, int], trials: Mapping[int, int]) -> str:
     return ", ".join(counts)
 
 
+def check_page(page: Path | None) -> None:
+    """ValueError, before anything is measured, for a page that cannot be written because it is a folder."""
+    if page is not None and page.is_dir():
+        raise ValueError(f"--page {page}: a folder; name the .html file to write")
+
+
 def command_line() -> str:
     """The command of this process, for the page that it writes."""
     return shlex.join(["atma", *sys.argv[1:]])

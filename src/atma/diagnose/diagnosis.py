@@ -42,10 +42,11 @@ class Diagnosis(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """One change to the model: how it is made, the heads it concerns, and the half-life they are capped at, if so."""
+    """One change to the model: how it is made, the heads and parts that it concerns, and the cap, if it is one."""
 
     make: Callable[[], AbstractContextManager[None]]
     heads: list[str]
+    parts: list[str]
     cap: float | None
 
 
@@ -113,15 +114,16 @@ def _baseline(reader: _Reader) -> Measurement:
     model = reader.loaded.model
 
     def run(advance: Advance) -> list[Row]:
-        probe, readings, recent = Probe(model, QUERIES), [], []
+        notes: dict[int, list[torch.Tensor]] = {layer: [] for layer in memories(model)}
+        probe, readings, recent = Probe(model, QUERIES, notes), [], []
         decays: dict[int, list[torch.Tensor]] = {layer: [] for layer in memories(model)}
         for text in reader.texts:
-            notes: dict[int, list[torch.Tensor]] = {}
             with noted_decays(model, notes):
                 readings.append(read(model, text, reader.lengths, reader.chunk, probe, advance))
             recent.append(read_recent(model, text, reader.lengths))
             for layer, noted in notes.items():
                 decays[layer].append(thinned(noted))
+                noted.clear()
         used = {layer: torch.cat(noted, 1) for layer, noted in decays.items()}
         rows = reading_rows(UNCHANGED, readings, reader.lengths) + far_rows(readings, recent, reader.lengths)
         return rows + probe.rows() + retention_rows(model, used)
@@ -135,10 +137,10 @@ def _changed(reader: _Reader, name: str, change: _Change) -> Measurement:
     def run(advance: Advance) -> list[Row]:
         with change.make():
             readings = [read(model, text, reader.lengths, reader.chunk, None, advance) for text in reader.texts]
-        about = {"heads": change.heads, "cap": change.cap}
+        about = {"heads": change.heads, "parts": change.parts, "cap": change.cap}
         return [row | about for row in reading_rows(name, readings, reader.lengths)]
 
-    return _measurement(reader, name, {"measure": "change", "change": name}, run)
+    return _measurement(reader, name, {"measure": "change", "change": name, "cap": change.cap}, run)
 
 
 def _masks(reader: _Reader) -> dict[str, _Change]:
@@ -146,7 +148,10 @@ def _masks(reader: _Reader) -> dict[str, _Change]:
     parts = {} if reader.plan.mask == "none" else channel_masks(model)
     if reader.plan.mask == "heads":
         parts |= head_masks(model)
-    return {name: _Change(partial(masked, model, part), part.heads(model), None) for name, part in parts.items()}
+    return {
+        name: _Change(partial(masked, model, part), part.heads(model), part.parts(model), None)
+        for name, part in parts.items()
+    }
 
 
 def _caps(reader: _Reader, rows: Sequence[Row]) -> dict[str, _Change]:
@@ -159,7 +164,10 @@ def _caps(reader: _Reader, rows: Sequence[Row]) -> dict[str, _Change]:
     if len(chosen) > 1:
         groups[f"heads {', '.join(map(str, chosen))} capped at {cap:g}"] = chosen
     return {
-        name: _Change(partial(capped, model, heads, cap), list(map(str, heads)), cap) for name, heads in groups.items()
+        name: _Change(
+            partial(capped, model, heads, cap), list(map(str, heads)), [f"{head} memory" for head in heads], cap
+        )
+        for name, heads in groups.items()
     }
 
 

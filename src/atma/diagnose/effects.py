@@ -80,20 +80,22 @@ def effect_rows(rows: Sequence[Row]) -> list[Row]:
     """Of every change and length, the differences from the unchanged model, with intervals.
 
     loss and recall_nats: nats with the change less nats without, so that below zero it helps; accuracy: share of the
-    records' tokens with it less without. `family` counts the changes: the intervals hold together for all of these.
+    records' tokens with it less without. `family` counts changes and what each may do, to the loss and to accuracy: the
+    intervals hold together for all of these.
     """
     found = {(row["kind"], row["change"], row["length"]): row for row in rows if row["kind"] in ("loss", "recall")}
     changes = list(dict.fromkeys(change for _, change, _ in found if change != UNCHANGED))
     lengths = list(dict.fromkeys(length for _, _, length in found))
+    family = 2 * len(changes)
     made: list[Row] = []
     for change in changes:
         for length in lengths:
-            row: Row = {"kind": "effect", "change": change, "length": length, "family": len(changes)}
-            row |= {key: found["loss", change, length][key] for key in ("heads", "cap")}
+            row: Row = {"kind": "effect", "change": change, "length": length, "family": family}
+            row |= {key: found["loss", change, length][key] for key in ("heads", "parts", "cap")}
             for name, kind, key in COMPARED:
                 base, other = (found[kind, one, length][key] for one in (UNCHANGED, change))
                 differences = np.subtract(other, base).tolist()
-                value, low, high = estimate(differences, len(changes))
+                value, low, high = estimate(differences, family)
                 row |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_values": differences}
             made.append(row | {"documents": len(row["loss_values"])})
     return made

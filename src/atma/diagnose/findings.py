@@ -3,7 +3,8 @@
 Three kinds. A symptom: with length, far context does harm, loss rises, or recall falls. A cause: without a part, or
 with a head capped, the longest length goes better; these are experiments. A companion, told only beside a symptom or a
 cause: something that changes with length in the model as it is, which proves nothing by itself. Intervals hold
-together within a kind (Bonferroni), and a difference too small to matter is not told however sure it is.
+together (Bonferroni) over the lengths of one symptom, over all causes, and over the heads or blocks of one companion;
+a difference too small to matter is not told however sure it is.
 """
 
 import math
@@ -105,10 +106,10 @@ def _helps(row: Row) -> bool:
 
 
 def _covered(row: Row, helping: Sequence[Row]) -> bool:
-    """Whether a smaller change explains it: of fewer of its heads, or a cap of the same, doing four fifths as much."""
-    mine = set(row["heads"])
+    """Whether a smaller change explains it: of some of its parts, or a cap of the same, doing four fifths as much."""
+    mine = set(row["parts"])
     for other in helping:
-        theirs = set(other["heads"])
+        theirs = set(other["parts"])
         milder = theirs == mine and other["cap"] is not None and row["cap"] is None
         as_much = other["loss"] <= 0.8 * row["loss"] and other["accuracy"] >= 0.8 * row["accuracy"]
         if as_much and (milder or theirs < mine):

@@ -61,6 +61,15 @@ def noted_decays(model: Model, notes: dict[int, list[Tensor]]) -> Iterator[None]
         yield
 
 
+@contextmanager
+def unnoted(notes: dict[int, list[Tensor]]) -> Iterator[None]:
+    """What is noted inside is dropped."""
+    before = {layer: len(noted) for layer, noted in notes.items()}
+    yield
+    for layer, count in before.items():
+        del notes[layer][count:]
+
+
 def _columns(projection: nn.Linear, head: int | None, heads: int) -> slice:
     if head is None:
         return slice(None)

@@ -18,8 +18,9 @@ NOTHING = (
 )
 NOTE = (
     "Each sentence is a difference over the same documents whose interval excludes zero; the intervals hold together "
-    "with 95% within each kind of sentence. A loss at a length is the mean over the second half of its tokens. "
-    "Sentences that begin with “Beside it” tell what else changes with length; they prove no cause."
+    "with 95% over the lengths of one symptom, over all changes to the model, and over the heads of one “Beside it”. "
+    "A loss at a length is the mean over the second half of its tokens. Sentences that begin with “Beside it” tell "
+    "what else changes with length; they prove no cause."
 )
 HEAD_FIGURES = (
     ("null_mass", "Weight on the null sink", "Mean weight that a head's queries give the null instead of any key."),

@@ -38,6 +38,10 @@ class Part(NamedTuple):
         chosen = range(model.config.query_heads) if self.head is None else [self.head]
         return [f"{layer}.{head}" for layer in self.layers for head in chosen]
 
+    def parts(self, model: Model) -> list[str]:
+        """The channels of heads that it takes away, as in "2.5 memory"."""
+        return [f"{head} {channel}" for head in self.heads(model) for channel in self.channels]
+
 
 def global_mixers(model: Model) -> dict[int, Attention]:
     """The global mixer of each global layer."""

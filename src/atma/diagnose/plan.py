@@ -54,6 +54,7 @@ class Plan:
         _require(min(gaps, default=QUERIES) >= QUERIES, "lengths", self.lengths, f"{QUERIES} or more apart")
         for name in ("documents", "stress", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.seed < 1 << 62, "seed", self.seed, "below 2**62")
         _require(self.records >= 1, "records", self.records, "at least 1")
         _require(0 <= self.cap_half_life < float("inf"), "cap_half_life", self.cap_half_life, "positive, or 0")
 

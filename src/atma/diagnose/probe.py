@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from atma.diagnose.attention import RECENT, copy_mass, mean_weights, queries_of, sink
+from atma.diagnose.interventions import unnoted
 from atma.diagnose.observed import Seen, observed
 from atma.diagnose.parts import CHANNELS, global_mixers
 from atma.diagnose.texts import VALUE_TOKENS, Record
@@ -30,8 +31,9 @@ Place = tuple[int, int | None, int]
 class Probe:
     """A watch for `read`. It may see several documents; `rows` are over them."""
 
-    def __init__(self, model: Model, queries: int) -> None:
-        self.model, self.queries = model, queries
+    def __init__(self, model: Model, queries: int, notes: dict[int, list[Tensor]] | None = None) -> None:
+        """notes: those of `noted_decays`, if any are taken, which are to be of the text and not of what is asked."""
+        self.model, self.queries, self.notes = model, queries, notes or {}
         self._values: dict[Place, dict[str, list[float]]] = {}
         self._asked: dict[Place, list[float]] = {}
 
@@ -49,7 +51,7 @@ class Probe:
     @contextmanager
     def asking(self, length: int, record: Record) -> Iterator[None]:
         """Look at the call that asks for a record."""
-        with observed(self.model) as seen:
+        with unnoted(self.notes), observed(self.model) as seen:
             yield
         places = [record.place + i for i in range(VALUE_TOKENS)]
         for layer, mixer in global_mixers(self.model).items():

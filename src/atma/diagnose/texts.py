@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atma.eval.documents import Documents, choose_documents
+from atma.eval.documents import Documents
 from atma.eval.needle import VALUE_TOKENS, draw_trials
 from atma.tokenizer import Tokenizer
 
@@ -68,4 +68,4 @@ def documents_of_text(tokenizer: Tokenizer, text: str, length: int, count: int) 
     return Documents(ids[: whole * length].reshape(whole, length), tokenizer.eot)
 
 
-__all__ = ["VALUE_TOKENS", "Laid", "Record", "check_lengths", "choose_documents", "documents_of_text", "lay"]
+__all__ = ["VALUE_TOKENS", "Laid", "Record", "check_lengths", "documents_of_text", "lay"]
