@@ -16,7 +16,7 @@ import torch
 from atma import state as states
 from atma.checkpoint import reason, sync
 from atma.decoding import Decoder
-from atma.eval.provenance import weights_hash
+from atma.eval.provenance import model_hash
 from atma.model import Model
 from atma.sampling import choose
 from atma.settings import Settings
@@ -115,7 +115,7 @@ class Generation:
         """Write everything `resume` needs, as one safetensors file. OSError leaves an older file as it was."""
         about = {
             "format": FORMAT,
-            "weights": weights_hash(self.model, None),
+            "weights": model_hash(self.model),
             "tokenizer": self.tokenizer.hash(),
             "tokens": self.tokens,
             "random": base64.b64encode(self._random.get_state().numpy().tobytes()).decode(),
@@ -143,7 +143,7 @@ class Generation:
         about = _read_about(metadata, path)
         if about.pop("sha256", None) != _digest(state, about):
             raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")
-        if about["weights"] != weights_hash(model, None) or about["tokenizer"] != tokenizer.hash():
+        if about["weights"] != model_hash(model) or about["tokenizer"] != tokenizer.hash():
             raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
         if int(state.length[0]) != len(about["tokens"]) - 1:
             raise ValueError(

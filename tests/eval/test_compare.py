@@ -33,6 +33,16 @@ def test_bounds_of_intervals_are_no_figures_of_their_own():
     assert [change.metric for change in compare([first], [second]).changes] == ["accuracy"]
 
 
+def test_rows_of_one_measurement_are_matched_by_their_place_and_not_by_their_order():
+    positions = [row(0.1 * start, key="k") | {"kind": "position", "start": start} for start in (1, 2, 3)]
+    assert compare(positions, positions[1:]) == ([], 2, ["retrieval position 64 1 length 64 #0"], [])
+
+
+def test_rows_that_are_no_rows_are_refused():
+    with pytest.raises(ValueError, match="not a results file"):
+        compare([row(0.5) | {"measurement": 3}], [row(0.5)])
+
+
 def test_the_number_of_trials_is_no_other_measurement_but_an_explanation():
     [change] = compare([row(0.5)], [row(0.25, trials=8)]).changes
     assert change.explained == ("trials: 4 → 8",)

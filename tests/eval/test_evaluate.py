@@ -14,7 +14,18 @@ from atma.tokenizer import train_bpe
 
 SMALL = EvaluationConfig(lengths=(96, 128), documents=3, target_tokens=16, needle_trials=2)
 PROVENANCE = {
-    *("weights_sha256", "tokenizer_sha256", "data_hash", "code_sha256", "version", "torch", "dtype", "device", "seed"),
+    *(
+        "weights_sha256",
+        "config_sha256",
+        "tokenizer_sha256",
+        "data_hash",
+        "code_sha256",
+        "version",
+        "torch",
+        "dtype",
+        "device",
+        "seed",
+    ),
     *("backend", "threads", "chunk", "batch_tokens", "model", "core", "memory", "parameters", "truncate"),
 }
 

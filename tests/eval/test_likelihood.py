@@ -220,7 +220,7 @@ def test_the_command_prints_a_table_and_a_verdict(corpus, tmp_path, capsys):
     options += ["--target-bytes", "20", "--out", str(out)]
     assert main(["eval", "likelihood", "--model", "nano", *options]) == 0
     told = capsys.readouterr().out
-    assert "bits per byte, mean of 2 texts" in told and "fixed: undecided" in told
+    assert "mean over texts (2 of clean, " in told and "fixed: undecided" in told
     assert {row["kind"] for row in read_rows(out)} == {"clean", "junk", "fixed", "position", "trend"}
 
 

@@ -1,6 +1,6 @@
 """Running a suite: what is kept, how many trials a time allows, and the promises of the model protocol."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,8 +10,9 @@ from atma.commands.suite import told_trials
 from atma.eval import suite as suites
 from atma.eval.language_model import Native
 from atma.eval.results import read_rows
-from atma.eval.suite import Measurement, allot, duration, run, within
+from atma.eval.suite import Measurement, allot, duration, run, run_measurements, within
 from atma.generation import Settings, generate
+from atma.model import Model
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,33 @@ def test_a_measurement_in_the_file_is_not_made_again(tiny, tmp_path, monkeypatch
     rows = run(Counting(), Native(tiny), path)
     more = run(Counting(lengths=(8, 32, 64)), Native(tiny), path)
     assert more[:2] == rows and len(read_rows(path)) == 3
+
+
+def test_another_configuration_of_the_same_weights_is_another_measurement(tiny):
+    plain = Native(tiny)
+    narrow = Native(tiny._replace(model=Model(replace(tiny.model.config, count_limit=7))))
+    narrow.loaded.model.load_state_dict(tiny.model.state_dict())
+    ours, theirs = (model.provenance() for model in (plain, narrow))
+    assert ours["weights_sha256"] == theirs["weights_sha256"] and ours["config_sha256"] != theirs["config_sha256"]
+    assert run(Counting(), plain)[0]["key"] != run(Counting(), narrow)[0]["key"]
+
+
+def test_rows_that_another_process_adds_meanwhile_stay(tiny, tmp_path):
+    path, stamp = tmp_path / "rows.jsonl", Native(tiny).provenance()
+
+    def while_another_ends(advance):
+        run(Counting(), Native(tiny), path)
+        return [{"kind": "count", "length": 7}]
+
+    run_measurements("slow", [Measurement("slow", {"length": 7}, 1, while_another_ends)], stamp, path)
+    assert sorted(row["length"] for row in read_rows(path)) == [7, 8, 32]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    never = Measurement("never", {}, 1, lambda advance: pytest.fail("measured"))
+    with pytest.raises(OSError, match="cannot be written"):
+        run_measurements("never", [never], {}, tmp_path / "file" / "rows.jsonl")
 
 
 def test_a_budget_makes_trials_fewer(tiny, monkeypatch):

@@ -100,7 +100,7 @@ def test_the_headline_says_what_the_rows_say(section):
         "(no higher: −0.012, 95% interval −0.062 to +0.038)."
     )
     assert "2.95 → 4.09 nats per token (higher by 1.140" in sentences[2]
-    assert sentences[3] == "RoPE control recalls 0% [0%, 8%] of a needle's tokens from 16K tokens back (64×)."
+    assert sentences[3] == "RoPE control recalls 0% [0%, 8%] of a needle's tokens in a sequence of 16K tokens (64×)."
 
 
 def test_the_headline_is_empty_when_nothing_was_measured(section):

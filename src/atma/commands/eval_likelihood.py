@@ -24,7 +24,7 @@ def run(
         raise ValueError("likelihood has no trials to choose from: leave --budget out, and choose --documents")
     rows = measure(suite, measured)
     print_table(f"{measured.model} on {suite.texts}", *table(rows, suite.unit))
-    for line in verdicts(rows):
+    for line in [*verdicts(rows), *shortages(rows)]:
         print(line)
 
 
@@ -36,8 +36,9 @@ def table(rows: list[dict[str, Any]], unit: str) -> tuple[list[str], list[list[s
         if row["kind"] in measures:
             by_length.setdefault(row["length"], {})[row["kind"]] = _figure(row)
     body = [[f"{n:,}", *(found.get(kind, "–") for kind in measures)] for n, found in sorted(by_length.items())]
-    texts = next(row["documents"] for row in rows)
-    return [unit, *measures], body, f"bits per byte, mean of {texts} texts with its 95% interval"
+    counts = {row["kind"]: row["documents"] for row in rows}
+    texts = ", ".join(f"{counts[kind]} of {kind}" for kind in measures)
+    return [unit, *measures], body, f"bits per byte, mean over texts ({texts}) with its 95% interval"
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
@@ -51,12 +52,15 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
             slope += f" [{row['slope_t_low']:+.4f}, {row['slope_t_high']:+.4f}]"
         tests = f"p falls {row['p_falls']:.2g}, rises {row['p_rises']:.2g}, rank correlation {row['spearman']:+.2f}"
         steps = f"; rises at {', '.join(f'{n:,}' for n in row['rises_at'])}" if row["rises_at"] else ""
-        short = f"; too little text at {', '.join(f'{n:,}' for n in row['skipped_lengths'])}"
-        told.append(
-            f"{row['task']}: {row['verdict']}, {slope} bits per byte a doubling ({tests}{steps})"
-            + short * bool(row["skipped_lengths"])
-        )
+        told.append(f"{row['task']}: {row['verdict']}, {slope} bits per byte a doubling ({tests}{steps})")
     return told
+
+
+def shortages(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a measure that has too little text for some lengths."""
+    short = {row["kind"]: row["skipped_lengths"] for row in rows if row["kind"] != "trend" and "skipped_lengths" in row}
+    told = {kind: ", ".join(f"{n:,}" for n in skipped) for kind, skipped in short.items() if skipped}
+    return [f"{kind}: too little text at {lengths}" for kind, lengths in told.items()]
 
 
 def _figure(row: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from atma.eval.statistics import mcnemar, mean_interval
 Row = dict[str, Any]
 SIZES = ("trials", "documents")
 """Of a measurement's description, what says how often and not what."""
+PLACE = ("kind", "measure", "task", "filter", "length", "start", "end", "depth")
+"""What tells the rows of one measurement apart. Those that it does not are matched in their order."""
 PAIRED = {"outcomes": "outcomes", "document_losses": "losses"}
 """Lists with one value a trial or a document: what pairs two rows, if both are of the same trials."""
 
@@ -103,14 +105,16 @@ def _trials(row: Row) -> object:
 def _by_identity(rows: Sequence[Row]) -> dict[str, Row]:
     """Rows by what they measure. Of several with one identity (other weights, say) the last counts."""
     found: dict[str, Row] = {}
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str, str], int] = {}
     for row in rows:
-        if not {"suite", "measurement", "provenance", "key"} <= set(row):
+        known = {"suite": str, "measurement": dict, "provenance": dict, "key": str}
+        if not all(isinstance(row.get(name), kind) for name, kind in known.items()):
             raise ValueError("a row without suite, measurement, provenance and key: not a results file of atma eval")
         spec = {name: value for name, value in row["measurement"].items() if name not in SIZES}
         what = f"{row['suite']} {json.dumps(spec, sort_keys=True)}"
-        index = counts[what, row["key"]] = counts.get((what, row["key"]), -1) + 1
-        label = " ".join(str(row[name]) for name in ("kind", "task", "length", "depth") if name in row)
+        label = " ".join(str(row[name]) for name in PLACE if name in row)
+        place = what, row["key"], label
+        index = counts[place] = counts.get(place, -1) + 1
         found[f"{row['suite']} {label} {_flat(spec)} #{index}"] = row
     return found
 

@@ -14,7 +14,7 @@ import torch
 
 from atma.eval.documents import Documents, check_lengths
 from atma.eval.language_model import LanguageModel
-from atma.eval.statistics import last_minus_first, mean_interval, slope
+from atma.eval.statistics import interval_row, last_minus_first, mean_interval, slope
 from atma.eval.stream import Advance
 
 Row = dict[str, Any]
@@ -89,8 +89,7 @@ def summary(measure: str, documents: Documents, lengths: Sequence[int], losses: 
     if len(lengths) < 2:
         return row
     for name, found in (("slope", slope(losses, lengths)), ("change", last_minus_first(losses))):
-        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        row |= {f"{name}_t_low": found.t_low, f"{name}_t_high": found.t_high}
+        row |= interval_row(name, found)
     return row
 
 

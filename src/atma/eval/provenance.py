@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import atma
+from atma.config import canonical_json
 from atma.data.dataset import TokenSet
 from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.stream import DEFAULT, Streaming
@@ -16,6 +17,7 @@ from atma.model import Model
 from atma.ops import backend_for
 
 WEIGHTS = "model.safetensors"
+SOURCES = (".py", ".cpp", ".h")
 
 
 def provenance(loaded: Loaded, token_set: TokenSet, seed: int, streaming: Streaming = DEFAULT) -> dict[str, Any]:
@@ -34,10 +36,11 @@ def model_provenance(loaded: Loaded) -> dict[str, Any]:
     weight, config = next(loaded.model.parameters()), loaded.model.config
     return software() | {
         "weights_sha256": weights_hash(loaded.model, loaded.path),
+        "config_sha256": config_hash(loaded.model),
         "tokenizer_sha256": tokenizer_of(loaded).hash(),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": weight.device.type,
-        "backend": backend_for(),
+        "backend": backend_for(x=weight),
         "truncate": False,
         "model": Path(loaded.path).name if loaded.path else None,
         "core": config.core,
@@ -54,6 +57,16 @@ def software() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def config_hash(model: Model) -> str:
+    """SHA-256 of the configuration: windows, bounds and caps move figures and are in no weight."""
+    return hashlib.sha256(canonical_json(model.config).encode()).hexdigest()
+
+
+def model_hash(model: Model) -> str:
+    """SHA-256 of the weights in memory and the configuration: what a state belongs to."""
+    return hashlib.sha256(f"{module_hash(model)} {config_hash(model)}".encode()).hexdigest()
 
 
 def weights_hash(model: Model, folder: Path | str | None) -> str:
@@ -80,9 +93,9 @@ def file_hash(path: Path) -> str:
 
 @functools.cache
 def code_hash() -> str:
-    """SHA-256 of the names and bytes of this package's Python files: what ran, whatever its version says."""
+    """SHA-256 of the names and bytes of this package's Python and C++ files: what ran, whatever its version says."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(path for path in root.rglob("*") if path.suffix in SOURCES):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()

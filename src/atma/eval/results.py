@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 Row = dict[str, Any]
 
 
@@ -38,6 +40,19 @@ def read_rows(path: Path | str) -> list[Row]:
             raise ValueError(f"{path}, line {number}: not a result row; delete the line or choose another file")
         rows.append(row)
     return rows
+
+
+def add_rows(path: Path | str, rows: list[Row]) -> None:
+    """Write rows behind those that are there, which other processes may add to as well. OSError as `write_rows`."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            write_rows(path, read_rows(path) + rows)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def write_rows(path: Path | str, rows: list[Row]) -> None:

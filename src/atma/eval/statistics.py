@@ -11,6 +11,8 @@ import numpy as np
 
 NORMAL_95 = 1.959963984540054
 RESAMPLES = 10_000
+DRAWS = 1 << 20
+"""Of these, documents drawn at once."""
 
 
 class Interval(NamedTuple):
@@ -45,10 +47,16 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
     mean = float(x.mean())
     if x.size == 1:
         return Interval(mean, None, None, None, None)
-    draws = np.random.default_rng(seed).integers(0, x.size, (RESAMPLES, x.size))
-    low, high = np.percentile(x[draws].mean(1), [2.5, 97.5])
+    low, high = np.percentile(_resampled_means(x, seed), [2.5, 97.5])
     half = student_95(x.size - 1) * float(x.std(ddof=1)) / math.sqrt(x.size)
     return Interval(mean, float(low), float(high), mean - half, mean + half)
+
+
+def _resampled_means(x: np.ndarray, seed: int) -> np.ndarray:
+    """Means (RESAMPLES,) of documents drawn with replacement, a bounded number of draws in memory."""
+    rng, rows = np.random.default_rng(seed), max(1, DRAWS // x.size)
+    blocks = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
+    return np.concatenate([x[rng.integers(0, x.size, (count, x.size))].mean(1) for count in blocks])
 
 
 def slope(losses: np.ndarray, lengths: Sequence[int], seed: int = 0) -> Interval:
@@ -67,6 +75,17 @@ def last_minus_first(losses: np.ndarray, seed: int = 0) -> Interval:
     """Change of loss from the first length to the last, paired by document. losses (documents, lengths)."""
     y = np.asarray(losses, dtype=np.float64)
     return mean_interval(y[:, -1] - y[:, 0], seed)
+
+
+def interval_row(name: str, found: Interval) -> dict[str, float | None]:
+    """An interval as the fields of a row."""
+    row = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row | {f"{name}_t_low": found.t_low, f"{name}_t_high": found.t_high}
+
+
+def mean_row(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """The mean of one value a document, with its intervals, as the fields of a row."""
+    return interval_row(name, mean_interval(values))
 
 
 def student_95(degrees: int) -> float:

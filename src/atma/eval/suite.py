@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from atma.eval.language_model import LanguageModel
-from atma.eval.results import measurement_key, read_rows, write_rows
+from atma.eval.results import add_rows, measurement_key, read_rows
 from atma.eval.stream import Advance
 
 Row = dict[str, Any]
@@ -83,6 +83,8 @@ def run_measurements(
 ) -> list[Row]:
     """Make the measurements that the results file does not hold yet; all rows, in order."""
     kept = read_rows(results) if results is not None else []
+    if results is not None:
+        add_rows(results, [])  # a file that cannot be written is told before anything is measured
     rows: list[Row] = []
     for measurement in measurements:
         key = measurement_key({"suite": suite} | measurement.spec, provenance)
@@ -92,7 +94,7 @@ def run_measurements(
             found = [row | about for row in measurement.run(_counter(progress, measurement))]
             kept += found
             if results is not None:
-                write_rows(results, kept)
+                add_rows(results, found)
         elif progress is not None:
             progress(measurement.name, measurement.tokens, measurement.tokens)
         rows += found
@@ -175,7 +177,7 @@ def _told_truncation(model: LanguageModel, measurement: Measurement) -> Measurem
 
 def _timed(model: LanguageModel, length: int) -> float:
     """Seconds to read one sequence, the better of two, so that what happens once is not counted."""
-    tokens = torch.randint(0, model.tokenizer.eot, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, model.tokenizer.vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(0))
     times = []
     for _ in range(2):
         start = time.perf_counter()

@@ -94,7 +94,7 @@ def needles(section: Section) -> Figure | None:
     layout = _length_layout(section, "needle", "length of the sequence, tokens")
     layout["yaxis"] = {"title": {"text": "accuracy"}, "range": [-0.03, 1.03], "tickformat": ".0%"}
     caption = (
-        "A record of five digits is told once and asked for after the given number of tokens of real text. "
+        "A record of five digits is told once, and asked for at the end of a sequence of so many tokens of text. "
         "Share of digits right (solid) and of records with all five right (dashed), with 95% Wilson intervals; "
         "dotted: the same question where the record was never told."
     )

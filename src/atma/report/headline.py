@@ -42,8 +42,8 @@ def needle_sentence(label: str, run: Run) -> str:
     last = rows[-1]
     interval = f"[{last['token_low']:.0%}, {last['token_high']:.0%}]"
     return (
-        f"{label} recalls {last['token_accuracy']:.0%} {interval} of a needle's tokens from "
-        f"{size_text(last['length'])} tokens back ({times(last, run)})."
+        f"{label} recalls {last['token_accuracy']:.0%} {interval} of a needle's tokens in a sequence of "
+        f"{size_text(last['length'])} tokens ({times(last, run)})."
     )
 
 

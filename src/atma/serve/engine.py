@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atma.eval.provenance import weights_hash
+from atma.eval.provenance import model_hash
 from atma.model import Model
 from atma.serve.answers import Answers, prompt_tokens
 from atma.serve.batch import Batch, recording_of
@@ -52,7 +52,7 @@ class Engine:
                 "use the tokenizer that the model was trained with"
             )
         self.config, self.tokenizer = config or EngineConfig(), tokenizer
-        weights, carrier = weights_hash(model, None), Carrier(model)
+        weights, carrier = model_hash(model), Carrier(model)
         self.served = Served(model, keep_model)
         recording = recording_of(self.served, carrier, self.config)
         reserve = Reserve(recording, working_bytes(self.served, carrier, self.config))

@@ -18,8 +18,9 @@ from atma.eval.curves import position_edges
 from atma.eval.language_model import LanguageModel, Row
 from atma.eval.likelihood.reading import Ending, Reading, Unit, from_beginning, to_end
 from atma.eval.likelihood.texts import Text, choose, read_source, stretches
-from atma.eval.likelihood.trend import interval_row, mean_row, trend
+from atma.eval.likelihood.trend import trend
 from atma.eval.ragged import score_each
+from atma.eval.statistics import interval_row, mean_row
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
 
@@ -174,7 +175,8 @@ class Curve(Part):
         def run(advance: Advance) -> list[Row]:
             nats = score_each(self.model, sequences, stops, advance)
             shown = [sha256(sequence) for sequence in sequences]
-            rows = [{"kind": self.measure, "length": n} | self._between(nats, shown, 0, n) for n in lengths]
+            about: Row = {"kind": self.measure, "skipped_lengths": skipped}
+            rows = [about | {"length": n} | self._between(nats, shown, 0, n) for n in lengths]
             places = [
                 {"kind": "position", "task": self.measure, "length": end, "start": start}
                 | self._between(nats, shown, start, end)
@@ -223,7 +225,7 @@ class Fixed(Part):
         self.check(max(map(max, reads.values())))
 
         def run(advance: Advance) -> list[Row]:
-            rows = [self._at(endings, length, eot, advance) for length in lengths]
+            rows = [self._at(endings, length, eot, advance) | {"skipped_lengths": skipped} for length in lengths]
             return [*rows, *self.trend(self.measure, rows, skipped)]
 
         return Measurement("fixed targets", self.spec(), sum(map(sum, reads.values())), run)

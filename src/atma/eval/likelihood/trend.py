@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atma.eval.statistics import Interval, last_minus_first, mean_interval, slope, student_95
+from atma.eval.statistics import Interval, last_minus_first, slope, student_95
 
 LEVEL = 0.05
 
@@ -128,14 +128,3 @@ def _flat(losses: np.ndarray, lengths: Sequence[int], margin: float) -> bool:
         if abs(float(step.mean())) + half > margin:
             return False
     return True
-
-
-def interval_row(name: str, found: Interval) -> dict[str, float | None]:
-    """An interval as the fields of a row."""
-    row = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return row | {f"{name}_t_low": found.t_low, f"{name}_t_high": found.t_high}
-
-
-def mean_row(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """The mean of one value a document, with its intervals, as the fields of a row."""
-    return interval_row(name, mean_interval(values))
