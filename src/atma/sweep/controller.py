@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from atma.sweep.status import Follower, result_line
 
 LOOK_SECONDS = 1.0
 PATIENCE = 5
-"""Ends of a worker by its own error, one after another without a finished cell, that end the sweep."""
+"""Times that a worker may end by itself, one after another without a result of its own, before no other is started."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,21 @@ class Controller:
         self.recipe, self.ledger, self.crew, self.display = recipe, ledger, crew, display
         self.follower = Follower(ledger)
         self.processes: dict[int, subprocess.Popen] = {}
-        self.errors = 0
+        self.errors: Counter[int] = Counter()
+        """By worker, how often it ended by itself since its last result."""
         self.signals: list[int] = []
 
     def go(self) -> None:
         """Work to the end. KeyboardInterrupt after SIGINT or SIGTERM, once the workers have given back their cells.
 
-        ValueError with the last words of the workers when they do nothing but fail to start.
+        ValueError with the last word of a worker when each has ended by itself again and again.
         """
         self.follower.look()
         with self._signals():
             try:
                 while not self.ledger.finished() and not self.signals:
-                    self._start_missing()
                     self._look()
+                    self._start_missing()
                     time.sleep(LOOK_SECONDS)
             finally:
                 self._stop()
@@ -103,29 +105,39 @@ class Controller:
 
     def _look(self) -> None:
         for result in self.follower.look():
-            self.errors = 0
+            self._credit(result.get("provenance", {}).get("worker", {}).get("pid"))
             self.display.line(result_line(result, self.ledger.cells[result["cell"]]))
         self.display.show(self.follower)
+
+    def _credit(self, pid: int | None) -> None:
+        for number, process in self.processes.items():
+            if process.pid == pid:
+                self.errors[number] = 0
 
     def _start_missing(self) -> None:
         for number in range(self.crew.workers):
             process = self.processes.get(number)
-            if process is not None and process.poll() is None:
+            if self.errors[number] >= PATIENCE or (process is not None and process.poll() is None):
                 continue
             if process is not None:
                 self._judge(number, process.returncode)
-            self.processes[number] = self._start(number)
+            if self.errors[number] < PATIENCE:
+                self.processes[number] = self._start(number)
 
     def _judge(self, number: int, status: int) -> None:
-        """What the end of a worker means: a signal is no fault of its own."""
+        """What the end of a worker means: a signal is no fault of its own. ValueError once none is to be started."""
         if status < 0:
             self.display.line(f"worker {number} was killed ({signal.Signals(-status).name}); starting another")
             return
-        if status > 0:
-            self.errors += 1
-            self.display.line(f"worker {number} ended with status {status}; starting another")
-        if self.errors >= PATIENCE:
-            raise ValueError(f"workers fail to work: {_last_line(self._log(number))} (more in {self._log(number)})")
+        if status == 0 and self.ledger.finished():
+            return
+        self.errors[number] += 1
+        then = "starting another" if self.errors[number] < PATIENCE else "it is not started again"
+        self.display.line(f"worker {number} ended with {f'status {status}' if status else 'cells left'}; {then}")
+        if all(self.errors[other] >= PATIENCE for other in range(self.crew.workers)):
+            mend = "" if status else f"; has {self.recipe} changed since this run began? Start it again"
+            log = self._log(number)
+            raise ValueError(f"workers fail to work: {_last_line(log)}{mend} (more in {log})")
 
     def _start(self, number: int) -> subprocess.Popen:
         command = self.crew.command(self.recipe, self.ledger.folder, number, os.getpid())

@@ -2,7 +2,7 @@
 
 `claims/000001.json`, `000002.json`, … are its attempts. Each is made by exclusive creation, so exactly one process has
 each number; the highest is the present one, and nobody removes any. A number may follow another only when that one has
-ended (`000001.end.json`: released, or failed with an error) or its worker is seen to be dead. So a lease is taken over
+ended (`000001.end.json`: given back, or ended by an error) or its worker is seen to be dead. So a lease is taken over
 by exactly one process, and a worker that was merely slow learns from the higher number that it has lost.
 
 Dead means: its heartbeat, `000001.beat.json`, has not changed for a lease's length of the *observer's* monotonic clock,
@@ -84,6 +84,10 @@ class Task:
             for n in self._numbers()
         ]
 
+    def errors(self) -> list[dict[str, Any]]:
+        """How the attempts ended that an error ended, the last last, since the task was last tried again."""
+        return [attempt.end for attempt in self._counted(self.attempts()) if "error" in attempt.end]
+
     def claim(self, watch: Watch) -> "Claim | None":
         """The task for this process to do, or None: finished, another's, or taken by another in this moment."""
         if self.finished():
@@ -123,18 +127,22 @@ class Task:
 
     def _given_up(self, past: list[Attempt]) -> dict[str, Any] | None:
         """Why the task is not to be tried again, if so."""
-        forgiven = max(
-            (int(m[1]) for p in self.folder.glob("failed-*.json") if (m := _FAILED.fullmatch(p.name))), default=0
-        )
-        counted = [attempt for attempt in past if attempt.number > forgiven]
+        counted = self._counted(past)
         errors = [attempt.end for attempt in counted if attempt.end.get("how") == "failed"]
-        deaths = [attempt for attempt in counted if not attempt.end]
+        deaths = [attempt.end for attempt in counted if attempt.end.get("how") in (None, "died")]
         if len(errors) >= self.limits.attempts:
             return errors[-1] | {"attempts": len(counted)}
         if len(deaths) >= self.limits.deaths:
-            error = f"its worker died {len(deaths)} times (killed, out of memory or a lost machine)"
+            why = deaths[-1].get("error", "killed, out of memory or a lost machine")
+            error = f"its worker died {len(deaths)} times ({why})"
             return {"error": error, "attempts": len(counted), "when": files.utc()}
         return None
+
+    def _counted(self, past: list[Attempt]) -> list[Attempt]:
+        """The attempts since the task was last tried again."""
+        failed = (_FAILED.fullmatch(path.name) for path in self.folder.glob("failed-*.json"))
+        forgiven = max((int(match[1]) for match in failed if match), default=0)
+        return [attempt for attempt in past if attempt.number > forgiven]
 
     def _numbers(self) -> list[int]:
         try:
@@ -172,12 +180,19 @@ class Claim:
 
     def fail(self, error: BaseException) -> None:
         """Give the task back after an error, which counts."""
-        name = type(error).__name__
-        lines = traceback.format_exception(error)
-        self._end({"how": "failed", "error": f"{name}: {error}", "traceback": "".join(lines)})
+        self._end({"how": "failed"} | _told(error))
+
+    def die(self, error: BaseException) -> None:
+        """Give the task back as this process ends by an error that is not the task's: it counts as a death."""
+        self._end({"how": "died"} | _told(error))
 
     def _end(self, values: dict[str, Any]) -> None:
         files.create_once(self.task._path(self.number, ".end"), values | {"when": files.utc()})
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    lines = traceback.format_exception(error)
+    return {"error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
 
 
 def worker() -> dict[str, Any]:
