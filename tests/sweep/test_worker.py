@@ -14,7 +14,7 @@ import pytest
 from atma.strict import toml_value
 from atma.sweep.cell import run_cell, run_folder
 from atma.sweep.ledger import Ledger, counts
-from atma.sweep.task import Watch
+from atma.sweep.task import Claim, Watch
 from atma.sweep.worker import Worker
 from tests.sweep.conftest import TINY, tiny_sweep
 
@@ -217,6 +217,24 @@ def test_a_result_that_is_no_json_is_the_cells_error(corpus, tmp_path):
     one = worker(sweep, tmp_path / "s", lambda *_: {"seconds": 0.0, "loss": float("nan")})
     assert one.go() == 0
     assert "not JSON compliant" in one.ledger.failures()[0][1]["error"]
+
+
+def test_the_model_of_the_attempt_that_was_first_stays_whoever_tidies_up(corpus, tmp_path):
+    def trained(cell, claim, *rest):
+        final = run_folder(claim.task.folder, claim.number) / "final"
+        (final.parent / "checkpoints").mkdir(parents=True)
+        final.mkdir()
+        return {"cell": cell.id, "seconds": 0.0, "provenance": {"attempt": claim.number}}
+
+    def overtaken(cell, claim, *rest):
+        assert claim.task.publish(trained(cell, Claim(claim.task, claim.number + 1)))
+        return trained(cell, claim)
+
+    one = worker(tiny_sweep(corpus, levels(1)), tmp_path / "s", overtaken)
+    assert one.go() == 0
+    task = one.ledger.task(one.sweep.cells[0].id)
+    assert [path.name for path in task.folder.glob("run-*")] == ["run-000002"]
+    assert [path.name for path in run_folder(task.folder, 2).iterdir()] == ["final"]
 
 
 def test_a_worker_taken_for_dead_stops_and_writes_nowhere_but_in_its_own_folder(whole, corpus, tmp_path):

@@ -39,6 +39,8 @@ class Cell:
     """The recipe as plain data, where known."""
     folder: Path | None = None
     """Where its logs are, where known."""
+    record: Path | None = None
+    """The training record of the attempt that made its result, where there is one."""
 
 
 @dataclass(frozen=True)

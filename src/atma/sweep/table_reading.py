@@ -54,6 +54,7 @@ def _result(folder: Path) -> Cell:
         found = json.loads(path.read_text(encoding="utf-8"))
         factors, metrics = dict(found["factors"]), dict(found["metrics"])
         name, seed, config = str(found["cell"]), int(found["seed"]), dict(found.get("config") or {})
+        attempt = dict(found.get("provenance") or {}).get("attempt")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not the result of a cell ({type(error).__name__}: {error}); run it again") from None
     for factor, level in factors.items():
@@ -62,7 +63,14 @@ def _result(folder: Path) -> Cell:
     for metric, value in metrics.items():
         if not isinstance(value, int | float | None) or isinstance(value, bool):
             raise ValueError(f"{path}: metric '{metric}' is {value!r}; a metric is a number")
-    return Cell(name, factors, seed, _finite(metrics), config, folder)
+    return Cell(name, factors, seed, _finite(metrics), config, folder, _record(folder, attempt))
+
+
+def _record(folder: Path, attempt: Any) -> Path | None:
+    """The cell's training record, else that of this attempt; where its number is not known, of the last one."""
+    runs = folder.glob(f"run-{attempt:06}" if isinstance(attempt, int) else "run-*")
+    records = [home / "metrics.jsonl" for home in (folder, *sorted(runs, reverse=True))]
+    return next((record for record in records if record.is_file()), None)
 
 
 def _csv(path: Path, declared: list[str]) -> Table:

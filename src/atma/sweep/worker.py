@@ -104,7 +104,7 @@ class Worker:
             return False
         self.errors = 0
         claim.done()
-        tidy(claim.task.folder, claim.number, self.sweep.config.keep_models and ours)
+        tidy(claim.task, self.sweep.config.keep_models)
         self.say(f"{cell.id} {'done' if ours else 'was done by another already'} in {result['seconds']:.0f} s")
         return ours
 
