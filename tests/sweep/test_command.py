@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from atma.cli import main
 from atma.commands.sweep import VERBS
-from atma.data.dataset import TokenSet
+from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Preparation
 from atma.sweep.cells import load_sweep
 from atma.sweep.controller import Crew
@@ -101,6 +102,27 @@ def test_data_is_made_once_however_many_ask_for_it(corpus, tmp_path):
     assert starts == ["write train"]
     prepare_data(sweep, told)
     assert starts == ["write train"]
+
+
+def test_data_that_takes_longer_than_a_lease_and_tells_nothing_is_made_once(tmp_path, monkeypatch):
+    started = []
+
+    def slowly(source, out, options, progress):
+        started.append(out)
+        time.sleep(1.3)
+        out.mkdir(exist_ok=True)
+        (out / MANIFEST).write_text("{}")
+
+    monkeypatch.setattr("atma.sweep.data.LEASE", 0.3)
+    monkeypatch.setattr("atma.sweep.data.prepare", slowly)
+    sweep = tiny_sweep(tmp_path / "data")
+    object.__setattr__(sweep, "source", Source("text", Preparation()))
+    threads = [threading.Thread(target=prepare_data, args=(sweep, None, lambda text: None)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert started == [tmp_path / "data"]
 
 
 def test_data_that_is_missing_and_that_nobody_can_make_is_named(tmp_path):

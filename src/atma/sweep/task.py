@@ -13,8 +13,10 @@ import contextlib
 import os
 import re
 import socket
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,8 @@ from typing import Any
 from atma.sweep import files
 
 RESULT, FAILED, CLAIMS = "result.json", "failed.json", "claims"
+LONGEST_PAUSE = 10.0
+"""Seconds between two heartbeats at most."""
 _CLAIM = re.compile(r"(\d{6})\.json")
 _FAILED = re.compile(r"failed-(\d{6})\.json")
 
@@ -53,7 +57,7 @@ class Watch:
 
     def silent(self, beat: Path) -> float:
         """Seconds for which a heartbeat is known not to have changed; 0 when it is first seen."""
-        now, value = time.monotonic(), _content(beat)
+        now, value = time.monotonic(), files.content(beat)
         before = self.seen.get(beat)
         if before is None or before[0] != value:
             self.seen[beat] = (value, now)
@@ -89,11 +93,14 @@ class Task:
         return [attempt.end for attempt in self._counted(self.attempts()) if "error" in attempt.end]
 
     def claim(self, watch: Watch) -> "Claim | None":
-        """The task for this process to do, or None: finished, another's, or taken by another in this moment."""
+        """The task for this process to do, or None: finished, another's, or taken by another in this moment.
+
+        A disk may show that an attempt is done before it shows the result: until a lease is over it is believed.
+        """
         if self.finished():
             return None
         past = self.attempts()
-        if past and not past[-1].end and not self._dead(past[-1], watch):
+        if past and past[-1].end.get("how") in (None, "done") and not self._dead(past[-1], watch):
             return None
         error = self._given_up(past)
         if error is not None:
@@ -190,6 +197,39 @@ class Claim:
         files.create_once(self.task._path(self.number, ".end"), values | {"when": files.utc()})
 
 
+class Heart:
+    """Beats for a claim in a thread of its own, six times a lease at least, and learns whether the claim is lost."""
+
+    def __init__(self, claim: Claim, also: Callable[[], None] = lambda: None) -> None:
+        """also: what else to do at each beat."""
+        self._claim, self._also = claim, also
+        self._pause = min(claim.task.limits.lease / 6, LONGEST_PAUSE)
+        self._doing: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._go, name="heartbeat", daemon=True)
+        self.lost = False
+
+    def tell(self, stage: str, done: int, of: int) -> None:
+        """What to show with the next beat."""
+        self._doing = {"stage": stage, "done": done, "of": of}
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _go(self) -> None:
+        while not self._ended.wait(self._pause):
+            # A disk that refuses one beat may take the next; if it never does, the lease ends and others take over.
+            with contextlib.suppress(OSError):
+                self._claim.beat(self._doing)
+                self.lost = self._claim.lost()
+            self._also()
+
+
 def _told(error: BaseException) -> dict[str, Any]:
     lines = traceback.format_exception(error)
     return {"error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
@@ -229,10 +269,3 @@ def _began(pid: int) -> str | None:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if after_name[0] in "ZX" else after_name[19]
     return None
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None

@@ -20,10 +20,9 @@ from typing import Any
 from atma.sweep.cell import Told, run_cell, tidy
 from atma.sweep.cells import Cell, Sweep
 from atma.sweep.ledger import Ledger
-from atma.sweep.task import Claim, Watch
+from atma.sweep.task import Claim, Heart, Watch
 from atma.train import Stopped
 
-LONGEST_PAUSE = 10.0
 IN_A_ROW = 3
 """Cells that never failed before and fail one after another in one worker: these end it."""
 RunCell = Callable[[Cell, Claim, str | None, Callable[[], bool], Told], dict[str, Any]]
@@ -88,7 +87,7 @@ class Worker:
     def _do(self, cell: Cell, claim: Claim) -> bool:
         """One attempt at a cell; whether the result is ours."""
         self.say(f"{cell.id} attempt {claim.number}: {cell.label}")
-        heart = _Heart(claim, self.ledger.limits.lease, self._notice_orphaned)
+        heart = Heart(claim, self._notice_orphaned)
         try:
             with heart:
                 result = self.run(cell, claim, self.device, lambda: self.why is not None or heart.lost, heart.tell)
@@ -147,34 +146,3 @@ def of_the_machine(error: Exception) -> bool:
     """Whether an error tells of a disk or a GPU, after which nothing that this process does is to be trusted."""
     words = ("CUDA error", "Error [CUDA]", "cuDNN error")
     return isinstance(error, OSError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
-
-
-class _Heart:
-    """Beats for a claim in a thread of its own, six times a lease at least, and learns whether the claim is lost."""
-
-    def __init__(self, claim: Claim, lease: float, also: Callable[[], None]) -> None:
-        self._claim, self._pause, self._also = claim, min(lease / 6, LONGEST_PAUSE), also
-        self._doing: dict[str, Any] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._go, name="heartbeat", daemon=True)
-        self.lost = False
-
-    def tell(self, stage: str, done: int, of: int) -> None:
-        """What to show with the next beat."""
-        self._doing = {"stage": stage, "done": done, "of": of}
-
-    def __enter__(self) -> "_Heart":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _go(self) -> None:
-        while not self._ended.wait(self._pause):
-            # A disk that refuses one beat may take the next; if it never does, the lease ends and others take over.
-            with contextlib.suppress(OSError):
-                self._claim.beat(self._doing)
-                self.lost = self._claim.lost()
-            self._also()
