@@ -59,6 +59,8 @@ def test_the_whole_command_line_runs_a_sweep_and_shows_it(recipe, tmp_path, capf
         (["status", "no.toml"], "no.toml: no such recipe"),
         (["run", "RECIPE", "--workers", "0"], "--workers 0"),
         (["run", "RECIPE", "--workers", "2", "--threads", "1000"], "more than this machine's"),
+        (["run", "RECIPE", "--launch", "ray", "--threads", "-1"], "--threads -1: at least 1 of each"),
+        (["work", "RECIPE", "--threads", "0"], "--threads 0: at least 1"),
         (["run", "RECIPE", "--device", "abacus"], "no such kind of device"),
         (["run", "RECIPE", "--launch", "slurm", "--job", "partition"], "--job partition: write KEY=VALUE"),
     ],
@@ -151,6 +153,15 @@ def test_threads_divide_the_cores_among_the_workers(monkeypatch):
     assert Crew.choose(2, 3, None).environment()["OMP_NUM_THREADS"] == "3"
     with pytest.raises(ValueError, match="3 workers × 3 threads are more than this machine's 8 cores"):
         Crew.choose(3, 3, None)
+    assert Crew.choose(16, 1, None).threads == 1
+
+
+def test_gpus_are_dealt_out_here_and_left_to_the_cluster_elsewhere(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    crew = Crew(3, 1, "cuda")
+    line = lambda number, parent: " ".join(crew.command(Path("r.toml"), Path("s"), number, parent))  # noqa: E731
+    assert ["cuda:0", "cuda:1", "cuda:0"] == [re.search("--device ([^ ]*)", line(n, 7))[1] for n in range(3)]
+    assert all(line(number, None).endswith("--device cuda") for number in range(3))
 
 
 def test_a_launcher_that_is_not_installed_says_what_to_install(recipe, tmp_path, monkeypatch):

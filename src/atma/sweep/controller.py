@@ -32,26 +32,31 @@ class Crew:
     threads: int = 1
     device: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.threads < 1:
+            raise ValueError(f"--workers {self.workers}, --threads {self.threads}: at least 1 of each")
+
     @staticmethod
     def choose(workers: int, threads: int | None, device: str | None) -> "Crew":
-        """As many threads as the cores allow. ValueError for more workers × threads than cores."""
+        """As many threads as the cores allow. ValueError for more, unless each worker has but one."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if workers < 1 or (threads is not None and threads < 1):
-            raise ValueError(f"--workers {workers}, --threads {threads}: at least 1 of each")
-        if threads is None:
-            return Crew(workers, max(1, cores // workers), device)
-        if workers * threads > max(cores, workers):
+        crew = Crew(workers, max(1, cores // max(1, workers)) if threads is None else threads, device)
+        if crew.threads > 1 and workers * crew.threads > cores:
             raise ValueError(
                 f"{workers} workers × {threads} threads are more than this machine's {cores} cores; take fewer"
             )
-        return Crew(workers, threads, device)
+        return crew
 
     def command(self, recipe: Path, folder: Path, number: int, parent: int | None) -> list[str]:
-        """The command line of worker `number`; with several GPUs each worker has one in turn."""
+        """The command line of worker `number`, to end with `parent`.
+
+        With several GPUs each worker has one in turn; one without a parent may run where others are, so it has the
+        device as it was named.
+        """
         line = [sys.executable, "-m", "atma", "sweep", "work", str(recipe), "--out", str(folder)]
         line += ["--threads", str(self.threads)]
         if self.device is not None:
-            line += ["--device", self._device(number)]
+            line += ["--device", self.device if parent is None else self._device(number)]
         return [*line, "--parent", str(parent)] if parent is not None else line
 
     def environment(self) -> dict[str, str]:
