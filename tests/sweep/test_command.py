@@ -160,7 +160,7 @@ def test_gpus_are_dealt_out_here_and_left_to_the_cluster_elsewhere(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     crew = Crew(3, 1, "cuda")
     line = lambda number, parent: " ".join(crew.command(Path("r.toml"), Path("s"), number, parent))  # noqa: E731
-    assert ["cuda:0", "cuda:1", "cuda:0"] == [re.search("--device ([^ ]*)", line(n, 7))[1] for n in range(3)]
+    assert [re.search("--device ([^ ]*)", line(n, 7))[1] for n in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert all(line(number, None).endswith("--device cuda") for number in range(3))
 
 

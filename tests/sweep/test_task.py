@@ -219,6 +219,18 @@ def test_a_failed_task_tried_again_has_all_its_attempts_again(tmp_path: Path):
     assert not task.retry()
 
 
+def test_a_task_given_up_that_a_slow_worker_does_all_the_same_has_not_failed(tmp_path: Path):
+    task = Task(tmp_path / "t", Limits(attempts=1))
+    slow = task.claim(Watch())
+    assert slow is not None
+    slow.fail(RuntimeError("as of its successor"))
+    assert task.claim(Watch()) is None
+    assert task.failure() is not None
+    assert slow.task.publish({"by": "slow"})
+    assert task.failure() is None
+    assert not task.retry()
+
+
 def test_deaths_are_counted_apart_and_being_given_back_is_not_counted(tmp_path: Path):
     task = Task(tmp_path / "t", Limits(attempts=1, deaths=2))
     for _ in range(4):

@@ -107,14 +107,6 @@ class Table:
             known = ", ".join(map(level_text, self.levels[factor]))
             raise ValueError(f"{self.name}: factor '{factor}' has no level '{level_text(level)}'; levels: {known}")
 
-    def with_reference(self, references: Mapping[str, Level]) -> "Table":
-        """The same table with these levels as the ones that their factors' others are compared with."""
-        levels = dict(self.levels)
-        for factor, level in references.items():
-            self.check_level(factor, level)
-            levels[factor] = (level, *(other for other in levels[factor] if not holds(other, (level,))))
-        return replace(self, levels=levels)
-
     def _headline(self) -> str:
         for name in HEADLINE:
             if name in self.metrics or self.family(name):

@@ -55,7 +55,7 @@ def _result(folder: Path) -> Cell:
         factors, metrics = dict(found["factors"]), dict(found["metrics"])
         name, seed, config = str(found["cell"]), int(found["seed"]), dict(found.get("config") or {})
         attempt = dict(found.get("provenance") or {}).get("attempt")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{path}: not the result of a cell ({type(error).__name__}: {error}); run it again") from None
     for factor, level in factors.items():
         if not isinstance(level, Level):
@@ -108,6 +108,8 @@ def _cells(path: Path, rows: list[dict[str, str]], factors: list[str], metrics: 
     for number, (row, levelled) in enumerate(zip(rows, found, strict=True), 2):
         where = f"{path}, line {number}"
         seed = _number(where, "seed", row.get("seed") or "0")
+        if not seed.is_integer():
+            raise ValueError(f"{where}: '{row['seed']}' in column 'seed' is not a whole number")
         measured = {name: _number(where, name, row[name]) for name in metrics if row[name].strip()}
         cells.append(Cell(row.get("cell") or label(levelled, levels), levelled, int(seed), _finite(measured)))
     return table(path.name, cells)

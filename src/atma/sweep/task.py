@@ -75,7 +75,8 @@ class Task:
         return files.read(self.folder / RESULT)
 
     def failure(self) -> dict[str, Any] | None:
-        return files.read(self.folder / FAILED)
+        """Why the task was given up; None where a worker that was taken for dead has done it all the same."""
+        return None if (self.folder / RESULT).exists() else files.read(self.folder / FAILED)
 
     def finished(self) -> bool:
         """Whether there is nothing left to do: a result, or a failure for good."""
@@ -119,6 +120,8 @@ class Task:
 
     def retry(self) -> bool:
         """Let a failed task be tried again, its attempts counted anew. False where it has not failed."""
+        if self.failure() is None:
+            return False
         last = max(self._numbers(), default=0)
         try:
             (self.folder / FAILED).rename(self.folder / f"failed-{last:06}.json")
