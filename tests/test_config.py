@@ -58,6 +58,7 @@ def test_a_recipe_starts_from_a_preset_and_changes_it(tmp_path):
         ("[trian]\nlength = 256", r"unknown key 'trian'; did you mean 'train'"),
         ('[model]\ncore = "alibi"', r"'model.core' must be one of polar, nope, rope, not 'alibi'"),
         ('[model]\npreset = "huge"', r"no preset 'huge'; known: nano-test"),
+        ('[model]\npreset = ["nano"]', r"no preset \['nano'\]; known: nano-test"),
         ("[model]\nwidth = 0", r"'width' must be at least 1, not 0"),
         ("[model]\nwidth = 1.5", r"'model.width' must be of type int, not 1.5"),
         ("[model]\nkey_value_heads = 3", r"a divisor of query_heads"),

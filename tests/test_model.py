@@ -75,6 +75,12 @@ def test_a_learned_bound_begins_at_the_configured_one_and_moves_by_head():
     )
 
 
+@pytest.mark.parametrize("longest", [1.0, 256.0, 1e17])
+def test_a_learned_bound_begins_exactly_however_long_it_is(longest: float):
+    memory = Model(dataclasses.replace(tiny(), max_half_life=longest, learned_half_life=True)).blocks[2].mixer.memory
+    assert memory.bound(0) == pytest.approx(longest, rel=1e-5)
+
+
 def test_a_learned_bound_needs_one_to_begin_at():
     with pytest.raises(ValueError, match="finite and at least 1 for learned_half_life"):
         dataclasses.replace(tiny(), max_half_life=math.inf, learned_half_life=True)

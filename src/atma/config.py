@@ -229,8 +229,8 @@ class Recipe:
 
 def preset(name: str) -> ModelConfig:
     """The named model configuration; ValueError names the known ones."""
-    if name not in PRESETS:
-        raise ValueError(f"no preset '{name}'; known: {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

@@ -23,8 +23,17 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Data of a configuration as JSON has it: every field present, tuples as lists, infinity as the text "inf"."""
-    return _plain(dataclasses.asdict(config))
+    """Data of a configuration as JSON has it: every field present, and `plain`."""
+    return plain(dataclasses.asdict(config))
+
+
+def plain(value: Any) -> Any:
+    """Data as JSON has it: tuples as lists, infinity as the text "inf"."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return "inf" if value == math.inf else value
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -44,14 +53,6 @@ def toml_value(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return "inf" if value == math.inf else value
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -29,9 +30,18 @@ def test_the_time_of_a_run_is_the_sum_of_its_steps(sweep):
     np.testing.assert_allclose(curves["validation"].seconds, np.arange(2, 11, 2) * 0.5)
 
 
-def test_a_cell_without_a_record_has_no_curves(tmp_path):
+def test_a_cell_without_a_record_has_no_curves():
     assert read_curves(Cell("csv", {"a": 1}, 0, {})) == {}
-    assert read_curves(Cell("empty", {"a": 1}, 0, {}, folder=tmp_path)) == {}
+
+
+def test_the_record_of_a_cell_is_that_of_the_attempt_whose_result_it_is(tmp_path):
+    cell = write_cell(tmp_path, {"attention": "polar", "memory": True, "window": 64}, 0)
+    for number in (2, 3):
+        shutil.copytree(cell / "run-000001", cell / f"run-{number:06}")
+    assert load_table(tmp_path).cells[0].record == cell / "run-000003" / "metrics.jsonl", "no attempt is told"
+    result = json.loads((cell / "result.json").read_text())
+    (cell / "result.json").write_text(json.dumps(result | {"provenance": {"attempt": 2}}))
+    assert load_table(tmp_path).cells[0].record == cell / "run-000002" / "metrics.jsonl"
 
 
 def test_a_loss_that_was_not_finite_is_left_out_of_the_curve_and_its_time_is_not(tmp_path):
@@ -90,6 +100,6 @@ def test_runs_that_were_validated_too_rarely_are_judged_by_the_training_loss(swe
 def test_a_budget_that_nobody_reached_or_recorded_is_an_error(sweep):
     with pytest.raises(ValueError, match="0 of 24 runs have the train_loss_at_20000_tokens; choose another budget"):
         at_budget(sweep, "tokens", 20_000, "train")
-    bare = dataclasses.replace(sweep, cells=tuple(dataclasses.replace(cell, folder=None) for cell in sweep.cells))
+    bare = dataclasses.replace(sweep, cells=tuple(dataclasses.replace(cell, record=None) for cell in sweep.cells))
     with pytest.raises(ValueError, match="no cell has a training record"):
         at_budget(bare, "tokens")

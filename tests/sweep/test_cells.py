@@ -1,6 +1,7 @@
 """From a recipe to cells: what is written in `[sweep]`, what it means, and what a cell's identity rests on."""
 
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from atma.config import dump_toml, load_recipe
 from atma.sweep.cells import expand, load_sweep
+from atma.sweep.estimate import estimate
+from atma.sweep.ledger import Ledger
+from atma.sweep.task import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT.parent / "shared" / "published" / "stage1_120_cells.csv"
@@ -92,6 +96,17 @@ def test_identities_are_the_same_today_and_tomorrow(tmp_path: Path):
     assert identity(load_recipe(tmp_path / "cell.toml")) == cell.id
 
 
+def test_infinity_is_a_level_as_any_other(tmp_path: Path):
+    table = {
+        "factors": {"model.max_half_life": [math.inf, 256.0], "attention": ATTENTION},
+        "exclude": [{"model.max_half_life": math.inf, "attention": "rope"}],
+    }
+    found = sweep(table)
+    assert [cell.recipe.model.max_half_life for cell in found.cells] == [math.inf, 256.0, 256.0]
+    Ledger.create(tmp_path / "s", found)
+    assert next(iter(Ledger.open(tmp_path / "s").cells.values())) == "model.max_half_life=inf attention=polar seed=0"
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
@@ -114,6 +129,11 @@ def test_identities_are_the_same_today_and_tomorrow(tmp_path: Path):
         ({"seeds": [1, 1]}, "different seeds"),
         ({"attempts": 0}, "'attempts' must be at least 1, not 0"),
         ({"lease": 0.0}, "'lease' must be a positive number"),
+        ({"lease": math.inf}, "'lease' must be a positive number of seconds, and finite, not inf"),
+        (
+            {"factors": {"size": {"s": {"model.preset": ["nano"]}}}},
+            "size=s seed=0: no preset ['nano']; known: nano",
+        ),
         ({"factors": {"w": {"off": {}, "on": {"model.core": "polar"}}}}, "are the same configuration"),
         ({"factors": {"a": ATTENTION}, "exclude": [{"b": 1}]}, "unknown factor 'b'; did you mean 'a'?"),
         (
@@ -130,6 +150,18 @@ def test_identities_are_the_same_today_and_tomorrow(tmp_path: Path):
 def test_what_is_wrong_with_a_sweep_is_said(table, said: str):
     with pytest.raises(ValueError, match=re.escape(said)):
         sweep(table)
+
+
+def test_what_is_left_is_counted_among_the_cells_of_the_recipe(tmp_path: Path):
+    old, new = sweep({"seeds": [0, 1, 2]}), sweep({"seeds": [2, 3, 4, 5], "attempts": 1})
+    for cell in old.cells:
+        Ledger.create(tmp_path, old).task(cell.id).publish({"seconds": 10.0})
+    assert "1 done in 0:10 each; 3 are left: 0:30 for one worker" in estimate(new, tmp_path)
+    task = Ledger.create(tmp_path, new).task(new.cells[-1].id)
+    claim = task.claim(Watch())
+    claim.fail(ValueError("bad"))
+    assert task.claim(Watch()) is None
+    assert "1 done in 0:10 each, 1 given up; 2 are left: 0:20 for one worker" in estimate(new, tmp_path)
 
 
 def test_a_recipe_without_a_sweep_is_no_sweep():

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from atma.cli import main
 from atma.commands.sweep import VERBS
-from atma.data.dataset import TokenSet
+from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Preparation
 from atma.sweep.cells import load_sweep
 from atma.sweep.controller import Crew
@@ -58,6 +59,8 @@ def test_the_whole_command_line_runs_a_sweep_and_shows_it(recipe, tmp_path, capf
         (["status", "no.toml"], "no.toml: no such recipe"),
         (["run", "RECIPE", "--workers", "0"], "--workers 0"),
         (["run", "RECIPE", "--workers", "2", "--threads", "1000"], "more than this machine's"),
+        (["run", "RECIPE", "--launch", "ray", "--threads", "-1"], "--threads -1: at least 1 of each"),
+        (["work", "RECIPE", "--threads", "0"], "--threads 0: at least 1"),
         (["run", "RECIPE", "--device", "abacus"], "no such kind of device"),
         (["run", "RECIPE", "--launch", "slurm", "--job", "partition"], "--job partition: write KEY=VALUE"),
     ],
@@ -103,6 +106,27 @@ def test_data_is_made_once_however_many_ask_for_it(corpus, tmp_path):
     assert starts == ["write train"]
 
 
+def test_data_that_takes_longer_than_a_lease_and_tells_nothing_is_made_once(tmp_path, monkeypatch):
+    started = []
+
+    def slowly(source, out, options, progress):
+        started.append(out)
+        time.sleep(1.3)
+        out.mkdir(exist_ok=True)
+        (out / MANIFEST).write_text("{}")
+
+    monkeypatch.setattr("atma.sweep.data.LEASE", 0.3)
+    monkeypatch.setattr("atma.sweep.data.prepare", slowly)
+    sweep = tiny_sweep(tmp_path / "data")
+    object.__setattr__(sweep, "source", Source("text", Preparation()))
+    threads = [threading.Thread(target=prepare_data, args=(sweep, None, lambda text: None)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert started == [tmp_path / "data"]
+
+
 def test_data_that_is_missing_and_that_nobody_can_make_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no such data; make it with `atma prepare`"):
         prepare_data(tiny_sweep(tmp_path / "nowhere"))
@@ -129,6 +153,15 @@ def test_threads_divide_the_cores_among_the_workers(monkeypatch):
     assert Crew.choose(2, 3, None).environment()["OMP_NUM_THREADS"] == "3"
     with pytest.raises(ValueError, match="3 workers × 3 threads are more than this machine's 8 cores"):
         Crew.choose(3, 3, None)
+    assert Crew.choose(16, 1, None).threads == 1
+
+
+def test_gpus_are_dealt_out_here_and_left_to_the_cluster_elsewhere(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    crew = Crew(3, 1, "cuda")
+    line = lambda number, parent: " ".join(crew.command(Path("r.toml"), Path("s"), number, parent))  # noqa: E731
+    assert [re.search("--device ([^ ]*)", line(n, 7))[1] for n in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert all(line(number, None).endswith("--device cuda") for number in range(3))
 
 
 def test_a_launcher_that_is_not_installed_says_what_to_install(recipe, tmp_path, monkeypatch):

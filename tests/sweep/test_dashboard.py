@@ -12,10 +12,10 @@ from atma.commands.sweep_analysis import dashboard
 from atma.sweep.contrasts import Effect, bootstrap, contrast, interactions, main_effects, sign_test
 from atma.sweep.dashboard import html, page
 from atma.sweep.dashboard_data import payload
-from atma.sweep.pareto import pareto
+from atma.sweep.pareto import over_seeds, pareto
 from atma.sweep.table import Cell, Table, table
 from atma.sweep.table_reading import load_table
-from tests.sweep.synthetic_sweep import HOSTILE, write_sweep
+from tests.sweep.synthetic_sweep import HOSTILE, write_cell, write_sweep
 
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", MAC))), None)
@@ -270,14 +270,15 @@ def test_training_curves_stand_over_tokens_or_seconds(view, sweep):
 
 
 def test_the_front_is_pythons_and_its_points_select_cells(view, sweep):
-    best = pareto(sweep, [METRIC, "train_seconds"])
+    """Of settings averaged over their seeds, in both."""
+    best = pareto(over_seeds(sweep), [METRIC, "train_seconds"])
     shown = view.page.locator("#front-list li").all_inner_texts()
-    assert len(shown) == len(best)
+    assert [words.partition(": ")[0] for words in shown] == [cell.name for cell in best[::-1]]
     values = [f"{cell.metrics[METRIC]:.2f}, train seconds {cell.metrics['train_seconds']:.1f}" for cell in best[::-1]]
     assert [words.partition(": ")[2] for words in shown] == values
     view.page.click("#pick-none")
     view.page.locator("#front-chart .point").nth(3).click()
-    assert len(view.lines("#length-chart")) == 1
+    assert len(view.lines("#length-chart")) == 2
 
 
 def test_a_name_opens_the_cells_recipe_and_log_as_text(view):
@@ -363,6 +364,24 @@ def test_a_table_without_seeds_logs_or_lengths_has_a_page_too(browser, tmp_path)
     assert view.page.locator("#lengths").is_hidden()
     assert view.page.locator("#training").is_hidden()
     assert view.page.locator("#interactions").is_hidden()
+    assert view.complaints == []
+    view.page.close()
+
+
+def test_a_sweep_of_seeds_alone_has_a_page_too(browser, tmp_path):
+    for seed in (0, 1, 2):
+        write_cell(tmp_path / "seeds", {"attention": "polar", "memory": True, "window": 64}, seed)
+    for path in tmp_path.rglob("result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"factors": {}}))
+    view = View(browser, page(load_table(tmp_path / "seeds"), tmp_path / "seeds.html"))
+    assert view.page.locator("#summary").inner_text() == "3 cells of seeds, without factors."
+    assert len(view.cells()) == 3
+    assert len(view.lines("#length-chart")) == 1
+    assert view.page.locator("#front-list li").all_inner_texts()[0].startswith("nothing on, 3 seeds: ")
+    for part in ("#filterbox", "#pick-each", "#hue", "#effects", "#interactions"):
+        assert view.page.locator(part).is_hidden(), part
+    view.page.click("#pick-best")
+    assert len(view.lines("#length-chart")) == 3
     assert view.complaints == []
     view.page.close()
 

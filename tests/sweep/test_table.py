@@ -64,6 +64,7 @@ def test_a_csv_may_declare_its_factors_and_name_its_cells_and_seeds(tmp_path):
         ([HEADER, "polar,1,97.5"], "line 2: it has another number of columns"),
         ([HEADER, "polar,1,97.5,9,9,9"], "line 2: it has another number of columns"),
         ([HEADER, "polar,1,97.5,9,9", "polar,1,97.5,9,9"], "equal factors and seed"),
+        (["seed,core,params", "inf,rope,9"], "line 2: 'inf' in column 'seed' is not a whole number"),
         (["memory,memory,train_seconds", "1,1,1"], "column 'memory' stands twice"),
         ([HEADER], "no cell has a result"),
     ],
@@ -175,11 +176,6 @@ def test_a_subset_of_what_is_not_there_is_an_error(sweep, where, words):
         sweep.where(where)
 
 
-def test_another_level_may_be_the_reference(sweep):
-    changed = sweep.with_reference({"attention": "rope"})
-    assert changed.levels["attention"] == ("rope", "nope", "polar")
-
-
 def test_levels_stand_references_first_then_numbers_then_text():
     assert order(["weak", 8, "none", 2, None, "a", 8]) == (None, "none", 2, 8, "a", "weak")
     assert order([True, False, True]) == (False, True)
@@ -217,3 +213,4 @@ def test_halves_round_away_from_zero_and_zero_has_no_sign(value, digits, text):
 
 def test_nats_have_four_decimals_and_counts_none():
     assert [digits_of(name) for name in ("clean_nll_64", "needle_token_acc_64", "params")] == [4, 2, 0]
+    assert [digits_of(name) for name in ("train_seconds", "validation_loss_at_51.2_seconds")] == [1, 4]

@@ -1,5 +1,6 @@
 """Claims, leases and results: whoever races, exactly one has a task, and exactly one result is its result."""
 
+import errno
 import json
 import os
 import subprocess
@@ -159,6 +160,40 @@ def test_the_first_whole_result_stays(tmp_path: Path):
     assert task.claim(Watch()) is None
 
 
+def test_an_attempt_that_is_done_is_believed_for_a_lease_though_its_result_is_not_seen(tmp_path: Path, monkeypatch):
+    """As on a network disk whose client still remembers that there was no result."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    task, watch = Task(tmp_path / "t", Limits(lease=60.0)), Watch()
+    claim = task.claim(watch)
+    assert claim is not None
+    claim.done()
+    assert task.claim(watch) is None
+    now += 59
+    assert task.claim(watch) is None
+    now += 2
+    assert task.claim(watch) is not None, "somebody has removed the result"
+
+
+def test_a_heartbeat_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch):
+    """Network disks say of such a file that its handle is stale; of a disk that is gone they say it every time."""
+    files.replace(tmp_path / "beat.json", {"beat": 1})
+    whole, left = Path.read_bytes, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def read(path: Path) -> bytes:
+        if left:
+            raise left.pop()
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    watch = Watch()
+    watch.silent(tmp_path / "beat.json")
+    assert watch.seen[tmp_path / "beat.json"][0] == b'{"beat": 1}\n'
+    left += [OSError(errno.ESTALE, "Stale file handle")] * 3
+    with pytest.raises(OSError, match="Stale file handle"):
+        watch.silent(tmp_path / "beat.json")
+
+
 def test_errors_are_counted_and_the_last_is_kept(tmp_path: Path):
     task = Task(tmp_path / "t", Limits(attempts=2))
     for number in (1, 2):
@@ -181,6 +216,18 @@ def test_a_failed_task_tried_again_has_all_its_attempts_again(tmp_path: Path):
         claim.fail(RuntimeError("again"))
         assert task.claim(Watch()) is None
         assert task.retry()
+    assert not task.retry()
+
+
+def test_a_task_given_up_that_a_slow_worker_does_all_the_same_has_not_failed(tmp_path: Path):
+    task = Task(tmp_path / "t", Limits(attempts=1))
+    slow = task.claim(Watch())
+    assert slow is not None
+    slow.fail(RuntimeError("as of its successor"))
+    assert task.claim(Watch()) is None
+    assert task.failure() is not None
+    assert slow.task.publish({"by": "slow"})
+    assert task.failure() is None
     assert not task.retry()
 
 
@@ -209,6 +256,20 @@ def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path):
     os.utime(left, (time.time() - 2 * files.ABANDONED_SECONDS,) * 2)
     files.remove_abandoned(tmp_path)
     assert not left.exists()
+
+
+def test_folders_that_vanish_meanwhile_do_not_stop_the_removal(tmp_path: Path, monkeypatch):
+    (tmp_path / "cells" / "run-000001").mkdir(parents=True)
+    look = os.scandir
+
+    def scan(path):
+        if Path(path).name == "run-000001":
+            os.rmdir(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    files.remove_abandoned(tmp_path)
+    assert not list((tmp_path / "cells").iterdir())
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):

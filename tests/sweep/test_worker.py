@@ -14,7 +14,7 @@ import pytest
 from atma.strict import toml_value
 from atma.sweep.cell import run_cell, run_folder
 from atma.sweep.ledger import Ledger, counts
-from atma.sweep.task import Watch
+from atma.sweep.task import Claim, Watch
 from atma.sweep.worker import Worker
 from tests.sweep.conftest import TINY, tiny_sweep
 
@@ -131,6 +131,110 @@ def test_a_cell_that_fails_is_marked_and_the_others_go_on(corpus, tmp_path):
     assert counts(one.ledger.standings()) == {"done": 1, "failed": 1}
     assert one.ledger.retry() == 1
     assert counts(one.ledger.standings()) == {"done": 1, "waiting": 1}
+
+
+def levels(count: int) -> dict:
+    """A sweep's table of `count` cells."""
+    return {"factors": {"train.clip": [1.0 + number for number in range(count)]}}
+
+
+def failing(error: Exception, bad=lambda cell: True):
+    """What fails instead of training, and otherwise ends at once."""
+
+    def run(cell, claim, *rest):
+        if bad(cell):
+            raise error
+        return {"cell": cell.id, "seconds": 0.0}
+
+    return run
+
+
+def ends(one: Worker) -> list[str | None]:
+    """How each attempt ended that this worker made, in the order of the cells."""
+    tasks = [one.ledger.task(cell.id) for cell in one.sweep.cells]
+    return [attempt.end.get("how") for task in tasks for attempt in task.attempts()]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("Triton Error [CUDA]: device-side assert triggered"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_sick_gpu_or_disk_ends_the_worker_and_gives_up_no_cell(error, corpus, tmp_path):
+    sweep = tiny_sweep(corpus, levels(6))
+    for number in range(1, 6):
+        one = worker(sweep, tmp_path / "s", failing(error))
+        with pytest.raises(ValueError, match="the machine may be at fault"):
+            one.go()
+        assert ends(one) == ["died"] * number, "each time another cell, and once"
+    assert not one.ledger.failures()
+    assert worker(sweep, tmp_path / "s", failing(error, lambda cell: False)).go() == 6
+
+
+def test_a_cell_that_kills_every_process_is_given_up_as_one_whose_workers_died(corpus, tmp_path):
+    sweep = tiny_sweep(corpus, levels(2) | {"deaths": 2})
+    bad = sweep.cells[0].id
+    run = failing(RuntimeError("CUDA error: device-side assert triggered"), lambda cell: cell.id == bad)
+    for _ in range(2):
+        one = worker(sweep, tmp_path / "s", run)
+        with pytest.raises(ValueError, match=bad):
+            one.go()
+    assert worker(sweep, tmp_path / "s", run).go() == 0
+    assert one.ledger.task(sweep.cells[1].id).result() is not None, "the others are done before it is tried again"
+    [(_, failure)] = one.ledger.failures()
+    assert failure["error"] == "its worker died 2 times (RuntimeError: CUDA error: device-side assert triggered)"
+
+
+def test_three_new_cells_that_fail_one_after_another_end_the_worker(corpus, tmp_path):
+    one = worker(tiny_sweep(corpus, levels(6)), tmp_path / "s", failing(RuntimeError("no idea")))
+    with pytest.raises(ValueError, match="3 cells failed one after another: no idea"):
+        one.go()
+    assert ends(one) == ["failed"] * 3
+    assert not one.ledger.failures()
+
+
+def test_bad_cells_are_given_up_and_the_good_ones_done_first(corpus, tmp_path):
+    sweep = tiny_sweep(corpus, levels(8))
+    bad = {cell.id for cell in sweep.cells[:2]}
+    ran = []
+
+    def run(cell, *rest):
+        ran.append(cell.id)
+        return failing(RuntimeError("a bad level"), lambda cell: cell.id in bad)(cell, *rest)
+
+    one = worker(sweep, tmp_path / "s", run)
+    assert one.go() == 6
+    assert counts(one.ledger.standings()) == {"done": 6, "failed": 2}
+    assert {ran.index(cell.id) for cell in sweep.cells} == set(range(8)), "each is tried before any is tried again"
+    assert [failure["attempts"] for _, failure in one.ledger.failures()] == [3, 3]
+
+
+def test_a_result_that_is_no_json_is_the_cells_error(corpus, tmp_path):
+    sweep = tiny_sweep(corpus, levels(1) | {"attempts": 1})
+    one = worker(sweep, tmp_path / "s", lambda *_: {"seconds": 0.0, "loss": float("nan")})
+    assert one.go() == 0
+    assert "not JSON compliant" in one.ledger.failures()[0][1]["error"]
+
+
+def test_the_model_of_the_attempt_that_was_first_stays_whoever_tidies_up(corpus, tmp_path):
+    def trained(cell, claim, *rest):
+        final = run_folder(claim.task.folder, claim.number) / "final"
+        (final.parent / "checkpoints").mkdir(parents=True)
+        final.mkdir()
+        return {"cell": cell.id, "seconds": 0.0, "provenance": {"attempt": claim.number}}
+
+    def overtaken(cell, claim, *rest):
+        assert claim.task.publish(trained(cell, Claim(claim.task, claim.number + 1)))
+        return trained(cell, claim)
+
+    one = worker(tiny_sweep(corpus, levels(1)), tmp_path / "s", overtaken)
+    assert one.go() == 0
+    task = one.ledger.task(one.sweep.cells[0].id)
+    assert [path.name for path in task.folder.glob("run-*")] == ["run-000002"]
+    assert [path.name for path in run_folder(task.folder, 2).iterdir()] == ["final"]
 
 
 def test_a_worker_taken_for_dead_stops_and_writes_nowhere_but_in_its_own_folder(whole, corpus, tmp_path):

@@ -39,7 +39,7 @@ def run(
         recipe: A TOML file with the tables of a recipe and [sweep]; see recipes/sweep-*.toml.
         out: The folder of the sweep; runs/NAME of the recipe by default.
         workers: Processes that work on cells.
-        threads: Threads of each; the cores divided by the workers by default.
+        threads: Threads of each; the cores divided by the workers by default, one where a cluster runs them.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
         retry: Try the cells again that failed before.
         launch: Where the workers run: here, or as jobs of slurm or ray, which must share the sweep's folder.
@@ -56,7 +56,9 @@ def run(
 
     if launch == "here":
         device_of(device)
-    crew = Crew.choose(workers, threads, device) if launch == "here" else Crew(workers, threads or 1, device)
+        crew = Crew.choose(workers, threads, device)
+    else:
+        crew = Crew(workers, 1 if threads is None else threads, device)
     sweep = load_sweep(recipe)
     with bars() as progress:
         prepare_data(sweep, progress)
@@ -102,6 +104,8 @@ def work(
 
     device_of(device)
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads {threads}: at least 1")
         torch.set_num_threads(threads)
     sweep = load_sweep(recipe)
     ledger = Ledger.create(out or Path("runs") / sweep.name, sweep)

@@ -39,8 +39,7 @@ class DeltaMemory(nn.Module):
             init_linear(layer, generator)
         init_linear(self.out_proj, generator, zero=True)
         if self.retention is not None:
-            most = 2 ** (-1 / config.max_half_life)
-            nn.init.constant_(self.retention, math.log(most / (1 - most)))
+            nn.init.constant_(self.retention, -math.log(math.expm1(math.log(2) / config.max_half_life)))
 
     @torch.no_grad()
     def bound(self, head: int) -> float:

@@ -5,7 +5,6 @@ validation and checkpoints cost nothing. Nothing is extrapolated: a run that did
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,26 +25,19 @@ class Curve(NamedTuple):
 
 def read_curves(cell: Cell) -> dict[str, Curve]:
     """The cell's curves by kind, "train" and "validation"; none without a record. ValueError names a bad line."""
-    record = record_of(cell)
-    if record is None:
+    if cell.record is None:
         return {}
     from atma.train.record import read_record
 
     points: dict[str, list[tuple[float, float, float]]] = {"train": [], "validation": []}
     tokens = seconds = 0.0
-    for row in read_record(record.parent):
+    for row in read_record(cell.record.parent):
         if row["kind"] == "train" and row.get("tokens_per_second"):
             seconds += (row["tokens"] - tokens) / row["tokens_per_second"]
             tokens = row["tokens"]
         if row["kind"] in points and row.get("loss") is not None:
             points[row["kind"]].append((row["tokens"], seconds, row["loss"]))
     return {kind: Curve(*np.array(rows, dtype=np.float64).T) for kind, rows in points.items() if rows}
-
-
-def record_of(cell: Cell) -> Path | None:
-    """The cell's `metrics.jsonl`, in its folder or that of its last run; None if it has none."""
-    found = cell.folder.rglob("metrics.jsonl") if cell.folder else ()
-    return max(found, key=lambda path: (-len(path.parts), path), default=None)
 
 
 def at_budget(table: Table, by: Budget, budget: float | None = None, loss: Loss = "validation") -> tuple[Table, str]:

@@ -22,7 +22,7 @@ from atma.strict import to_dict
 from atma.sweep import files
 from atma.sweep.cells import Cell
 from atma.sweep.metrics import flat_metrics
-from atma.sweep.task import Claim, worker
+from atma.sweep.task import Claim, Task, worker
 from atma.train import Stopped, train
 from atma.train.record import NAME as RECORD
 from atma.train.resume import FOLDER as CHECKPOINTS
@@ -84,14 +84,18 @@ def inherit(cell: Path, attempt: int) -> bool:
     return False
 
 
-def tidy(cell: Path, attempt: int, keep_model: bool) -> None:
-    """Once the result is written: keep its training record and its final model, or not even that."""
-    for folder in [*cell.glob("run-*"), *cell.glob(".run-*")]:
-        if folder != run_folder(cell, attempt):
+def tidy(task: Task, keep_model: bool) -> None:
+    """Once there is a result: keep its attempt's training record and final model, or not even that; no other's."""
+    attempt = (task.result() or {}).get("provenance", {}).get("attempt")
+    if attempt is None:
+        return
+    kept = run_folder(task.folder, attempt)
+    for folder in [*task.folder.glob("run-*"), *task.folder.glob(".run-*")]:
+        if folder != kept:
             shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(run_folder(cell, attempt) / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(kept / CHECKPOINTS, ignore_errors=True)
     if not keep_model:
-        shutil.rmtree(run_folder(cell, attempt) / "final", ignore_errors=True)
+        shutil.rmtree(kept / "final", ignore_errors=True)
 
 
 def _measure(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atma.config import Recipe, identity, recipe_of
-from atma.strict import read_toml
+from atma.strict import plain, read_toml
 from atma.sweep.recipe import (
     Factor,
     Scalar,
@@ -34,6 +34,7 @@ class Cell:
 
     recipe: Recipe
     factors: dict[str, Scalar]
+    """Levels as JSON has them: an infinite one is the text "inf"."""
     seed: int
     id: str = field(init=False)
 
@@ -150,7 +151,7 @@ def _cell(base: dict[str, Any], levels: dict[str, Scalar], settings: Settings, s
         values.setdefault(table, {})[key] = value
     try:
         recipe = recipe_of(values)
-        return Cell(replace(recipe, name=NAME, train=replace(recipe.train, seed=seed)), levels, seed)
+        return Cell(replace(recipe, name=NAME, train=replace(recipe.train, seed=seed)), plain(levels), seed)
     except ValueError as error:
         raise ValueError(f"cell {label(levels, seed)}: {error}") from None
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from atma.sweep.status import Follower, result_line
 
 LOOK_SECONDS = 1.0
 PATIENCE = 5
-"""Ends of a worker by its own error, one after another without a finished cell, that end the sweep."""
+"""Times that a worker may end by itself, one after another without a result of its own, before no other is started."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +32,31 @@ class Crew:
     threads: int = 1
     device: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.threads < 1:
+            raise ValueError(f"--workers {self.workers}, --threads {self.threads}: at least 1 of each")
+
     @staticmethod
     def choose(workers: int, threads: int | None, device: str | None) -> "Crew":
-        """As many threads as the cores allow. ValueError for more workers × threads than cores."""
+        """As many threads as the cores allow. ValueError for more, unless each worker has but one."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if workers < 1 or (threads is not None and threads < 1):
-            raise ValueError(f"--workers {workers}, --threads {threads}: at least 1 of each")
-        if threads is None:
-            return Crew(workers, max(1, cores // workers), device)
-        if workers * threads > max(cores, workers):
+        crew = Crew(workers, max(1, cores // max(1, workers)) if threads is None else threads, device)
+        if crew.threads > 1 and workers * crew.threads > cores:
             raise ValueError(
                 f"{workers} workers × {threads} threads are more than this machine's {cores} cores; take fewer"
             )
-        return Crew(workers, threads, device)
+        return crew
 
     def command(self, recipe: Path, folder: Path, number: int, parent: int | None) -> list[str]:
-        """The command line of worker `number`; with several GPUs each worker has one in turn."""
+        """The command line of worker `number`, to end with `parent`.
+
+        With several GPUs each worker has one in turn; one without a parent may run where others are, so it has the
+        device as it was named.
+        """
         line = [sys.executable, "-m", "atma", "sweep", "work", str(recipe), "--out", str(folder)]
         line += ["--threads", str(self.threads)]
         if self.device is not None:
-            line += ["--device", self._device(number)]
+            line += ["--device", self.device if parent is None else self._device(number)]
         return [*line, "--parent", str(parent)] if parent is not None else line
 
     def environment(self) -> dict[str, str]:
@@ -80,20 +86,21 @@ class Controller:
         self.recipe, self.ledger, self.crew, self.display = recipe, ledger, crew, display
         self.follower = Follower(ledger)
         self.processes: dict[int, subprocess.Popen] = {}
-        self.errors = 0
+        self.errors: Counter[int] = Counter()
+        """By worker, how often it ended by itself since its last result."""
         self.signals: list[int] = []
 
     def go(self) -> None:
         """Work to the end. KeyboardInterrupt after SIGINT or SIGTERM, once the workers have given back their cells.
 
-        ValueError with the last words of the workers when they do nothing but fail to start.
+        ValueError with the last word of a worker when each has ended by itself again and again.
         """
         self.follower.look()
         with self._signals():
             try:
                 while not self.ledger.finished() and not self.signals:
-                    self._start_missing()
                     self._look()
+                    self._start_missing()
                     time.sleep(LOOK_SECONDS)
             finally:
                 self._stop()
@@ -103,29 +110,39 @@ class Controller:
 
     def _look(self) -> None:
         for result in self.follower.look():
-            self.errors = 0
+            self._credit(result.get("provenance", {}).get("worker", {}).get("pid"))
             self.display.line(result_line(result, self.ledger.cells[result["cell"]]))
         self.display.show(self.follower)
+
+    def _credit(self, pid: int | None) -> None:
+        for number, process in self.processes.items():
+            if process.pid == pid:
+                self.errors[number] = 0
 
     def _start_missing(self) -> None:
         for number in range(self.crew.workers):
             process = self.processes.get(number)
-            if process is not None and process.poll() is None:
+            if self.errors[number] >= PATIENCE or (process is not None and process.poll() is None):
                 continue
             if process is not None:
                 self._judge(number, process.returncode)
-            self.processes[number] = self._start(number)
+            if self.errors[number] < PATIENCE:
+                self.processes[number] = self._start(number)
 
     def _judge(self, number: int, status: int) -> None:
-        """What the end of a worker means: a signal is no fault of its own."""
+        """What the end of a worker means: a signal is no fault of its own. ValueError once none is to be started."""
         if status < 0:
             self.display.line(f"worker {number} was killed ({signal.Signals(-status).name}); starting another")
             return
-        if status > 0:
-            self.errors += 1
-            self.display.line(f"worker {number} ended with status {status}; starting another")
-        if self.errors >= PATIENCE:
-            raise ValueError(f"workers fail to work: {_last_line(self._log(number))} (more in {self._log(number)})")
+        if status == 0 and self.ledger.finished():
+            return
+        self.errors[number] += 1
+        then = "starting another" if self.errors[number] < PATIENCE else "it is not started again"
+        self.display.line(f"worker {number} ended with {f'status {status}' if status else 'cells left'}; {then}")
+        if all(self.errors[other] >= PATIENCE for other in range(self.crew.workers)):
+            mend = "" if status else f"; has {self.recipe} changed since this run began? Start it again"
+            log = self._log(number)
+            raise ValueError(f"workers fail to work: {_last_line(log)}{mend} (more in {log})")
 
     def _start(self, number: int) -> subprocess.Popen:
         command = self.crew.command(self.recipe, self.ledger.folder, number, os.getpid())

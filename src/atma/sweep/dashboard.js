@@ -34,10 +34,11 @@ function ranked() {
   return measured.sort((a, b) => (rises ? -1 : 1) * (a.metrics[state.metric] - b.metrics[state.metric]));
 }
 
-/* The best cell of each level of the factor that colours the front. */
+/* The best cell of each level of the factor that colours the front; without factors the best cell. */
 function pickEach() {
   const best = ranked();
-  const each = data.factors[state.hue].levels.map((_, level) => best.find((cell) => cell.levels[state.hue] === level));
+  const levels = data.factors[state.hue]?.levels ?? [];
+  const each = levels.length ? levels.map((_, level) => best.find((cell) => cell.levels[state.hue] === level)) : [best[0]];
   state.picked = each.filter(Boolean);
 }
 
@@ -319,21 +320,19 @@ function drawFront() {
   options(byId("hue"), hues, state.hue, (value) => {
     state.hue = Number(value);
   });
-  byId("pick-each").textContent = `Select the best of each ${data.factors[state.hue].name}`;
+  byId("pick-each").textContent = `Select the best of each ${data.factors[state.hue]?.name}`;
   const [x, y] = [state.cost, state.metric];
-  const point = (cell) => ({
-    name: `${cellText(cell)}: ${valueText(y, cell.metrics[y])}, ${metricText(x)} ${valueText(x, cell.metrics[x])}`,
-    x: cell.metrics[x],
-    y: cell.metrics[y],
-    slot: cell.levels[state.hue],
-    picked: state.picked.includes(cell),
-    choose: () => {
-      pick(cell, !state.picked.includes(cell));
+  const point = ({ cells, label, levels, metrics }) => {
+    const picked = cells.every((cell) => state.picked.includes(cell));
+    const choose = () => {
+      for (const cell of cells) pick(cell, !picked);
       drawCells();
       drawSelection();
-    },
-  });
-  const measured = visible().filter((cell) => cell.metrics[x] !== null && cell.metrics[y] !== null);
+    };
+    const name = `${label}: ${valueText(y, metrics[y])}, ${metricText(x)} ${valueText(x, metrics[x])}`;
+    return { name, x: metrics[x], y: metrics[y], slot: levels[state.hue] ?? 0, picked, choose };
+  };
+  const measured = overSeeds(visible()).filter(({ metrics }) => metrics[x] !== null && metrics[y] !== null);
   const best = front(measured, y, x);
   if (measured.length) {
     pointChart(byId("front-chart"), {
@@ -346,9 +345,9 @@ function drawFront() {
       name: `${metricText(y)} against ${metricText(x)}`,
     });
   } else byId("front-chart").replaceChildren(element("p", { class: "empty" }, "No cell shown has both."));
-  const { levels } = data.factors[state.hue];
-  byId("front-keys").replaceChildren(...state.shown[state.hue].map((i) => element("li", {}, key(i), levels[i])));
-  byId("front-list").replaceChildren(...best.map((cell) => element("li", {}, point(cell).name)));
+  const keys = (state.shown[state.hue] ?? []).map((i) => element("li", {}, key(i), data.factors[state.hue].levels[i]));
+  byId("front-keys").replaceChildren(...keys);
+  byId("front-list").replaceChildren(...best.map((setting) => element("li", {}, point(setting).name)));
 }
 
 function key(slot) {
@@ -384,7 +383,9 @@ function draw() {
 function start() {
   const varied = data.factors.map(({ name, levels }) => `${name} (${levels.length})`).join(", ");
   const waiting = data.unfinished.length ? ` ${data.unfinished.length} more have no result yet.` : "";
-  byId("summary").textContent = `${data.cells.length} cells of ${data.name}; factors and their levels: ${varied}.${waiting}`;
+  const told = varied ? `; factors and their levels: ${varied}` : ", without factors";
+  byId("summary").textContent = `${data.cells.length} cells of ${data.name}${told}.${waiting}`;
+  for (const name of ["filterbox", "pick-each", "hue-field", "effects"]) byId(name).hidden = !varied;
   options(byId("metric"), data.metrics.map((_, i) => [i, metricText(i)]), state.metric, (value) => {
     state.metric = Number(value);
     state.sort = { by: `m${value}`, down: data.metrics[state.metric].rises };

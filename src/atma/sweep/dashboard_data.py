@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from atma.sweep.analysis_budget import Curve, read_curves, record_of
+from atma.sweep.analysis_budget import Curve, read_curves
 from atma.sweep.contrasts import RESAMPLES, SEED, TIE
 from atma.sweep.table import Cell, Table, holds, is_on, is_switch, label, level_text, stands_alone
 from atma.sweep.table_metrics import digits_of, family_of, length_of, rises
@@ -96,10 +96,9 @@ def _cell(table: Table, cell: Cell, points: int, characters: int) -> dict[str, A
 
 def _logs(cell: Cell, characters: int) -> str:
     """The ends of the cell's logs and of its training record, each under its name."""
-    record = record_of(cell)
     paths = sorted(cell.folder.glob("*.log")) if cell.folder else []
     parts = []
-    for path in [*paths, *([record] if record else [])]:
+    for path in [*paths, *([cell.record] if cell.record else [])]:
         text = path.read_text(encoding="utf-8", errors="replace").strip()
         cut = len(text) > characters
         end = f"… the last {characters:,} of {len(text):,} characters\n{text[-characters:]}" if cut else text

@@ -129,6 +129,18 @@ function crossed(outer, inner) {
   );
 }
 
+/* As `over_seeds` of atma.sweep.pareto: one setting of all cells that differ in the seed alone, its metrics their means. */
+function overSeeds(cells) {
+  const settings = Object.values(Object.groupBy(cells, (cell) => cell.levels.join()));
+  return settings.map((alike) => {
+    const mean = (i) => alike.reduce((sum, cell) => sum + cell.metrics[i], 0) / alike.length;
+    const whole = (i) => alike.every((cell) => cell.metrics[i] !== null);
+    const [{ label, levels }] = alike;
+    const metrics = data.metrics.map((_, i) => (whole(i) ? mean(i) : null));
+    return { cells: alike, levels, label: alike.length > 1 ? `${label}, ${alike.length} seeds` : label, metrics };
+  });
+}
+
 /* Cells that no other beats at once in two metrics, by rising cost. */
 function front(cells, quality, cost) {
   const worth = (cell, metric) => (data.metrics[metric].rises ? 1 : -1) * cell.metrics[metric];

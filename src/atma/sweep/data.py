@@ -9,7 +9,7 @@ from atma.data.prepare import Progress, prepare
 from atma.sweep.cells import Sweep
 from atma.sweep.ledger import Ledger
 from atma.sweep.recipe import Source
-from atma.sweep.task import Limits, Task, Watch
+from atma.sweep.task import Heart, Limits, Task, Watch
 
 LEASE = 60.0
 
@@ -45,33 +45,18 @@ def check_data(sweep: Sweep, ledger: Ledger) -> None:
 
 def _prepare_once(path: Path, source: Source, progress: Progress | None) -> None:
     """By whichever process gets the claim; the others wait for it, or for its death."""
-    task, watch = (
-        Task(path.parent / f".{path.name}.preparing", Limits(attempts=10**6, deaths=10**6, lease=LEASE)),
-        Watch(),
-    )
+    limits = Limits(attempts=10**6, deaths=10**6, lease=LEASE)
+    task, watch = Task(path.parent / f".{path.name}.preparing", limits), Watch()
     while not (path / MANIFEST).is_file():
         claim = task.claim(watch)
         if claim is None:
             time.sleep(0.5)
             continue
         try:
-            if not (path / MANIFEST).is_file():
-                prepare(source.source, path, source.preparation, _beating(claim.beat, progress))
-            claim.done()
+            with Heart(claim):
+                if not (path / MANIFEST).is_file():
+                    prepare(source.source, path, source.preparation, progress)
+            claim.release("prepared")
         except BaseException as error:
             claim.release(repr(error))
             raise
-
-
-def _beating(beat: Callable[[], None], progress: Progress | None) -> Progress:
-    last = time.monotonic()
-
-    def told(stage: str, done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last > LEASE / 6:
-            beat()
-            last = time.monotonic()
-        if progress is not None:
-            progress(stage, done, total)
-
-    return told

@@ -7,6 +7,7 @@ from pathlib import Path
 from atma.config import EvaluationConfig
 from atma.sweep.cells import Sweep
 from atma.sweep.ledger import PLAN, Ledger
+from atma.sweep.task import Task
 from atma.train.progress import clock
 
 DAY = 86_400
@@ -19,10 +20,9 @@ def estimate(sweep: Sweep, folder: Path, measure: bool = False) -> Iterator[str]
     seeds = len(sweep.config.seeds)
     yield f"{len(sweep.cells)} cells ({len(sweep.cells) // seeds} × {seeds} seeds)"
     yield f"{trained:,} tokens to train on, {read:,} to measure on"
-    results = Ledger.open(folder).results() if (folder / PLAN).exists() else []
-    if results:
-        left, seconds = len(sweep.cells) - len(results), statistics.mean(result["seconds"] for result in results)
-        yield f"{len(results)} done in {clock(seconds)} each; {left} are left: {spoken(left * seconds)} for one worker"
+    if (folder / PLAN).exists():
+        ledger = Ledger.open(folder)
+        yield from _left([ledger.task(cell.id) for cell in sweep.cells])
     if measure:
         yield from _measured(sweep, trained, read)
 
@@ -37,6 +37,17 @@ def evaluation_tokens(evaluation: EvaluationConfig) -> int:
 def spoken(seconds: float) -> str:
     """Seconds as h:mm:ss, or days from two on."""
     return clock(seconds) if seconds < 2 * DAY else f"{seconds / DAY:.1f} days"
+
+
+def _left(tasks: list[Task]) -> Iterator[str]:
+    """What the results say of the rest, those that were given up left out; nothing while there is none."""
+    results = [result for task in tasks if (result := task.result()) is not None]
+    left, given_up = sum(not task.finished() for task in tasks), sum(task.failure() is not None for task in tasks)
+    if results:
+        seconds = statistics.mean(result["seconds"] for result in results)
+        failed = f", {given_up} given up" if given_up else ""
+        done = f"{len(results)} done in {clock(seconds)} each{failed}"
+        yield f"{done}; {left} are left: {spoken(left * seconds)} for one worker"
 
 
 def _measured(sweep: Sweep, trained: int, read: int) -> Iterator[str]:

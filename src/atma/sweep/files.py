@@ -5,6 +5,7 @@ process can do, or a rename puts it in the place of an older one.
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -41,14 +42,26 @@ def replace(path: Path, values: dict[str, Any]) -> None:
         new.replace(path)
 
 
+def content(path: Path) -> bytes | None:
+    """The bytes of a file, None where there is none; one that another machine replaced meanwhile is read again."""
+    for last in (False, False, True):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if last or error.errno != errno.ESTALE:
+                raise
+    return None
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """The JSON object of a file, None where there is none. ValueError names a file that holds something else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    found = content(path)
+    if found is None:
         return None
     try:
-        values = json.loads(text)
+        values = json.loads(found)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON, damaged: {error}") from None
     if not isinstance(values, dict):
@@ -69,10 +82,11 @@ def disk_time(folder: Path) -> float:
 def remove_abandoned(folder: Path) -> None:
     """Remove what processes that were killed while they wrote left in `folder`, an hour old by the disk's clock."""
     now = disk_time(folder)
-    for path in folder.rglob(f"{_UNNAMED}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if now - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink()
+    for home, _, names in os.walk(folder):  # and not rglob, which fails where a folder vanishes meanwhile
+        for path in (Path(home, name) for name in names if name.startswith(_UNNAMED)):
+            with contextlib.suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -53,4 +53,4 @@ def _averaged(table: Table, seeds: list[Cell]) -> Cell:
         return replace(seeds[0], name=name)
     whole = [name for name in table.metrics if all(name in cell.metrics for cell in seeds)]
     metrics = {name: float(np.mean([cell.metrics[name] for cell in seeds])) for name in whole}
-    return replace(seeds[0], name=f"{name}, {len(seeds)} seeds", metrics=metrics, folder=None)
+    return replace(seeds[0], name=f"{name}, {len(seeds)} seeds", metrics=metrics, folder=None, record=None)

@@ -9,6 +9,7 @@ A factor is a name with levels, and a level sets fields of the recipe. It is wri
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +54,7 @@ class SweepConfig:
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "different seeds")
         for name in ("attempts", "deaths"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.lease > 0, "lease", self.lease, "a positive number of seconds")
+        _require(0 < self.lease < math.inf, "lease", self.lease, "a positive number of seconds, and finite")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ class Cell:
     """The recipe as plain data, where known."""
     folder: Path | None = None
     """Where its logs are, where known."""
+    record: Path | None = None
+    """The training record of the attempt that made its result, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,6 @@ class Table:
         if not holds(level, self.levels[factor]):
             known = ", ".join(map(level_text, self.levels[factor]))
             raise ValueError(f"{self.name}: factor '{factor}' has no level '{level_text(level)}'; levels: {known}")
-
-    def with_reference(self, references: Mapping[str, Level]) -> "Table":
-        """The same table with these levels as the ones that their factors' others are compared with."""
-        levels = dict(self.levels)
-        for factor, level in references.items():
-            self.check_level(factor, level)
-            levels[factor] = (level, *(other for other in levels[factor] if not holds(other, (level,))))
-        return replace(self, levels=levels)
 
     def _headline(self) -> str:
         for name in HEADLINE:

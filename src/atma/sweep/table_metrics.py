@@ -34,9 +34,9 @@ def digits_of(metric: str) -> int:
     """Decimals to show of a metric: none of counts, one of seconds, four of nats, two of all else."""
     if metric == "params":
         return 0
-    if metric.endswith("seconds"):
-        return 1
-    return 4 if re.search("nll|loss|_ce", metric) else 2
+    if re.search("nll|loss|_ce", metric):
+        return 4
+    return 1 if metric.endswith("seconds") else 2
 
 
 def number_text(value: float | None, digits: int = 2, signed: bool = False) -> str:

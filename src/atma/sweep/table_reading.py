@@ -54,7 +54,8 @@ def _result(folder: Path) -> Cell:
         found = json.loads(path.read_text(encoding="utf-8"))
         factors, metrics = dict(found["factors"]), dict(found["metrics"])
         name, seed, config = str(found["cell"]), int(found["seed"]), dict(found.get("config") or {})
-    except (ValueError, TypeError, KeyError) as error:
+        attempt = dict(found.get("provenance") or {}).get("attempt")
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{path}: not the result of a cell ({type(error).__name__}: {error}); run it again") from None
     for factor, level in factors.items():
         if not isinstance(level, Level):
@@ -62,7 +63,14 @@ def _result(folder: Path) -> Cell:
     for metric, value in metrics.items():
         if not isinstance(value, int | float | None) or isinstance(value, bool):
             raise ValueError(f"{path}: metric '{metric}' is {value!r}; a metric is a number")
-    return Cell(name, factors, seed, _finite(metrics), config, folder)
+    return Cell(name, factors, seed, _finite(metrics), config, folder, _record(folder, attempt))
+
+
+def _record(folder: Path, attempt: Any) -> Path | None:
+    """The cell's training record, else that of this attempt; where its number is not known, of the last one."""
+    runs = folder.glob(f"run-{attempt:06}" if isinstance(attempt, int) else "run-*")
+    records = [home / "metrics.jsonl" for home in (folder, *sorted(runs, reverse=True))]
+    return next((record for record in records if record.is_file()), None)
 
 
 def _csv(path: Path, declared: list[str]) -> Table:
@@ -100,6 +108,8 @@ def _cells(path: Path, rows: list[dict[str, str]], factors: list[str], metrics: 
     for number, (row, levelled) in enumerate(zip(rows, found, strict=True), 2):
         where = f"{path}, line {number}"
         seed = _number(where, "seed", row.get("seed") or "0")
+        if not seed.is_integer():
+            raise ValueError(f"{where}: '{row['seed']}' in column 'seed' is not a whole number")
         measured = {name: _number(where, name, row[name]) for name in metrics if row[name].strip()}
         cells.append(Cell(row.get("cell") or label(levelled, levels), levelled, int(seed), _finite(measured)))
     return table(path.name, cells)

@@ -2,7 +2,7 @@
 
 `claims/000001.json`, `000002.json`, … are its attempts. Each is made by exclusive creation, so exactly one process has
 each number; the highest is the present one, and nobody removes any. A number may follow another only when that one has
-ended (`000001.end.json`: released, or failed with an error) or its worker is seen to be dead. So a lease is taken over
+ended (`000001.end.json`: given back, or ended by an error) or its worker is seen to be dead. So a lease is taken over
 by exactly one process, and a worker that was merely slow learns from the higher number that it has lost.
 
 Dead means: its heartbeat, `000001.beat.json`, has not changed for a lease's length of the *observer's* monotonic clock,
@@ -13,8 +13,10 @@ import contextlib
 import os
 import re
 import socket
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,8 @@ from typing import Any
 from atma.sweep import files
 
 RESULT, FAILED, CLAIMS = "result.json", "failed.json", "claims"
+LONGEST_PAUSE = 10.0
+"""Seconds between two heartbeats at most."""
 _CLAIM = re.compile(r"(\d{6})\.json")
 _FAILED = re.compile(r"failed-(\d{6})\.json")
 
@@ -53,7 +57,7 @@ class Watch:
 
     def silent(self, beat: Path) -> float:
         """Seconds for which a heartbeat is known not to have changed; 0 when it is first seen."""
-        now, value = time.monotonic(), _content(beat)
+        now, value = time.monotonic(), files.content(beat)
         before = self.seen.get(beat)
         if before is None or before[0] != value:
             self.seen[beat] = (value, now)
@@ -71,7 +75,8 @@ class Task:
         return files.read(self.folder / RESULT)
 
     def failure(self) -> dict[str, Any] | None:
-        return files.read(self.folder / FAILED)
+        """Why the task was given up; None where a worker that was taken for dead has done it all the same."""
+        return None if (self.folder / RESULT).exists() else files.read(self.folder / FAILED)
 
     def finished(self) -> bool:
         """Whether there is nothing left to do: a result, or a failure for good."""
@@ -84,12 +89,19 @@ class Task:
             for n in self._numbers()
         ]
 
+    def errors(self) -> list[dict[str, Any]]:
+        """How the attempts ended that an error ended, the last last, since the task was last tried again."""
+        return [attempt.end for attempt in self._counted(self.attempts()) if "error" in attempt.end]
+
     def claim(self, watch: Watch) -> "Claim | None":
-        """The task for this process to do, or None: finished, another's, or taken by another in this moment."""
+        """The task for this process to do, or None: finished, another's, or taken by another in this moment.
+
+        A disk may show that an attempt is done before it shows the result: until a lease is over it is believed.
+        """
         if self.finished():
             return None
         past = self.attempts()
-        if past and not past[-1].end and not self._dead(past[-1], watch):
+        if past and past[-1].end.get("how") in (None, "done") and not self._dead(past[-1], watch):
             return None
         error = self._given_up(past)
         if error is not None:
@@ -108,6 +120,8 @@ class Task:
 
     def retry(self) -> bool:
         """Let a failed task be tried again, its attempts counted anew. False where it has not failed."""
+        if self.failure() is None:
+            return False
         last = max(self._numbers(), default=0)
         try:
             (self.folder / FAILED).rename(self.folder / f"failed-{last:06}.json")
@@ -123,18 +137,22 @@ class Task:
 
     def _given_up(self, past: list[Attempt]) -> dict[str, Any] | None:
         """Why the task is not to be tried again, if so."""
-        forgiven = max(
-            (int(m[1]) for p in self.folder.glob("failed-*.json") if (m := _FAILED.fullmatch(p.name))), default=0
-        )
-        counted = [attempt for attempt in past if attempt.number > forgiven]
+        counted = self._counted(past)
         errors = [attempt.end for attempt in counted if attempt.end.get("how") == "failed"]
-        deaths = [attempt for attempt in counted if not attempt.end]
+        deaths = [attempt.end for attempt in counted if attempt.end.get("how") in (None, "died")]
         if len(errors) >= self.limits.attempts:
             return errors[-1] | {"attempts": len(counted)}
         if len(deaths) >= self.limits.deaths:
-            error = f"its worker died {len(deaths)} times (killed, out of memory or a lost machine)"
+            why = deaths[-1].get("error", "killed, out of memory or a lost machine")
+            error = f"its worker died {len(deaths)} times ({why})"
             return {"error": error, "attempts": len(counted), "when": files.utc()}
         return None
+
+    def _counted(self, past: list[Attempt]) -> list[Attempt]:
+        """The attempts since the task was last tried again."""
+        failed = (_FAILED.fullmatch(path.name) for path in self.folder.glob("failed-*.json"))
+        forgiven = max((int(match[1]) for match in failed if match), default=0)
+        return [attempt for attempt in past if attempt.number > forgiven]
 
     def _numbers(self) -> list[int]:
         try:
@@ -172,12 +190,52 @@ class Claim:
 
     def fail(self, error: BaseException) -> None:
         """Give the task back after an error, which counts."""
-        name = type(error).__name__
-        lines = traceback.format_exception(error)
-        self._end({"how": "failed", "error": f"{name}: {error}", "traceback": "".join(lines)})
+        self._end({"how": "failed"} | _told(error))
+
+    def die(self, error: BaseException) -> None:
+        """Give the task back as this process ends by an error that is not the task's: it counts as a death."""
+        self._end({"how": "died"} | _told(error))
 
     def _end(self, values: dict[str, Any]) -> None:
         files.create_once(self.task._path(self.number, ".end"), values | {"when": files.utc()})
+
+
+class Heart:
+    """Beats for a claim in a thread of its own, six times a lease at least, and learns whether the claim is lost."""
+
+    def __init__(self, claim: Claim, also: Callable[[], None] = lambda: None) -> None:
+        """also: what else to do at each beat."""
+        self._claim, self._also = claim, also
+        self._pause = min(claim.task.limits.lease / 6, LONGEST_PAUSE)
+        self._doing: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._go, name="heartbeat", daemon=True)
+        self.lost = False
+
+    def tell(self, stage: str, done: int, of: int) -> None:
+        """What to show with the next beat."""
+        self._doing = {"stage": stage, "done": done, "of": of}
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _go(self) -> None:
+        while not self._ended.wait(self._pause):
+            # A disk that refuses one beat may take the next; if it never does, the lease ends and others take over.
+            with contextlib.suppress(OSError):
+                self._claim.beat(self._doing)
+                self.lost = self._claim.lost()
+            self._also()
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    lines = traceback.format_exception(error)
+    return {"error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)}
 
 
 def worker() -> dict[str, Any]:
@@ -214,10 +272,3 @@ def _began(pid: int) -> str | None:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if after_name[0] in "ZX" else after_name[19]
     return None
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None

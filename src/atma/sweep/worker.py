@@ -2,10 +2,14 @@
 
 A thread beats the heart of the cell at hand, so that a long step is no death. SIGTERM and Ctrl-C write a checkpoint and
 give the cell back; so does the end of the process that started the worker. SIGKILL needs no help: others see it.
+
+An error is the cell's, except where the machine or this process is to be suspected: then the worker ends, so that it
+does not give up in a moment what others could do.
 """
 
 import contextlib
 import os
+import random
 import signal
 import threading
 import time
@@ -16,10 +20,11 @@ from typing import Any
 from atma.sweep.cell import Told, run_cell, tidy
 from atma.sweep.cells import Cell, Sweep
 from atma.sweep.ledger import Ledger
-from atma.sweep.task import Claim, Watch
+from atma.sweep.task import Claim, Heart, Watch
 from atma.train import Stopped
 
-LONGEST_PAUSE = 10.0
+IN_A_ROW = 3
+"""Cells that never failed before and fail one after another in one worker: these end it."""
 RunCell = Callable[[Cell, Claim, str | None, Callable[[], bool], Told], dict[str, Any]]
 
 
@@ -40,9 +45,14 @@ class Worker:
         self.watch = Watch()
         self.why: str | None = None
         """Why to stop for good, once there is a reason."""
+        self.errors = 0
+        """Cells that failed here for the first time, since the last result."""
 
     def go(self) -> int:
-        """Work; returns how many results this worker has published."""
+        """Work; returns how many results this worker has published.
+
+        ValueError, or an OSError of the ledger's disk, when the machine or this process is at fault and not a cell.
+        """
         published = 0
         pause = min(2.0, self.ledger.limits.lease / 4)
         with self._signals():
@@ -59,8 +69,14 @@ class Worker:
         return published
 
     def _take(self) -> tuple[Cell, Claim] | None:
-        """The first cell that can be had."""
-        for cell in self.sweep.cells:
+        """The first cell that can be had, those with the fewest errors first.
+
+        After an error the order is random: the next cells of the plan often share the level that was at fault.
+        """
+        cells = [cell for cell in self.sweep.cells if not self.ledger.task(cell.id).finished()]
+        if self.errors:
+            random.Random().shuffle(cells)
+        for cell in sorted(cells, key=lambda cell: len(self.ledger.task(cell.id).errors())):
             if self.why is not None:
                 return None
             claim = self.ledger.task(cell.id).claim(self.watch)
@@ -71,24 +87,36 @@ class Worker:
     def _do(self, cell: Cell, claim: Claim) -> bool:
         """One attempt at a cell; whether the result is ours."""
         self.say(f"{cell.id} attempt {claim.number}: {cell.label}")
-        heart = _Heart(claim, self.ledger.limits.lease, self._notice_orphaned)
+        heart = Heart(claim, self._notice_orphaned)
         try:
             with heart:
                 result = self.run(cell, claim, self.device, lambda: self.why is not None or heart.lost, heart.tell)
+                ours = claim.task.publish(result)
         except Stopped as stopped:
             why = "another worker took over" if heart.lost else f"{self.why}; {stopped}"
             claim.release(why)
             self.say(f"{cell.id} given back: {why}")
             return False
         except Exception as error:
-            claim.fail(error)
             self.say(f"{cell.id} failed: {type(error).__name__}: {error}")
+            self._judge(cell, claim, error)
             return False
-        ours = claim.task.publish(result)
+        self.errors = 0
         claim.done()
-        tidy(claim.task.folder, claim.number, self.sweep.config.keep_models and ours)
+        tidy(claim.task, self.sweep.config.keep_models)
         self.say(f"{cell.id} {'done' if ours else 'was done by another already'} in {result['seconds']:.0f} s")
         return ours
+
+    def _judge(self, cell: Cell, claim: Claim, error: Exception) -> None:
+        """Count an error for the cell, or as this worker's death. ValueError where the worker has to end."""
+        if of_the_machine(error):
+            with contextlib.suppress(OSError):
+                claim.die(error)
+            raise ValueError(f"this worker ends, for the machine may be at fault and not {cell.id}: {error}") from error
+        self.errors += not claim.task.errors()
+        claim.fail(error)
+        if self.errors >= IN_A_ROW:
+            raise ValueError(f"this worker ends, for {self.errors} cells failed one after another: {error}") from error
 
     def _notice_orphaned(self) -> None:
         if self.parent is not None and os.getppid() != self.parent:
@@ -114,32 +142,7 @@ class Worker:
                 signal.signal(number, handler)
 
 
-class _Heart:
-    """Beats for a claim in a thread of its own, six times a lease at least, and learns whether the claim is lost."""
-
-    def __init__(self, claim: Claim, lease: float, also: Callable[[], None]) -> None:
-        self._claim, self._pause, self._also = claim, min(lease / 6, LONGEST_PAUSE), also
-        self._doing: dict[str, Any] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._go, name="heartbeat", daemon=True)
-        self.lost = False
-
-    def tell(self, stage: str, done: int, of: int) -> None:
-        """What to show with the next beat."""
-        self._doing = {"stage": stage, "done": done, "of": of}
-
-    def __enter__(self) -> "_Heart":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _go(self) -> None:
-        while not self._ended.wait(self._pause):
-            # A disk that refuses one beat may take the next; if it never does, the lease ends and others take over.
-            with contextlib.suppress(OSError):
-                self._claim.beat(self._doing)
-                self.lost = self._claim.lost()
-            self._also()
+def of_the_machine(error: Exception) -> bool:
+    """Whether an error tells of a disk or a GPU, after which nothing that this process does is to be trusted."""
+    words = ("CUDA error", "Error [CUDA]", "cuDNN error")
+    return isinstance(error, OSError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
