@@ -9,6 +9,8 @@ import torch
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed: pip install 'atma-lm[hf]'", allow_module_level=True)
 
+from safetensors.torch import load_file, save_file
+
 from atma.eval.hugging_face import HuggingFace, load
 from atma.eval.stream import Streaming
 from atma.tokenizer import byte_tokenizer
@@ -110,6 +112,19 @@ def test_what_is_no_model_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="not a causal language model of transformers"):
         load(str(tmp_path))
+
+
+def test_weights_that_the_files_lack_are_named_not_drawn(tmp_path):
+    weights = load_file(made("llama", tmp_path) / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "layers.1.mlp" not in name}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"no weights for 'model\.layers\.1\.mlp\.down_proj\.weight', one of 3"):
+        load(str(tmp_path))
+
+
+def test_weights_that_two_layers_share_need_be_there_once(tmp_path):
+    weights = load_file(made("gpt2", tmp_path) / "model.safetensors")
+    assert "lm_head.weight" not in weights and load(str(tmp_path)).score(tokens(5)).shape == (2, 4)
 
 
 def test_ids_and_targets_outside_are_refused(folder):

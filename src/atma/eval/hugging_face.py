@@ -163,16 +163,23 @@ def load(
 ) -> HuggingFace:
     """A folder, or the name of a model on the hub (which transformers then downloads or finds in its cache).
 
-    ValueError: transformers is not installed, or there is no such model, no fast tokenizer or no end-of-text token.
+    ValueError: transformers is not installed, there is no such model, it lacks weights, or its tokenizer is no fast one
+    or has no end-of-text token.
     """
     library = transformers()
     try:
-        model = library.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        model, told = library.AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         theirs = library.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{name}: not a causal language model of transformers: {error}") from None
+    if told["missing_keys"]:
+        first, count = min(told["missing_keys"]), len(told["missing_keys"])
+        raise ValueError(
+            f"{name}: its files hold no weights for '{first}', one of {count} such that would be random; "
+            "give a folder with all weights of a causal language model"
+        )
     eot = theirs.eos_token_id if theirs.eos_token_id is not None else theirs.bos_token_id
     if not theirs.is_fast or eot is None:
         raise ValueError(f"{name}: the tokenizer must be a fast one with an end-of-text token")
