@@ -130,7 +130,7 @@ class Tasks:
             adapter = AtmaLM(model, self.prefix)
             results = library.simple_evaluate(
                 adapter,
-                tasks=[name],
+                tasks=[task],  # by its name it would be loaded again, without the settings of its group
                 task_manager=manager,
                 limit=self.limit or None,
                 num_fewshot=self.num_fewshot,

@@ -1,0 +1,56 @@
+"""What a task is measured with, and what its key holds: settings of its group, its documents, the functions it names."""
+
+import importlib.util
+import json
+
+import pytest
+
+from atma.eval.language_model import Native
+from atma.eval.suite import run
+from atma.eval.tasks import Tasks
+
+if importlib.util.find_spec("lm_eval") is None:
+    pytest.skip("lm-eval is not installed: pip install 'atma-lm[lm-eval]'", allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)
+TASK = """
+task: local_pair
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {folder}/data.jsonl, train: {folder}/shots.jsonl}}
+  cache_dir: {folder}/cache
+test_split: test
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: answer
+doc_to_choice: "{{{{choices}}}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+"""
+GROUP = "group: local_group\ntask:\n  - task: local_pair\n    num_fewshot: 2\n"
+
+
+def write(path, *questions):
+    rows = [{"question": question, "choices": [" os", " ("], "answer": 0} for question in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A task of four documents and four examples, and a group that has it with two examples."""
+    write(tmp_path / "data.jsonl", "import", "from", "import a", "import b")
+    write(tmp_path / "shots.jsonl", "x", "y", "z", "w")
+    (tmp_path / "pair.yaml").write_text(TASK.format(folder=tmp_path))
+    (tmp_path / "group.yaml").write_text(GROUP)
+    return tmp_path
+
+
+def test_a_task_of_a_group_is_measured_with_the_groups_settings(tiny, folder):
+    [own] = run(Tasks(tasks=("local_pair",), include_path=folder), Native(tiny))
+    [grouped] = run(Tasks(tasks=("local_group",), include_path=folder), Native(tiny))
+    assert (own["num_fewshot"], grouped["num_fewshot"]) == (0, 2)
+    assert own["config_sha256"] != grouped["config_sha256"] and own["prompts_sha256"] != grouped["prompts_sha256"]
