@@ -49,8 +49,34 @@ def folder(tmp_path):
     return tmp_path
 
 
+def key(folder, tiny, name="local_pair", **options):
+    """What decides a task's rows besides the model."""
+    [measurement] = Tasks(tasks=(name,), include_path=folder, **options).measurements(Native(tiny), {})
+    return measurement.spec
+
+
 def test_a_task_of_a_group_is_measured_with_the_groups_settings(tiny, folder):
     [own] = run(Tasks(tasks=("local_pair",), include_path=folder), Native(tiny))
     [grouped] = run(Tasks(tasks=("local_group",), include_path=folder), Native(tiny))
     assert (own["num_fewshot"], grouped["num_fewshot"]) == (0, 2)
     assert own["config_sha256"] != grouped["config_sha256"] and own["prompts_sha256"] != grouped["prompts_sha256"]
+
+
+def test_other_documents_in_the_same_file_have_another_key(tiny, folder):
+    first, limited, shown = key(folder, tiny), key(folder, tiny, limit=2), key(folder, tiny, num_fewshot=1)
+    assert key(folder, tiny) == first
+    write(folder / "data.jsonl", "import", "from", "import a", "import c")
+    assert key(folder, tiny) != first and key(folder, tiny, limit=2) == limited
+    write(folder / "data.jsonl", "import", "from", "import a", "import b")
+    write(folder / "shots.jsonl", "x", "y", "z", "v")
+    assert key(folder, tiny) == first and key(folder, tiny, num_fewshot=1) != shown
+
+
+def test_functions_of_a_task_go_into_its_key_by_their_source(tiny, folder):
+    (folder / "pair.yaml").write_text(TASK.format(folder=folder) + "fewshot_config:\n  doc_to_text: !function few.few\n")
+    asked, keys, kept = Tasks(tasks=("local_pair",), include_path=folder), [], []
+    for end in ("", "", " + '!'"):
+        (folder / "few.py").write_text(f"def few(doc):\n    return doc['question']{end}\n")
+        kept += asked.measurements(Native(tiny), {})  # as long as a function is kept no other has its address
+        keys.append(kept[-1].spec["config_sha256"])
+    assert keys[0] == keys[1] != keys[2]

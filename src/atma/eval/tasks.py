@@ -6,9 +6,12 @@ standard error, what came of each document, and hashes of the documents, the pro
 
 import difflib
 import importlib
+import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,12 +118,13 @@ class Tasks:
 
     def _measurement(self, library: Any, model: LanguageModel, manager: Any, name: str, task: Any) -> Measurement:
         documents = min(self.limit or math.inf, len(task.eval_docs))
-        config = sha256(str(sorted((k, str(v)) for k, v in task.dump_config().items() if k != "metadata")))
+        config = sha256(str(sorted((k, _plain(v)) for k, v in task.dump_config().items() if k != "metadata")))
         spec: Row = {
             "task": name,
             "version": str(task.VERSION),
             "lm_eval": library.__version__,
             "config_sha256": config,
+            "documents_sha256": self._documents(task),
         }
         spec |= {"num_fewshot": self.num_fewshot, "prefix": self.prefix, "documents": documents}
 
@@ -144,6 +148,13 @@ class Tasks:
             return [row | hashes for row in rows_of(results, name)]
 
         return Measurement(name, spec, int(documents), run)
+
+    def _documents(self, task: Any) -> str:
+        """Hash of what is asked and of what examples are drawn from; a task's configuration only says where they are."""
+        asked = list(islice(task.eval_docs, self.limit or None))
+        shots = task.config.num_fewshot if self.num_fewshot is None else self.num_fewshot
+        examples = list(task.fewshot_docs()) if shots else []
+        return sha256(json.dumps([asked, examples], sort_keys=True, default=str))
 
 
 def rows_of(results: Mapping[str, Any], task: str) -> list[Row]:
@@ -178,6 +189,20 @@ def _paired(samples: Sequence[Mapping[str, Any]]) -> Row:
     if all(isinstance(pair, list | tuple) and pair[1] for pair in pairs):
         return {"document_losses": [-pair[0] / pair[1] / math.log(2) for pair in pairs if pair]}
     return {}
+
+
+def _plain(value: Any) -> Any:
+    """A configuration with the source of functions in their place: their addresses are new in every process."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not callable(value):
+        return str(value)
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def lm_eval() -> Any:
