@@ -97,7 +97,7 @@ def test_computed_positions_have_no_longest_context(tmp_path):
 
 def test_a_cache_that_cannot_be_read_on_from_is_not_used(tmp_path, monkeypatch):
     made("llama", tmp_path)
-    monkeypatch.setattr("atma.eval.hugging_face._reads_in_pieces", lambda model: False)
+    monkeypatch.setattr("atma.eval.hugging_face._reads_in_pieces", lambda model, name: False)
     whole = load(str(tmp_path), streaming=Streaming(chunk=9))
     assert not whole.provenance()["in_pieces"]
     np.testing.assert_allclose(whole.score(tokens(41), 7), plainly(whole, tokens(41))[0][:, -7:], atol=ATOL)

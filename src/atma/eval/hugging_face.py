@@ -1,8 +1,9 @@
 """Any causal language model of Hugging Face transformers, as evaluation sees one.
 
-It reads in pieces through its own cache, so that length costs no more memory than the cache does. Not every model's
-cache can be trusted with that: whether reading in two pieces equals reading at once is tried first, and where it does
-not, texts are read in one piece. Nothing is loaded but safetensors, and no code of a model's folder is run.
+It reads in pieces through its own cache, so that length costs no more memory than the cache does. Not every model has a
+cache that can be trusted with that: whether reading in two pieces equals reading at once is tried first, and where it
+does not, texts are read in one piece. A model that is not causal is refused. Nothing is loaded but safetensors, and no
+code of a model's folder is run.
 """
 
 import importlib
@@ -32,8 +33,9 @@ class HuggingFace:
     ) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.streaming, self.truncate, self.truncated = streaming, truncate, 0
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.longest = _learned_positions(model)
-        self.pieces = _reads_in_pieces(model)
+        self.pieces = _reads_in_pieces(model, name)
 
     def score(self, tokens: Tensor, last: int | None = None, progress: Advance | None = None) -> np.ndarray:
         """`LanguageModel.score`."""
@@ -56,13 +58,13 @@ class HuggingFace:
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], most: int, stop: Sequence[int] = ()) -> list[int]:
         """`LanguageModel.generate`."""
-        room = self.longest if not self.truncate or self.longest is None else None
-        check_prompt(prompt, most, room)
-        if self.longest is not None and len(prompt) + most > self.longest:
-            self.truncated += len(prompt) + most - self.longest
-            prompt = prompt[len(prompt) + most - self.longest :]
+        check_prompt(prompt, most, None if self.truncate else self.longest)
+        ids = list(prompt)
+        if self.longest is not None and (excess := len(ids) + most - self.longest) > 0:
+            self.truncated += excess
+            ids = ids[excess:]
         ends, written = {self.tokenizer.eot, *stop}, []
-        *_, (_, logits, cache) = self._read(torch.tensor([list(prompt)]), 1)
+        *_, (_, logits, cache) = self._read(torch.tensor([ids]), 1)
         while True:
             token = int(logits[0, -1, : self.tokenizer.vocab_size].argmax())
             if token in ends:
@@ -70,7 +72,8 @@ class HuggingFace:
             written.append(token)
             if len(written) == most:
                 return written
-            [(_, logits, cache)] = self._read(torch.tensor([[token]]), 1, cache)
+            ids = [token] if self.pieces else [*ids, token]
+            [(_, logits, cache)] = self._read(torch.tensor([ids]), 1, cache)
 
     def provenance(self) -> Row:
         """`LanguageModel.provenance`."""
@@ -126,15 +129,17 @@ class HuggingFace:
     def _read(
         self, inputs: Tensor, last: int, cache: Any = None, progress: Advance | None = None
     ) -> Iterator[tuple[int, Tensor, Any]]:
-        """Yield (position, logits (B, n, V), cache) for the `last` positions of inputs (B, T), in order."""
+        """Yield (position, logits (B, n, V), cache) for the `last` positions of inputs (B, T), in order.
+
+        A cache of what came before only for a model that is read in pieces; any other is read from the beginning.
+        """
         B, T = inputs.shape
         inputs = inputs.to(self.model.device)
         for start, stop in self._cuts(B, T, T - last):
             keep = max(0, stop - max(start, T - last))
-            out = self.model(
-                input_ids=inputs[:, start:stop], past_key_values=cache, use_cache=True, logits_to_keep=max(1, keep)
-            )
-            cache = out.past_key_values
+            given = {"past_key_values": cache, "use_cache": True} if self.pieces else {"use_cache": False}
+            out = self.model(input_ids=inputs[:, start:stop], logits_to_keep=max(1, keep), **given)
+            cache = out.past_key_values if self.pieces else None
             if keep:
                 yield stop - keep, out.logits, cache
             if progress is not None:
@@ -145,7 +150,7 @@ class HuggingFace:
         if not self.pieces:
             yield 0, T
             return
-        small = max(1, min(self.streaming.chunk, LOGITS // (B * self.model.config.vocab_size)))
+        small = max(1, min(self.streaming.chunk, LOGITS // (B * self.vocabulary)))
         start = 0
         while start < T:
             size = self.streaming.chunk if start + self.streaming.chunk <= first else small
@@ -197,7 +202,7 @@ def transformers() -> Any:
 
 def _learned_positions(model: Any) -> int | None:
     """How many positions a model with a table of them has; None for one that computes them (rotary, ALiBi, none)."""
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
     if most is not None and any(most <= table.num_embeddings <= most + 2 for table in tables):
         return int(most)
@@ -205,13 +210,20 @@ def _learned_positions(model: Any) -> int | None:
 
 
 @torch.inference_mode()
-def _reads_in_pieces(model: Any) -> bool:
-    """Whether reading on from its cache, several tokens at once, gives what reading all at once gives."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.config.vocab_size, (1, 24), generator=generator).to(model.device)
-    whole = model(input_ids=tokens, use_cache=False, logits_to_keep=8).logits.double()
-    cache = model(input_ids=tokens[:, :16], use_cache=True, logits_to_keep=1).past_key_values
+def _reads_in_pieces(model: Any, name: str) -> bool:
+    """Whether reading on from its cache, several tokens at once, gives what reading all at once gives.
+
+    ValueError if what it makes of a beginning depends on the tokens after it.
+    """
+    generator, most = torch.Generator().manual_seed(0), model.config.get_text_config().vocab_size
+    tokens = torch.randint(0, most, (1, 24), generator=generator).to(model.device)
+    whole = model(input_ids=tokens, use_cache=False).logits.double()
+    slack = torch.finfo(model.dtype).eps ** 0.5 * whole.abs().max()
+    head = model(input_ids=tokens[:, :16], use_cache=True)
+    if (head.logits.double() - whole[:, :16]).abs().max() > slack:
+        raise ValueError(f"{name}: not a causal language model: what it makes of a text depends on the tokens after it")
+    cache = getattr(head, "past_key_values", None)
     if cache is None:
         return False
-    rest = model(input_ids=tokens[:, 16:], past_key_values=cache, use_cache=True, logits_to_keep=8).logits.double()
-    return bool((rest - whole).abs().max() <= torch.finfo(model.dtype).eps ** 0.5 * whole.abs().max())
+    rest = model(input_ids=tokens[:, 16:], past_key_values=cache, use_cache=True).logits.double()
+    return bool((rest - whole[:, 16:]).abs().max() <= slack)
