@@ -74,6 +74,30 @@ def test_any_causal_model_is_read_whether_it_has_a_cache_to_go_on_from_or_not(ki
     assert 256 not in written and model.generate(prompt, most) == written
 
 
+@pytest.mark.parametrize("kind", ["codegen", "ctrl", "gptj"])
+def test_a_table_of_positions_that_was_computed_ends_like_one_that_was_learned(kind):
+    model = made(kind)
+    assert model.longest == 64 and model.score(tokens(65), 5).shape == (2, 5)
+    with pytest.raises(ValueError, match="65 tokens pass the 64 positions"):
+        model.score(tokens(66), 5)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_frequencies_that_change_with_the_length_are_measured_as_far_as_they_stay(kind):
+    model, ids = made(kind), tokens(201)
+    np.testing.assert_allclose(model.score(ids[:, :65]), plainly(model, ids[:, :65])[0], atol=ATOL)
+    with pytest.raises(ValueError, match=f"200 tokens pass the 64 .* its '{kind}' rotary frequencies change"):
+        model.score(ids)
+    shorter = made(kind, truncate=True)
+    np.testing.assert_allclose(shorter.score(ids, 5), plainly(model, ids[:, -65:])[0][:, -5:], atol=ATOL)
+
+
+def test_positions_that_a_model_lacks_unexpectedly_are_one_line(monkeypatch):
+    monkeypatch.setattr("atma.eval.hugging_face._longest", lambda model: (None, ""))
+    with pytest.raises(ValueError, match="ctrl cannot read 100 tokens: index 64 is out of bounds"):
+        made("ctrl").score(tokens(101))
+
+
 def test_a_model_that_looks_ahead_is_refused():
     with pytest.raises(ValueError, match="roberta: not a causal language model: what it makes of a text depends"):
         made("roberta")

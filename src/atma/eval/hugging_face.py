@@ -34,7 +34,7 @@ class HuggingFace:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.streaming, self.truncate, self.truncated = streaming, truncate, 0
         self.vocabulary = int(model.config.get_text_config().vocab_size)
-        self.longest = _learned_positions(model)
+        self.longest, self._why = _longest(model)
         self.pieces = _reads_in_pieces(model, name)
 
     def score(self, tokens: Tensor, last: int | None = None, progress: Advance | None = None) -> np.ndarray:
@@ -105,7 +105,7 @@ class HuggingFace:
             return tokens
         if not self.truncate:
             raise ValueError(
-                f"{T} tokens pass the {self.longest} positions that {self.name} has learned; "
+                f"{T} tokens pass the {self.longest} positions that {self.name} has learned{self._why}; "
                 "choose shorter lengths, or allow truncation to drop the beginning"
             )
         if last > self.longest:
@@ -138,7 +138,10 @@ class HuggingFace:
         for start, stop in self._cuts(B, T, T - last):
             keep = max(0, stop - max(start, T - last))
             given = {"past_key_values": cache, "use_cache": True} if self.pieces else {"use_cache": False}
-            out = self.model(input_ids=inputs[:, start:stop], logits_to_keep=max(1, keep), **given)
+            try:
+                out = self.model(input_ids=inputs[:, start:stop], logits_to_keep=max(1, keep), **given)
+            except IndexError as error:  # a table of positions that `_longest` did not find
+                raise ValueError(f"{self.name} cannot read {T} tokens: {error}") from None
             cache = out.past_key_values if self.pieces else None
             if keep:
                 yield stop - keep, out.logits, cache
@@ -200,13 +203,27 @@ def transformers() -> Any:
         raise ValueError("models of Hugging Face need transformers: pip install 'atma-lm[hf]'") from None
 
 
-def _learned_positions(model: Any) -> int | None:
-    """How many positions a model with a table of them has; None for one that computes them (rotary, ALiBi, none)."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
-    if most is not None and any(most <= table.num_embeddings <= most + 2 for table in tables):
-        return int(most)
-    return None
+def _longest(model: Any) -> tuple[int | None, str]:
+    """The most positions of a text, None for any number (rotary, ALiBi, none), and why no more if no table of them ends.
+
+    Rotary frequencies of the kinds dynamic and longrope become others, for all positions of a text, once it passes the
+    length learned first: no pass over a longer text tells what its beginning alone costs, and no cache can be gone on.
+    """
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None, ""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(one for one in rotary.values() if isinstance(one, dict))]
+    changing = [kind for kind in kinds if kind.get("rope_type") in ("dynamic", "longrope")]
+    if changing:
+        first = min(kind.get("original_max_position_embeddings") or most for kind in changing)
+        return int(first), f" (for a longer text its '{changing[0]['rope_type']}' rotary frequencies change as a whole)"
+    own = model.get_input_embeddings()
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not own]
+    fixed = [len(buffer) for buffer in model.buffers() if buffer.dim() == 2]
+    ends = most in fixed or any(most <= size <= most + 2 for size in tables)
+    return (int(most) if ends else None), ""
 
 
 @torch.inference_mode()
