@@ -1,4 +1,4 @@
-"""What a task is measured with, and what its key holds: settings of its group, its documents, the functions it names."""
+"""What a task is measured with and what its key holds: its group's settings, its documents, the functions it names."""
 
 import importlib.util
 import json
@@ -73,7 +73,8 @@ def test_other_documents_in_the_same_file_have_another_key(tiny, folder):
 
 
 def test_functions_of_a_task_go_into_its_key_by_their_source(tiny, folder):
-    (folder / "pair.yaml").write_text(TASK.format(folder=folder) + "fewshot_config:\n  doc_to_text: !function few.few\n")
+    named = "fewshot_config:\n  doc_to_text: !function few.few\n"
+    (folder / "pair.yaml").write_text(TASK.format(folder=folder) + named)
     asked, keys, kept = Tasks(tasks=("local_pair",), include_path=folder), [], []
     for end in ("", "", " + '!'"):
         (folder / "few.py").write_text(f"def few(doc):\n    return doc['question']{end}\n")

@@ -150,7 +150,7 @@ class Tasks:
         return Measurement(name, spec, int(documents), run)
 
     def _documents(self, task: Any) -> str:
-        """Hash of what is asked and of what examples are drawn from; a task's configuration only says where they are."""
+        """Hash of what is asked and of what examples are drawn from: a configuration only says where they are."""
         asked = list(islice(task.eval_docs, self.limit or None))
         shots = task.config.num_fewshot if self.num_fewshot is None else self.num_fewshot
         examples = list(task.fewshot_docs()) if shots else []
