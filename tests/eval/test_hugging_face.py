@@ -10,6 +10,7 @@ if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed: pip install 'atma-lm[hf]'", allow_module_level=True)
 
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, processors
 
 from atma.eval.hugging_face import HuggingFace, load
 from atma.eval.stream import Streaming
@@ -26,6 +27,7 @@ def folder(request, tmp_path_factory):
 
 
 def made(kind, path):
+    """Written to a folder: gpt2, llama, lfm2, or "bos", a Llama whose texts begin with a token of their own."""
     import transformers
 
     shape = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -33,14 +35,21 @@ def made(kind, path):
     ends = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
     if kind == "gpt2":
         config = transformers.GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=2, n_positions=64, **ends)
+    elif kind == "bos":
+        config = transformers.LlamaConfig(**shape | {"vocab_size": 258}, **ends | {"bos_token_id": 257})
     elif kind == "llama":
         config = transformers.LlamaConfig(**shape, **ends)
     else:
         config = transformers.Lfm2Config(**shape, **ends, layer_types=["conv", "full_attention"])
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    byte_tokenizer().save(path / "tokenizer.json")
-    named = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    tokenizer, named = byte_tokenizer(), {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    if kind == "bos":
+        named["bos_token"] = "<s>"
+        tokenizer.backend.add_special_tokens([AddedToken("<s>", special=True)])
+        first = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 257)])
+        tokenizer.backend.post_processor = first
+    tokenizer.save(path / "tokenizer.json")
     transformers.PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), **named).save_pretrained(path)
     return path
 

@@ -81,6 +81,7 @@ class HuggingFace:
         own = {
             "weights_sha256": module_hash(self.model),
             "tokenizer_sha256": self.tokenizer.hash(),
+            "start": self.tokenizer.start,
             "transformers": transformers().__version__,
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": weight.device.type,
@@ -188,10 +189,11 @@ def load(
             f"{name}: its files hold no weights for '{first}', one of {count} such that would be random; "
             "give a folder with all weights of a causal language model"
         )
-    eot = theirs.eos_token_id if theirs.eos_token_id is not None else theirs.bos_token_id
+    start = theirs.bos_token_id
+    eot = theirs.eos_token_id if theirs.eos_token_id is not None else start
     if not theirs.is_fast or eot is None:
         raise ValueError(f"{name}: the tokenizer must be a fast one with an end-of-text token")
-    tokenizer = Tokenizer(Backend.from_str(theirs.backend_tokenizer.to_str()), int(eot))
+    tokenizer = Tokenizer(Backend.from_str(theirs.backend_tokenizer.to_str()), int(eot), start)
     return HuggingFace(model.to(device), tokenizer, Path(name).name, streaming, truncate)
 
 
@@ -204,7 +206,7 @@ def transformers() -> Any:
 
 
 def _longest(model: Any) -> tuple[int | None, str]:
-    """The most positions of a text, None for any number (rotary, ALiBi, none), and why no more if no table of them ends.
+    """The most positions of a text, None for any number (rotary, ALiBi, none), and why, if not for a table of them.
 
     Rotary frequencies of the kinds dynamic and longrope become others, for all positions of a text, once it passes the
     length learned first: no pass over a longer text tells what its beginning alone costs, and no cache can be gone on.

@@ -52,7 +52,7 @@ class Tasks:
     include_path: Path | None = None
     """A folder of further tasks in YAML."""
     prefix: Literal["auto", "on", "off"] = "auto"
-    """Whether a context begins with end-of-text; auto: for our models, as in training, and for no other."""
+    """Whether a context begins with the token that begins a text; auto: for our models and where the tokenizer says."""
     seed: int = 1234
     """Draws the examples."""
 
