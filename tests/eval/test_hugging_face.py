@@ -12,6 +12,7 @@ if importlib.util.find_spec("transformers") is None:
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, processors
 
+from atma.cli import main
 from atma.eval.hugging_face import HuggingFace, load
 from atma.eval.stream import Streaming
 from atma.tokenizer import byte_tokenizer
@@ -119,8 +120,33 @@ def test_provenance_names_weights_and_library(folder):
 
 def test_what_is_no_model_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="not a causal language model of transformers"):
+    with pytest.raises(ValueError, match="cannot be loaded as a causal language model of transformers"):
         load(str(tmp_path))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def narrow(path):
+    save_file({name: value[:8].clone() for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (truncate, "cannot be loaded as a causal language model of transformers"),
+        (
+            narrow,
+            "weights do not fit its config.json: 'lm_head.weight' is [8, 32] in the files, [257, 32] in",
+        ),
+    ],
+)
+def test_damaged_weights_are_one_line(damage, why, tmp_path, capsys):
+    damage(made("llama", tmp_path) / "model.safetensors")
+    assert main(["eval", "likelihood", "--model", f"hf:{tmp_path}"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("atma: error: ") and why in told
 
 
 def test_weights_that_the_files_lack_are_named_not_drawn(tmp_path):

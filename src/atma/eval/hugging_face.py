@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
@@ -172,29 +173,39 @@ def load(
 ) -> HuggingFace:
     """A folder, or the name of a model on the hub (which transformers then downloads or finds in its cache).
 
-    ValueError: transformers is not installed, there is no such model, it lacks weights, or its tokenizer is no fast one
-    or has no end-of-text token.
+    ValueError: transformers is not installed, there is no such model, its files are damaged or lack weights, or its
+    tokenizer is no fast one or has no end-of-text token.
     """
     library = transformers()
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, told = library.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        model, told = library.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **options)
         theirs = library.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name}: not a causal language model of transformers: {error}") from None
-    if told["missing_keys"]:
-        first, count = min(told["missing_keys"]), len(told["missing_keys"])
-        raise ValueError(
-            f"{name}: its files hold no weights for '{first}', one of {count} such that would be random; "
-            "give a folder with all weights of a causal language model"
-        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise ValueError(f"{name}: cannot be loaded as a causal language model of transformers: {error}") from None
+    _check_complete(name, told)
     start = theirs.bos_token_id
     eot = theirs.eos_token_id if theirs.eos_token_id is not None else start
     if not theirs.is_fast or eot is None:
         raise ValueError(f"{name}: the tokenizer must be a fast one with an end-of-text token")
     tokenizer = Tokenizer(Backend.from_str(theirs.backend_tokenizer.to_str()), int(eot), start)
     return HuggingFace(model.to(device), tokenizer, Path(name).name, streaming, truncate)
+
+
+def _check_complete(name: str, told: dict[str, Any]) -> None:
+    """ValueError if transformers drew weights at random because the files lack them, or have others of that name."""
+    if told["mismatched_keys"]:
+        key, theirs, own = min(told["mismatched_keys"])
+        raise ValueError(
+            f"{name}: its weights do not fit its config.json: '{key}' is {list(theirs)} in the files, {list(own)} in "
+            "the model; give a folder whose files belong together"
+        )
+    if told["missing_keys"]:
+        first, count = min(told["missing_keys"]), len(told["missing_keys"])
+        raise ValueError(
+            f"{name}: its files hold no weights for '{first}', one of {count} such that would be random; "
+            "give a folder with all weights of a causal language model"
+        )
 
 
 def transformers() -> Any:
