@@ -99,6 +99,15 @@ def test_a_text_longer_than_learned_positions_is_an_error_or_truncated_and_count
     assert shorter.truncated == 2 * 36 and model.truncated == 0
 
 
+def test_the_beginning_of_a_prompt_is_dropped_but_never_all_of_it(tmp_path):
+    model, prompt = load(str(made("gpt2", tmp_path)), truncate=True), tokens(80, 1)[0].tolist()
+    assert model.generate(prompt, 10) == model.generate(prompt[-54:], 10) and model.truncated == 26
+    assert model.generate(prompt, 63) == model.generate(prompt[-1:], 63)
+    for most in (64, 65, 200):
+        with pytest.raises(ValueError, match=f"{most} tokens to write leave .* none of its 64 for a prompt"):
+            model.generate(prompt, most)
+
+
 def test_computed_positions_have_no_longest_context(tmp_path):
     made("llama", tmp_path)
     model = load(str(tmp_path))

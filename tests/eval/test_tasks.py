@@ -161,6 +161,8 @@ def test_answers_end_before_the_first_stop_string_wherever_a_piece_of_them_ends(
     model = Scripted(text)
     assert answer(model, "abc", until=["never"], max_gen_toks=200) == text[:200] and model.asked == [32, 128, 40]
     assert answer(Scripted("short"), "abc", max_gen_toks=200) == "short"
+    model.longest, model.asked = 40, []
+    assert answer(model, "abc", until=["never"], max_gen_toks=50) == text[:50] and model.asked == [20, 20, 10]
 
 
 @needs_lm_eval

@@ -62,6 +62,8 @@ class HuggingFace:
         check_prompt(prompt, most, None if self.truncate else self.longest)
         ids = list(prompt)
         if self.longest is not None and (excess := len(ids) + most - self.longest) > 0:
+            if most >= self.longest:
+                raise ValueError(f"{most} tokens to write leave {self.name} none of its {self.longest} for a prompt")
             self.truncated += excess
             ids = ids[excess:]
         ends, written = {self.tokenizer.eot, *stop}, []

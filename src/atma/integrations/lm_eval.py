@@ -136,7 +136,10 @@ class AtmaLM(TemplateLM):
         return [utils.make_disjoint_window(pair) for pair in rolling]
 
     def _written(self, prompt: list[int], options: dict[str, Any]) -> str:
-        """In pieces that grow, so that a stop string found late costs little more than the text before it."""
+        """In pieces that grow, so that a stop string found late costs little more than the text before it.
+
+        None takes more than half of what the model can read, so that as much is left of what comes before.
+        """
         if options.get("do_sample") or options.get("temperature"):
             raise ValueError(f"atma's answers to tasks are greedy; a task asks for sampling: {options}")
         most = next((options[n] for n in ("max_gen_toks", "max_new_tokens", "max_tokens") if n in options), NEW_TOKENS)
@@ -144,8 +147,9 @@ class AtmaLM(TemplateLM):
         until = [asked] if isinstance(asked, str) else list(asked)
         written: list[int] = []
         size, text = FIRST_PIECE, ""
+        largest = max(1, self.model.longest // 2) if self.model.longest else most
         while len(written) < most:
-            size = min(size, most - len(written))
+            size = min(size, largest, most - len(written))
             piece = self.model.generate([*prompt, *written], size)
             written += piece
             text = self.model.tokenizer.decode(written)
