@@ -17,13 +17,10 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from atma.eval.language_model import Row, Scored, check_prompt, finite
+from atma.eval.language_model import LOGITS, Row, Scored, check_prompt, finite, scored
 from atma.eval.provenance import module_hash, software
 from atma.eval.stream import DEFAULT, Advance, Streaming
 from atma.tokenizer import Tokenizer
-
-LOGITS = 1 << 25
-"""The most logits that are held at once."""
 
 
 class HuggingFace:
@@ -119,16 +116,12 @@ class HuggingFace:
 
     def _predict(self, tokens: Tensor, last: int, progress: Advance | None) -> Scored:
         inputs, goals = tokens[:, :-1], tokens[:, tokens.shape[1] - last :]
-        nats = torch.empty(goals.shape, dtype=torch.float64)
-        right = torch.empty(goals.shape, dtype=torch.bool)
+        nats, right = np.empty(goals.shape), np.empty(goals.shape, bool)
         first = inputs.shape[1] - last
         for start, logits, _ in self._read(inputs, last, progress=progress):
             columns = slice(start - first, start - first + logits.shape[1])
-            goal = goals[:, columns]
-            log_p = logits.double().log_softmax(-1).cpu()
-            nats[:, columns] = -log_p.gather(-1, goal[..., None])[..., 0]
-            right[:, columns] = log_p.argmax(-1) == goal
-        return Scored(nats.numpy(), right.numpy())
+            nats[:, columns], right[:, columns] = scored(logits, goals[:, columns])
+        return Scored(nats, right)
 
     def _read(
         self, inputs: Tensor, last: int, cache: Any = None, progress: Advance | None = None
