@@ -6,6 +6,7 @@ import torch
 from atma.eval import language_model
 from atma.eval.continuations import shared
 from atma.eval.language_model import Native
+from atma.eval.ragged import batches
 from atma.eval.stream import Streaming
 from atma.model import Model
 
@@ -23,3 +24,11 @@ def test_logits_are_computed_no_more_at_once_than_memory_is_meant_for(tiny, monk
         np.testing.assert_allclose(one.nats, other.nats, rtol=1e-5)
         assert (one.right == other.right).all()
     assert max(most) == 7 * tiny.model.config.width and len(most) > 1
+
+
+def test_sequences_go_together_as_far_as_the_models_batch_tokens_hold(tiny):
+    sequences = [np.zeros(1000, np.int64)] * 40
+    for batch_tokens, rows in ((2000, 2), (8192, 8), (20_000, 20)):
+        model = Native(tiny, Streaming(batch_tokens=batch_tokens))
+        sizes = [len(batch.rows) for batch in batches(sequences, [1] * 40, model)]
+        assert sizes == [rows] * (40 // rows)

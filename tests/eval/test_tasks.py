@@ -11,6 +11,7 @@ import torch
 from atma.cli import main
 from atma.eval.language_model import Native
 from atma.eval.results import read_rows
+from atma.eval.stream import DEFAULT
 from atma.eval.suite import run
 from atma.eval.tasks import Tasks
 from atma.tokenizer import byte_tokenizer
@@ -131,7 +132,7 @@ def test_the_perplexity_of_texts_is_that_of_one_pass_over_each(tiny, suite):
 class Scripted:
     """Says one text, whatever it has read, and counts how many tokens it was asked for."""
 
-    name, longest, truncated = "scripted", None, 0
+    name, longest, truncated, streaming = "scripted", None, 0, DEFAULT
 
     def __init__(self, text: str) -> None:
         self.tokenizer, self.asked = byte_tokenizer(), []

@@ -42,6 +42,11 @@ class LanguageModel(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     @property
+    def streaming(self) -> Streaming:
+        """How many tokens it reads at once."""
+        ...
+
+    @property
     def longest(self) -> int | None:
         """The most tokens it can read, None for any number."""
         ...
