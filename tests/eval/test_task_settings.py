@@ -62,6 +62,14 @@ def test_a_task_of_a_group_is_measured_with_the_groups_settings(tiny, folder):
     assert own["config_sha256"] != grouped["config_sha256"] and own["prompts_sha256"] != grouped["prompts_sha256"]
 
 
+def test_a_task_asked_for_with_two_settings_is_refused_and_with_the_same_measured_once(tiny, folder):
+    twice = Tasks(tasks=("local_pair", "local_group"), include_path=folder)
+    with pytest.raises(ValueError, match="local_pair is asked for twice, with different settings"):
+        twice.measurements(Native(tiny), {})
+    (folder / "group.yaml").write_text("group: local_group\ntask:\n  - local_pair\n")
+    assert [one.name for one in twice.measurements(Native(tiny), {})] == ["local_pair"]
+
+
 def test_other_documents_in_the_same_file_have_another_key(tiny, folder):
     first, limited, shown = key(folder, tiny), key(folder, tiny, limit=2), key(folder, tiny, num_fewshot=1)
     assert key(folder, tiny) == first

@@ -89,7 +89,11 @@ class Tasks:
             for asked in self.names()
             for name, task in self._loaded(manager, asked).items()
         ]
-        return list({measurement.name: measurement for measurement in found}.values())
+        kept: dict[str, Measurement] = {}
+        for one in found:
+            if kept.setdefault(one.name, one).spec != one.spec:
+                raise ValueError(f"task {one.name} is asked for twice, with different settings; measure one at a time")
+        return list(kept.values())
 
     def manager(self) -> Any:
         """What lm-eval knows of tasks: those of the folder, and its own thousands unless all asked for are there."""
