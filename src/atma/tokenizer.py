@@ -28,14 +28,18 @@ PIECE = 1 << 17
 
 
 class Tokenizer:
-    """A tokenizer with a known end-of-text id. Build it with `byte_tokenizer`, `train_bpe` or `load_tokenizer`."""
+    """A tokenizer with a known end-of-text id. Build it with `byte_tokenizer`, `train_bpe` or `load_tokenizer`.
 
-    def __init__(self, backend: Backend, eot: int) -> None:
+    `start` begins a text: end-of-text in ours, a token of its own in many of Hugging Face.
+    """
+
+    def __init__(self, backend: Backend, eot: int, start: int | None = None) -> None:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.eot = eot
+        self.start = eot if start is None else start
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._raw = backend.get_vocab(with_added_tokens=False) == {c: b for b, c in enumerate(_byte_characters())}
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from atma import state as states
-from atma.eval.language_model import LanguageModel, Native, Scored, finite
+from atma.eval.language_model import LanguageModel, Native, Scored, finite, scored
 from atma.eval.ragged import predict_each
 
 SHARED_FROM = 128
@@ -53,15 +53,9 @@ def shared(model: Native, context: Sequence[int], continuations: Sequence[Sequen
             inputs[row, : len(continuation)] = torch.tensor([context[-1], *continuation[:-1]])
         hidden, _ = net(inputs, states.rows(state, [0] * len(some)))
         for row, continuation in enumerate(some):
-            found.append(_scored(net.logits(hidden[row, : len(continuation)]), continuation))
+            nats, right = scored(hidden[row, : len(continuation)], torch.tensor(list(continuation)), net)
+            found.append(Scored(finite(nats[None])[0], right))
     return found
-
-
-def _scored(logits: torch.Tensor, goals: Sequence[int]) -> Scored:
-    log_p = logits.double().log_softmax(-1).cpu()
-    goal = torch.tensor(list(goals))
-    nats = -log_p.gather(-1, goal[:, None])[:, 0].numpy()
-    return Scored(finite(nats[None])[0], (log_p.argmax(-1) == goal).numpy())
 
 
 def _sharing(contexts: Sequence[Sequence[int]]) -> list[list[int]]:

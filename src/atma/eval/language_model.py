@@ -16,10 +16,13 @@ from atma.decoding import Decoder
 from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.provenance import model_provenance
 from atma.eval.stream import DEFAULT, Advance, Streaming, pieces, score
+from atma.model import Model
 from atma.state import ModelState
 from atma.tokenizer import Tokenizer
 
 Row = dict[str, Any]
+LOGITS = 1 << 25
+"""The most logits that are held at once."""
 
 
 class Scored(NamedTuple):
@@ -37,6 +40,11 @@ class LanguageModel(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def streaming(self) -> Streaming:
+        """How many tokens it reads at once."""
+        ...
 
     @property
     def longest(self) -> int | None:
@@ -88,15 +96,12 @@ class Native:
     def predict(self, tokens: Tensor, last: int, progress: Advance | None = None) -> Scored:
         """`LanguageModel.predict`."""
         model, goals = self.loaded.model, tokens[:, tokens.shape[1] - last :]
-        right, nats = torch.zeros(goals.shape, dtype=torch.bool), torch.zeros(goals.shape, dtype=torch.float64)
+        nats, right = np.empty(goals.shape), np.empty(goals.shape, bool)
         first = tokens.shape[1] - 1 - last
         for rows, positions, hidden in pieces(model, tokens[:, :-1], last, self.streaming, progress):
             columns = slice(positions.start - first, positions.stop - first)
-            log_p = model.logits(hidden).double().log_softmax(-1).cpu()
-            goal = goals[rows, columns]
-            right[rows, columns] = log_p.argmax(-1) == goal
-            nats[rows, columns] = -log_p.gather(-1, goal[..., None])[..., 0]
-        return Scored(finite(nats.numpy()), right.numpy())
+            nats[rows, columns], right[rows, columns] = scored(hidden, goals[rows, columns], model)
+        return Scored(finite(nats), right)
 
     def generate(self, prompt: Sequence[int], most: int, stop: Sequence[int] = ()) -> list[int]:
         """`LanguageModel.generate`."""
@@ -135,6 +140,19 @@ class Native:
     def provenance(self) -> Row:
         """`LanguageModel.provenance`."""
         return model_provenance(self.loaded) | self.streaming._asdict()
+
+
+def scored(given: Tensor, goals: Tensor, model: Model | None = None) -> Scored:
+    """What logits (..., V), or a model's final hidden states (..., D), say of goals (...), LOGITS of them at once."""
+    size = max(1, LOGITS // (given.shape[-1] if model is None else model.config.vocab_size))
+    parts = zip(given.flatten(0, -2).split(size), goals.flatten().to(given.device).split(size), strict=True)
+    nats, right = [], []
+    for some, goal in parts:
+        logits = (some if model is None else model.logits(some)).double()
+        nats.append(logits.logsumexp(-1) - logits.gather(-1, goal[:, None])[:, 0])
+        right.append(logits.argmax(-1) == goal)
+    both = (torch.cat(found).reshape(goals.shape).cpu().numpy() for found in (nats, right))
+    return Scored(*both)
 
 
 def check_prompt(prompt: Sequence[int], most: int, longest: int | None) -> None:

@@ -108,7 +108,9 @@ def check_room(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> None:
             gap_length(trial, length)
 
 
-def layouts(eot: int, haystack: np.ndarray, trials: Sequence[Trial], length: int, absent: bool = False) -> torch.Tensor:
+def layouts(
+    first: int, haystack: np.ndarray, trials: Sequence[Trial], length: int, absent: bool = False
+) -> torch.Tensor:
     """Token ids (trials, length) int64; `absent` has haystack tokens where the needle was."""
     sequences = []
     for trial in trials:
@@ -117,7 +119,7 @@ def layouts(eot: int, haystack: np.ndarray, trials: Sequence[Trial], length: int
         size = gap + len(trial.cue) + len(trial.value) if absent else gap
         places = np.arange(trial.gap_end - size, trial.gap_end)
         text = np.take(haystack, places, mode="wrap")
-        sequences.append(np.concatenate([[eot], start, text, trial.cue, trial.value]).astype(np.int64))
+        sequences.append(np.concatenate([[first], start, text, trial.cue, trial.value]).astype(np.int64))
     return torch.from_numpy(np.stack(sequences))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atma.eval.language_model import LanguageModel, Scored
-from atma.eval.stream import DEFAULT, Advance
+from atma.eval.stream import Advance
 
 
 class Batch(NamedTuple):
@@ -55,7 +55,7 @@ def predict_each(
 
 
 def batches(sequences: Sequence[np.ndarray], lasts: Sequence[int], model: LanguageModel) -> Iterator[Batch]:
-    """The longest first, as many together as `Streaming.batch_tokens` holds with their padding.
+    """The longest first, as many together as the model's `batch_tokens` holds with their padding.
 
     A sequence that passes what the model can read goes alone, so that padding takes none of its place.
     """
@@ -64,7 +64,7 @@ def batches(sequences: Sequence[np.ndarray], lasts: Sequence[int], model: Langua
     while start < len(order):
         longest = len(sequences[order[start]])
         alone = model.longest is not None and longest - 1 > model.longest
-        stop = start + (1 if alone else max(1, DEFAULT.batch_tokens // longest))
+        stop = start + (1 if alone else max(1, model.streaming.batch_tokens // longest))
         yield _batch(sequences, lasts, order[start:stop], model.tokenizer.eot)
         start = stop
 

@@ -6,9 +6,12 @@ standard error, what came of each document, and hashes of the documents, the pro
 
 import difflib
 import importlib
+import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +52,7 @@ class Tasks:
     include_path: Path | None = None
     """A folder of further tasks in YAML."""
     prefix: Literal["auto", "on", "off"] = "auto"
-    """Whether a context begins with end-of-text; auto: for our models, as in training, and for no other."""
+    """Whether a context begins with the token that begins a text; auto: for our models and where the tokenizer says."""
     seed: int = 1234
     """Draws the examples."""
 
@@ -86,7 +89,11 @@ class Tasks:
             for asked in self.names()
             for name, task in self._loaded(manager, asked).items()
         ]
-        return list({measurement.name: measurement for measurement in found}.values())
+        kept: dict[str, Measurement] = {}
+        for one in found:
+            if kept.setdefault(one.name, one).spec != one.spec:
+                raise ValueError(f"task {one.name} is asked for twice, with different settings; measure one at a time")
+        return list(kept.values())
 
     def manager(self) -> Any:
         """What lm-eval knows of tasks: those of the folder, and its own thousands unless all asked for are there."""
@@ -115,12 +122,13 @@ class Tasks:
 
     def _measurement(self, library: Any, model: LanguageModel, manager: Any, name: str, task: Any) -> Measurement:
         documents = min(self.limit or math.inf, len(task.eval_docs))
-        config = sha256(str(sorted((k, str(v)) for k, v in task.dump_config().items() if k != "metadata")))
+        config = sha256(str(sorted((k, _plain(v)) for k, v in task.dump_config().items() if k != "metadata")))
         spec: Row = {
             "task": name,
             "version": str(task.VERSION),
             "lm_eval": library.__version__,
             "config_sha256": config,
+            "documents_sha256": self._documents(task),
         }
         spec |= {"num_fewshot": self.num_fewshot, "prefix": self.prefix, "documents": documents}
 
@@ -130,7 +138,7 @@ class Tasks:
             adapter = AtmaLM(model, self.prefix)
             results = library.simple_evaluate(
                 adapter,
-                tasks=[name],
+                tasks=[task],  # by its name it would be loaded again, without the settings of its group
                 task_manager=manager,
                 limit=self.limit or None,
                 num_fewshot=self.num_fewshot,
@@ -144,6 +152,13 @@ class Tasks:
             return [row | hashes for row in rows_of(results, name)]
 
         return Measurement(name, spec, int(documents), run)
+
+    def _documents(self, task: Any) -> str:
+        """Hash of what is asked and of what examples are drawn from: a configuration only says where they are."""
+        asked = list(islice(task.eval_docs, self.limit or None))
+        shots = task.config.num_fewshot if self.num_fewshot is None else self.num_fewshot
+        examples = list(task.fewshot_docs()) if shots else []
+        return sha256(json.dumps([asked, examples], sort_keys=True, default=str))
 
 
 def rows_of(results: Mapping[str, Any], task: str) -> list[Row]:
@@ -178,6 +193,20 @@ def _paired(samples: Sequence[Mapping[str, Any]]) -> Row:
     if all(isinstance(pair, list | tuple) and pair[1] for pair in pairs):
         return {"document_losses": [-pair[0] / pair[1] / math.log(2) for pair in pairs if pair]}
     return {}
+
+
+def _plain(value: Any) -> Any:
+    """A configuration with the source of functions in their place: their addresses are new in every process."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not callable(value):
+        return str(value)
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def lm_eval() -> Any:

@@ -22,6 +22,7 @@ from atma.eval.continuations import predict_continuations
 from atma.eval.language_model import LanguageModel, Native
 from atma.eval.ragged import score_each
 from atma.eval.suite import sha256
+from atma.tokenizer import Tokenizer
 
 Prefix = Literal["auto", "on", "off"]
 NEW_TOKENS = 256
@@ -30,12 +31,15 @@ FIRST_PIECE = 32
 
 
 class AtmaLM(TemplateLM):
-    """A `LanguageModel` as lm-eval asks it. `prefix`: whether a context begins with end-of-text ("auto": ours do)."""
+    """A `LanguageModel` as lm-eval asks it. `prefix`: whether a context begins with the tokenizer's `start`.
+
+    "auto": with our models, as in training, and with those of transformers whose tokenizer puts it there itself.
+    """
 
     def __init__(self, model: LanguageModel, prefix: Prefix = "auto") -> None:
         super().__init__()
         self.model = model
-        self.prefixed = isinstance(model, Native) if prefix == "auto" else prefix == "on"
+        self.prefixed = isinstance(model, Native) or _starts(model.tokenizer) if prefix == "auto" else prefix == "on"
         self.shown: list[str] = []
         """SHA-256 of the token ids of every request so far."""
 
@@ -60,8 +64,13 @@ class AtmaLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """lm-eval begins an empty context with it."""
+        """What ends a text."""
         return self.model.tokenizer.eot
+
+    @property
+    def prefix_token_id(self) -> int:
+        """lm-eval begins an empty context with it."""
+        return self.model.tokenizer.start
 
     @property
     def max_length(self) -> int | None:
@@ -90,7 +99,7 @@ class AtmaLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of texts after end-of-text, in one piece, or in windows that the model can read."""
+        """The log-likelihood of texts after what begins one, in one piece, or in windows that the model can read."""
         windows, owners = [], []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -118,16 +127,19 @@ class AtmaLM(TemplateLM):
         return found
 
     def _started(self, context: list[int]) -> list[int]:
-        eot = self.eot_token_id
-        return [eot, *context] if (self.prefixed and context[:1] != [eot]) or not context else context
+        start = self.prefix_token_id
+        return [start, *context] if (self.prefixed and context[:1] != [start]) or not context else context
 
     def _windows(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
         most = self.model.longest or max(1, len(ids))
-        rolling = utils.get_rolling_token_windows(ids, self.eot_token_id, most, 1)
+        rolling = utils.get_rolling_token_windows(ids, self.prefix_token_id, most, 1)
         return [utils.make_disjoint_window(pair) for pair in rolling]
 
     def _written(self, prompt: list[int], options: dict[str, Any]) -> str:
-        """In pieces that grow, so that a stop string found late costs little more than the text before it."""
+        """In pieces that grow, so that a stop string found late costs little more than the text before it.
+
+        None takes more than half of what the model can read, so that as much is left of what comes before.
+        """
         if options.get("do_sample") or options.get("temperature"):
             raise ValueError(f"atma's answers to tasks are greedy; a task asks for sampling: {options}")
         most = next((options[n] for n in ("max_gen_toks", "max_new_tokens", "max_tokens") if n in options), NEW_TOKENS)
@@ -135,8 +147,9 @@ class AtmaLM(TemplateLM):
         until = [asked] if isinstance(asked, str) else list(asked)
         written: list[int] = []
         size, text = FIRST_PIECE, ""
+        largest = max(1, self.model.longest // 2) if self.model.longest else most
         while len(written) < most:
-            size = min(size, most - len(written))
+            size = min(size, largest, most - len(written))
             piece = self.model.generate([*prompt, *written], size)
             written += piece
             text = self.model.tokenizer.decode(written)
@@ -145,6 +158,11 @@ class AtmaLM(TemplateLM):
             size *= 4
         ends = [text.find(stop) for stop in until if stop and stop in text]
         return text[: min(ends)] if ends else text
+
+
+def _starts(tokenizer: Tokenizer) -> bool:
+    """Whether the rules of the tokenizer's own file begin a text with its `start`."""
+    return tokenizer.backend.encode("").ids[:1] == [tokenizer.start]
 
 
 def register() -> None:

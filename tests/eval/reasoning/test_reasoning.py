@@ -31,7 +31,7 @@ class Knower:
     """Answers like one who knows: after a question it wants `answer(prompt text)` and nothing else."""
 
     def __init__(self, answer, longest=None):
-        self.answer, self.longest, self.truncated = answer, longest, 0
+        self.answer, self.longest, self.truncated, self.streaming = answer, longest, 0, Streaming()
         self.tokenizer, self.name, self.reads = byte_tokenizer(), "knower", 0
 
     def predict(self, tokens, last, progress=None):

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer as Backend
 
 from atma.eval.language_model import Scored
 from atma.eval.retrieval.words import prose
+from atma.eval.stream import DEFAULT
 from atma.loading import load
 from atma.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer
 
@@ -45,7 +46,7 @@ def byte_level():
 class Finder:
     """Goes on as the text went on after the longest earlier match of its end: it finds every needle."""
 
-    longest, truncated = None, 0
+    longest, truncated, streaming = None, 0, DEFAULT
 
     def __init__(self, tokenizer, name="finder"):
         self.tokenizer, self.name = tokenizer, name

@@ -31,10 +31,10 @@ class Ending(NamedTuple):
     target: Ids
     counts: dict[int, int]
 
-    def sequence(self, length: int, eot: int) -> np.ndarray:
-        """What the model reads at a length: end-of-text, the tokens before the target, and the target."""
+    def sequence(self, length: int, start: int) -> np.ndarray:
+        """What the model reads at a length: what begins a text, the tokens before the target, and the target."""
         count = self.counts[length]
-        return np.concatenate([[eot], self.context.ids[len(self.context.ids) - count :], self.target.ids])
+        return np.concatenate([[start], self.context.ids[len(self.context.ids) - count :], self.target.ids])
 
     def context_bytes(self, length: int) -> int:
         """Of the text before the target, what is read."""
@@ -64,7 +64,8 @@ def from_beginning(text: Text, places: Sequence[int], unit: Unit, tokenizer: Tok
 def to_end(text: Text, lengths: Sequence[int], target_bytes: int, unit: Unit, tokenizer: Tokenizer) -> Ending:
     """The last `target_bytes` and what stands before, at every length for which there is enough of it.
 
-    In tokens a length counts what is read before the first target, end-of-text included; in bytes, text alone.
+    In tokens a length counts what is read before the first target, the one that begins a text included; in bytes, text
+    alone.
     """
     target = ending(text.whole, target_bytes)
     data = text.whole.encode()[: -len(target.encode())]

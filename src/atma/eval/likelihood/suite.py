@@ -38,7 +38,7 @@ class Likelihood:
     field: str = "text"
     """The key or column that holds the text."""
     lengths: tuple[int, ...] = (256, 1024, 4096, 16_384)
-    """Increasing; in tokens of the model, end-of-text counted, or in bytes."""
+    """Increasing; in tokens of the model, the one that begins a text counted, or in bytes."""
     unit: Unit = "tokens"
     """What lengths count. In bytes, clean text and junk too are the same for every tokenizer."""
     measures: tuple[Measure, ...] = ("clean", "junk", "fixed")
@@ -169,8 +169,8 @@ class Curve(Part):
         lengths, skipped = self._fits
         stops = [reading.stops[lengths[-1]] for reading in readings]
         self.check(max(stops))
-        eot = self.model.tokenizer.eot
-        sequences = [np.concatenate([[eot], r.ids[:stop]]) for r, stop in zip(readings, stops, strict=True)]
+        start = self.model.tokenizer.start
+        sequences = [np.concatenate([[start], r.ids[:stop]]) for r, stop in zip(readings, stops, strict=True)]
 
         def run(advance: Advance) -> list[Row]:
             nats = score_each(self.model, sequences, stops, advance)
@@ -218,20 +218,21 @@ class Fixed(Part):
 
     def measurement(self) -> Measurement:
         """All lengths. ValueError for what cannot be measured."""
-        suite, eot = self.suite, self.model.tokenizer.eot
+        suite = self.suite
         endings = [to_end(t, suite.lengths, suite.target_bytes, suite.unit, self.model.tokenizer) for t in self.texts]
         lengths, skipped = self.fitting([ending.counts for ending in endings])
         reads = {n: [ending.counts[n] + len(ending.target.ids) for ending in endings] for n in lengths}
         self.check(max(map(max, reads.values())))
 
         def run(advance: Advance) -> list[Row]:
-            rows = [self._at(endings, length, eot, advance) | {"skipped_lengths": skipped} for length in lengths]
+            rows = [self._at(endings, length, advance) | {"skipped_lengths": skipped} for length in lengths]
             return [*rows, *self.trend(self.measure, rows, skipped)]
 
         return Measurement("fixed targets", self.spec(), sum(map(sum, reads.values())), run)
 
-    def _at(self, endings: Sequence[Ending], length: int, eot: int, advance: Advance) -> Row:
-        sequences = [ending.sequence(length, eot) for ending in endings]
+    def _at(self, endings: Sequence[Ending], length: int, advance: Advance) -> Row:
+        start = self.model.tokenizer.start
+        sequences = [ending.sequence(length, start) for ending in endings]
         nats = score_each(self.model, sequences, [len(ending.target.ids) for ending in endings], advance)
         shown = [sha256(sequence) for sequence in sequences]
         row: Row = {"kind": "fixed", "length": length}

@@ -1,6 +1,6 @@
 """What a model is shown: examples, facts among the background's lines, a question, and the cue of an answer.
 
-`<eot> examples text-with-facts "Question: …\nAnswer:"` and then, to be found, " answer\n". A prompt of length L is L
+`<start> examples text-with-facts "Question: …\nAnswer:"` and then, to be found, " answer\n". A prompt of length L is L
 tokens of the model's own tokenizer with room for the longest answer of its task; length 0 is the facts alone.
 """
 
@@ -82,10 +82,10 @@ class Maker:
         return [end, *sorted(depths)]
 
     def beginning(self, task: Task, index: int) -> np.ndarray:
-        """End-of-text and a trial's examples."""
+        """The token that begins a text, and a trial's examples."""
         first = SHOTS + index * self.shots
         samples = [draw(task, self.seed, first + i, "train") for i in range(self.shots)]
-        return np.concatenate([[self.writer.tokenizer.eot], self.writer.examples(samples)])
+        return np.concatenate([[self.writer.tokenizer.start], self.writer.examples(samples)])
 
     def prompt(self, task: Task, length: int, index: int) -> Prompt:
         """A trial at a length. ValueError: the length has no room for what must be in it."""

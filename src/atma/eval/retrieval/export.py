@@ -15,9 +15,9 @@ def exported(maker: Maker, path: Path) -> int:
     """Write every trial of the suite and return their number. The same suite and tokenizer give the same bytes.
 
     Each line has `index`, `task`, `haystack`, `depth` (where chosen), `target` (the length asked for), `length`
-    (of this text: end-of-text, `input` and the room for the answer, counted by encoding `input`), `input`, `outputs`,
-    `any` (whether one of the outputs is enough), `room` (tokens to write at most) and `seed`. A task that asks several
-    questions has one line a question, the true answers to earlier ones in its input.
+    (of this text: the token that begins it, `input` and the room for the answer, counted by encoding `input`), `input`,
+    `outputs`, `any` (whether one of the outputs is enough), `room` (tokens to write at most) and `seed`. A task that
+    asks several questions has one line a question, the true answers to earlier ones in its input.
     """
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)

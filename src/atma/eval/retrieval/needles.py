@@ -1,7 +1,7 @@
 """Passkeys and needles in the form that suits a base model: the question repeats the needle's own words.
 
-`<eot> haystack needle haystack cue value`: a needle is a cue and its value, and the text ends with the cue again, as in
-`atma.eval.needle`, so nothing but recall is asked of a model, and no obedience. Values are five single-digit tokens.
+`<start> haystack needle haystack cue value`: a needle is a cue and its value, and the text ends with the cue again, as
+in `atma.eval.needle`, so nothing but recall is asked of a model, and no obedience. Values are five single-digit tokens.
 """
 
 from typing import NamedTuple
@@ -104,7 +104,7 @@ def needle_prompt(
         start = stop + len(facts[i].cue)
         stop = start + VALUE_TOKENS
         asks.append(Ask(start, stop, VALUE_TOKENS, (facts[i].text,)))
-    return Prompt(np.concatenate([[writer.encoder.tokenizer.eot], text, *questions]).astype(np.int64), tuple(asks))
+    return Prompt(np.concatenate([[writer.encoder.tokenizer.start], text, *questions]).astype(np.int64), tuple(asks))
 
 
 def induction_prompts(
@@ -113,7 +113,7 @@ def induction_prompts(
     """These trials of `atma.eval.needle`: the needle first, then the haystack, then the cue."""
     tokenizer = writer.encoder.tokenizer
     drawn = draw_trials(tokenizer, trials.stop, len(haystack.ids), seed)[trials.start :]
-    rows = layouts(tokenizer.eot, haystack.ids, drawn, length, absent).numpy()
+    rows = layouts(tokenizer.start, haystack.ids, drawn, length, absent).numpy()
     texts = [tokenizer.decode(trial.value).strip() for trial in drawn]
     start = length - VALUE_TOKENS
     return [Prompt(ids, (Ask(start, length, VALUE_TOKENS, (text,)),)) for ids, text in zip(rows, texts, strict=True)]

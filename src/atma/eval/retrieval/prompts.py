@@ -1,7 +1,7 @@
 """What a model is shown and asked: token ids, the spans of them that are answers, and how texts are put together.
 
-A prompt of `length` tokens is end-of-text, everything shown, and the room for the (last) answer: exactly so many in
-the tokens shown, whatever the tokenizer.
+A prompt of `length` tokens is the one that begins a text, everything shown, and the room for the (last) answer: exactly
+so many in the tokens shown, whatever the tokenizer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -122,7 +122,7 @@ def listing(
 def asked(
     encoder: Encoder, length: int, before: str, context: Callable[[int], np.ndarray], after: str, ask: Ask
 ) -> Prompt:
-    """end-of-text, `before`, the context (a function of its size), `after`, and the answer to the ask.
+    """The token that begins a text, `before`, the context (a function of its size), `after`, and the answer to the ask.
 
     `ask` has spans still unknown. Its room is raised for a tokenizer that needs more for the answer alone. ValueError
     if that leaves no token for the context.
@@ -134,6 +134,6 @@ def asked(
     size = length - 1 - len(head) - len(tail) - room
     if size < 1:
         raise ValueError(f"its fixed parts and the room for the answer alone take {length - size} tokens")
-    shown = [[encoder.tokenizer.eot], head, context(size), tail]
+    shown = [[encoder.tokenizer.start], head, context(size), tail]
     ids = np.concatenate([*shown, answer]).astype(np.int64)
     return Prompt(ids, (ask._replace(start=len(ids) - len(answer), stop=len(ids), room=room),))
