@@ -70,8 +70,8 @@ def spliced(haystack: Haystack, end: int, size: int, inserts: Sequence[Insert]) 
     """`size` tokens of a haystack up to the place `end`, with the inserts between its sentences or words.
 
     An insert at depth d goes to d · size, and from there to the nearest beginning of a sentence, else of a word, at
-    most 64 tokens and 1/32 of the size away; at depths 0 and 1 it stays at the edge. So with equal `end` a longer
-    haystack is a shorter one with more before it.
+    most 64 tokens and 1/32 of the size away; at depths 0 and 1 it stays at the edge. Inserts that come to one place
+    stand there by depth. So with equal `end` a longer haystack is a shorter one with more before it.
     """
     start, reach = end - size, min(REACH, size // 32)
     places = []
@@ -81,7 +81,7 @@ def spliced(haystack: Haystack, end: int, size: int, inserts: Sequence[Insert]) 
             offset = min(max(haystack.between(start + offset, reach) - start, 0), size)
         places.append(offset)
     parts, done = [], 0
-    for i in sorted(range(len(inserts)), key=places.__getitem__):
+    for i in sorted(range(len(inserts)), key=lambda i: (places[i], inserts[i].depth)):
         parts += [haystack.take(start + done, places[i] - done), inserts[i].ids]
         done = places[i]
     return np.concatenate([*parts, haystack.take(start + done, size - done)]).astype(np.int64)
