@@ -116,11 +116,13 @@ class Native:
         return state
 
     def go_on(self, state: ModelState, last: int, most: int, stop: Sequence[int] = ()) -> list[int]:
-        """`generate` after a state, which is used up, and the token `last`."""
+        """`generate` after a state, which is used up, and the token `last`. ValueError: a logit is not finite."""
         decoder, ends = Decoder(self.loaded.model, state), {self.tokenizer.eot, *stop}
         written: list[int] = []
         while len(written) < most:
             logits = decoder.step(torch.tensor([[last]], device=self.device))[0, : self.tokenizer.vocab_size]
+            if not logits.isfinite().all():
+                raise ValueError(f"token {len(written)}: a logit is not finite; check the model's weights")
             last = int(logits.argmax())
             if last in ends:
                 break

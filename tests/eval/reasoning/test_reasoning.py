@@ -1,5 +1,6 @@
 """The suite: exact lengths, equal trials for all models, both ways of scoring, published data, resuming, errors."""
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_our_model_scores_through_its_state_what_it_scores_at_once(tiny, maker):
         most = max(map(len, prompt.candidates)) + 8
         assert found.written == tiny.tokenizer.decode(model.generate(prompt.ids.tolist(), most, [10]))
         assert sum(told) == len(prompt.ids)
+
+
+@pytest.mark.parametrize("scoring", ["ranking", "generation"])
+def test_weights_that_are_not_finite_have_no_accuracy(tiny, maker, scoring):
+    broken = Native(tiny._replace(model=copy.deepcopy(tiny.model)))
+    for weights in broken.loaded.model.parameters():
+        torch.nn.init.constant_(weights, float("nan"))
+    with pytest.raises(ValueError, match="not finite; check the model's weights"):
+        answered(broken, maker.prompt(TASKS["qa1"], 0, 0), scoring, lambda n: None)
 
 
 def test_ours_and_any_other_model_rank_alike(tiny, maker):

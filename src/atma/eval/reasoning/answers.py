@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from atma.data.batches import NOT_SCORED
-from atma.eval.language_model import LanguageModel, Native, Row
+from atma.eval.language_model import LanguageModel, Native, Row, finite
 from atma.eval.reasoning.prompts import Prompt
 from atma.eval.statistics import wilson
 from atma.eval.stream import Advance
@@ -63,7 +63,10 @@ def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advanc
 
 
 def _costs(model: Model, state: ModelState, last: int, candidates: Sequence[np.ndarray]) -> np.ndarray:
-    """Nats of each of some answers after the state and the token `last`; the state stays as it is."""
+    """Nats of each of some answers after the state and the token `last`; the state stays as it is.
+
+    ValueError where one is not finite.
+    """
     width = max(map(len, candidates))
     inputs = torch.zeros(len(candidates), width, dtype=torch.long)
     targets = torch.full_like(inputs, NOT_SCORED)
@@ -73,7 +76,7 @@ def _costs(model: Model, state: ModelState, last: int, candidates: Sequence[np.n
         targets[row, : len(ids)] = ids
     device = state.length.device
     hidden, _ = model(inputs.to(device), rows(state, [0] * len(candidates)))
-    return model.loss(hidden, targets.to(device)).double().sum(1).cpu().numpy()
+    return finite(model.loss(hidden, targets.to(device)).double().cpu().numpy()).sum(1)
 
 
 def _each(model: LanguageModel, prompt: Prompt) -> np.ndarray:
