@@ -97,7 +97,8 @@ def listing(
 ) -> np.ndarray:
     """Items in random order, each after its header (of its number from 1): all of `first`, and of `more` what fits.
 
-    At most `size` tokens, and fewer by less than the item that did not fit. ValueError if `first` does not fit.
+    At most `size` tokens, and fewer by less than the item that did not fit. A line end stands at the end of a piece and
+    not at the beginning of the next: many tokenizers join it to what is before it. ValueError if `first` does not fit.
     """
     chosen: list[np.ndarray] = []
     used, items = 0, chain(first, more)
@@ -117,6 +118,11 @@ def listing(
     heads = encoder.many([header(number) for number in range(1, len(chosen) + 1)])
     parts = [part for head, i in zip(heads, order, strict=True) for part in (head, chosen[i])]
     return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+
+def filled(ids: np.ndarray, padding: Haystack, size: int) -> np.ndarray:
+    """The ids and, after them, as much of another text's beginning as `size` tokens have room for."""
+    return np.concatenate([ids, padding.take(0, size - len(ids))])
 
 
 def asked(

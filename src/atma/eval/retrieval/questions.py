@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atma.eval.retrieval.haystacks import Haystack
-from atma.eval.retrieval.prompts import Ask, Encoder, Prompt, asked, listing
+from atma.eval.retrieval.prompts import Ask, Encoder, Prompt, asked, filled, listing
 from atma.eval.retrieval.words import listed, made_up
 from atma.eval.suite import sha256
 
@@ -55,8 +55,8 @@ def reading(
 
     def context(size: int) -> np.ndarray:
         first = [_passage(text) for text in question.passages]
-        ids = listing(encoder, first, map(_passage, others), size, lambda number: f"\nPassage {number}:", rng)
-        return np.concatenate([padding.take(0, size - len(ids)), ids])
+        ids = listing(encoder, first, map(_passage, others), size, lambda number: f"Passage {number}:\n", rng)
+        return filled(ids, padding, size)
 
     before = "Read the passages, then answer the question in a few words.\n"
     after = f"\nQuestion: {question.text}\nAnswer:"
@@ -64,7 +64,7 @@ def reading(
 
 
 def _passage(text: str) -> str:
-    return f"\n{text}\n"
+    return f"{text.strip()}\n"
 
 
 def _taken(passages: Passages, rng: np.random.Generator) -> tuple[Question, Iterator[str]]:
