@@ -139,6 +139,16 @@ def test_what_does_not_fit_is_said_before_anything_is_read(finder):
     assert finder.read == 0
 
 
+def test_a_trial_that_does_not_fit_is_told_before_the_first_is_read(finder):
+    """The first two questions of this seed have room at this length, the third has not."""
+    chosen = Retrieval(preset="ruler", tasks=("qa_1",), lengths=(343,), scoring="forced")
+    assert len(run(replace(chosen, per_cell=2), finder)) == 1
+    before = finder.read
+    with pytest.raises(ValueError, match="length 343 has no room for qa_1"):
+        run(replace(chosen, per_cell=3), finder)
+    assert finder.read == before
+
+
 def test_a_model_of_transformers_is_measured_in_the_same_way():
     transformers = pytest.importorskip("transformers", reason="pip install 'atma-lm[hf]'")
     shape = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

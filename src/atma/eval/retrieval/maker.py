@@ -15,6 +15,9 @@ from atma.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from atma.eval.retrieval.suite import Retrieval
 
+SHORT = 2048
+"""Tokens that have room for most trials, and are soon put together: what fits them fits a longer prompt."""
+
 
 class Maker:
     """Prompts of a suite in the tokens of a tokenizer; every haystack is tokenised once."""
@@ -56,9 +59,13 @@ class Maker:
         ]
 
     def check(self, length: int, count: int) -> None:
-        """ValueError if a length has no room for a task: of needles every trial is tried, of the others the first."""
+        """ValueError if a length has no room for a trial: all are tried, at SHORT where they fit there."""
         for cell in self.cells:
-            self.prompts(cell, length, range(count if cell.task in NEEDLES else 1))
+            for trial in (range(index, index + 1) for index in range(count)):
+                try:
+                    self.prompts(cell, min(length, SHORT), trial)
+                except ValueError:
+                    self.prompts(cell, length, trial)
 
     def hashes(self, cell: Cell) -> Row:
         """Of the texts that decide a cell's prompts."""

@@ -13,7 +13,8 @@ import numpy as np
 from atma.eval.retrieval.haystacks import REACH, Haystack
 from atma.tokenizer import Tokenizer
 
-BLOCK = 512
+BLOCK = 64
+"""Items of a list that are drawn and encoded at a time."""
 REMEMBERED = 1 << 19
 SPARE = 8
 """Tokens of room beyond an answer that is longer than its task allows for."""
