@@ -1,8 +1,9 @@
 """Answers and whether they are right: the likeliest of a task's answers, and what is written after the cue.
 
 `ranking` takes the answer whose tokens, line end included, cost the fewest nats. It suits base models, which know the
-form of no task. `generation` is greedy: the first line that is written must be the answer (exact); or name it and no
-other of the task's answers (named), as published for BABILong, arXiv 2406.10149.
+form of no task. `generation` is greedy: the first line that is written must be the answer (exact); or its first
+sentence must name it and no other of the task's answers (named), much as the published metric of BABILong, arXiv
+2406.10149, has it.
 """
 
 import re
@@ -23,6 +24,8 @@ from atma.state import ModelState, rows
 Scoring = Literal["both", "ranking", "generation"]
 SPARE = 8
 """Tokens that may be written beyond the longest answer."""
+PATHS = ("qa19",)
+"""Tasks whose answers are words in an order, some twice; others' are sets of words."""
 SHOWN = 3
 """Written answers that a row holds."""
 
@@ -100,8 +103,8 @@ def _line_end(model: LanguageModel) -> tuple[int, ...]:
 
 
 def first_line(written: str) -> str:
-    """What counts of a written answer: its first line, without blanks around it."""
-    return written.strip().partition("\n")[0].strip()
+    """What counts of a written answer: what stands before the first line end, without blanks around it."""
+    return written.partition("\n")[0].strip()
 
 
 def exact(written: str, answer: str) -> bool:
@@ -109,15 +112,16 @@ def exact(written: str, answer: str) -> bool:
     return first_line(written).removesuffix(".").lower() == answer.lower()
 
 
-def named(written: str, answer: str, answers: Sequence[str], question: str) -> bool:
-    """Whether the first sentence names the words of the answer in order, and no other word of any answer.
+def named(written: str, answer: str, answers: Sequence[str], question: str, path: bool = False) -> bool:
+    """Whether the first sentence of the first line names the words of the answer, and no other word of any answer.
 
-    Words of the question, which may be repeated, do not count unless they are the answer's.
+    How often and in which order does not matter, except in a path. Words of the question do not count unless they are
+    the answer's. The published metric reads on over line ends, and finds answers within other words as well.
     """
     true = _words(answer)
     counted = {word for other in answers for word in _words(other)} - (set(_words(question)) - set(true))
     found = [word for word in _words(first_line(written).partition(".")[0]) if word in counted]
-    return found == true
+    return found == true if path else set(found) == set(true)
 
 
 def _words(text: str) -> list[str]:
@@ -131,11 +135,11 @@ def ranking_row(trials: Sequence[Answered], prompts: Sequence[Prompt]) -> Row:
     return {"kind": "ranking"} | proportion("accuracy", right) | {"answer_nats": cost, "outcomes": right}
 
 
-def generation_row(trials: Sequence[Answered], prompts: Sequence[Prompt], answers: Sequence[str]) -> Row:
+def generation_row(trials: Sequence[Answered], prompts: Sequence[Prompt], task: str, answers: Sequence[str]) -> Row:
     """Accuracy of what is written, exact and named, with Wilson intervals; outcomes are the exact ones."""
-    pairs = list(zip(trials, prompts, strict=True))
-    right = [int(exact(one.written, answers[prompt.true])) for one, prompt in pairs]
-    told = [int(named(one.written, answers[prompt.true], answers, prompt.question)) for one, prompt in pairs]
+    triples = [(one.written, answers[prompt.true], prompt) for one, prompt in zip(trials, prompts, strict=True)]
+    right = [int(exact(written, answer)) for written, answer, _ in triples]
+    told = [int(named(written, answer, answers, one.question, task in PATHS)) for written, answer, one in triples]
     row = {"kind": "generation"} | proportion("accuracy", right) | proportion("named", told)
     return row | {"outcomes": right, "written": [one.written for one in trials[:SHOWN]]}
 

@@ -126,7 +126,7 @@ def measured(model: LanguageModel, cell: Cell, count: int, scoring: Scoring, adv
         shown.append([len(prompt.ids), sha256(prompt.ids)])
         prompts.append(prompt._replace(ids=prompt.ids[:0]))
     rows = [] if scoring == "generation" else [ranking_row(trials, prompts)]
-    rows += [] if scoring == "ranking" else [generation_row(trials, prompts, cell.answers)]
+    rows += [] if scoring == "ranking" else [generation_row(trials, prompts, cell.task, cell.answers)]
     about: Row = {"task": cell.task, "length": cell.length, "trials": count, "answers": len(cell.answers)}
     about |= {"longest_prompt": max(size for size, _ in shown), "prompts_sha256": sha256(shown)} | cell.drawn
     return [{"kind": row["kind"]} | about | row for row in rows]
