@@ -106,6 +106,11 @@ def finder(byte_level):
     return Finder(byte_level)
 
 
+@pytest.fixture(scope="session")
+def joins_digits():
+    return tokenizer_of_kind("gpt2")
+
+
 @pytest.fixture
 def make_finder():
     return Finder

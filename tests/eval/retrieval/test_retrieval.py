@@ -11,12 +11,12 @@ from atma.cli import main
 from atma.eval import needle
 from atma.eval.compare import compare
 from atma.eval.hugging_face import HuggingFace
-from atma.eval.language_model import Native
-from atma.eval.retrieval import PRESETS, Retrieval, cells, page, suite
+from atma.eval.language_model import Native, Scored
+from atma.eval.retrieval import PRESETS, Maker, Retrieval, cells, page, suite
 from atma.eval.retrieval.haystacks import haystack
 from atma.eval.retrieval.prompts import Ask
 from atma.eval.retrieval.ruler import RULER
-from atma.eval.retrieval.scoring import found_share
+from atma.eval.retrieval.scoring import forced, found_share, free
 from atma.eval.suite import run
 from atma.loading import load
 from atma.model import Model
@@ -67,6 +67,29 @@ def test_writing_freely_finds_exactly_the_trials_that_are_right_token_for_token(
     assert [row["prompts_sha256"] for row in forced] == [row["prompts_sha256"] for row in free]
     [values] = [row for row in free if row["task"] == "multivalue"]
     assert values["exact_accuracy"] == 0.0 and 0 < values["recall"] < 1 and len(values["written"]) == 3
+
+
+class Speller:
+    """Writes the value in the tokens of its own tokenizer, however the needle spells it."""
+
+    def __init__(self, tokenizer, prompt):
+        self.tokenizer, self.ids = tokenizer, tokenizer.encode(f" {prompt.asks[0].outputs[0]}")
+
+    def generate(self, prompt, most):
+        return self.ids[:most]
+
+    def predict(self, tokens, last, progress=None):
+        wanted = (self.ids + [self.tokenizer.eot] * last)[:last]
+        right = tokens[:, -last:].numpy() == np.array([wanted])
+        return Scored(np.where(right, 0.0, 10.0), right)
+
+
+def test_a_free_answer_counts_however_it_is_spelled_and_a_forced_one_as_five_digits(joins_digits):
+    maker = Maker(replace(SMALL, tasks=("niah",)), joins_digits)
+    [prompt] = maker.prompts(maker.cells[0], 500, range(1))
+    speller = Speller(joins_digits, prompt)
+    assert len(speller.ids) < 5
+    assert free(speller, prompt).exact and forced(speller, [prompt])[0].right == 0
 
 
 def test_texts_are_found_whatever_their_case():

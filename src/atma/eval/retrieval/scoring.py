@@ -1,7 +1,8 @@
 """Answers and their figures: teacher-forced (every token judged after the true ones) and free (greedy continuation).
 
-Where the answer to an ask is fixed token for token, as with needles, both find the same trials exact: a continuation
-holds the value if, and only if, each of its tokens is the likeliest after the true ones before it.
+The answer to a needle is five single-digit tokens. Where a tokenizer's digits are always single, both find the same
+trials exact: a continuation holds the value if, and only if, each of its tokens is the likeliest after the true ones
+before it. Where digits are also joined, a free answer counts however it is spelled, a forced one only as five tokens.
 """
 
 from collections.abc import Sequence
