@@ -13,7 +13,7 @@ import torch
 from atma.cli import main
 from atma.commands.eval_reasoning import table
 from atma.eval.compare import compare
-from atma.eval.language_model import Native, Scored
+from atma.eval.language_model import Native, Scored, check_prompt
 from atma.eval.reasoning.answers import Answered, answered, exact, generation_row, named
 from atma.eval.reasoning.background import Background, lines_of
 from atma.eval.reasoning.prompts import Maker, Prompt
@@ -44,6 +44,7 @@ class Knower:
 
     def generate(self, prompt, most, stop=()):
         self.reads += 1
+        check_prompt(prompt, most, self.longest)
         written = self.tokenizer.encode(f" {self.answer(self.tokenizer.decode(prompt))}\nand more")[:most]
         return written[: next((i for i, token in enumerate(written) if token in stop), len(written))]
 
@@ -119,6 +120,12 @@ def test_a_length_without_room_is_refused_before_anything_is_measured(source):
     with pytest.raises(ValueError, match="pass the 300 positions that knower has learned"):
         run(Reasoning(("qa1",), (0, 700), 5, background=source), Knower(last_room, 300))
     assert model.reads == 0
+
+
+def test_a_model_is_measured_at_its_longest_length(source):
+    rows = run(Reasoning(("qa1",), (700,), 3, background=source), Knower(last_room, 700))
+    assert [row["kind"] for row in rows] == ["ranking", "generation"]
+    assert {row["longest_prompt"] for row in rows} == {700 - len(" bathroom\n")}
 
 
 def test_one_who_knows_is_right_everywhere_and_one_who_does_not_is_not(source):

@@ -44,7 +44,7 @@ def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: A
     nats = _each(model, prompt) if scoring != "generation" else np.zeros(0)
     written: list[int] = []
     if scoring != "ranking":
-        written = model.generate(prompt.ids.tolist(), _most(prompt), _line_end(model))
+        written = model.generate(prompt.ids.tolist(), _most(model, prompt), _line_end(model))
     progress(len(prompt.ids))
     return Answered(nats, model.tokenizer.decode(written))
 
@@ -52,7 +52,8 @@ def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: A
 @torch.inference_mode()
 def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
     *before, last = prompt.ids.tolist()
-    state = model.read(before, 1 + _most(prompt), progress)
+    most = _most(model, prompt)
+    state = model.read(before, 1 + most, progress)
     at_once = max(1, model.streaming.batch_tokens // len(prompt.ids))
     nats = np.zeros(0)
     if scoring != "generation":
@@ -60,7 +61,7 @@ def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advanc
         nats = np.concatenate([_costs(model.loaded.model, state, last, group) for group in groups])
     written: list[int] = []
     if scoring != "ranking":
-        written = model.go_on(state, last, _most(prompt), _line_end(model))
+        written = model.go_on(state, last, most, _line_end(model))
     progress(1)
     return Answered(nats, model.tokenizer.decode(written))
 
@@ -92,8 +93,11 @@ def _each(model: LanguageModel, prompt: Prompt) -> np.ndarray:
     return nats
 
 
-def _most(prompt: Prompt) -> int:
-    return max(map(len, prompt.candidates)) + SPARE
+def _most(model: LanguageModel, prompt: Prompt) -> int:
+    """Tokens that may be written: the longest answer's, and what a model has positions for of SPARE."""
+    longest = max(map(len, prompt.candidates))
+    left = SPARE if model.longest is None else model.longest - len(prompt.ids) - longest
+    return longest + max(0, min(SPARE, left))
 
 
 def _line_end(model: LanguageModel) -> tuple[int, ...]:
