@@ -77,7 +77,9 @@ class Reasoning:
         return len(self.tasks)
 
     def maker(self, model: LanguageModel, split: Split = "test") -> Maker:
-        """What makes the prompts for a model. ValueError: there is no such background."""
+        """What makes the prompts for a model. ValueError: no such background, or published rows to be trained on."""
+        if split == "train" and self.data is not None:
+            raise ValueError(f"{self.data}: published rows are not for training; leave out --data")
         wanted = self.data is None and max(self.lengths) > 0
         text = background(self.background, model.tokenizer) if wanted else None
         return Maker(model.tokenizer, text, self.seed, self.shots, split)
