@@ -164,9 +164,16 @@ def read_hotpot(path: Path) -> Passages:
 
 
 def _checked(path: Path, questions: list[Question], pool: list[str], digest: str) -> Passages:
-    pool = list(dict.fromkeys(pool))
+    """Without empty answers and passages, and questions left without an answer. ValueError: no texts, or too few."""
+    for found in (*pool, *(text for one in questions for text in (one.text, *one.answers, *one.passages))):
+        if not isinstance(found, str):
+            raise ValueError(f"{path}: questions, answers and passages must be texts, not {found!r}")
+    questions = [one._replace(answers=tuple(filter(str.strip, one.answers))) for one in questions]
+    questions = [one for one in questions if one.answers]
+    pool = list(dict.fromkeys(filter(str.strip, pool)))
     if not questions or len(pool) < 3:
-        raise ValueError(f"{path}: no question, or too few passages ({len(pool)}) to put others beside its own")
+        few = f"too few passages ({len(pool)}) to put others beside its own"
+        raise ValueError(f"{path}: no question with an answer, or {few}")
     return Passages(questions, pool, digest)
 
 
