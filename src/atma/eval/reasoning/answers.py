@@ -16,7 +16,7 @@ import torch
 from atma.data.batches import NOT_SCORED
 from atma.eval.language_model import LanguageModel, Native, Row, finite
 from atma.eval.reasoning.prompts import Prompt
-from atma.eval.statistics import wilson
+from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
 from atma.model import Model
 from atma.state import ModelState, rows
@@ -136,7 +136,8 @@ def ranking_row(trials: Sequence[Answered], prompts: Sequence[Prompt]) -> Row:
     """Accuracy of the likeliest answer, with its Wilson interval; nats of the true answer, mean over trials."""
     right = [int(np.argmin(one.nats) == prompt.true) for one, prompt in zip(trials, prompts, strict=True)]
     cost = float(np.mean([one.nats[prompt.true] for one, prompt in zip(trials, prompts, strict=True)]))
-    return {"kind": "ranking"} | proportion("accuracy", right) | {"answer_nats": cost, "outcomes": right}
+    row: Row = {"kind": "ranking"} | proportion("accuracy", "accuracy_", sum(right), len(right))
+    return row | {"answer_nats": cost, "outcomes": right}
 
 
 def generation_row(trials: Sequence[Answered], prompts: Sequence[Prompt], task: str, answers: Sequence[str]) -> Row:
@@ -144,11 +145,6 @@ def generation_row(trials: Sequence[Answered], prompts: Sequence[Prompt], task: 
     triples = [(one.written, answers[prompt.true], prompt) for one, prompt in zip(trials, prompts, strict=True)]
     right = [int(exact(written, answer)) for written, answer, _ in triples]
     told = [int(named(written, answer, answers, one.question, task in PATHS)) for written, answer, one in triples]
-    row = {"kind": "generation"} | proportion("accuracy", right) | proportion("named", told)
+    row: Row = {"kind": "generation"} | proportion("accuracy", "accuracy_", sum(right), len(right))
+    row |= proportion("named", "named_", sum(told), len(told))
     return row | {"outcomes": right, "written": [one.written for one in trials[:SHOWN]]}
-
-
-def proportion(name: str, outcomes: Sequence[int]) -> Row:
-    """A share of trials with its Wilson 95% interval."""
-    low, high = wilson(sum(outcomes), len(outcomes))
-    return {name: sum(outcomes) / len(outcomes), f"{name}_low": low, f"{name}_high": high}
