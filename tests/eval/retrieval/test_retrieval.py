@@ -162,6 +162,14 @@ def test_what_does_not_fit_is_said_before_anything_is_read(finder):
     assert finder.read == 0
 
 
+def test_another_error_is_not_told_as_want_of_room(byte_level, monkeypatch):
+    maker = Maker(replace(SMALL, tasks=("niah", "vt")), byte_level)
+    monkeypatch.setattr(maker.encoder, "many", lambda texts: int("a word"))
+    for cell in maker.cells:
+        with pytest.raises(ValueError, match=r"^invalid literal"):
+            maker.prompts(cell, 4096, range(1))
+
+
 def test_a_trial_that_does_not_fit_is_told_before_the_first_is_read(finder):
     """The first two questions of this seed have room at this length, the third has not."""
     chosen = Retrieval(preset="ruler", tasks=("qa_1",), lengths=(343,), scoring="forced")

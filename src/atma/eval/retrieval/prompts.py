@@ -20,6 +20,10 @@ SPARE = 8
 """Tokens of room beyond an answer that is longer than its task allows for."""
 
 
+class NoRoom(ValueError):
+    """What must be in a prompt takes more than its length."""
+
+
 class Ask(NamedTuple):
     """One question: the span of a prompt's ids that is its expected answer, and how a free answer is judged."""
 
@@ -114,7 +118,7 @@ def listing(
                 break
             chosen.append(item)
     if len(chosen) < len(first):
-        raise ValueError(f"{size} tokens have no room for the {len(first)} things that must be in them")
+        raise NoRoom(f"{size} tokens have no room for the {len(first)} things that must be in them")
     order = rng.permutation(len(chosen)).tolist()
     heads = encoder.many([header(number) for number in range(1, len(chosen) + 1)])
     parts = [part for head, i in zip(heads, order, strict=True) for part in (head, chosen[i])]
@@ -140,7 +144,7 @@ def asked(
     room = max(ask.room, len(answer) + SPARE)
     size = length - 1 - len(head) - len(tail) - room
     if size < 1:
-        raise ValueError(f"its fixed parts and the room for the answer alone take {length - size} tokens")
+        raise NoRoom(f"its fixed parts and the room for the answer alone take {length - size} tokens")
     shown = [[encoder.tokenizer.eot], head, context(size), tail]
     ids = np.concatenate([*shown, answer]).astype(np.int64)
     return Prompt(ids, (ask._replace(start=len(ids) - len(answer), stop=len(ids), room=room),))

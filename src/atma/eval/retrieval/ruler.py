@@ -12,7 +12,7 @@ import numpy as np
 
 from atma.eval.retrieval.aggregation import common_words, frequent_words
 from atma.eval.retrieval.haystacks import Haystack
-from atma.eval.retrieval.prompts import Ask, Encoder, Insert, Prompt, asked, filled, listing, spliced
+from atma.eval.retrieval.prompts import Ask, Encoder, Insert, NoRoom, Prompt, asked, filled, listing, spliced
 from atma.eval.retrieval.questions import Passages, reading
 from atma.eval.retrieval.words import hyphenated, uuid
 
@@ -138,7 +138,7 @@ def _which(value: str) -> str:
 def _room(size: int, inserts: list[Insert]) -> int:
     left = size - sum(len(insert.ids) for insert in inserts)
     if left < 1:
-        raise ValueError(f"what is hidden alone takes {size - left} of {size} tokens")
+        raise NoRoom(f"what is hidden alone takes {size - left} of {size} tokens")
     return left
 
 
