@@ -147,6 +147,15 @@ def check_prompt(prompt: Sequence[int], most: int, longest: int | None) -> None:
         raise ValueError(f"{len(prompt)} tokens and {most} more pass the model's longest context of {longest}")
 
 
+def check_length(model: LanguageModel, tokens: int) -> None:
+    """ValueError if so many tokens pass what a model can read and nothing may be dropped."""
+    if model.longest is not None and tokens > model.longest and not getattr(model, "truncate", False):
+        raise ValueError(
+            f"{tokens} tokens pass the {model.longest} positions that {model.name} has learned; "
+            "choose shorter lengths, or allow truncation to drop the beginning"
+        )
+
+
 def finite(nats: np.ndarray) -> np.ndarray:
     """The same costs. ValueError where one is not finite."""
     if not np.isfinite(nats).all():

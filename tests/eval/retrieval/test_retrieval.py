@@ -85,7 +85,7 @@ class Speller:
 
 
 def test_a_free_answer_counts_however_it_is_spelled_and_a_forced_one_as_five_digits(joins_digits):
-    maker = Maker(replace(SMALL, tasks=("niah",)), joins_digits)
+    maker = Maker(replace(SMALL, tasks=("niah",), haystacks=("synthetic",)), joins_digits)
     [prompt] = maker.prompts(maker.cells[0], 500, range(1))
     speller = Speller(joins_digits, prompt)
     assert len(speller.ids) < 5
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_said_before_anything_is_read(finder):
     with pytest.raises(ValueError, match="length 150 has no room for multikey: its fixed parts alone"):
         run(Retrieval(lengths=(150, 4096), haystacks=("prose",)), finder)
     finder.longest = 1024
-    with pytest.raises(ValueError, match="length 4096 passes the 1024 positions that finder"):
+    with pytest.raises(ValueError, match="4096 tokens pass the 1024 positions that finder"):
         run(Retrieval(lengths=(512, 4096), haystacks=("prose",)), finder)
     finder.longest = None
     with pytest.raises(ValueError, match=r"^length 50 has no room for a needle"):

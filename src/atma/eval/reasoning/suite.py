@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from atma.eval.language_model import LanguageModel, Row
+from atma.eval.language_model import LanguageModel, Row, check_length
 from atma.eval.reasoning.answers import Scoring, answered, generation_row, ranking_row
 from atma.eval.reasoning.background import background
 from atma.eval.reasoning.prompts import Maker, Prompt
@@ -135,11 +135,6 @@ def measured(model: LanguageModel, cell: Cell, count: int, scoring: Scoring, adv
 
 
 def _size(model: LanguageModel, prompt: Prompt) -> int:
-    """Tokens of a prompt. ValueError if they pass what a model can read and nothing may be dropped."""
-    size = len(prompt.ids) + max(map(len, prompt.candidates))
-    if model.longest is not None and size > model.longest and not getattr(model, "truncate", False):
-        raise ValueError(
-            f"{size} tokens pass the {model.longest} positions that {model.name} has learned; "
-            "choose shorter lengths, or allow truncation to drop the beginning"
-        )
+    """Tokens of a prompt. ValueError if a model cannot read it and its longest answer, and nothing may be dropped."""
+    check_length(model, len(prompt.ids) + max(map(len, prompt.candidates)))
     return len(prompt.ids)
