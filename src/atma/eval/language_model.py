@@ -121,11 +121,13 @@ class Native:
         return state
 
     def go_on(self, state: ModelState, last: int, most: int, stop: Sequence[int] = ()) -> list[int]:
-        """`generate` after a state, which is used up, and the token `last`."""
+        """`generate` after a state, which is used up, and the token `last`. ValueError: a logit is not finite."""
         decoder, ends = Decoder(self.loaded.model, state), {self.tokenizer.eot, *stop}
         written: list[int] = []
         while len(written) < most:
             logits = decoder.step(torch.tensor([[last]], device=self.device))[0, : self.tokenizer.vocab_size]
+            if not logits.isfinite().all():
+                raise ValueError(f"token {len(written)}: a logit is not finite; check the model's weights")
             last = int(logits.argmax())
             if last in ends:
                 break
@@ -161,6 +163,15 @@ def check_prompt(prompt: Sequence[int], most: int, longest: int | None) -> None:
         raise ValueError(f"a continuation needs a prompt and a token to write, not {len(prompt)} and {most}")
     if longest is not None and len(prompt) + most > longest:
         raise ValueError(f"{len(prompt)} tokens and {most} more pass the model's longest context of {longest}")
+
+
+def check_length(model: LanguageModel, tokens: int) -> None:
+    """ValueError if so many tokens pass what a model can read and nothing may be dropped."""
+    if model.longest is not None and tokens > model.longest and not getattr(model, "truncate", False):
+        raise ValueError(
+            f"{tokens} tokens pass the {model.longest} positions that {model.name} has learned; "
+            "choose shorter lengths, or allow truncation to drop the beginning"
+        )
 
 
 def finite(nats: np.ndarray) -> np.ndarray:

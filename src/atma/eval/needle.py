@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from atma.eval.language_model import LanguageModel, Row, Scored
-from atma.eval.statistics import wilson
+from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
 from atma.tokenizer import Tokenizer
 
@@ -128,6 +128,5 @@ def _measured(prefix: str, outcome: Scored) -> Row:
     count = len(outcome.right)
     row: Row = {f"{prefix}cross_entropy": float(outcome.nats.mean())}
     for name, hits, of in (("token", tokens, count * VALUE_TOKENS), ("exact", exact, count)):
-        low, high = wilson(hits, of)
-        row |= {f"{prefix}{name}_accuracy": hits / of, f"{prefix}{name}_low": low, f"{prefix}{name}_high": high}
+        row |= proportion(f"{prefix}{name}_accuracy", f"{prefix}{name}_", hits, of)
     return row

@@ -36,6 +36,12 @@ def wilson(successes: int, trials: int, z: float = NORMAL_95) -> tuple[float, fl
     return low, 1.0 if successes == trials else centre + half
 
 
+def proportion(name: str, prefix: str, successes: int, trials: int) -> dict[str, float]:
+    """The share of successes as `name` of a row, with its Wilson 95% interval as `low` and `high` after the prefix."""
+    low, high = wilson(successes, trials)
+    return {name: successes / trials, f"{prefix}low": low, f"{prefix}high": high}
+
+
 def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
     """Mean of one value a document, with its percentile bootstrap (seeded) and its Student interval, both 95%.
 

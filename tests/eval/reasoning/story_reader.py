@@ -87,6 +87,9 @@ class Reader:
         self.maybe[who] = (one, other)
 
     def lie(self, one, relation, other):
+        for name in {one, other}:
+            alike = [known for known in {*self.near, one, other} - {name} if known in name or name in known]
+            assert not alike, f"'{name}' may be '{alike[0]}'"
         self.near.setdefault(other, {})[one] = (WAYS | SIDES)[relation]
         self.near.setdefault(one, {})[other] = -(WAYS | SIDES)[relation]
 

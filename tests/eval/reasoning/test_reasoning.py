@@ -1,22 +1,22 @@
-"""The suite: exact lengths, equal trials for all models, both ways of scoring, published data, resuming, errors."""
+"""The suite: exact lengths, equal trials for all models, both ways of scoring, resuming, errors."""
 
+import copy
 import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from knower import Knower
 
 from atma.cli import main
 from atma.commands.eval_reasoning import table
 from atma.eval.compare import compare
-from atma.eval.language_model import Native, Scored
-from atma.eval.reasoning.answers import answered, exact, named
+from atma.eval.language_model import Native
+from atma.eval.reasoning.answers import Answered, answered, exact, generation_row, named
 from atma.eval.reasoning.background import Background, lines_of
-from atma.eval.reasoning.prompts import Maker
-from atma.eval.reasoning.published import names, read
+from atma.eval.reasoning.prompts import Maker, Prompt
 from atma.eval.reasoning.suite import FACTS_ALONE, Reasoning
 from atma.eval.reasoning.tasks import TASKS
 from atma.eval.stream import Streaming
@@ -25,29 +25,6 @@ from atma.tokenizer import byte_tokenizer
 
 LINES = [f"line {i} of the background." for i in range(200)]
 ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
-
-
-class Knower:
-    """Answers like one who knows: after a question it wants `answer(prompt text)` and nothing else."""
-
-    def __init__(self, answer, longest=None):
-        self.answer, self.longest, self.truncated, self.streaming = answer, longest, 0, Streaming()
-        self.tokenizer, self.name, self.reads = byte_tokenizer(), "knower", 0
-
-    def predict(self, tokens, last, progress=None):
-        self.reads += len(tokens)
-        texts = [self.tokenizer.decode(row) for row in tokens.tolist()]
-        cost = [float(not text.endswith(f" {self.answer(text[:-last])}\n")) for text in texts]
-        nats = np.repeat(np.array(cost)[:, None], last, 1)
-        return Scored(nats, nats == 0)
-
-    def generate(self, prompt, most, stop=()):
-        self.reads += 1
-        written = self.tokenizer.encode(f" {self.answer(self.tokenizer.decode(prompt))}\nand more")[:most]
-        return written[: next((i for i, token in enumerate(written) if token in stop), len(written))]
-
-    def provenance(self):
-        return {"model": self.name}
 
 
 @pytest.fixture
@@ -66,6 +43,7 @@ def maker():
 def last_room(text):
     """The answer to qa1, read from the prompt's lines."""
     who = text.rpartition("Where is ")[2].partition("?")[0]
+    text = text.removeprefix("<|endoftext|>")
     lines = [line for line in text.split("\n") if line.startswith(f"{who} ") and line.endswith(".")]
     return lines[-1].removesuffix(".").split()[-1]
 
@@ -119,6 +97,12 @@ def test_a_length_without_room_is_refused_before_anything_is_measured(source):
     assert model.reads == 0
 
 
+def test_a_model_is_measured_at_its_longest_length(source):
+    rows = run(Reasoning(("qa1",), (700,), 3, background=source), Knower(last_room, 700))
+    assert [row["kind"] for row in rows] == ["ranking", "generation"]
+    assert {row["longest_prompt"] for row in rows} == {700 - len(" bathroom\n")}
+
+
 def test_one_who_knows_is_right_everywhere_and_one_who_does_not_is_not(source):
     suite = Reasoning(("qa1",), (0, 600, 3000), 12, background=source)
     knows, guesses = run(suite, Knower(last_room)), run(suite, Knower(lambda text: "office"))
@@ -159,6 +143,15 @@ def test_our_model_scores_through_its_state_what_it_scores_at_once(tiny, maker):
         most = max(map(len, prompt.candidates)) + 8
         assert found.written == tiny.tokenizer.decode(model.generate(prompt.ids.tolist(), most, [10]))
         assert sum(told) == len(prompt.ids)
+
+
+@pytest.mark.parametrize("scoring", ["ranking", "generation"])
+def test_weights_that_are_not_finite_have_no_accuracy(tiny, maker, scoring):
+    broken = Native(tiny._replace(model=copy.deepcopy(tiny.model)))
+    for weights in broken.loaded.model.parameters():
+        torch.nn.init.constant_(weights, float("nan"))
+    with pytest.raises(ValueError, match="not finite; check the model's weights"):
+        answered(broken, maker.prompt(TASKS["qa1"], 0, 0), scoring, lambda n: None)
 
 
 def test_ours_and_any_other_model_rank_alike(tiny, maker):
@@ -234,7 +227,9 @@ def test_examples_stand_before_the_text_and_are_of_training(maker):
         ("the office or the kitchen", False, False),
         ("before the garden it was in the kitchen", False, True),
         ("", False, False),
-        ("\n\nkitchen", True, True),
+        ("kitchen, so she is in the kitchen", False, True),
+        ("Sandra went\nto the kitchen", False, False),
+        ("\n\nkitchen", False, False),
     ],
 )
 def test_written_answers(written, is_exact, is_named):
@@ -243,75 +238,19 @@ def test_written_answers(written, is_exact, is_named):
     assert named(written, "kitchen", ROOMS, question) is is_named
 
 
-def test_lists_and_paths_count_in_their_order():
-    assert named("milk, apple", "milk,apple", TASKS["qa8"].answers, "What is Mary carrying?")
-    assert not named("apple,milk", "milk,apple", TASKS["qa8"].answers, "What is Mary carrying?")
-    assert not named("north", "north,north", TASKS["qa19"].answers, "?")
+def test_lists_are_named_in_any_order_and_paths_in_theirs():
+    for written in ("milk, apple", "the apple and the milk"):
+        assert named(written, "milk,apple", TASKS["qa8"].answers, "What is Mary carrying?")
+    assert not named("milk", "milk,apple", TASKS["qa8"].answers, "What is Mary carrying?")
+    for written, right in (("north, then east", True), ("east,north", False), ("north,north,east", False)):
+        assert named(written, "north,east", TASKS["qa19"].answers, "?", path=True) is right
 
 
-ENTRIES = [
-    {"input": f"{who} went to the {room}. Something else. ", "question": f"Where is {who}? ", "target": room}
-    for who, room in [("Mary", "kitchen"), ("John", "office"), ("Sandra", "garden")] * 3
-]
-
-
-def one_who_reads(text):
-    who = text.rpartition("Where is ")[2].partition("?")[0]
-    return text.partition(f"{who} went to the ")[2].partition(".")[0]
-
-
-def written(folder, form):
-    """BABILong's files as the hub has them, or as a saved data set."""
-    if form == "json":
-        path = folder / "data" / "qa1" / "0k.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(ENTRIES), encoding="utf-8")
-        return
-    if form == "jsonl":
-        (folder / "qa1_0k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ENTRIES), encoding="utf-8")
-        return
-    if importlib.util.find_spec("pyarrow") is None:
-        pytest.skip("pyarrow is not installed: pip install 'atma-lm[parquet]'")
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = pyarrow.Table.from_pylist(ENTRIES)
-    if form == "parquet":
-        (folder / "0k").mkdir()
-        pyarrow.parquet.write_table(rows, folder / "0k" / "qa1-00000-of-00001.parquet")
-        return
-    saved = folder / "0k" / "qa1"
-    saved.mkdir(parents=True)
-    (saved / "state.json").write_text("{}", encoding="utf-8")
-    path = str(saved / "data-00000-of-00001.arrow")
-    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, rows.schema) as stream:
-        stream.write_table(rows)
-
-
-@pytest.mark.parametrize("form", ["json", "jsonl", "parquet", "arrow"])
-def test_the_published_files_are_read(tmp_path, form):
-    written(tmp_path, form)
-    [ranking, generation] = run(Reasoning(("qa1",), (0,), data=tmp_path), Knower(one_who_reads))
-    assert ranking["accuracy"] == generation["accuracy"] == 1 and ranking["trials"] == len(ENTRIES)
-    assert ranking["answers"] == 3 and ranking["majority"] == pytest.approx(1 / 3)
-
-
-def test_paths_name_a_task_and_a_length():
-    assert names(Path("data/qa10/128k.json")) == ("qa10", 128 * 1024)
-    assert names(Path("1M/qa2-00000-of-00001.parquet")) == ("qa2", 1 << 20)
-    assert names(Path("README.json")) is None and names(Path("qa1/qa2/0k.json")) is None
-
-
-def test_missing_and_damaged_published_files_are_named(tmp_path):
-    written(tmp_path, "json")
-    with pytest.raises(ValueError, match=r"nothing for qa2 at 4k; it has qa1 at 0k"):
-        run(Reasoning(("qa2",), (4096,), data=tmp_path), Knower(one_who_reads))
-    with pytest.raises(ValueError, match="no such folder of BABILong's files"):
-        run(Reasoning(("qa1",), (0,), data=tmp_path / "no"), Knower(one_who_reads))
-    for text, told in (("{", "not a file of JSON rows"), ('[{"input": "a"}]', "row 1: rows must have the texts")):
-        (tmp_path / "bad.json").write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=told):
-            read(tmp_path / "bad.json")
+@pytest.mark.parametrize(("task", "named"), [("qa8", 1.0), ("qa19", 0.0)])
+def test_only_a_path_must_be_named_in_its_order(task, named):
+    answers = ("north,east", "east,north")
+    prompt = Prompt(np.zeros(0, np.int64), (), 0, "?")
+    assert generation_row([Answered(np.zeros(0), "east,north")], [prompt], task, answers)["named"] == named
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training documents, rows of which only answers are scored, and fine-tuning from a model's weights."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,7 +91,23 @@ def test_documents_are_what_prepare_takes(tiny, suite, tmp_path):
         assert len(tiny.tokenizer.encode(row["text"])) <= row["length"] or row["length"] == 0
 
 
-@pytest.mark.parametrize("rate", [0.0, float("inf")])
-def test_a_rate_that_makes_no_sense_is_refused(suite, rate):
-    with pytest.raises(ValueError, match="'rate' must be positive"):
-        FineTuning(rate=rate).config(suite)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rate": 0.0}, "'rate' must be positive"),
+        ({"rate": float("inf")}, "'rate' must be positive"),
+        ({"row": 0}, "'row' must be 1 token or more, not 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(suite, options, told):
+    with pytest.raises(ValueError, match=told):
+        FineTuning(**options).config(replace(suite, lengths=(0,)))
+
+
+def test_published_rows_are_not_trained_on(tiny, suite, tmp_path):
+    published = replace(suite, data=tmp_path)
+    with pytest.raises(ValueError, match="leave out --data"):
+        write_documents(Native(tiny), published, tmp_path / "documents.jsonl")
+    with pytest.raises(ValueError, match="leave out --data"):
+        fine_tune(Native(tiny), published, FineTuning(), tmp_path / "run")
+    assert not list(tmp_path.glob("[dr]*"))

@@ -139,6 +139,7 @@ def test_a_budget_halves_the_tokens_of_all_runs_alike(monkeypatch):
         ({"task": "mqar", "sizes": ("64",)}, "a size of mqar is LENGTH,PAIRS, such as 64,4, not '64'"),
         ({"sizes": ("7",)}, "an even length"),
         ({"mixers": ("rope", "rope")}, "'mixers' must be one or more, none twice"),
+        ({"sizes": ("8", "8")}, "'sizes' must be one or more, none twice, not "),
         ({"factors": (2, 1)}, "'factors' must be whole numbers of 1 or more, increasing"),
         ({"rates": (0.0,)}, "'rates' must be positive"),
         ({"threshold": 0.0}, "'threshold' must be above 0"),

@@ -1,8 +1,8 @@
-"""Three kinds of tokenizer, and a perfect copier behind the protocol of language models."""
+"""Four kinds of tokenizer, and a perfect copier behind the protocol of language models."""
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from atma.eval.language_model import Scored
@@ -11,24 +11,37 @@ from atma.eval.stream import DEFAULT
 from atma.loading import load
 from atma.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer
 
-KINDS = ("bytes", "bpe", "gpt2")
+KINDS = ("bytes", "bpe", "gpt2", "llama3")
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
 
 
 def tokenizer_of_kind(kind):
     if kind == "bytes":
         return byte_tokenizer()
-    return load("nano").tokenizer if kind == "bpe" else like_gpt2()
+    if kind == "bpe":
+        return load("nano").tokenizer
+    own = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt2")
+    if kind == "gpt2":
+        return byte_level_bpe(own)
+    return byte_level_bpe(pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), own]))
 
 
-def like_gpt2():
-    """Byte-level BPE with GPT-2's own splitting, which joins digits, trained on prose and numbers."""
+def byte_level_bpe(splitting):
+    """Trained on prose and numbers. GPT-2's splitting joins digits; Llama 3's, by threes, and line ends to a full stop.
+
+    GPT-4's and Qwen's treat line ends as Llama 3's does.
+    """
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.pre_tokenizer = splitting
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=3000, show_progress=False, initial_alphabet=alphabet)
     numbers = "".join(f" {i * 7919 % 100_000}" for i in range(20_000))
-    backend.train_from_iterator([prose(1)[:300_000], numbers], trainer)
+    lines = prose(2)[:100_000].replace(". ", ".\n") + "\n\n".join(prose(3)[:100_000].split("\n"))
+    backend.train_from_iterator([prose(1)[:300_000], lines, numbers], trainer)
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return Tokenizer(backend, backend.token_to_id(END_OF_TEXT))
 
@@ -92,6 +105,11 @@ def match(ids, j):
 @pytest.fixture
 def finder(byte_level):
     return Finder(byte_level)
+
+
+@pytest.fixture(scope="session")
+def joins_digits():
+    return tokenizer_of_kind("gpt2")
 
 
 @pytest.fixture

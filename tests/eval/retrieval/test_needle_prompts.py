@@ -106,11 +106,13 @@ def test_absent_of_many_keys_is_the_one_that_is_asked(in_bytes):
     assert not text[:-60].count(drawn.records[0])
 
 
-def test_many_values_are_asked_in_the_order_in_which_they_stand(in_bytes):
-    prompt = in_bytes.prompt("multivalue", 2000)
-    text = in_bytes.text(prompt)
-    first = [text.index(ask.outputs[0]) for ask in prompt.asks]
-    assert first == sorted(first)
+def test_many_values_are_asked_in_the_order_in_which_they_stand(bench):
+    """Also where a short haystack has one place for two of them, as it has for some of these trials."""
+    for index in range(100):
+        prompt = bench.prompt("multivalue", 480, index=index, kind="synthetic")
+        text = bench.tokenizer.decode(prompt.ids[1 : prompt.asks[0].start].tolist())
+        first = [text.index(f"is {ask.outputs[0]}") for ask in prompt.asks]
+        assert first == sorted(first)
 
 
 def test_a_haystack_is_tokenised_once_whatever_is_built_from_it(tokenizer, monkeypatch):

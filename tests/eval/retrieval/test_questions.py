@@ -8,6 +8,8 @@ import pytest
 from atma.eval.retrieval import Maker, Retrieval
 from atma.eval.retrieval.questions import read_hotpot, read_squad
 
+COLOURS = ("red", "green", "blue", "white")
+
 
 def squad(path: Path) -> Path:
     paragraphs = [
@@ -18,7 +20,7 @@ def squad(path: Path) -> Path:
                 {"question": "Who lit it?", "answers": [], "is_impossible": True},
             ],
         }
-        for i, colour in enumerate(("red", "green", "blue", "white"))
+        for i, colour in enumerate(COLOURS)
     ]
     path.write_text(json.dumps({"version": "2.0", "data": [{"title": "Lamps", "paragraphs": paragraphs}]}))
     return path
@@ -65,6 +67,26 @@ def test_another_file_is_refused(tmp_path, read, text, complaint):
         read(path)
     with pytest.raises(ValueError, match="no such file"):
         read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("answer", [5, None])
+def test_an_answer_that_is_no_text_is_refused(tmp_path, answer):
+    for read, path in ((read_squad, squad(tmp_path / "s.json")), (read_hotpot, hotpot(tmp_path / "h.json"))):
+        text = path.read_text()
+        for right in ('"green"', '"Second of 3"'):
+            text = text.replace(right, json.dumps(answer))
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"must be texts, not {answer}"):
+            read(path)
+
+
+def test_an_empty_answer_is_none(tmp_path):
+    """Every text holds it, so it would always be right."""
+    path = squad(tmp_path / "s.json")
+    path.write_text(path.read_text().replace('"answers": [{"text": "green"}', '"answers": [{"text": " "}'))
+    assert [answer for question in read_squad(path).questions for answer in question.answers] == list(COLOURS)
+    path.write_text(path.read_text().replace('{"text": "green"}', '{"text": ""}'))
+    assert [question.answers[0] for question in read_squad(path).questions] == ["red", "blue", "white"]
 
 
 def test_a_file_without_questions_is_refused(tmp_path):

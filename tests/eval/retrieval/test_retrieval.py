@@ -11,12 +11,12 @@ from atma.cli import main
 from atma.eval import needle
 from atma.eval.compare import compare
 from atma.eval.hugging_face import HuggingFace
-from atma.eval.language_model import Native
-from atma.eval.retrieval import PRESETS, Retrieval, cells, page, suite
+from atma.eval.language_model import Native, Scored
+from atma.eval.retrieval import PRESETS, Maker, Retrieval, cells, page, suite
 from atma.eval.retrieval.haystacks import haystack
 from atma.eval.retrieval.prompts import Ask
 from atma.eval.retrieval.ruler import RULER
-from atma.eval.retrieval.scoring import found_share
+from atma.eval.retrieval.scoring import forced, found_share, free
 from atma.eval.suite import run
 from atma.loading import load
 from atma.model import Model
@@ -67,6 +67,29 @@ def test_writing_freely_finds_exactly_the_trials_that_are_right_token_for_token(
     assert [row["prompts_sha256"] for row in forced] == [row["prompts_sha256"] for row in free]
     [values] = [row for row in free if row["task"] == "multivalue"]
     assert values["exact_accuracy"] == 0.0 and 0 < values["recall"] < 1 and len(values["written"]) == 3
+
+
+class Speller:
+    """Writes the value in the tokens of its own tokenizer, however the needle spells it."""
+
+    def __init__(self, tokenizer, prompt):
+        self.tokenizer, self.ids = tokenizer, tokenizer.encode(f" {prompt.asks[0].outputs[0]}")
+
+    def generate(self, prompt, most):
+        return self.ids[:most]
+
+    def predict(self, tokens, last, progress=None):
+        wanted = (self.ids + [self.tokenizer.eot] * last)[:last]
+        right = tokens[:, -last:].numpy() == np.array([wanted])
+        return Scored(np.where(right, 0.0, 10.0), right)
+
+
+def test_a_free_answer_counts_however_it_is_spelled_and_a_forced_one_as_five_digits(joins_digits):
+    maker = Maker(replace(SMALL, tasks=("niah",), haystacks=("synthetic",)), joins_digits)
+    [prompt] = maker.prompts(maker.cells[0], 500, range(1))
+    speller = Speller(joins_digits, prompt)
+    assert len(speller.ids) < 5
+    assert free(speller, prompt).exact and forced(speller, [prompt])[0].right == 0
 
 
 def test_texts_are_found_whatever_their_case():
@@ -131,12 +154,30 @@ def test_what_does_not_fit_is_said_before_anything_is_read(finder):
     with pytest.raises(ValueError, match="length 150 has no room for multikey: its fixed parts alone"):
         run(Retrieval(lengths=(150, 4096), haystacks=("prose",)), finder)
     finder.longest = 1024
-    with pytest.raises(ValueError, match="length 4096 passes the 1024 positions that finder"):
+    with pytest.raises(ValueError, match="4096 tokens pass the 1024 positions that finder"):
         run(Retrieval(lengths=(512, 4096), haystacks=("prose",)), finder)
     finder.longest = None
     with pytest.raises(ValueError, match=r"^length 50 has no room for a needle"):
         run(Retrieval(preset="induction", lengths=(50,), haystacks=("prose",)), finder)
     assert finder.read == 0
+
+
+def test_another_error_is_not_told_as_want_of_room(byte_level, monkeypatch):
+    maker = Maker(replace(SMALL, tasks=("niah", "vt")), byte_level)
+    monkeypatch.setattr(maker.encoder, "many", lambda texts: int("a word"))
+    for cell in maker.cells:
+        with pytest.raises(ValueError, match=r"^invalid literal"):
+            maker.prompts(cell, 4096, range(1))
+
+
+def test_a_trial_that_does_not_fit_is_told_before_the_first_is_read(finder):
+    """The first two questions of this seed have room at this length, the third has not."""
+    chosen = Retrieval(preset="ruler", tasks=("qa_1",), lengths=(343,), scoring="forced")
+    assert len(run(replace(chosen, per_cell=2), finder)) == 1
+    before = finder.read
+    with pytest.raises(ValueError, match="length 343 has no room for qa_1"):
+        run(replace(chosen, per_cell=3), finder)
+    assert finder.read == before
 
 
 def test_a_model_of_transformers_is_measured_in_the_same_way():

@@ -1,8 +1,9 @@
 """Answers and whether they are right: the likeliest of a task's answers, and what is written after the cue.
 
 `ranking` takes the answer whose tokens, line end included, cost the fewest nats. It suits base models, which know the
-form of no task. `generation` is greedy: the first line that is written must be the answer (exact); or name it and no
-other of the task's answers (named), as published for BABILong, arXiv 2406.10149.
+form of no task. `generation` is greedy: the first line that is written must be the answer (exact); or its first
+sentence must name it and no other of the task's answers (named), much as the published metric of BABILong, arXiv
+2406.10149, has it.
 """
 
 import re
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 
 from atma.data.batches import NOT_SCORED
-from atma.eval.language_model import LanguageModel, Native, Row
+from atma.eval.language_model import LanguageModel, Native, Row, finite
 from atma.eval.reasoning.prompts import Prompt
-from atma.eval.statistics import wilson
+from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
 from atma.model import Model
 from atma.state import ModelState, rows
@@ -23,6 +24,8 @@ from atma.state import ModelState, rows
 Scoring = Literal["both", "ranking", "generation"]
 SPARE = 8
 """Tokens that may be written beyond the longest answer."""
+PATHS = ("qa19",)
+"""Tasks whose answers are words in an order, some twice; others' are sets of words."""
 SHOWN = 3
 """Written answers that a row holds."""
 
@@ -41,7 +44,7 @@ def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: A
     nats = _each(model, prompt) if scoring != "generation" else np.zeros(0)
     written: list[int] = []
     if scoring != "ranking":
-        written = model.generate(prompt.ids.tolist(), _most(prompt), _line_end(model))
+        written = model.generate(prompt.ids.tolist(), _most(model, prompt), _line_end(model))
     progress(len(prompt.ids))
     return Answered(nats, model.tokenizer.decode(written))
 
@@ -49,7 +52,8 @@ def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: A
 @torch.inference_mode()
 def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
     *before, last = prompt.ids.tolist()
-    state = model.read(before, 1 + _most(prompt), progress)
+    most = _most(model, prompt)
+    state = model.read(before, 1 + most, progress)
     at_once = max(1, model.streaming.batch_tokens // len(prompt.ids))
     nats = np.zeros(0)
     if scoring != "generation":
@@ -57,13 +61,16 @@ def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advanc
         nats = np.concatenate([_costs(model.loaded.model, state, last, group) for group in groups])
     written: list[int] = []
     if scoring != "ranking":
-        written = model.go_on(state, last, _most(prompt), _line_end(model))
+        written = model.go_on(state, last, most, _line_end(model))
     progress(1)
     return Answered(nats, model.tokenizer.decode(written))
 
 
 def _costs(model: Model, state: ModelState, last: int, candidates: Sequence[np.ndarray]) -> np.ndarray:
-    """Nats of each of some answers after the state and the token `last`; the state stays as it is."""
+    """Nats of each of some answers after the state and the token `last`; the state stays as it is.
+
+    ValueError where one is not finite.
+    """
     width = max(map(len, candidates))
     inputs = torch.zeros(len(candidates), width, dtype=torch.long)
     targets = torch.full_like(inputs, NOT_SCORED)
@@ -73,7 +80,7 @@ def _costs(model: Model, state: ModelState, last: int, candidates: Sequence[np.n
         targets[row, : len(ids)] = ids
     device = state.length.device
     hidden, _ = model(inputs.to(device), rows(state, [0] * len(candidates)))
-    return model.loss(hidden, targets.to(device)).double().sum(1).cpu().numpy()
+    return finite(model.loss(hidden, targets.to(device)).double().cpu().numpy()).sum(1)
 
 
 def _each(model: LanguageModel, prompt: Prompt) -> np.ndarray:
@@ -86,8 +93,11 @@ def _each(model: LanguageModel, prompt: Prompt) -> np.ndarray:
     return nats
 
 
-def _most(prompt: Prompt) -> int:
-    return max(map(len, prompt.candidates)) + SPARE
+def _most(model: LanguageModel, prompt: Prompt) -> int:
+    """Tokens that may be written: the longest answer's, and what a model has positions for of SPARE."""
+    longest = max(map(len, prompt.candidates))
+    left = SPARE if model.longest is None else model.longest - len(prompt.ids) - longest
+    return longest + max(0, min(SPARE, left))
 
 
 def _line_end(model: LanguageModel) -> tuple[int, ...]:
@@ -97,8 +107,8 @@ def _line_end(model: LanguageModel) -> tuple[int, ...]:
 
 
 def first_line(written: str) -> str:
-    """What counts of a written answer: its first line, without blanks around it."""
-    return written.strip().partition("\n")[0].strip()
+    """What counts of a written answer: what stands before the first line end, without blanks around it."""
+    return written.partition("\n")[0].strip()
 
 
 def exact(written: str, answer: str) -> bool:
@@ -106,15 +116,16 @@ def exact(written: str, answer: str) -> bool:
     return first_line(written).removesuffix(".").lower() == answer.lower()
 
 
-def named(written: str, answer: str, answers: Sequence[str], question: str) -> bool:
-    """Whether the first sentence names the words of the answer in order, and no other word of any answer.
+def named(written: str, answer: str, answers: Sequence[str], question: str, path: bool = False) -> bool:
+    """Whether the first sentence of the first line names the words of the answer, and no other word of any answer.
 
-    Words of the question, which may be repeated, do not count unless they are the answer's.
+    How often and in which order does not matter, except in a path. Words of the question do not count unless they are
+    the answer's. The published metric reads on over line ends, and finds answers within other words as well.
     """
     true = _words(answer)
     counted = {word for other in answers for word in _words(other)} - (set(_words(question)) - set(true))
     found = [word for word in _words(first_line(written).partition(".")[0]) if word in counted]
-    return found == true
+    return found == true if path else set(found) == set(true)
 
 
 def _words(text: str) -> list[str]:
@@ -125,19 +136,15 @@ def ranking_row(trials: Sequence[Answered], prompts: Sequence[Prompt]) -> Row:
     """Accuracy of the likeliest answer, with its Wilson interval; nats of the true answer, mean over trials."""
     right = [int(np.argmin(one.nats) == prompt.true) for one, prompt in zip(trials, prompts, strict=True)]
     cost = float(np.mean([one.nats[prompt.true] for one, prompt in zip(trials, prompts, strict=True)]))
-    return {"kind": "ranking"} | proportion("accuracy", right) | {"answer_nats": cost, "outcomes": right}
+    row: Row = {"kind": "ranking"} | proportion("accuracy", "accuracy_", sum(right), len(right))
+    return row | {"answer_nats": cost, "outcomes": right}
 
 
-def generation_row(trials: Sequence[Answered], prompts: Sequence[Prompt], answers: Sequence[str]) -> Row:
+def generation_row(trials: Sequence[Answered], prompts: Sequence[Prompt], task: str, answers: Sequence[str]) -> Row:
     """Accuracy of what is written, exact and named, with Wilson intervals; outcomes are the exact ones."""
-    pairs = list(zip(trials, prompts, strict=True))
-    right = [int(exact(one.written, answers[prompt.true])) for one, prompt in pairs]
-    told = [int(named(one.written, answers[prompt.true], answers, prompt.question)) for one, prompt in pairs]
-    row = {"kind": "generation"} | proportion("accuracy", right) | proportion("named", told)
+    triples = [(one.written, answers[prompt.true], prompt) for one, prompt in zip(trials, prompts, strict=True)]
+    right = [int(exact(written, answer)) for written, answer, _ in triples]
+    told = [int(named(written, answer, answers, one.question, task in PATHS)) for written, answer, one in triples]
+    row: Row = {"kind": "generation"} | proportion("accuracy", "accuracy_", sum(right), len(right))
+    row |= proportion("named", "named_", sum(told), len(told))
     return row | {"outcomes": right, "written": [one.written for one in trials[:SHOWN]]}
-
-
-def proportion(name: str, outcomes: Sequence[int]) -> Row:
-    """A share of trials with its Wilson 95% interval."""
-    low, high = wilson(sum(outcomes), len(outcomes))
-    return {name: sum(outcomes) / len(outcomes), f"{name}_low": low, f"{name}_high": high}

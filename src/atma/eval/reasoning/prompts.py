@@ -101,7 +101,8 @@ class Maker:
                 f"and its answer up to {room}"
             )
         end, *depths = self.places(task, index, len(facts))
-        if length and self.text is not None:
+        if length:
+            assert self.text is not None
             shown = self.text.spread(self.text.end(end), length - fixed - room, facts, depths)
         else:
             shown = np.concatenate(facts)

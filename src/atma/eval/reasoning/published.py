@@ -35,7 +35,7 @@ class Published:
     """The rows of one task at one length, and their prompts."""
 
     def __init__(self, folder: Path, task: Task, length: int, maker: Maker) -> None:
-        """ValueError: no such file in the folder, or one that is damaged or has other fields."""
+        """ValueError: no such file, a damaged one, one of other fields, or one whose answers differ from examples."""
         files = [path for path in data_files(folder) if names(path.relative_to(folder)) == (task.name, length)]
         if not files:
             known = sorted({label(*found) for path in data_files(folder) if (found := names(path.relative_to(folder)))})
@@ -47,6 +47,9 @@ class Published:
             raise ValueError(f"{files[0]}: no rows in it")
         self.answers = tuple(sorted({entry.target for entry in self.entries}))
         """Every target of these rows: what answers are ranked among."""
+        if maker.shots and not set(self.answers) & set(task.answers):
+            ours = f"'{task.answers[0]}', and {files[0]} has answers such as '{self.answers[0]}'"
+            raise ValueError(f"examples of {task.name} have answers such as {ours}; leave out --shots")
 
     def prompt(self, index: int) -> Prompt:
         """A row as a model is shown it, after the examples that are asked for."""
@@ -83,8 +86,11 @@ def names(path: Path) -> tuple[str, int] | None:
 
 
 def label(task: str, length: int) -> str:
-    """ "qa1 at 4k" """
-    return f"{task} at {length // KILO**2}M" if length >= KILO**2 else f"{task} at {length // KILO}k"
+    """ "qa1 at 4k", or at the number where that is no whole k."""
+    for unit, name in ((KILO**2, "M"), (KILO, "k")):
+        if length % unit == 0 and (length or unit == KILO):
+            return f"{task} at {length // unit}{name}"
+    return f"{task} at {length}"
 
 
 def read(path: Path) -> list[Entry]:
@@ -111,7 +117,7 @@ def _json(path: Path) -> Sequence[Any]:
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"{path}: not a file of JSON rows: {error}") from None
 

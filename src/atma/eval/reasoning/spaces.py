@@ -10,7 +10,7 @@ from atma.eval.reasoning.worlds import Question, Story, Task, between, pick, som
 Step = tuple[int, int]
 COMPASS: dict[str, Step] = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
 SIDES: dict[str, Step] = {"above": (0, 1), "below": (0, -1), "to the right of": (1, 0), "to the left of": (-1, 0)}
-SHAPES = ("red square", "blue square", "pink rectangle", "yellow triangle", "red sphere", "triangle")
+SHAPES = ("red square", "blue square", "pink rectangle", "yellow square", "red sphere", "triangle")
 PATHS = tuple(
     f"{one},{other}"
     for one, other in itertools.product(COMPASS, COMPASS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from atma.eval.language_model import LanguageModel, Row
+from atma.eval.language_model import LanguageModel, Row, check_length
 from atma.eval.reasoning.answers import Scoring, answered, generation_row, ranking_row
 from atma.eval.reasoning.background import background
 from atma.eval.reasoning.prompts import Maker, Prompt
@@ -77,7 +77,9 @@ class Reasoning:
         return len(self.tasks)
 
     def maker(self, model: LanguageModel, split: Split = "test") -> Maker:
-        """What makes the prompts for a model. ValueError: there is no such background."""
+        """What makes the prompts for a model. ValueError: no such background, or published rows to be trained on."""
+        if split == "train" and self.data is not None:
+            raise ValueError(f"{self.data}: published rows are not for training; leave out --data")
         wanted = self.data is None and max(self.lengths) > 0
         text = background(self.background, model.tokenizer) if wanted else None
         return Maker(model.tokenizer, text, self.seed, self.shots, split)
@@ -126,18 +128,13 @@ def measured(model: LanguageModel, cell: Cell, count: int, scoring: Scoring, adv
         shown.append([len(prompt.ids), sha256(prompt.ids)])
         prompts.append(prompt._replace(ids=prompt.ids[:0]))
     rows = [] if scoring == "generation" else [ranking_row(trials, prompts)]
-    rows += [] if scoring == "ranking" else [generation_row(trials, prompts, cell.answers)]
+    rows += [] if scoring == "ranking" else [generation_row(trials, prompts, cell.task, cell.answers)]
     about: Row = {"task": cell.task, "length": cell.length, "trials": count, "answers": len(cell.answers)}
     about |= {"longest_prompt": max(size for size, _ in shown), "prompts_sha256": sha256(shown)} | cell.drawn
     return [{"kind": row["kind"]} | about | row for row in rows]
 
 
 def _size(model: LanguageModel, prompt: Prompt) -> int:
-    """Tokens of a prompt. ValueError if they pass what a model can read and nothing may be dropped."""
-    size = len(prompt.ids) + max(map(len, prompt.candidates))
-    if model.longest is not None and size > model.longest and not getattr(model, "truncate", False):
-        raise ValueError(
-            f"{size} tokens pass the {model.longest} positions that {model.name} has learned; "
-            "choose shorter lengths, or allow truncation to drop the beginning"
-        )
+    """Tokens of a prompt. ValueError if a model cannot read it and its longest answer, and nothing may be dropped."""
+    check_length(model, len(prompt.ids) + max(map(len, prompt.candidates)))
     return len(prompt.ids)

@@ -49,6 +49,8 @@ class FineTuning:
         """The settings of the training loop. ValueError: an option that makes no sense."""
         if not 0 < self.rate < float("inf"):
             raise ValueError(f"'rate' must be positive, not {self.rate}")
+        if self.row < 1:
+            raise ValueError(f"'row' must be 1 token or more, not {self.row}")
         new, length = TrainConfig(), max(self.row, *suite.lengths)
         rates = ("muon_rate", "embedding_rate", "head_rate", "vector_rate")
         scaled = {name: self.rate * getattr(new, name) for name in rates}

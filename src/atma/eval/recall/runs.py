@@ -10,7 +10,7 @@ import torch
 from atma.config import ModelConfig, TrainConfig, identity, to_dict
 from atma.eval.recall.tasks import TEST, Capacity, Task, examples
 from atma.eval.recall.training import Learner, Practice, correct, token_cost
-from atma.eval.statistics import wilson
+from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
 from atma.state import GlobalState
@@ -101,7 +101,8 @@ class Run:
         right = correct(learner.model, batch, advance)
         whole = np.asarray(right.all(1))
         row: Row = {"length": task.length, "factor": factor, "trials": len(right), "answers": right.size}
-        row |= _proportion("", right) | _proportion("exact_", whole)
+        row |= proportion("accuracy", "", int(right.sum()), right.size)
+        row |= proportion("exact_accuracy", "exact_", int(whole.sum()), whole.size)
         row |= {"outcomes": whole.astype(int).tolist()}
         return row | {"trials_sha256": sha256(np.stack([batch.tokens.numpy(), batch.targets.numpy()]))}
 
@@ -132,11 +133,6 @@ def memory_bytes(learner: Learner) -> int:
     state = learner.model.init_state(1, 1)
     held = [block.memory for block in state.blocks if isinstance(block, GlobalState) and block.memory is not None]
     return sum(memory.nbytes for memory in held)
-
-
-def _proportion(prefix: str, right: np.ndarray) -> Row:
-    low, high = wilson(int(right.sum()), right.size)
-    return {f"{prefix}accuracy": float(right.mean()), f"{prefix}low": low, f"{prefix}high": high}
 
 
 def _last_of_each_length(curve: Sequence[Row]) -> list[float]:

@@ -39,7 +39,7 @@ class Recall:
     task: Literal["mqar", "copy", "selective-copy", "capacity"] = "mqar"
     sizes: tuple[str, ...] = ()
     """LENGTH,PAIRS of mqar, LENGTH of copy, LENGTH,SYMBOLS of selective-copy, PAIRS that capacity begins with. By
-    default those of the literature."""
+    default those of the literature for mqar, and our own for the others."""
     vocabulary: int = 0
     """Keys and values, or symbols; 0 is the task's own: 8192, 64 (copy), 16 (selective-copy)."""
     filler: Literal["blank", "random"] = "blank"
@@ -79,8 +79,8 @@ class Recall:
         for name in ("tokens", "batch_tokens", "every", "held_out", "trials"):
             if getattr(self, name) < 1:
                 raise ValueError(f"'{name}' must be 1 or more, not {getattr(self, name)}")
-        for name in ("mixers", "rates", "seeds", "factors"):
-            values = getattr(self, name)
+        for name in ("sizes", "mixers", "rates", "seeds", "factors"):
+            values = getattr(self, name) or (SIZES[self.task] if name == "sizes" else ())
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"'{name}' must be one or more, none twice, not {list(values)}")
         if min(self.factors) < 1 or list(self.factors) != sorted(self.factors):

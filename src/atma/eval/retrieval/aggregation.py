@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from atma.eval.retrieval.prompts import Ask, Encoder, Prompt, asked, listing
+from atma.eval.retrieval.prompts import Ask, Encoder, NoRoom, Prompt, asked, listing
 from atma.eval.retrieval.words import made_up
 
 COMMON = 10
@@ -47,7 +47,7 @@ def frequent_words(encoder: Encoder, rng: np.random.Generator, length: int, room
         sizes = np.array([len(ids) for ids in encoder.many([NOISE, *(f" {word}" for word in words)])])
         counts = _zeta_counts(sizes, size)
         if counts[TOP] <= counts[TOP + 1]:
-            raise ValueError(f"{size} tokens are too few for {TOP} words to be the most frequent")
+            raise NoRoom(f"{size} tokens are too few for {TOP} words to be the most frequent")
         counts[0] += (size - int(counts @ sizes)) // sizes[0]
         ids = encoder.many([NOISE, *(f" {word}" for word in words)])
         places = rng.permutation(np.repeat(np.arange(len(counts)), counts)).tolist()
@@ -65,7 +65,7 @@ def _frequencies(encoder: Encoder, common: list[str], size: int) -> tuple[int, i
         cost = often * sum(map(len, encoder.many(words))) + sum(map(len, encoder.many(heads)))
         if cost <= size // 2:
             return often, seldom
-    raise ValueError(f"{size} tokens of list have no room for {COMMON} words that come often and others")
+    raise NoRoom(f"{size} tokens of list have no room for {COMMON} words that come often and others")
 
 
 def _zeta_counts(sizes: np.ndarray, size: int) -> np.ndarray:

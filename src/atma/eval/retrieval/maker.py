@@ -6,7 +6,7 @@ from atma.eval.language_model import Row
 from atma.eval.retrieval.haystacks import Haystack, Kind, haystack
 from atma.eval.retrieval.needles import NEEDLES, Writer, draw, induction_prompts, needle_prompt
 from atma.eval.retrieval.presets import INDUCTION, Cell, cells
-from atma.eval.retrieval.prompts import Encoder, Prompt
+from atma.eval.retrieval.prompts import Encoder, NoRoom, Prompt
 from atma.eval.retrieval.questions import Passages, read_hotpot, read_squad
 from atma.eval.retrieval.ruler import RULER, Source, ruler_prompt
 from atma.eval.suite import sha256
@@ -14,6 +14,9 @@ from atma.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from atma.eval.retrieval.suite import Retrieval
+
+SHORT = 2048
+"""Tokens that have room for most trials, and are soon put together: what fits them fits a longer prompt."""
 
 
 class Maker:
@@ -37,9 +40,7 @@ class Maker:
         """The prompts of these trials. ValueError names the length and the task that it has no room for."""
         try:
             return self._prompts(cell, length, trials)
-        except ValueError as error:
-            if cell.task == INDUCTION:
-                raise
+        except NoRoom as error:
             raise ValueError(f"length {length} has no room for {cell.task}: {error}") from None
 
     def _prompts(self, cell: Cell, length: int, trials: range) -> list[Prompt]:
@@ -56,9 +57,13 @@ class Maker:
         ]
 
     def check(self, length: int, count: int) -> None:
-        """ValueError if a length has no room for a task: of needles every trial is tried, of the others the first."""
+        """ValueError if a length has no room for a trial: all are tried, at SHORT where they fit there."""
         for cell in self.cells:
-            self.prompts(cell, length, range(count if cell.task in NEEDLES else 1))
+            for trial in (range(index, index + 1) for index in range(count)):
+                try:
+                    self.prompts(cell, min(length, SHORT), trial)
+                except NoRoom:
+                    self.prompts(cell, length, trial)
 
     def hashes(self, cell: Cell) -> Row:
         """Of the texts that decide a cell's prompts."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from atma.eval.needle import CUE, RECORD_DIGITS, VALUE_TOKENS, digit_ids, draw_trials, layouts
 from atma.eval.retrieval.haystacks import Haystack
-from atma.eval.retrieval.prompts import Ask, Encoder, Insert, Prompt, spliced
+from atma.eval.retrieval.prompts import Ask, Encoder, Insert, NoRoom, Prompt, spliced
 
 NEEDLES = ("passkey", "niah", "multikey", "multivalue", "multiquery")
 ASKS_ALL = ("multivalue", "multiquery")
@@ -97,7 +97,7 @@ def needle_prompt(
     questions = [part for i in wanted for part in (facts[i].cue, facts[i].value)]
     size = length - 1 - sum(len(insert.ids) for insert in inserts) - sum(map(len, questions))
     if size < 1:
-        raise ValueError(f"its fixed parts alone take {length - size} tokens")
+        raise NoRoom(f"its fixed parts alone take {length - size} tokens")
     text = spliced(haystack, haystack.end(drawn.end), size, inserts)
     asks, stop = [], 1 + len(text)
     for i in wanted:

@@ -13,10 +13,15 @@ import numpy as np
 from atma.eval.retrieval.haystacks import REACH, Haystack
 from atma.tokenizer import Tokenizer
 
-BLOCK = 512
+BLOCK = 64
+"""Items of a list that are drawn and encoded at a time."""
 REMEMBERED = 1 << 19
 SPARE = 8
 """Tokens of room beyond an answer that is longer than its task allows for."""
+
+
+class NoRoom(ValueError):
+    """What must be in a prompt takes more than its length."""
 
 
 class Ask(NamedTuple):
@@ -70,8 +75,8 @@ def spliced(haystack: Haystack, end: int, size: int, inserts: Sequence[Insert]) 
     """`size` tokens of a haystack up to the place `end`, with the inserts between its sentences or words.
 
     An insert at depth d goes to d · size, and from there to the nearest beginning of a sentence, else of a word, at
-    most 64 tokens and 1/32 of the size away; at depths 0 and 1 it stays at the edge. So with equal `end` a longer
-    haystack is a shorter one with more before it.
+    most 64 tokens and 1/32 of the size away; at depths 0 and 1 it stays at the edge. Inserts that come to one place
+    stand there by depth. So with equal `end` a longer haystack is a shorter one with more before it.
     """
     start, reach = end - size, min(REACH, size // 32)
     places = []
@@ -81,7 +86,7 @@ def spliced(haystack: Haystack, end: int, size: int, inserts: Sequence[Insert]) 
             offset = min(max(haystack.between(start + offset, reach) - start, 0), size)
         places.append(offset)
     parts, done = [], 0
-    for i in sorted(range(len(inserts)), key=places.__getitem__):
+    for i in sorted(range(len(inserts)), key=lambda i: (places[i], inserts[i].depth)):
         parts += [haystack.take(start + done, places[i] - done), inserts[i].ids]
         done = places[i]
     return np.concatenate([*parts, haystack.take(start + done, size - done)]).astype(np.int64)
@@ -97,7 +102,8 @@ def listing(
 ) -> np.ndarray:
     """Items in random order, each after its header (of its number from 1): all of `first`, and of `more` what fits.
 
-    At most `size` tokens, and fewer by less than the item that did not fit. ValueError if `first` does not fit.
+    At most `size` tokens, and fewer by less than the item that did not fit. A line end stands at the end of a piece and
+    not at the beginning of the next: many tokenizers join it to what is before it. ValueError if `first` does not fit.
     """
     chosen: list[np.ndarray] = []
     used, items = 0, chain(first, more)
@@ -112,11 +118,16 @@ def listing(
                 break
             chosen.append(item)
     if len(chosen) < len(first):
-        raise ValueError(f"{size} tokens have no room for the {len(first)} things that must be in them")
+        raise NoRoom(f"{size} tokens have no room for the {len(first)} things that must be in them")
     order = rng.permutation(len(chosen)).tolist()
     heads = encoder.many([header(number) for number in range(1, len(chosen) + 1)])
     parts = [part for head, i in zip(heads, order, strict=True) for part in (head, chosen[i])]
     return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+
+def filled(ids: np.ndarray, padding: Haystack, size: int) -> np.ndarray:
+    """The ids and, after them, as much of another text's beginning as `size` tokens have room for."""
+    return np.concatenate([ids, padding.take(0, size - len(ids))])
 
 
 def asked(
@@ -133,7 +144,7 @@ def asked(
     room = max(ask.room, len(answer) + SPARE)
     size = length - 1 - len(head) - len(tail) - room
     if size < 1:
-        raise ValueError(f"its fixed parts and the room for the answer alone take {length - size} tokens")
+        raise NoRoom(f"its fixed parts and the room for the answer alone take {length - size} tokens")
     shown = [[encoder.tokenizer.start], head, context(size), tail]
     ids = np.concatenate([*shown, answer]).astype(np.int64)
     return Prompt(ids, (ask._replace(start=len(ids) - len(answer), stop=len(ids), room=room),))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atma.eval.retrieval.haystacks import Haystack
-from atma.eval.retrieval.prompts import Ask, Encoder, Prompt, asked, listing
+from atma.eval.retrieval.prompts import Ask, Encoder, Prompt, asked, filled, listing
 from atma.eval.retrieval.words import listed, made_up
 from atma.eval.suite import sha256
 
@@ -55,8 +55,8 @@ def reading(
 
     def context(size: int) -> np.ndarray:
         first = [_passage(text) for text in question.passages]
-        ids = listing(encoder, first, map(_passage, others), size, lambda number: f"\nPassage {number}:", rng)
-        return np.concatenate([padding.take(0, size - len(ids)), ids])
+        ids = listing(encoder, first, map(_passage, others), size, lambda number: f"Passage {number}:\n", rng)
+        return filled(ids, padding, size)
 
     before = "Read the passages, then answer the question in a few words.\n"
     after = f"\nQuestion: {question.text}\nAnswer:"
@@ -64,7 +64,7 @@ def reading(
 
 
 def _passage(text: str) -> str:
-    return f"\n{text}\n"
+    return f"{text.strip()}\n"
 
 
 def _taken(passages: Passages, rng: np.random.Generator) -> tuple[Question, Iterator[str]]:
@@ -164,9 +164,16 @@ def read_hotpot(path: Path) -> Passages:
 
 
 def _checked(path: Path, questions: list[Question], pool: list[str], digest: str) -> Passages:
-    pool = list(dict.fromkeys(pool))
+    """Without empty answers and passages, and questions left without an answer. ValueError: no texts, or too few."""
+    for found in (*pool, *(text for one in questions for text in (one.text, *one.answers, *one.passages))):
+        if not isinstance(found, str):
+            raise ValueError(f"{path}: questions, answers and passages must be texts, not {found!r}")
+    questions = [one._replace(answers=tuple(filter(str.strip, one.answers))) for one in questions]
+    questions = [one for one in questions if one.answers]
+    pool = list(dict.fromkeys(filter(str.strip, pool)))
     if not questions or len(pool) < 3:
-        raise ValueError(f"{path}: no question, or too few passages ({len(pool)}) to put others beside its own")
+        few = f"too few passages ({len(pool)}) to put others beside its own"
+        raise ValueError(f"{path}: no question with an answer, or {few}")
     return Passages(questions, pool, digest)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from atma.eval.retrieval.aggregation import common_words, frequent_words
 from atma.eval.retrieval.haystacks import Haystack
-from atma.eval.retrieval.prompts import Ask, Encoder, Insert, Prompt, asked, listing, spliced
+from atma.eval.retrieval.prompts import Ask, Encoder, Insert, NoRoom, Prompt, asked, filled, listing, spliced
 from atma.eval.retrieval.questions import Passages, reading
 from atma.eval.retrieval.words import hyphenated, uuid
 
@@ -83,8 +83,9 @@ def _niah(source: Source, task: Retrieve, essay: str, rng: np.random.Generator, 
 
     def context(size: int) -> np.ndarray:
         if task.haystack == "needles":
-            more = (f"\n The secret {noun} for {key} is {value}." for key, value in _others(rng, task, set(keys)))
-            return _padded(source, listing(source.encoder, ["\n" + lines[0]], more, size, lambda _: "", rng), size)
+            more = (f" The secret {noun} for {key} is {value}.\n" for key, value in _others(rng, task, set(keys)))
+            ids = listing(source.encoder, [lines[0] + "\n"], more, size, lambda _: "", rng)
+            return filled(ids, source.haystacks["synthetic"], size)
         text = source.haystacks[essay if task.haystack == "essay" else task.haystack]
         return spliced(text, text.end(end), _room(size, inserts), inserts)
 
@@ -137,13 +138,8 @@ def _which(value: str) -> str:
 def _room(size: int, inserts: list[Insert]) -> int:
     left = size - sum(len(insert.ids) for insert in inserts)
     if left < 1:
-        raise ValueError(f"what is hidden alone takes {size - left} of {size} tokens")
+        raise NoRoom(f"what is hidden alone takes {size - left} of {size} tokens")
     return left
-
-
-def _padded(source: Source, ids: np.ndarray, size: int) -> np.ndarray:
-    """The ids after as much of the synthetic haystack as is missing."""
-    return np.concatenate([source.haystacks["synthetic"].take(0, size - len(ids)), ids])
 
 
 def _each(keys: list[str], task: Retrieve) -> list[str]:

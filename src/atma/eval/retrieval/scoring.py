@@ -1,7 +1,8 @@
 """Answers and their figures: teacher-forced (every token judged after the true ones) and free (greedy continuation).
 
-Where the answer to an ask is fixed token for token, as with needles, both find the same trials exact: a continuation
-holds the value if, and only if, each of its tokens is the likeliest after the true ones before it.
+The answer to a needle is five single-digit tokens. Where a tokenizer's digits are always single, both find the same
+trials exact: a continuation holds the value if, and only if, each of its tokens is the likeliest after the true ones
+before it. Where digits are also joined, a free answer counts however it is spelled, a forced one only as five tokens.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 
 from atma.eval.language_model import LanguageModel, Row
 from atma.eval.retrieval.prompts import Ask, Prompt
-from atma.eval.statistics import mean_interval, wilson
+from atma.eval.statistics import mean_interval, proportion
 from atma.eval.stream import Advance
 
 SHOWN = 3
@@ -69,12 +70,8 @@ def forced_row(trials: Sequence[Forced]) -> Row:
     right, of = sum(trial.right for trial in trials), sum(trial.of for trial in trials)
     outcomes = [int(trial.right == trial.of) for trial in trials]
     row: Row = {"cross_entropy": float(np.mean([trial.nats for trial in trials]))}
-    return (
-        row
-        | _proportion("token", right, of)
-        | _proportion("exact", sum(outcomes), len(trials))
-        | {"outcomes": outcomes}
-    )
+    row |= proportion("token_accuracy", "token_", right, of)
+    return row | proportion("exact_accuracy", "exact_", sum(outcomes), len(trials)) | {"outcomes": outcomes}
 
 
 def free_row(trials: Sequence[Free]) -> Row:
@@ -82,7 +79,7 @@ def free_row(trials: Sequence[Free]) -> Row:
     recall = mean_interval([trial.recall for trial in trials])
     outcomes = [int(trial.exact) for trial in trials]
     row: Row = {"recall": recall.value, "recall_low": recall.low, "recall_high": recall.high}
-    row |= _proportion("exact", sum(outcomes), len(trials))
+    row |= proportion("exact_accuracy", "exact_", sum(outcomes), len(trials))
     return row | {"outcomes": outcomes, "written": [trial.written for trial in trials[:SHOWN]]}
 
 
@@ -90,8 +87,3 @@ def _judged(model: LanguageModel, shown: list[int], ask: Ask) -> Free:
     written = model.tokenizer.decode(model.generate(shown, ask.room))
     share = found_share(written, ask)
     return Free(share, share == 1.0, written)
-
-
-def _proportion(name: str, hits: int, of: int) -> Row:
-    low, high = wilson(hits, of)
-    return {f"{name}_accuracy": hits / of, f"{name}_low": low, f"{name}_high": high}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atma.eval.language_model import LanguageModel, Row
+from atma.eval.language_model import LanguageModel, Row, check_length
 from atma.eval.retrieval.haystacks import Kind
 from atma.eval.retrieval.maker import Maker
 from atma.eval.retrieval.presets import PRESETS, TASKS, Cell, Preset, PresetName, Scoring, cells
@@ -87,7 +87,7 @@ class Retrieval:
     def measurements(self, model: LanguageModel, trials: Mapping[int, int]) -> list[Measurement]:
         """`Suite.measurements`: shortest lengths first."""
         maker = Maker(self, model.tokenizer)
-        _check_positions(model, max(trials))
+        check_length(model, max(trials))
         maker.check(min(trials), trials[min(trials)])
         return [
             self._measurement(model, maker, cell, length, count)
@@ -148,12 +148,3 @@ class _Told:
 
 def _groups(count: int, size: int) -> list[range]:
     return [range(start, min(count, start + size)) for start in range(0, count, size)]
-
-
-def _check_positions(model: LanguageModel, length: int) -> None:
-    """ValueError if a length passes what a model can read and nothing may be dropped."""
-    if model.longest is not None and length > model.longest and not getattr(model, "truncate", False):
-        raise ValueError(
-            f"length {length} passes the {model.longest} positions that {model.name} has learned; "
-            "choose shorter lengths, or allow truncation to drop the beginning"
-        )
