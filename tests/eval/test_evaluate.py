@@ -16,7 +16,7 @@ SMALL = EvaluationConfig(lengths=(96, 128), documents=3, target_tokens=16, needl
 PROVENANCE = {
     *(
         "weights_sha256",
-        "config_sha256",
+        "model_config_sha256",
         "tokenizer_sha256",
         "data_hash",
         "code_sha256",

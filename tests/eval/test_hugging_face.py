@@ -125,7 +125,7 @@ def test_a_cache_that_cannot_be_read_on_from_is_not_used(tmp_path, monkeypatch):
 def test_provenance_names_weights_and_library(folder):
     stamp = load(str(folder)).provenance()
     assert (
-        len(stamp["weights_sha256"]) == len(stamp["config_sha256"]) == 64
+        len(stamp["weights_sha256"]) == len(stamp["model_config_sha256"]) == 64
         and stamp["core"] in KINDS
         and stamp["transformers"]
     )

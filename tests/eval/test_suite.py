@@ -61,7 +61,10 @@ def test_another_configuration_of_the_same_weights_is_another_measurement(tiny):
     narrow = Native(tiny._replace(model=Model(replace(tiny.model.config, count_limit=7))))
     narrow.loaded.model.load_state_dict(tiny.model.state_dict())
     ours, theirs = (model.provenance() for model in (plain, narrow))
-    assert ours["weights_sha256"] == theirs["weights_sha256"] and ours["config_sha256"] != theirs["config_sha256"]
+    assert (
+        ours["weights_sha256"] == theirs["weights_sha256"]
+        and ours["model_config_sha256"] != theirs["model_config_sha256"]
+    )
     assert run(Counting(), plain)[0]["key"] != run(Counting(), narrow)[0]["key"]
 
 

@@ -82,7 +82,7 @@ class HuggingFace:
         weight = next(self.model.parameters())
         own = {
             "weights_sha256": module_hash(self.model),
-            "config_sha256": _config_hash(self.model.config),
+            "model_config_sha256": _config_hash(self.model.config),
             "tokenizer_sha256": self.tokenizer.hash(),
             "start": self.tokenizer.start,
             "transformers": transformers().__version__,

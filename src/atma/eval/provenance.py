@@ -36,7 +36,7 @@ def model_provenance(loaded: Loaded) -> dict[str, Any]:
     weight, config = next(loaded.model.parameters()), loaded.model.config
     return software() | {
         "weights_sha256": weights_hash(loaded.model, loaded.path),
-        "config_sha256": config_hash(loaded.model),
+        "model_config_sha256": config_hash(loaded.model),
         "tokenizer_sha256": tokenizer_of(loaded).hash(),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": weight.device.type,
