@@ -21,9 +21,15 @@ def run(first: Path, second: Path, /, limit: int = 40) -> None:
             raise ValueError(f"{path}: no such results file")
     found = compare(read_rows(first), read_rows(second))
     head = ["measurement", "figure", "first", "second", "difference", "paired"]
-    rows = [[c.row, c.metric, *_figures(c.first, c.second), c.chance] for c in found.changes[:limit]]
+    changes = found.changes[:limit]
+    before = ["", *(change.row for change in changes)]
+    rows = [
+        [c.row if c.row != last else "", c.metric, *_figures(c.first, c.second), c.chance]
+        for c, last in zip(changes, before, strict=False)
+    ]
     if rows:
-        print_table(f"{first} and {second}", head, rows)
+        told = "paired: 95% interval over documents, or trials that only the first : only the second got right"
+        print_table(f"{first} and {second}", head, rows, told)
     if len(found.changes) > limit:
         print(f"and {len(found.changes) - limit} more changes; --limit shows them")
     print(f"{found.equal} rows are equal to the last digit")

@@ -30,7 +30,8 @@ class Change(NamedTuple):
     first: float
     second: float
     chance: str
-    """The paired test where there is one: McNemar's p, or a 95% interval of the mean difference; else empty."""
+    """The paired test where there is one, else empty: the 95% interval of the mean difference over documents, or how
+    many trials only the first and only the second got right, with McNemar's p."""
     explained: tuple[str, ...]
     """What differs: "dtype: float32 → bfloat16"; empty if nothing recorded does."""
 
@@ -46,17 +47,17 @@ class Comparison(NamedTuple):
 
 def compare(first: Sequence[Row], second: Sequence[Row]) -> Comparison:
     """Match the rows of two results. ValueError: no row of one is in the other, or rows without a measurement."""
-    ours, theirs = _by_identity(first), _by_identity(second)
-    shared = [identity for identity in ours if identity in theirs]
+    ours, theirs = _by_place(first), _by_place(second)
+    shared, names = [place for place in ours if place in theirs], _names([*ours, *theirs])
     if not shared:
         raise ValueError("the two results have no measurement in common; compare files of the same suite and options")
     changes: list[Change] = []
     equal = 0
-    for identity in shared:
-        found = _changes(identity, ours[identity], theirs[identity])
+    for place in shared:
+        found = _changes(names[place], ours[place], theirs[place])
         changes += found
         equal += not found
-    alone = [[x for x in one if x not in other] for one, other in ((ours, theirs), (theirs, ours))]
+    alone = [[names[x] for x in one if x not in other] for one, other in ((ours, theirs), (theirs, ours))]
     return Comparison(changes, equal, alone[0], alone[1])
 
 
@@ -71,13 +72,13 @@ def differences(first: Row, second: Row) -> tuple[str, ...]:
     )
 
 
-def _changes(identity: str, first: Row, second: Row) -> list[Change]:
+def _changes(name: str, first: Row, second: Row) -> list[Change]:
     explained = differences(first, second)
     chance = _chance(first, second)
     return [
-        Change(identity, name, first[name], second[name], chance, explained)
-        for name in _metrics(first)
-        if name in _metrics(second) and first[name] != second[name]
+        Change(name, metric, first[metric], second[metric], chance, explained)
+        for metric in _metrics(first)
+        if metric in _metrics(second) and first[metric] != second[metric]
     ]
 
 
@@ -89,10 +90,10 @@ def _chance(first: Row, second: Row) -> str:
             continue
         if field == "outcomes":
             found = mcnemar(one, other)
-            return f"{found.only_first} only first, {found.only_second} only second, McNemar p = {found.p:.3g}"
+            return f"{found.only_first} : {found.only_second}, p = {found.p:.2g}"
         interval = mean_interval(np.subtract(other, one))
         if interval.low is not None:
-            return f"paired mean {interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+            return f"[{interval.low:+.4f}, {interval.high:+.4f}]"
     return ""
 
 
@@ -102,25 +103,50 @@ def _trials(row: Row) -> object:
     return row.get("trials_sha256") or (stamp.get("data_hash"), stamp.get("seed"))
 
 
-def _by_identity(rows: Sequence[Row]) -> dict[str, Row]:
-    """Rows by what they measure. Of several with one identity (other weights, say) the last counts."""
-    found: dict[str, Row] = {}
-    counts: dict[tuple[str, str, str], int] = {}
+class _Place(NamedTuple):
+    """What a row measures, whatever it was measured with."""
+
+    suite: str
+    label: str
+    spec: tuple[tuple[str, str], ...]
+    """The measurement's description, names and JSON."""
+    index: int
+    """Among the rows of one measurement that nothing else tells apart."""
+
+
+def _by_place(rows: Sequence[Row]) -> dict[_Place, Row]:
+    """Rows by what they measure. Of several at one place (of other weights, say) the last counts."""
+    found: dict[_Place, Row] = {}
+    counts: dict[tuple[_Place, str], int] = {}
     for row in rows:
         known = {"suite": str, "measurement": dict, "provenance": dict, "key": str}
         if not all(isinstance(row.get(name), kind) for name, kind in known.items()):
             raise ValueError("a row without suite, measurement, provenance and key: not a results file of atma eval")
-        spec = {name: value for name, value in row["measurement"].items() if name not in SIZES}
-        what = f"{row['suite']} {json.dumps(spec, sort_keys=True)}"
-        label = " ".join(str(row[name]) for name in PLACE if name in row)
-        place = what, row["key"], label
-        index = counts[place] = counts.get(place, -1) + 1
-        found[f"{row['suite']} {label} {_flat(spec)} #{index}"] = row
+        items = sorted(row["measurement"].items())
+        spec = tuple((name, json.dumps(value, sort_keys=True)) for name, value in items if name not in SIZES)
+        place = _Place(row["suite"], " ".join(_label(row)), spec, 0)
+        index = counts[place, row["key"]] = counts.get((place, row["key"]), -1) + 1
+        found[place._replace(index=index)] = row
     return found
 
 
-def _flat(spec: Row) -> str:
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in sorted(spec.items()))
+def _label(row: Row) -> list[str]:
+    return [str(row[name]) for name in PLACE if name in row and row[name] != row["suite"]]
+
+
+def _names(places: Sequence[_Place]) -> dict[_Place, str]:
+    """What to call them: of the description, only what is not the same for all of their suite."""
+    shared: dict[str, set[tuple[str, str]]] = {}
+    for place in places:
+        shared[place.suite] = shared.get(place.suite, set(place.spec)) & set(place.spec)
+    numbered = {place._replace(index=0) for place in places if place.index}
+    names = {}
+    for place in places:
+        told = [item for item in place.spec if item not in shared[place.suite] and item[0] not in PLACE]
+        own = [f"{name} {_short(json.loads(text))}" for name, text in told]
+        number = [f"#{place.index}"] if place._replace(index=0) in numbered else []
+        names[place] = " ".join([place.suite, place.label, ", ".join(own), *number]).replace("  ", " ").strip()
+    return names
 
 
 def _circumstances(row: Row) -> Row:
