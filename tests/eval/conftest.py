@@ -1,7 +1,7 @@
 """A tiny model with weights that matter, a made-up split of documents, and a fake model that copies perfectly."""
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Copier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(vocab_size=257, core="none", memory=False)
+        self.config = replace(preset("nano-test"), vocab_size=257)
 
     def init_state(self, batch: int, capacity: int) -> torch.Tensor:
         return torch.empty(batch, 0, dtype=torch.int64)
