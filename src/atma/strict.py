@@ -46,6 +46,14 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise ValueError(f"{path}: not a TOML {what}: {error}") from None
 
 
+def read_value(text: str) -> Any:
+    """What KEY=VALUE on a command line says: a value of TOML, or else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
 def toml_value(value: Any) -> str:
     """A number, text, truth value or list as TOML writes it."""
     if isinstance(value, list | tuple):

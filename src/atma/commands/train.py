@@ -1,12 +1,12 @@
 """`atma train`: run a recipe."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from atma.config import Recipe, from_dict, load_recipe, to_dict
+from atma.strict import read_value
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 
@@ -58,12 +58,5 @@ def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
             table = table.setdefault(name, {})
             if not isinstance(table, dict):
                 raise ValueError(f"--set {assignment}: '{name}' is no table of a recipe")
-        table[key] = _value(text.strip())
+        table[key] = read_value(text)
     return from_dict(Recipe, values)
-
-
-def _value(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

@@ -9,11 +9,11 @@ import importlib.util
 import os
 import subprocess
 import time
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from atma.strict import read_value
 from atma.sweep.controller import Crew, Display
 from atma.sweep.ledger import Ledger
 from atma.sweep.status import Follower, result_line
@@ -74,10 +74,7 @@ def read_options(assignments: tuple[str, ...]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--job {assignment}: write KEY=VALUE, such as timeout_min=600")
-        try:
-            options[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[key.strip()] = text
+        options[key.strip()] = read_value(text)
     return options
 
 

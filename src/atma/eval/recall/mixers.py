@@ -1,13 +1,12 @@
 """Which models are compared: a mixer in words, over settings that all of them share."""
 
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from atma.config import ModelConfig, from_dict, preset, to_dict
 from atma.eval.recall.tasks import Capacity, Task, ids
+from atma.strict import read_value
 
 SMALL = ModelConfig(
     width=64, depth=2, pattern=("local", "global"), query_heads=2, key_value_heads=1, head_width=32, mlp_multiple=4
@@ -62,13 +61,5 @@ def _changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
             raise ValueError(f"'{setting}': write a setting of the model as KEY=VALUE, such as window=16")
         if key.strip() in CHOSEN:
             raise ValueError(f"'{setting}': {CHOSEN[key.strip()]}")
-        values[key.strip()] = _value(text.strip())
+        values[key.strip()] = read_value(text)
     return from_dict(ModelConfig, values)
-
-
-def _value(text: str) -> Any:
-    """What a recipe would hold; text that is not TOML is the text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
