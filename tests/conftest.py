@@ -49,7 +49,10 @@ def browser():
 
 
 def tiny(core: str = "polar", memory: bool = True, window: int | None = None) -> ModelConfig:
-    """Four layers, width 16, two query heads on one key/value head of width 8, vocabulary 23."""
+    """Four layers, width 16, two query heads on one key/value head of width 8, vocabulary 23.
+
+    The core "rope+canon" is rope with Canon."""
+    core, _, canon = core.partition("+")
     return ModelConfig(
         vocab_size=23,
         width=16,
@@ -62,4 +65,5 @@ def tiny(core: str = "polar", memory: bool = True, window: int | None = None) ->
         memory=memory,
         window=window,
         max_half_life=256,
+        rope_canon=bool(canon),
     )

@@ -44,6 +44,14 @@ def test_identity_is_equal_exactly_for_equal_configurations():
     assert "Infinity" not in canonical_json(Recipe())
 
 
+def test_a_setting_that_came_later_changes_no_identity_at_its_default():
+    """Runs, sweep cells and saved states are known by these texts."""
+    assert identity(ModelConfig()) == "d762ab01f90be095"
+    assert identity(Recipe()) == "a59ed531d0a6352f"
+    assert identity(ModelConfig(rope_canon=True)) != identity(ModelConfig())
+    assert "rope_canon" in to_dict(ModelConfig())
+
+
 def test_a_recipe_starts_from_a_preset_and_changes_it(tmp_path):
     recipe = load_recipe(write(tmp_path / "mine.toml", '[model]\npreset = "nano"\ncore = "rope"\n'))
     assert recipe.name == "mine"

@@ -14,7 +14,7 @@ from atma.ops.native.recorder import Recorder, Unrecordable
 from tests.conftest import tiny
 from tests.laws.conftest import randomise
 
-KINDS = list(itertools.product(("polar", "nope", "rope"), (False, True), (None, 7)))
+KINDS = list(itertools.product(("polar", "nope", "rope", "rope+canon"), (False, True), (None, 7)))
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not available here")
 
 

@@ -13,7 +13,7 @@ from atma.state import tensors
 from tests.conftest import tiny
 from tests.ops.backends import NATIVE
 
-VARIANTS = [(core, memory) for core in ("polar", "nope", "rope") for memory in (True, False)]
+VARIANTS = [(core, memory) for core in ("polar", "nope", "rope", "rope+canon") for memory in (True, False)]
 
 
 def step(model, tokens, rate=0.1):
@@ -145,7 +145,9 @@ def assert_the_same(left, right):
 
 
 def nano_test(core="polar", **changes):
-    return learned(dataclasses.replace(preset("nano-test"), core=core, depth=2, pattern=("local", "global"), **changes))
+    core, _, canon = core.partition("+")
+    changes |= {"core": core, "rope_canon": bool(canon)}
+    return learned(dataclasses.replace(preset("nano-test"), depth=2, pattern=("local", "global"), **changes))
 
 
 TOKENS = torch.arange(18).view(2, 9) * 7 % 23
@@ -172,7 +174,7 @@ def _fresh_compiler():
     ("backend", "mode", "batch"),
     [("cpu", torch.no_grad, 2), pytest.param("native", torch.inference_mode, 1, marks=NATIVE.marks)],
 )
-@pytest.mark.parametrize("core", ["polar", "nope", "rope"])
+@pytest.mark.parametrize("core", ["polar", "nope", "rope", "rope+canon"])
 def test_prompt_and_decoding_compile_without_a_break(core, backend, mode, batch):
     model, parts = nano_test(core, window=5), TOKENS[:batch].split(PARTS, 1)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -207,6 +209,18 @@ def test_a_step_of_decoding_compiled_to_code_gives_the_same():
     model, parts = nano_test(), TOKENS[:1].split(PARTS, 1)
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
     assert_the_same(fed([model, compiled, compiled], model, parts), fed([model] * 3, model, parts))
+
+
+def test_a_rope_layer_with_canon_starts_from_the_values_of_canon_and_one_without_is_as_it_was():
+    plain, canon = (Model(tiny(core)).blocks[2].mixer for core in ("rope", "rope+canon"))
+    assert {name for name, _ in canon.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
+        "canon_q",
+        "canon_k",
+        "canon_v",
+    }
+    assert torch.equal(canon.q_proj.weight.view(2, 2, 8, 16)[0, 0], canon.k_proj.weight)
+    assert not torch.equal(plain.q_proj.weight.view(2, 2, 8, 16)[0, 0], plain.k_proj.weight)
+    assert canon.canon_k[-1].tolist() == [0.0, 0.0, 1.0, -1.0]
 
 
 def test_presets_have_the_sizes_they_promise():

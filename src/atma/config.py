@@ -13,91 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from atma.strict import from_dict, read_toml, to_dict, toml_value
+from atma.model_config import PRESETS, CanonInit, Core, Kind, ModelConfig, preset
+from atma.strict import from_dict, plain, read_toml, require, to_dict, toml_value
 
-Core = Literal["polar", "nope", "rope"]
-CanonInit = Literal["uniform", "previous"]
-Kind = Literal["local", "global"]
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape and initial values of a model. Sizes are counts, half-lives tokens. Source: maths.md, sections 1 to 6."""
-
-    vocab_size: int = 50_304
-    width: int = 1024
-    depth: int = 16
-    pattern: tuple[Kind, ...] = ("local", "local", "global", "local")
-    query_heads: int = 8
-    key_value_heads: int = 2
-    head_width: int = 128
-    core: Core = "polar"
-    memory: bool = True
-    window: int | None = None
-    mlp_multiple: int = 4
-    local_taps: int = 3
-    canon_taps: int = 4
-    logit_cap: float = 15.0
-    norm_epsilon: float = 1e-6
-    tied_head: bool = False
-    max_half_life: float = math.inf
-    """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form."""
-    learned_half_life: bool = False
-    """Each memory head learns its own bound, beginning at max_half_life: a further factor of its γ."""
-    count_limit: int | None = None
-    """Visible keys beyond which a polar layer's null floor stays and its temperature grows `sharpening` times as fast;
-    None is the published form, both growing on. At the training length it changes nothing in training."""
-    sharpening: float = 2.0
-    """Growth of a polar layer's temperature with ln n beyond `count_limit`, relative to its growth before."""
-    direction_radius: float | None = None
-    """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
-    decay_bias: float = 3.9
-    beta_bias: float = 0.0
-    length_gain: float = -1.0
-    null_base: float = 2.0
-    null_slope: float = 0.5
-    magnitude_slope: float = -1.5
-    canon_init: CanonInit = "previous"
-    """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
-    share_query_key_init: bool = True
-    """Start every query projection equal to that of its key head, so that equal tokens match from the first step.
-    Cores with Canon only: without it every token would match itself. False is the published form."""
-    zero_input_projections: bool = False
-    """Also zero the local mixers' input projections, as the published training script does (they then never learn)."""
-
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "width", "depth", "query_heads", "key_value_heads", "head_width", "mlp_multiple")
-        for name in (*sizes, "local_taps", "canon_taps"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("decay_bias", "beta_bias", "length_gain", "null_base", "null_slope", "magnitude_slope"):
-            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
-        for name in ("logit_cap", "norm_epsilon", "max_half_life"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        bounded = not self.learned_half_life or 1 <= self.max_half_life < math.inf
-        _require(bounded, "max_half_life", self.max_half_life, "finite and at least 1 for learned_half_life")
-        _require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
-        for name in ("window", "count_limit"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1, or left out")
-        sharp = math.isfinite(self.sharpening) and self.sharpening >= 0
-        _require(sharp, "sharpening", self.sharpening, "a finite number of at least 0")
-        radius = self.direction_radius
-        _require(radius is None or radius > 0, "direction_radius", radius, "positive, or left out")
-        divides = self.query_heads % self.key_value_heads == 0
-        _require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
-        if self.core == "rope":
-            _require(self.head_width % 4 == 0, "head_width", self.head_width, "a multiple of 4 for rotary positions")
-
-    @property
-    def layers(self) -> tuple[Kind, ...]:
-        """The kind of each layer, first to last."""
-        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
-
-    @property
-    def radius(self) -> float:
-        return math.sqrt(self.head_width) if self.direction_radius is None else self.direction_radius
 
 
 @dataclass(frozen=True)
@@ -115,10 +35,10 @@ class DataConfig:
     copy_vocabulary: int = 64
 
     def __post_init__(self) -> None:
-        _require(0 <= self.recall_share <= 1, "recall_share", self.recall_share, "between 0 and 1")
-        _require(self.recall_vocabulary >= 0, "recall_vocabulary", self.recall_vocabulary, "0 or more")
-        _require(self.copy_warmup_tokens >= 0, "copy_warmup_tokens", self.copy_warmup_tokens, "0 or more")
-        _require(self.copy_vocabulary >= 2, "copy_vocabulary", self.copy_vocabulary, "at least 2")
+        require(0 <= self.recall_share <= 1, "recall_share", self.recall_share, "between 0 and 1")
+        require(self.recall_vocabulary >= 0, "recall_vocabulary", self.recall_vocabulary, "0 or more")
+        require(self.copy_warmup_tokens >= 0, "copy_warmup_tokens", self.copy_warmup_tokens, "0 or more")
+        require(self.copy_vocabulary >= 2, "copy_vocabulary", self.copy_vocabulary, "at least 2")
 
 
 @dataclass(frozen=True)
@@ -156,20 +76,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
         for name in (*sizes, "evaluation_tokens"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         whole = self.batch_tokens % (self.length * self.accumulation) == 0
         unit = self.length * self.accumulation
-        _require(whole, "batch_tokens", self.batch_tokens, f"a multiple of length × accumulation = {unit}")
+        require(whole, "batch_tokens", self.batch_tokens, f"a multiple of length × accumulation = {unit}")
         for name in ("muon_rate", "embedding_rate", "head_rate", "vector_rate", "weight_decay", "distractor_weight"):
-            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
         for name in ("warmup_share", "constant_share", "regulariser_weight"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         for name in ("momentum", "beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         for name in ("clip", "epsilon"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
 
     @property
     def steps(self) -> int:
@@ -197,14 +117,14 @@ class EvaluationConfig:
     """Chooses documents and needles."""
 
     def __post_init__(self) -> None:
-        _require(len(self.lengths) > 0 and min(self.lengths) >= 1, "lengths", self.lengths, "one or more, each ≥ 1")
-        _require(list(self.lengths) == sorted(set(self.lengths)), "lengths", self.lengths, "strictly increasing")
+        require(len(self.lengths) > 0 and min(self.lengths) >= 1, "lengths", self.lengths, "one or more, each ≥ 1")
+        require(list(self.lengths) == sorted(set(self.lengths)), "lengths", self.lengths, "strictly increasing")
         for name in ("documents", "target_tokens"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("needle_trials", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         bounded = self.needle_tokens is None or self.needle_tokens >= 1
-        _require(bounded, "needle_tokens", self.needle_tokens, "at least 1")
+        require(bounded, "needle_tokens", self.needle_tokens, "at least 1")
 
     def trials(self, length: int) -> int:
         """Needles at this length; each is read twice, the second time without its needle."""
@@ -224,14 +144,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
-        _require(plain, "name", self.name, "the name of a folder, without slashes")
-
-
-def preset(name: str) -> ModelConfig:
-    """The named model configuration; ValueError names the known ones."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
+        require(plain, "name", self.name, "the name of a folder, without slashes")
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -254,9 +167,20 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     return from_dict(Recipe, values)
 
 
+def canonical(config: Any) -> dict[str, Any]:
+    """`to_dict` without what came `LATER` and is at its default, so that a new setting changes no identity."""
+
+    def said(config: Any) -> dict[str, Any]:
+        pairs = [(one, getattr(config, one.name)) for one in dataclasses.fields(config)]
+        kept = {one.name: value for one, value in pairs if not one.metadata.get("later") or value != one.default}
+        return {name: said(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
+
+    return plain(said(config))
+
+
 def canonical_json(config: Any) -> str:
     """One text per configuration: sorted keys, no spaces. Equal text means an equal run."""
-    return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return json.dumps(canonical(config), sort_keys=True, separators=(",", ":"))
 
 
 def identity(config: Any) -> str:
@@ -274,26 +198,25 @@ def dump_toml(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _require(holds: bool, name: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"'{name}' must be {rule}, not {value!r}")
-
-
-PRESETS: dict[str, ModelConfig] = {
-    "nano-test": ModelConfig(257, 64, depth=4, query_heads=2, key_value_heads=1, head_width=16, mlp_multiple=2),
-    "nano": ModelConfig(
-        1024, width=128, depth=8, query_heads=2, key_value_heads=1, head_width=64, max_half_life=256, count_limit=256
-    ),
-    "small": ModelConfig(
-        16_384,
-        width=512,
-        depth=12,
-        query_heads=8,
-        key_value_heads=2,
-        head_width=64,
-        max_half_life=2048,
-        count_limit=2048,
-    ),
-    "base": ModelConfig(max_half_life=2048, count_limit=2048),
-    "base-published": ModelConfig(direction_radius=1.0, canon_init="uniform", share_query_key_init=False),
-}
+__all__ = [
+    "PRESETS",
+    "CanonInit",
+    "Core",
+    "DataConfig",
+    "EvaluationConfig",
+    "Kind",
+    "ModelConfig",
+    "Precision",
+    "Recipe",
+    "Regulariser",
+    "TrainConfig",
+    "canonical",
+    "canonical_json",
+    "dump_toml",
+    "from_dict",
+    "identity",
+    "load_recipe",
+    "preset",
+    "recipe_of",
+    "to_dict",
+]

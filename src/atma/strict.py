@@ -10,6 +10,15 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+LATER = {"later": True}
+"""Metadata of a field that came after runs were made: at its default it is no part of a run's identity."""
+
+
+def require(holds: bool, name: str, value: Any, rule: str) -> None:
+    """ValueError with the field's name, its rule and the value it has, unless the rule holds."""
+    if not holds:
+        raise ValueError(f"'{name}' must be {rule}, not {value!r}")
+
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
     """Build dataclass `kind` from plain data, strictly: an unknown key or a wrong type is a ValueError saying where."""

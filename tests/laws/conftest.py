@@ -15,7 +15,7 @@ from atma.ops import use_backend
 from tests.conftest import tiny
 from tests.ops.backends import ALL
 
-CORES = list(itertools.product(("polar", "nope", "rope"), (False, True), (None, 7)))
+CORES = list(itertools.product(("polar", "nope", "rope", "rope+canon"), (False, True), (None, 7)))
 
 
 class Subject(NamedTuple):
@@ -64,7 +64,7 @@ def make(name: str) -> Subject:
 
 def _names() -> list[str]:
     parts = ["-".join([core, *["memory"] * memory, *["window"] * bool(window)]) for core, memory, window in CORES]
-    models = ["model-polar-memory", "model-nope", "model-rope-memory-window"]
+    models = ["model-polar-memory", "model-nope", "model-rope-memory-window", "model-rope+canon-memory"]
     return ["conv", *(f"attention-{part}" for part in parts), "attention-polar-memory-learned", *models]
 
 

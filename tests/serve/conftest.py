@@ -29,7 +29,9 @@ SMALL = EngineConfig(
 def random_model(
     core: str = "polar", memory: bool = True, window: int | None = None, seed: int = 0, vocabulary: int = 257
 ) -> Model:
-    """Four layers of width 32 over bytes, no projection zero, so that every path speaks in the logits."""
+    """Four layers of width 32 over bytes, no projection zero, so that every path speaks in the logits. The core
+    "rope+canon" is rope with Canon."""
+    core, _, canon = core.partition("+")
     config = ModelConfig(
         vocabulary,
         32,
@@ -42,6 +44,7 @@ def random_model(
         memory=memory,
         window=window,
         max_half_life=256,
+        rope_canon=bool(canon),
     )
     return speaking(config, seed)
 

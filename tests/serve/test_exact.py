@@ -21,6 +21,7 @@ from atma.tokenizer import byte_tokenizer
 from tests.serve.conftest import SMALL, AuditedEngine, finish, random_model
 
 KINDS = [("polar", True, None), ("nope", True, None), ("rope", False, None), ("rope", True, 24), ("polar", True, 40)]
+KINDS.append(("rope+canon", True, 24))
 pytestmark = pytest.mark.skipif(not native.available(torch.float32), reason="exact only by the compiled kernels")
 
 
@@ -71,7 +72,7 @@ def test_thousands_of_answers_of_random_conversations_are_to_the_bit_those_of_a_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("core", ["polar", "nope", "rope"])
+@pytest.mark.parametrize("core", ["polar", "nope", "rope", "rope+canon"])
 def test_hidden_states_are_the_same_bits_in_any_cut_and_beside_any_rows(core: str, dtype: torch.dtype) -> None:
     model = random_model(core) if dtype == torch.float32 else _of_type(core, dtype)
     cold = Cold(model, 257, 16)
@@ -156,7 +157,7 @@ def test_without_the_compiled_kernels_answers_agree_up_to_near_ties(model, monke
     assert again.outputs[0].tokens == first.outputs[0].tokens
 
 
-@pytest.mark.parametrize("core", ["polar", "nope", "rope"])
+@pytest.mark.parametrize("core", ["polar", "nope", "rope", "rope+canon"])
 def test_recorded_steps_give_the_bits_of_steps_as_they_are(core: str) -> None:
     answers = []
     for room in (0, 45_000, SMALL.recorded_bytes):

@@ -131,9 +131,9 @@ def test_a_higher_null_leaves_less_mass_to_random_keys():
     assert high < 0.1 * low
 
 
-@pytest.mark.parametrize("core", ["nope", "rope"])
-def test_the_softmax_term_is_the_change_when_noise_is_put_before_the_real_keys(core):
-    _, calls = calls_of(core)
+@pytest.mark.parametrize(("core", "canon"), [("nope", False), ("rope", False), ("rope", True)])
+def test_the_softmax_term_is_the_change_when_noise_is_put_before_the_real_keys(core, canon):
+    _, calls = calls_of(core, rope_canon=canon)
     call = calls[0]
     keys, values = noise(call.mixer, 16, seeded(7))
     scale = call.mixer.core.scale

@@ -102,9 +102,8 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.width, shared)
         self.out_proj = Linear(inner, config.width)
         self.rotary = Rotary(config.head_width) if config.core == "rope" else None
-        has_canon = self.rotary is None
         self.canon_q, self.canon_k, self.canon_v = (
-            nn.Parameter(torch.empty(size, config.canon_taps)) if has_canon else None
+            nn.Parameter(torch.empty(size, config.canon_taps)) if config.has_canon else None
             for size in (inner, shared, shared)
         )
         self.core = PolarCore(config) if config.core == "polar" else SoftmaxCore(config)
@@ -120,7 +119,7 @@ class Attention(nn.Module):
                 init_taps(taps, generator)
         if config.canon_init == "previous" and self.canon_k is not None:
             start_at_previous(self.canon_k, self.head_width)
-        if config.share_query_key_init and self.rotary is None:
+        if config.share_query_key_init and config.has_canon:
             share_projection(self.q_proj, self.k_proj, self.heads, self.groups)
         self.core.init_weights(config, generator)
         if self.memory is not None:

@@ -85,11 +85,14 @@ def test_a_run_that_is_not_finite_ends_and_says_so(monkeypatch):
     assert learner.diverged and [(point["step"], point["loss"]) for point in points] == [(PATIENCE, None)]
 
 
-@pytest.mark.parametrize("words", ["polar", "nope", "rope"])
+@pytest.mark.parametrize("words", ["polar", "nope", "rope", "rope+canon"])
 def test_behind_the_gap_nothing_but_a_memory_tells_of_the_pairs(words):
+    words, _, canon = words.partition("+")
+    settings = f"rope_canon={'true' if canon else 'false'}"
+
     def read(mixer_words):
         probe = Capacity(3, 0, 32)
-        chosen = config(f"{mixer_words},window=4", probe, "depth=4", 'pattern=["local", "global"]')
+        chosen = config(f"{mixer_words},window=4,{settings}", probe, "depth=4", 'pattern=["local", "global"]')
         gap = reach(chosen)
         assert gap
         batch = examples(dataclasses.replace(probe, gap=gap), 0, TEST, 0, 1).tokens

@@ -48,7 +48,7 @@ def reach(config: ModelConfig) -> int | None:
     """How many tokens back anything but a memory can carry a token to an output; None where attention has no window."""
     if config.window is None and "global" in config.layers:
         return None
-    canon = 0 if config.core == "rope" else config.canon_taps - 1
+    canon = config.canon_taps - 1 if config.has_canon else 0
     of_kind = {"local": config.local_taps - 1, "global": (config.window or 1) - 1 + canon}
     return sum(of_kind[kind] for kind in config.layers)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atma.config import ModelConfig, TrainConfig, identity, to_dict
+from atma.config import ModelConfig, TrainConfig, canonical, identity, to_dict
 from atma.eval.recall.tasks import TEST, Capacity, Task, examples
 from atma.eval.recall.training import Learner, Practice, correct, token_cost
 from atma.eval.statistics import proportion
@@ -49,7 +49,7 @@ class Run:
         about |= {"run_seed": train.seed}
         options: Row = {"every": self.practice.every, "held_out": self.practice.trials, "trials": self.trials}
         options |= {"stop_at": self.practice.stop_at, "factors": list(self.factors), "threshold": self.threshold}
-        whole = [asdict(self.task), to_dict(self.config), to_dict(train), options]
+        whole = [asdict(self.task), canonical(self.config), canonical(train), options]
         name = f"{self.task.name} {self.task.size}, {self.mixer}, rate × {self.rate:g}, seed {train.seed}"
         tokens = self.tokens()
         spec = about | {"configuration": sha256(whole)[:16]}
