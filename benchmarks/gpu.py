@@ -25,12 +25,11 @@ import torch
 from atma.bench.machine import describe, settled
 from atma.bench.measure import OPERATIONS, bench
 from atma.bench.models import Ours
-from atma.bench.plan import Plan
+from atma.bench.plan import KINDS, Plan
 from atma.bench.table import markdown
 from atma.config import preset
 
 SMALL = Plan(lengths=(1, 65, 200), heads=4, key_value_heads=2, vocabulary=1000, batch=2, device="cuda")
-WIDTHS = (16, 64, 128)
 
 
 def main() -> int:
@@ -40,13 +39,18 @@ def main() -> int:
         return 2
     device = torch.device("cuda")
     report = Report(Path(options.out), describe(device))
-    right = [name for name in options.operations if report.part(f"parity of {name}", lambda name=name: parity(name))]
+    right = [
+        name
+        for name in options.operations
+        if report.part(f"parity of {name}", lambda name=name: parity(name, options.widths))
+    ]
     for name in right:
         for plan in operation_plans(name, options):
             report.part(f"{name}, batch {plan.batch}", lambda plan=plan: measured("ops", plan))
-    if not options.operations_only:
+    if options.models:
         report.part("parity of the model", model_parity)
-        for kind, plan in model_plans(options):
+    for kind, plan in model_plans(options):
+        if kind in options.models:
             report.part(f"{kind} of {plan.preset}", lambda kind=kind, plan=plan: measured(kind, plan))
     return 1 if report.failed else 0
 
@@ -55,7 +59,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=os.environ.get("OUT", "runs/gpu"), help="folder of gpu.md and gpu.json")
     parser.add_argument("--operations", nargs="*", default=list(OPERATIONS), choices=list(OPERATIONS))
-    parser.add_argument("--operations-only", action="store_true", help="leave the models out")
+    parser.add_argument("--models", nargs="*", default=list(KINDS[1:]), choices=KINDS[1:], help="what models do")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 128], help="head widths to check")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 32_768])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--preset", default="base", help="configuration of the model")
@@ -92,10 +97,10 @@ class Report:
         return held
 
 
-def parity(name: str) -> tuple[str, Any]:
+def parity(name: str, widths: list[int]) -> tuple[str, Any]:
     """Every case of an operation on small shapes; ValueError at the first that is wrong or without a GPU kernel."""
     count = 0
-    for width in WIDTHS:
+    for width in widths:
         for dtype in ("float32", "bfloat16"):
             notes: list[str] = []
             plan = dataclasses.replace(SMALL, head_width=width, dtypes=(dtype,))
@@ -106,7 +111,7 @@ def parity(name: str) -> tuple[str, Any]:
                     if "atma gpu" not in {entry.name for entry in job.build().entries}:
                         raise ValueError(f"the gpu kernel of {name} does not take this: {'; '.join(notes)}")
             count += len(jobs)
-    return f"{count} cases are right (head widths {', '.join(map(str, WIDTHS))}; float32, bfloat16)", {"cases": count}
+    return f"{count} cases are right (head widths {', '.join(map(str, widths))}; float32, bfloat16)", {"cases": count}
 
 
 def model_parity() -> tuple[str, Any]:

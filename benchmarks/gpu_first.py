@@ -89,9 +89,11 @@ def parts(options: argparse.Namespace) -> list[Part]:
     if options.data:
         made.append(Part("training", 70, [*me, "--train", "small", "--seconds", "30", "--data", options.data]))
     for name in ("polar", "delta", "conv", "loss"):
-        arguments = [gpu, "--operations", name, "--operations-only", "--out", str(folder / "parts" / name)]
+        arguments = [gpu, "--operations", name, "--models", "--widths", "128", "--out", str(folder / "parts" / name)]
         made.append(Part(name, 60, arguments))
-    made.append(Part("models", 120, [gpu, "--operations", "--out", str(folder / "parts" / "models")]))
+    for kind in ("train", "decode", "prefill"):
+        arguments = [gpu, "--operations", "--models", kind, "--out", str(folder / "parts" / kind)]
+        made.append(Part(kind, 60, arguments))
     return [part for part in made if not options.only or part.name in options.only]
 
 

@@ -18,6 +18,8 @@ _ROUNDS = 5
 _TINY = 1e-7
 GRAM_NUMBERS = 1 << 22
 """Numbers of the Gram matrices that are worked on together: 16 MiB."""
+SMALL_SIDE = 256
+"""The largest smaller side of a matrix for which products in float32 cost a GPU less than launching them one by one."""
 
 
 class Muon(torch.optim.Muon):
@@ -26,13 +28,15 @@ class Muon(torch.optim.Muon):
     torch's runs its Newton-Schulz rounds in bfloat16, which a CPU without bfloat16 instructions emulates: the 46
     matrices of the nano model took 2071 ms on one core limited to AVX2 and 64 ms with AVX512-BF16, this form 59 ms on
     both (benchmarks/training_choices.py). It is also accurate to 1e-4 where bfloat16 is off by 65%: a gradient of rank
-    4. On a GPU torch's own step runs.
+    4. On a GPU, matrices up to `SMALL_SIDE` go together like this too, since a launch costs more than their products;
+    larger ones take torch's own step.
     """
 
     @torch.no_grad()
     def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of every parameter that has a gradient."""
-        if closure is not None or any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        if closure is not None or any(p.device.type != "cpu" and min(p.shape) > SMALL_SIDE for p in every):
             return super().step(closure)
         for group in self.param_groups:
             for parameters in _alike([p for p in group["params"] if p.grad is not None]):
