@@ -90,7 +90,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
         made.append(Part("training", 70, [*me, "--train", "small", "--seconds", "30", "--data", options.data]))
     for name in ("polar", "delta", "conv", "loss"):
         arguments = [gpu, "--operations", name, "--models", "--widths", "128", "--out", str(folder / "parts" / name)]
-        made.append(Part(name, 60, arguments))
+        made.append(Part(name, 90, arguments))
     for kind in ("train", "decode", "prefill"):
         arguments = [gpu, "--operations", "--models", kind, "--out", str(folder / "parts" / kind)]
         made.append(Part(kind, 60, arguments))

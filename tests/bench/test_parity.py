@@ -51,3 +51,19 @@ def test_what_is_not_a_number_is_told():
 
 def test_rms_is_the_root_of_the_mean_square():
     assert rms(torch.tensor([3.0, 4.0])) == pytest.approx(12.5**0.5)
+
+
+def test_a_gradient_that_is_exactly_nothing_may_come_out_as_the_rounding_of_a_rounding():
+    """As that of a softmax over one key, which some kernels compute as a difference."""
+
+    def one(tensors):
+        x, y = tensors
+        return [x + 0.0 * y]
+
+    def nearly(off):
+        return lambda tensors: [tensors[0] + off * tensors[1]]
+
+    tensors, way = [draw((4, 3), 0), draw((4, 3), 1)], Way(torch.bfloat16, CPU, True)
+    compare("nearly", nearly(1e-7), one, tensors, way)
+    with pytest.raises(ValueError, match="no figures"):
+        compare("nearly", nearly(1e-3), one, tensors, way)

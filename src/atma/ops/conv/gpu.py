@@ -1,4 +1,4 @@
-"""The convolution in Triton: one pass forward, one pass backward. Not yet run on hardware.
+"""The convolution in Triton: one pass forward, one pass backward. Its tests pass on an H100.
 
 Each program owns a block of tokens and channels and reads it once per tap; the taps after the first come from the
 cache. The backward pass meets every pair (input, later gradient) once and takes from it both the gradient of the input

@@ -1,4 +1,4 @@
-"""The gated delta rule in Triton (maths.md, section 5): in chunks, gradient by hand. Not yet run on hardware.
+"""The gated delta rule in Triton (maths.md, section 5): in chunks, gradient by hand. Its tests pass on an H100.
 
 The letters are those of `cpu.py`. Forward: every chunk on its own solves T = (I + A)⁻¹ and its share of the writes; one
 pass over the chunks, with the memory's value rows split over programs, carries the memory and finishes the writes;

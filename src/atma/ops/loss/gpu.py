@@ -1,4 +1,4 @@
-"""The loss in Triton: logits exist a tile at a time. Not yet run on hardware.
+"""The loss in Triton: logits exist a tile at a time. Its tests pass on an H100.
 
 Forward, a program owns a block of tokens and a slice of the vocabulary, computes the slice's logits tile by tile and
 keeps a running log-sum-exp; the slices are joined afterwards. Backward, the vocabulary is cut into slices of bounded
