@@ -1,7 +1,7 @@
 """Put a finished run into the package: bfloat16 weights, its tokenizer, its recipe and its whole training log.
 
-The recipe must be the one that made the run, but for what polar attention does beyond a count limit that no row of the
-run reached: it cannot have changed the training.
+The recipe must be the one that made the run, but for what cannot have changed the training: its name, where its data
+lay, and what polar attention does beyond a count limit that no row of the run reached.
 
     python benchmarks/pack_pretrained.py recipes/nano.toml runs/nano nano
 """
@@ -25,7 +25,8 @@ def check(run: Recipe, recipe: Recipe) -> None:
     if limit is not None and limit < run.train.length:
         raise SystemExit(f"a count_limit of {limit} would have changed a run of length {run.train.length}")
     model = replace(run.model, count_limit=limit, sharpening=recipe.model.sharpening)
-    if replace(run, model=model) != recipe:
+    data = replace(run.data, path=recipe.data.path)
+    if replace(run, name=recipe.name, data=data, model=model) != recipe:
         raise SystemExit("the recipe is not the one that made the run")
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     model = Model(options.recipe.model)
     model.load_state_dict(trained.state_dict())
     extra = load_info(options.run / "final")["extra"]
-    extra |= {"recipe": to_dict(options.recipe), "identity": identity(options.recipe)}
+    extra |= {"name": options.recipe.name, "recipe": to_dict(options.recipe), "identity": identity(options.recipe)}
     files = dict(model_files(model.bfloat16(), tokenizer, extra))
     files["metrics.jsonl"] = lambda path: shutil.copyfile(options.run / "metrics.jsonl", path)
     folder = Path(atma.__file__).parent / "pretrained" / options.name
