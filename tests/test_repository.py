@@ -119,6 +119,15 @@ def test_readme_names_only_files_that_exist():
     assert not missing
 
 
+@pytest.mark.parametrize("path", ALL_CODE, ids=named)
+def test_pages_and_sections_that_code_cites_exist(path):
+    for page, rest in re.findall(r"\b(maths|mixers|protocols)\.md(, sections? [0-9., and]*[0-9])?", path.read_text()):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        headings = set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", text, re.M))
+        cited = set(re.findall(r"\d+(?:\.\d+)?", rest))
+        assert cited <= headings, f"{page}.md has no section {', '.join(sorted(cited - headings))}"
+
+
 def test_the_make_targets_that_pages_name_exist():
     makefile = (ROOT / "Makefile").read_text()
     pages = [path.read_text() for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()]
