@@ -1,32 +1,39 @@
 # Every target sets up .venv by itself. Works with GNU make 3.81 (macOS) and later.
 #   make PYTHON=python3.12          another interpreter
 #   make PIP_ARGS="--index-url …"   more arguments for pip, such as another package index
+#   make LOCK=constraints.txt       newest packages instead of the locked ones, all but torch
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell \
 	$(name) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null),$(name))))
 PIP_ARGS ?=
-BIN := .venv/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-RUNS := .venv/ready-to-run
-TESTS := .venv/ready-to-test
-SLOW_TESTS := .venv/ready-to-test-slow
+VENV ?= .venv
+LOCK ?= constraints-locked.txt
+BIN := $(VENV)/bin
+# By the environment, so that what builds a package is held to the lock as well.
+INSTALL = PIP_CONSTRAINT="$(LOCK) $$PIP_CONSTRAINT" PIP_BUILD_CONSTRAINT=$(LOCK) \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+RUNS := $(VENV)/ready-to-run
+TESTS := $(VENV)/ready-to-test
+SLOW_TESTS := $(VENV)/ready-to-test-slow
 # Tests compute little: one thread is faster than two that wait for each other. Those of threads set their own number.
 TEST_THREADS ?= 1
 TEST_PROCESSES ?= auto --maxprocesses 4
 
-.PHONY: help demo test test-slow check bench clean browser-hint
+.PHONY: help demo test test-slow test-newest lock check bench clean browser-hint
 
 help:
 	@echo "make demo       train a small pair, evaluate it far beyond its length, write runs/demo/report.html"
 	@echo "make test       the tests;  make test-slow  those that take minutes"
+	@echo "make test-newest  the tests with the newest packages, in .venv-newest"
+	@echo "make lock       constraints-locked.txt anew, from the newest packages"
 	@echo "make check      ruff, pyright, codespell"
 	@echo "make bench      operations and models beside their peers and the machine's floor (atma bench)"
 
-$(RUNS): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml $(LOCK)
 	@test -n "$(PYTHON)" || { echo "atma needs Python 3.11 or newer and finds none;" \
 		"install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@echo "Setting up .venv; the first time takes some minutes."
-	@$(PYTHON) -m venv .venv
+	@echo "Setting up $(VENV); the first time takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -e .
 	@touch $@
 
@@ -35,7 +42,7 @@ $(TESTS): $(RUNS)
 	@touch $@
 
 $(SLOW_TESTS): $(TESTS)
-	@$(INSTALL) -e '.[ray,cluster,lm-eval]' accelerate
+	@$(INSTALL) -e '.[test-slow]'
 	@touch $@
 
 demo: $(RUNS)
@@ -46,6 +53,21 @@ test: $(TESTS) browser-hint
 
 test-slow: $(SLOW_TESTS) browser-hint
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -m slow
+
+# What users will get tomorrow. Set up anew each time; `.github/workflows/newest.yml` runs it every week.
+test-newest:
+	@rm -rf .venv-newest
+	@$(MAKE) test VENV=.venv-newest LOCK=constraints.txt
+
+# For every system and Python that pyproject.toml allows. The CUDA packages stay out: each build of torch names its own.
+lock:
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) uv
+	@.venv-lock/bin/uv pip compile --quiet --universal --upgrade --all-extras --python-version 3.11 \
+		--constraints constraints.txt --no-annotate --no-header pyproject.toml --output-file .venv-lock/locked.txt
+	@{ echo "# What \`make\` installs, to the last package; written by \`make lock\`. constraints.txt alone: the newest of all"; \
+		echo "# but torch. Packages of CUDA are left out: each build of torch names its own."; \
+		grep -Ev '^(nvidia|cuda)-' .venv-lock/locked.txt; } > constraints-locked.txt
 
 browser-hint:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || \
@@ -62,4 +84,4 @@ bench: $(RUNS)
 	@for kind in ops train decode prefill; do $(BIN)/atma bench $$kind --out runs/bench/$$kind || exit 1; done
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lock build dist .pytest_cache .ruff_cache .hypothesis

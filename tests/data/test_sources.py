@@ -15,6 +15,7 @@ from atma.data.sources import Document, describe, documents
 TEXTS = ["one\n", "zwei — drei\n", "one\n", "  \n", "four"]
 DISTINCT = ["one\n", "zwei — drei\n", "four"]
 LINES = "".join(json.dumps({"text": text, "n": 1}) + "\n" for text in TEXTS)
+EMPTY_GZIP, LINES_GZIP = gzip.compress(b"", mtime=0), gzip.compress(LINES.encode(), mtime=0)
 
 
 def texts(source, **options):
@@ -119,9 +120,9 @@ def test_the_running_standard_library_is_found():
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: 'text' must be text, not int"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, after line 0: not UTF-8"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz, after line 0: not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b"")[:10] + b"\xff" * 40, "a.jsonl.gz, after line 0: not a whole gzip file"),
+        ("a.jsonl.gz", EMPTY_GZIP[:10] + b"\xff" * 40, "a.jsonl.gz, after line 0: not a whole gzip file"),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl, line 1: 'text' holds half a character"),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], r"a.jsonl.gz, after line \d: not a whole gzip file"),
+        ("a.jsonl.gz", LINES_GZIP[:-9], r"a.jsonl.gz, after line \d: not a whole gzip file"),
         ("a.jsonl.zst", b"plain text", "a.jsonl.zst: not a zstd file"),
         ("a.parquet", b"plain text", "a.parquet: not a parquet file"),
     ],

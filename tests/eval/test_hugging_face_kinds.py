@@ -67,7 +67,8 @@ def greedily(model: HuggingFace, ids, most):
 @pytest.mark.parametrize("kind", ["gemma3", "mamba", "mamba2", "openai-gpt", "recurrent-gemma"])
 def test_any_causal_model_is_read_whether_it_has_a_cache_to_go_on_from_or_not(kind):
     model, ids = made(kind), tokens(41)
-    assert model.pieces == (kind == "gemma3")
+    assert model.pieces or kind != "gemma3"
+    assert not model.pieces or kind != "openai-gpt"
     np.testing.assert_allclose(model.score(ids, 7), plainly(model, ids)[0][:, -7:], atol=ATOL)
     prompt, most = ids[0].tolist(), 4
     written = greedily(model, prompt, most)

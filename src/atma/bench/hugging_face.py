@@ -16,6 +16,7 @@ from torch import Tensor
 from atma.bench.available import peer
 from atma.bench.models import batch_of, weight_bytes
 from atma.config import ModelConfig
+from atma.integrations.transformers_cache import cache_argument, cache_of
 
 FIRST = 8
 """Tokens that a peer reads to make its cache; the keys and values of the whole context then take their place."""
@@ -70,7 +71,7 @@ class Peer:
         def step() -> Tensor:
             for layer, keys, values in held:
                 layer.keys, layer.values = keys, values
-            return model(input_ids=token, past_key_values=cache, use_cache=True).logits.argmax(-1)
+            return _go_on(model, token, cache).argmax(-1)
 
         read = weight_bytes(model, model.get_input_embeddings().weight, self.config.tie_word_embeddings)
         return step, read + _cache_bytes(cache)
@@ -106,15 +107,15 @@ class Peer:
         with torch.inference_mode():
             found = model(input_ids=tokens).logits[:, -1]
             if kind != "train":
-                cache = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values
-                found = model(input_ids=tokens[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+                cache = cache_of(model(input_ids=tokens[:, :-1], use_cache=True))
+                found = _go_on(model, tokens[:, -1:], cache)[:, -1]
             exact = model.double()(input_ids=tokens).logits[:, -1]
         if not (gap := (found - exact).abs().max().item()) <= 1e-3:
             raise ValueError(f"no figures: {kind} of {self.name} is {gap:.1e} off its own float64 form")
 
     def _filled(self, model: Any, rows: int, context: int) -> Any:
         tokens = torch.zeros(rows, FIRST, dtype=torch.long, device=self.device)
-        cache = model(input_ids=tokens, use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=tokens, use_cache=True))
         for layer in _key_layers(cache):
             for field in ("keys", "values"):
                 x = getattr(layer, field)
@@ -192,6 +193,14 @@ def _shared(config: ModelConfig, size: int, kinds: dict[str, str]) -> dict[str, 
 def _classes(module: ModuleType, kind: str) -> tuple[type, type] | None:
     found = [getattr(module, f"{kind}{part}", None) for part in ("Config", "ForCausalLM")]
     return None if None in found else (found[0], found[1])  # pyright: ignore[reportReturnType]
+
+
+def _go_on(model: Any, tokens: Tensor, cache: Any) -> Tensor:
+    """Scores of the next tokens, read on from a cache. ValueError if this version takes no cache by a name we know."""
+    name = cache_argument(model)
+    if name is None:
+        raise ValueError("this version of transformers takes its cache in another form; take transformers 5")
+    return model(input_ids=tokens, use_cache=True, **{name: cache}).logits
 
 
 def _count(kind: type, config: Any) -> int:

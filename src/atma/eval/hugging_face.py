@@ -22,6 +22,7 @@ from atma.eval.language_model import LOGITS, Row, Scored, check_prompt, finite, 
 from atma.eval.provenance import module_hash, software
 from atma.eval.stream import DEFAULT, Advance, Streaming
 from atma.eval.suite import sha256
+from atma.integrations.transformers_cache import cache_argument, cache_of
 from atma.tokenizer import Tokenizer
 
 
@@ -134,15 +135,15 @@ class HuggingFace:
         A cache of what came before only for a model that is read in pieces; any other is read from the beginning.
         """
         B, T = inputs.shape
-        inputs = inputs.to(self.model.device)
+        inputs, name = inputs.to(self.model.device), cache_argument(self.model) if self.pieces else None
         for start, stop in self._cuts(B, T, T - last):
             keep = max(0, stop - max(start, T - last))
-            given = {"past_key_values": cache, "use_cache": True} if self.pieces else {"use_cache": False}
+            given = {"use_cache": False} if name is None else {"use_cache": True, name: cache}
             try:
                 out = self.model(input_ids=inputs[:, start:stop], logits_to_keep=max(1, keep), **given)
             except IndexError as error:  # a table of positions that `_longest` did not find
                 raise ValueError(f"{self.name} cannot read {T} tokens: {error}") from None
-            cache = out.past_key_values if self.pieces else None
+            cache = cache_of(out) if self.pieces else None
             if keep:
                 yield stop - keep, out.logits, cache
             if progress is not None:
@@ -247,7 +248,7 @@ def _longest(model: Any) -> tuple[int | None, str]:
 
 @torch.inference_mode()
 def _reads_in_pieces(model: Any, name: str) -> bool:
-    """Whether reading on from its cache, several tokens at once, gives what reading all at once gives.
+    """Whether reading on from its cache, several tokens and then one, gives what reading all at once gives.
 
     ValueError if what it makes of a beginning depends on the tokens after it.
     """
@@ -258,8 +259,10 @@ def _reads_in_pieces(model: Any, name: str) -> bool:
     head = model(input_ids=tokens[:, :16], use_cache=True)
     if (head.logits.double() - whole[:, :16]).abs().max() > slack:
         raise ValueError(f"{name}: not a causal language model: what it makes of a text depends on the tokens after it")
-    cache = getattr(head, "past_key_values", None)
-    if cache is None:
-        return False
-    rest = model(input_ids=tokens[:, 16:], past_key_values=cache, use_cache=True).logits.double()
-    return bool((rest - whole[:, 16:]).abs().max() <= slack)
+    argument, out, rest = cache_argument(model), head, []
+    for piece in tokens[:, 16:].split((7, 1), 1):
+        if argument is None or (cache := cache_of(out)) is None:
+            return False
+        out = model(input_ids=piece, use_cache=True, **{argument: cache})
+        rest.append(out.logits.double())
+    return bool((torch.cat(rest, 1) - whole[:, 16:]).abs().max() <= slack)
