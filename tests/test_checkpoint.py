@@ -132,6 +132,15 @@ def test_a_file_that_the_manifest_lists_must_be_there(folder, name):
         load_model(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_the_manifest_leaves_out_is_not_vouched_for(folder, name):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"][name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=rf"{name}: manifest.json does not list it"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": [1]}', '{"files": {"config.json": 3}}'])
 def test_a_damaged_manifest_is_named(folder, text):
     (folder / "manifest.json").write_text(text)

@@ -19,6 +19,7 @@ from atma.config import (
     preset,
     to_dict,
 )
+from atma.strict import read_value
 
 
 def write(path, text):
@@ -104,3 +105,28 @@ def test_a_token_budget_leaves_long_lengths_fewer_needles_and_one_at_least():
     assert [evaluation.trials(length) for length in evaluation.lengths] == [8, 2, 1]
     assert EvaluationConfig(needle_trials=0, needle_tokens=4000).trials(100) == 0
     assert EvaluationConfig().trials(1_000_000) == 32
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[train]\ntokens = " + "[" * 2000 + "]" * 2000,
+        "[train]\ntokens = " + "[" * 100 + "]" * 100,
+        "[train" + ".a" * 5000 + "]\nx = 1",
+        "train = " + "{a = " * 2000 + "1" + "}" * 2000,
+        "[train]\ntokens = " + "1" * 5000,
+    ],
+    ids=["lists", "a-hundred-lists", "tables", "inline-tables", "digits"],
+)
+def test_a_recipe_without_end_is_one_line(tmp_path, text):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"r.toml: not a TOML recipe: "):
+        load_recipe(tmp_path / "r.toml")
+    if "\ntokens = " in text:
+        with pytest.raises(ValueError, match="not a value|nested more than 64 deep"):
+            read_value(text.partition("= ")[2])
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[train]\ntokens = 5\n")
+    assert load_recipe(tmp_path / "r.toml").train.tokens == 5

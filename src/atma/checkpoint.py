@@ -31,6 +31,7 @@ FORMAT = "atma-1"
 MANIFEST = "manifest.json"
 _HEAD = "head.weight"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST)
+_VOUCHED = (*_FILES[:-1], "optimizer.safetensors", "state.json")
 
 
 def save_model(
@@ -50,6 +51,8 @@ def model_files(
 ) -> dict[str, Writer]:
     """The writers of a model folder's files, for `write_folder`. A tied head is not written: it is the embedding."""
     config = {"format": FORMAT, "model": to_dict(model.config), "extra": dict(extra or {})}
+    if tokenizer is not None and tokenizer.end_to_record:
+        config["end_of_text"] = tokenizer.end_to_record
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     if model.config.tied_head:
         tensors.pop(_HEAD, None)
@@ -96,8 +99,7 @@ def load_model(folder: str | Path) -> "tuple[Model, Tokenizer | None]":
 
 def load_config(folder: str | Path) -> ModelConfig:
     """The model configuration of a model folder."""
-    values = load_info(folder).get("model")
-    where = Path(folder) / "config.json"
+    values, where = load_info(folder).get("model"), Path(folder) / "config.json"
     if not isinstance(values, dict):
         raise ValueError(f"{where}: no table 'model': not a model folder of atma")
     try:
@@ -189,10 +191,13 @@ def write_folder(folder: str | Path, files: Mapping[str, Writer]) -> None:
 
 
 def verify_folder(folder: Path) -> None:
-    """Compare every file with the folder's manifest; ValueError names the first that is missing, short or changed."""
+    """Compare files with the folder's manifest; ValueError names one that is unlisted, missing, short or changed."""
     listed = read_json(folder / MANIFEST).get("files")
     if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
         raise ValueError(f"{folder / MANIFEST}: no table 'files'")
+    unlisted = next((name for name in _VOUCHED if name not in listed and (folder / name).exists()), None)
+    if unlisted is not None:
+        raise ValueError(f"{folder / unlisted}: {MANIFEST} does not list it, so nothing vouches for it")
     for name, entry in listed.items():
         path = folder / name
         if not path.is_file():
@@ -233,8 +238,7 @@ def file_hash(path: Path) -> str:
 
 def json_writer(values: Mapping[str, Any]) -> Writer:
     """A writer of `values` as indented JSON."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    return lambda path: path.write_text(text, encoding="utf-8")
+    return lambda path: path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import atma
+from atma.arguments import joined
 
 Verbs = dict[str, tuple[str, str]]
 """The name of each verb, its module in `atma.commands` (with a function, if it is not `run`), and a summary."""
@@ -95,7 +96,7 @@ def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Call
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(later, prog=program, args=arguments, config=style)
+            return tyro.cli(later, prog=program, args=joined(run, arguments), config=style)
     except SystemExit as ended:
         if ended.code in (0, None):
             raise

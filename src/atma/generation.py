@@ -18,7 +18,7 @@ from atma.checkpoint import reason, sync
 from atma.decoding import Decoder
 from atma.eval.provenance import model_hash
 from atma.model import Model
-from atma.sampling import choose
+from atma.sampling import choose, of_tokens
 from atma.settings import Settings
 from atma.text_stream import TextStream
 from atma.tokenizer import Tokenizer
@@ -163,7 +163,7 @@ class Generation:
         self._decoder = self._decoder or Decoder(self.model, self._state)
         logits = self._decoder.step(torch.tensor([[self.tokens[-1]]], device=self._device))[0]
         self._state = self._decoder.state
-        logits = logits.cpu()[: self.tokenizer.vocab_size]
+        logits = of_tokens(logits.cpu(), self.tokenizer)
         token = choose(logits, self.settings, self._seen, self._random)
         self._append([token])
         return token

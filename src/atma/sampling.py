@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 from atma.settings import Settings
+from atma.tokenizer import Tokenizer
+
+
+def of_tokens(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Logits (..., V) of a model for the ids of its tokenizer (..., tokens): −inf where no token has the id."""
+    logits = logits[..., : tokenizer.vocab_size]
+    if not len(tokenizer.holes):
+        return logits
+    return logits.index_fill(-1, torch.from_numpy(tokenizer.holes).to(logits.device), -torch.inf)
 
 
 def choose(logits: Tensor, settings: Settings, seen: Tensor, random: torch.Generator) -> int:

@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+MOST_DEPTH = 64
 LATER = {"later": True}
 """Metadata of a field that came after runs were made: at its default it is no part of a run's identity."""
 
@@ -48,19 +49,33 @@ def plain(value: Any) -> Any:
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file; ValueError when it is missing or not TOML, saying `what` it should be."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _shallow(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such {what}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number too long, of nesting
         raise ValueError(f"{path}: not a TOML {what}: {error}") from None
 
 
 def read_value(text: str) -> Any:
     """What KEY=VALUE on a command line says: a value of TOML, or else the text itself."""
     try:
-        return tomllib.loads(f"value = {text.strip()}")["value"]
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return text.strip()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{text.strip()[:60]}': not a value: {error}") from None
+    return _shallow(value)
+
+
+def _shallow(value: Any) -> Any:
+    """The same value. ValueError if it is nested so deeply that working with it would end in an error of its own."""
+    level, depth = [value], 0
+    while level:
+        if depth > MOST_DEPTH:
+            raise ValueError(f"nested more than {MOST_DEPTH} deep")
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level, depth = [item for items in inner for item in items], depth + 1
+    return value
 
 
 def toml_value(value: Any) -> str:

@@ -3,28 +3,33 @@
 One thin class over the `tokenizers` library, so that every tokenizer saves to and loads from the same file. Our two
 kinds keep three promises: they lose nothing (`decode(encode(text)) == text`), byte b is id b, and a digit is always a
 token of its own, so " 4213" is a space and four digits wherever it stands. The end-of-text token has the last id and
-never comes out of `encode`: a text that spells it is encoded as ordinary characters.
+never comes out of `encode`: a text that spells it is encoded as ordinary characters. What a read tokenizer may not be
+is in `atma.tokenizer_file`.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-END_OF_TEXT = "<|endoftext|>"
-END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|endofdoc|>", "[EOS]")
+from atma.rendered import Rendered
+from atma.text_pieces import cuttable, pieces
+from atma.token_bytes import Spelling, byte_characters, unknown_token
+from atma.tokenizer_file import END_OF_TEXT, end_of_text, known_end, make_special, read_backend
+
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Where a BPE token may not reach across: words with an optional space before, single digits, runs of other signs."""
 
-CUT = re.compile(r"(?<=[^\W\d_])(?=\n)")
-"""Between a letter and a line end every byte-level tokenizer we know starts a new word: long texts are cut there."""
-PIECE = 1 << 17
+PROBE = "".join(map(chr, range(1, 0x300))) + "a  b\t\tc \n\n d\r\n\u4e16\u754c \U0001f642 "
+"""A text that shows whether a tokenizer drops characters."""
+UNKNOWN = "\U0010fffd"
 
 
 class Tokenizer:
@@ -37,11 +42,17 @@ class Tokenizer:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # it draws another division of the same text at every call
+        make_special(backend, eot)
         self.backend = backend
         self.eot = eot
         self.start = eot if start is None else start
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self._raw = backend.get_vocab(with_added_tokens=False) == {c: b for b, c in enumerate(_byte_characters())}
+        ids = np.array(sorted(backend.get_vocab(with_added_tokens=True).values()), np.int64)
+        self.vocab_size = int(ids[-1]) + 1
+        self.holes: np.ndarray = np.setdiff1d(np.arange(self.vocab_size), ids)
+        """Ids below `vocab_size` that no token has, ascending int64: they are never written."""
+        self._raw = backend.get_vocab(with_added_tokens=False) == {c: b for b, c in enumerate(byte_characters())}
 
     @property
     def name(self) -> str:
@@ -58,10 +69,46 @@ class Tokenizer:
             _require_utf8(text)
         if self._raw:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
-        pieces = [self._pieces(text) for text in texts]
-        flat = [piece for group in pieces for piece in group]
-        encoded = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False))
-        return [_joined([next(encoded).ids for _ in group]) for group in pieces]
+        groups = [pieces(text) if self._cuttable else [text] for text in texts]
+        flat = [piece for group in groups for piece in group]
+        try:
+            encoded = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False))
+        except Exception as error:
+            if type(error) is not Exception:  # the library raises the base class for a character it cannot encode
+                raise
+            raise ValueError(self._refused(texts, error)) from None
+        return [_joined([next(encoded).ids for _ in group]) for group in groups]
+
+    def encode_rendered(self, text: str, hidden: Mapping[str, str]) -> list[int]:
+        """Ids of a text in which special tokens are what they spell, as the library reads it; see `atma.rendered`.
+
+        hidden: signs in the text, and the ordinary characters, never special, that each stands for.
+        """
+        for part in (text, *hidden.values()):
+            _require_utf8(part)
+        return self._rendered.encode(text, hidden)
+
+    @cached_property
+    def keeps_all(self) -> bool:
+        """Whether every character of every text has a token; else `lost` tells which have none."""
+        known = set(self.backend.get_vocab(with_added_tokens=False))
+        fallback = self._settings["model"].get("byte_fallback") and all(f"<0x{b:02X}>" in known for b in range(256))
+        complete = fallback or (self._spelling.byte_level and known.issuperset(byte_characters()))
+        return bool(self._raw or (complete and not self.lost(PROBE)))
+
+    def lost(self, text: str) -> Counter[str]:
+        """The characters of a text that no token stands for: dropped, or written as an unknown token."""
+        encoding = self._bare.encode(text, add_special_tokens=False)
+        places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        ids = np.array(encoding.ids, np.int64)
+        unknown = (ids == self._unknown) | (ids == (self._bare.token_to_id(UNKNOWN) or -1))
+        kept = _covered(places[~unknown], len(text)) & ~_covered(places[unknown], len(text))
+        return Counter(text[i] for i in np.flatnonzero(~kept).tolist())
+
+    def without_unknown(self, text: str) -> str:
+        """A text without the characters that `encode` refuses: those of a tokenizer that has no unknown token."""
+        refused = {character for character in set(text) if self._refuses(character)}
+        return "".join(character for character in text if character not in refused)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, end-of-text included as it is written. ValueError for an id outside the vocabulary."""
@@ -72,22 +119,22 @@ class Tokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token stands for; none for end-of-text and other special tokens.
+        """The UTF-8 bytes that a token stands for; none for special and unknown tokens and for ids that no token has.
 
         ValueError for a tokenizer that is neither byte-level nor SentencePiece-like: its tokens have no bytes.
         """
-        text = self.backend.id_to_token(token) if 0 <= token < self.vocab_size else None
-        if text is None:
+        if not 0 <= token < self.vocab_size:
             raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
-        added = self.backend.get_added_tokens_decoder().get(token)
+        text = self.backend.id_to_token(token)
+        added = self._added.get(token)
         if added is not None:
             return b"" if added.special else added.content.encode()
-        if self._byte_level:
-            return bytes(_CHARACTER_BYTES[character] for character in text)
-        if self._piece_level:
-            escaped = re.fullmatch("<0x([0-9A-F]{2})>", text)
-            return bytes.fromhex(escaped[1]) if escaped else text.replace("\u2581", " ").encode()
-        raise ValueError(f"the bytes of token {token} are unknown: bits per byte need a byte-level tokenizer")
+        if text is None or token == self._unknown:
+            return b""
+        try:
+            return self._spelling.bytes_of(text)
+        except ValueError as error:
+            raise ValueError(f"token {token}: {error}") from None
 
     def bytes_of(self, ids: Sequence[int]) -> int:
         """UTF-8 bytes that token ids stand for, special tokens counting none."""
@@ -108,38 +155,74 @@ class Tokenizer:
     def _text(self) -> str:
         return json.dumps(json.loads(self.backend.to_str()), ensure_ascii=False, sort_keys=True, indent=1) + "\n"
 
+    @property
+    def end_to_record(self) -> str | None:
+        """The end-of-text token, where reading the file that `save` writes would not find it by its name."""
+        return None if known_end(self.backend) == self.eot else self.backend.id_to_token(self.eot)
+
     @cached_property
     def _widths(self) -> np.ndarray:
-        known = set(self.backend.get_vocab(with_added_tokens=True).values())
-        return np.array([len(self.token_bytes(i)) if i in known else 0 for i in range(self.vocab_size)], np.int64)
+        return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], np.int64)
 
     @cached_property
-    def _byte_level(self) -> bool:
-        return "ByteLevel" in _kinds(json.loads(self.backend.to_str())["decoder"])
+    def _settings(self) -> dict[str, Any]:
+        return json.loads(self.backend.to_str())
 
     @cached_property
-    def _piece_level(self) -> bool:
-        return bool({"Metaspace", "ByteFallback"} & _kinds(json.loads(self.backend.to_str())["decoder"]))
+    def _added(self) -> dict[int, AddedToken]:
+        return self.backend.get_added_tokens_decoder()
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self._settings)
+
+    @cached_property
+    def _rendered(self) -> Rendered:
+        return Rendered(self.backend)
+
+    @cached_property
+    def _unknown(self) -> int:
+        """The id of the unknown token, -1 without one."""
+        unknown = unknown_token(self._settings)
+        found = self.backend.token_to_id(unknown) if isinstance(unknown, str) else unknown
+        return -1 if found is None else found
+
+    @cached_property
+    def _bare(self) -> Backend:
+        """A copy with an unknown token, if the model can have one, and the model's own offsets."""
+        settings: dict[str, Any] = self._settings | {"post_processor": None}  # which may trim them
+        model = settings["model"]
+        if model["type"] == "BPE" and model.get("unk_token") is None:
+            beyond = self.vocab_size + len(self._added)  # added tokens may be numbered anew
+            vocabulary = model["vocab"] | {UNKNOWN: beyond}
+            settings["model"] = model | {"vocab": vocabulary, "unk_token": UNKNOWN}
+        bare = Backend.from_str(json.dumps(settings))
+        bare.encode_special_tokens = True
+        return bare
 
     @cached_property
     def _cuttable(self) -> bool:
-        settings = json.loads(self.backend.to_str())["pre_tokenizer"]
-        return "ByteLevel" in _kinds(settings) and '"add_prefix_space": true' not in json.dumps(settings)
+        return cuttable(self.backend, self._settings)
 
-    def _pieces(self, text: str) -> list[str]:
-        """Cut a long text where it cannot change a token, so that memory and cores are used evenly."""
-        if len(text) <= PIECE or not self._cuttable:
-            return [text]
-        pieces, start = [], 0
-        while (found := CUT.search(text, start + PIECE)) is not None:
-            pieces.append(text[start : found.start()])
-            start = found.start()
-        return [*pieces, text[start:]]
+    def _refuses(self, text: str) -> bool:
+        try:
+            self.backend.encode(text, add_special_tokens=False)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            return True
+        return False
+
+    def _refused(self, texts: Sequence[str], error: Exception) -> str:
+        bad = next((c for text in texts for c in dict.fromkeys(text) if self._refuses(c)), None)
+        if bad is None:
+            return f"the tokenizer cannot encode a text: {error}"
+        return f"the tokenizer has no token for {bad!r}, nor an unknown token to stand for it; leave that character out"
 
 
 def byte_tokenizer() -> Tokenizer:
     """256 bytes and end-of-text: 257 ids, byte b is id b, every text comes back exactly."""
-    return _assemble({character: byte for byte, character in enumerate(_byte_characters())}, [])
+    return _assemble({character: byte for byte, character in enumerate(byte_characters())}, [])
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -152,10 +235,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainee = Backend(models.BPE())
     trainee.pre_tokenizer = _splitter()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=_byte_characters(), show_progress=False, special_tokens=[]
+        vocab_size=vocab_size - 1, initial_alphabet=byte_characters(), show_progress=False, special_tokens=[]
     )
     trainee.train_from_iterator(texts, trainer)
-    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     merges = [tuple(pair) for pair in json.loads(trainee.to_str())["model"]["merges"]]
     for left, right in merges:
         vocabulary.setdefault(left + right, len(vocabulary))
@@ -165,24 +248,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return _assemble(vocabulary, merges)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read any `tokenizer.json`, or the one in a folder. ValueError if it is unreadable or has no end-of-text token."""
+def load_tokenizer(path: str | Path, end: str | None = None) -> Tokenizer:
+    """Read any `tokenizer.json`, or the one in a folder; `end` names its end-of-text token where no file does.
+
+    ValueError if it is unreadable, if texts cannot be written with it, or if it has no end-of-text token.
+    """
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer file")
-    try:
-        backend = Backend.from_str(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a tokenizer.json: not UTF-8 text") from None
-    except Exception as error:
-        if type(error) is not Exception:  # the library raises the base class for text that it cannot parse
-            raise
-        raise ValueError(f"{path}: not a tokenizer.json: {error}") from None
-    for name in END_OF_TEXT_NAMES:
-        if (eot := backend.token_to_id(name)) is not None:
-            return Tokenizer(backend, eot)
-    raise ValueError(f"{path}: no end-of-text token; one of {' '.join(END_OF_TEXT_NAMES)} must be in the vocabulary")
+    backend = read_backend(path)
+    return Tokenizer(backend, end_of_text(backend, path, end))
 
 
 def _assemble(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> Tokenizer:
@@ -210,26 +286,13 @@ def _require_utf8(text: str) -> None:
         raise ValueError(f"text holds {bad!r} at character {error.start}, which UTF-8 cannot encode") from None
 
 
+def _covered(places: np.ndarray, length: int) -> np.ndarray:
+    """Which of `length` characters lie in one of the places (n, 2): start and end of each."""
+    edges = np.zeros(length + 1, np.int64)
+    np.add.at(edges, places[:, 0], 1)
+    np.add.at(edges, places[:, 1], -1)
+    return edges.cumsum()[:-1] > 0
+
+
 def _joined(parts: list[list[int]]) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.int32) for part in parts])
-
-
-def _kinds(settings: object) -> set[str]:
-    """Every "type" named in a part of a tokenizer.json."""
-    if isinstance(settings, list):
-        return {kind for item in settings for kind in _kinds(item)}
-    if isinstance(settings, dict):
-        own = {settings["type"]} if isinstance(settings.get("type"), str) else set()
-        return own | {kind for item in settings.values() for kind in _kinds(item)}
-    return set()
-
-
-def _byte_characters() -> list[str]:
-    """The visible character that byte-level tokenizers write for each byte, 0 to 255."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in set(shown)]
-    table = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-    return [table[byte] for byte in range(256)]
-
-
-_CHARACTER_BYTES = {character: byte for byte, character in enumerate(_byte_characters())}

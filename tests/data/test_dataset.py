@@ -1,6 +1,8 @@
 """A token set opens, reads and checks prepared folders and shards as others publish them."""
 
+import contextlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -179,3 +181,49 @@ def test_a_prepared_folder_brings_its_own_vocabulary(copy):
 def test_a_set_lost_between_two_renames_is_put_back(copy):
     copy.rename(copy.parent / ".copy.old")
     assert TokenSet.open(copy).documents > 0
+
+
+@pytest.mark.parametrize("at", ["version", "brace", "dtype", "shape", "more", "less", "zip", "nothing"])
+def test_any_damage_of_a_document_index_is_one_line(prepared, tmp_path, at):
+    folder = shutil.copytree(prepared, tmp_path / "set")
+    path = next(folder.glob("train*.npy"))
+    data = path.read_bytes()
+    damaged = {
+        "version": data.replace(b"\x01\0", b"\x09\0", 1),
+        "brace": data.replace(b"}", b" ", 1),
+        "dtype": data.replace(b"<i8", b"O8)", 1),
+        "shape": re.sub(rb"\((\d+),\)", rb"(9\1,)", data, count=1),
+        "more": data + b"\0" * 8,
+        "less": data[:-3],
+        "zip": b"PK\x03\x04" + data[4:],
+        "nothing": b"",
+    }
+    path.write_bytes(damaged[at])
+    with pytest.raises(ValueError, match=r"documents.npy: not a document index, or a damaged one"):
+        TokenSet.open(folder)
+
+
+def test_a_byte_changed_anywhere_in_a_document_index_is_never_another_error(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "set")
+    path = next(folder.glob("train*.npy"))
+    data = path.read_bytes()
+    for place in range(min(len(data), 200)):
+        for value in (0, 32, 39, 255):
+            path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+            with contextlib.suppress(ValueError):
+                TokenSet.open(folder)
+
+
+def test_a_shard_that_the_manifest_does_not_list_is_not_vouched_for(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "set")
+    shutil.copy(next(folder.glob("train*.bin")), folder / "train_000099.bin")
+    TokenSet.open(folder)
+    with pytest.raises(ValueError, match=r"train_000099.bin: manifest.json does not list it"):
+        TokenSet.open(folder, verify=True)
+
+
+def test_a_manifest_nested_without_end_is_one_line(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "set")
+    (folder / "manifest.json").write_text('{"splits": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"manifest.json: not a manifest of token shards"):
+        TokenSet.open(folder)

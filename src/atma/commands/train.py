@@ -47,11 +47,14 @@ def run(
 
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     """The recipe with settings "table.key=value" changed; a value is TOML, or else text. ValueError as for a recipe."""
-    values = to_dict(recipe)
+    values, given = to_dict(recipe), set[str]()
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path.strip():
             raise ValueError(f"--set {assignment}: write KEY=VALUE, such as train.tokens=100000")
+        if path.strip() in given:
+            raise ValueError(f"--set {assignment}: '{path.strip()}' is set twice; keep the one that you mean")
+        given.add(path.strip())
         *tables, key = path.strip().split(".")
         table = values
         for name in tables:

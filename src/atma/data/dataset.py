@@ -11,6 +11,7 @@ model learns where documents end; and a row needs no index to know its boundarie
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,10 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 MANIFEST = "manifest.json"
 FORMAT = "atma token shards"
+INDEX_HEAD = re.compile(
+    rb"\x93NUMPY\x01\0..\{'descr': '<i8', 'fortran_order': False, 'shape': \(([0-9]{1,12}),\), \} *\n", re.DOTALL
+)
+"""How a document index begins. NumPy's own reader takes it for Python source, and ends as that may when damaged."""
 PUBLISHED_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val")}
 
 
@@ -118,6 +123,8 @@ def _open_prepared(folder: Path, split: Split, verify: bool) -> TokenSet:
     if part is None:
         raise ValueError(f"{folder}: no {split} split; it has {', '.join(manifest['splits'])}")
     shards, starts, base = [], [], 0
+    if verify:
+        _require_listed(folder, manifest)
     for entry in part["shards"]:
         shard, index = _open_entry(folder, entry, verify)
         if verify:
@@ -126,11 +133,24 @@ def _open_prepared(folder: Path, split: Split, verify: bool) -> TokenSet:
         starts.append(index + base)
         base += len(shard)
     token_set = TokenSet(folder, shards, np.concatenate(starts), manifest, digest)
-    token_set.tokenizer = load_tokenizer(folder)
     path = folder / "tokenizer.json"
+    token_set.tokenizer = load_tokenizer(path)
+    if (token_set.tokenizer.eot, token_set.tokenizer.vocab_size) != (token_set.eot, token_set.vocab_size):
+        raise ValueError(f"{path}: another end of text or vocabulary than {MANIFEST} says; prepare the data again")
     if file_hash(path) != manifest["tokenizer"]["sha256"]:
         raise ValueError(f"{path}: not the tokenizer that {MANIFEST} names, or damaged; prepare the data again")
     return token_set
+
+
+def _require_listed(folder: Path, manifest: dict[str, Any]) -> None:
+    """ValueError if a shard or index lies in the folder that the manifest does not vouch for."""
+    entries = [entry for split in manifest["splits"].values() for entry in split["shards"]]
+    listed = {entry[key] for entry in entries for key in ("file", "index")}
+    others = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".bin", ".npy") and path.name not in listed
+    )
+    if others:
+        raise ValueError(f"{folder / others[0]}: {MANIFEST} does not list it, so nothing vouches for it: remove it")
 
 
 def _open_entry(folder: Path, entry: dict[str, Any], verify: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -150,13 +170,14 @@ def _open_entry(folder: Path, entry: dict[str, Any], verify: bool) -> tuple[np.n
 
 def _read_index(path: Path, tokens: int) -> np.ndarray:
     try:
-        index = np.load(path, allow_pickle=False)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such document index") from None
-    except (ValueError, EOFError):
-        raise ValueError(f"{path}: not a document index, or a damaged one") from None
-    sound = index.dtype == np.int64 and index.ndim == 1 and len(index) > 0 and index[0] == 0 and index[-1] < tokens
-    if not sound or np.any(np.diff(index) <= 0):
+    head = INDEX_HEAD.match(data)
+    if head is None or len(data) - head.end() != 8 * int(head[1]):
+        raise ValueError(f"{path}: not a document index, or a damaged one")
+    index = np.frombuffer(data, np.dtype("<i8"), offset=head.end())
+    if len(index) == 0 or index[0] != 0 or index[-1] >= tokens or np.any(np.diff(index) <= 0):
         raise ValueError(f"{path}: damaged: document starts must rise from 0 and stay below {tokens:,}")
     return index
 
@@ -168,7 +189,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         manifest = json.loads(data)
         _require_manifest(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path}: not a manifest of token shards, or damaged; prepare the data again") from None
     return manifest, hashlib.sha256(data).hexdigest()
 

@@ -17,6 +17,7 @@ from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.provenance import model_provenance
 from atma.eval.stream import DEFAULT, Advance, Streaming, pieces, score
 from atma.model import Model
+from atma.sampling import of_tokens
 from atma.state import ModelState
 from atma.tokenizer import Tokenizer
 
@@ -125,10 +126,10 @@ class Native:
         decoder, ends = Decoder(self.loaded.model, state), {self.tokenizer.eot, *stop}
         written: list[int] = []
         while len(written) < most:
-            logits = decoder.step(torch.tensor([[last]], device=self.device))[0, : self.tokenizer.vocab_size]
+            logits = decoder.step(torch.tensor([[last]], device=self.device))[0]
             if not logits.isfinite().all():
                 raise ValueError(f"token {len(written)}: a logit is not finite; check the model's weights")
-            last = int(logits.argmax())
+            last = int(of_tokens(logits, self.tokenizer).argmax())
             if last in ends:
                 break
             written.append(last)

@@ -34,7 +34,7 @@ def read_rows(path: Path | str) -> list[Row]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: not a result row; delete the line or choose another file")

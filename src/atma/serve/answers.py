@@ -71,12 +71,15 @@ def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int
     """The prompt's tokens; RequestError for what is wrong with the request. `most`: positions there is memory for."""
     request.check()
     tokens = _encoded(request, tokenizer)
-    vocabulary = tokenizer.vocab_size
+    vocabulary, holes = tokenizer.vocab_size, frozenset(tokenizer.holes.tolist())
     given = ("prompt", tokens), ("logit_bias", request.logit_bias), ("stop_tokens", request.stop_tokens)
     for name, ids in given:
         bad = next((i for i in ids if not 0 <= i < vocabulary), None)
         if bad is not None:
             raise RequestError("invalid", f"'{name}': token {bad} is outside the vocabulary of {vocabulary}", name)
+        if holes.intersection(ids):
+            bad = min(holes.intersection(ids))
+            raise RequestError("invalid", f"'{name}': no token of the tokenizer has the id {bad}", name)
     if request.max_tokens < 1 and not request.echo:
         raise RequestError("invalid", "'max_tokens' must be at least 1 without echo, not 0", "max_tokens")
     if len(tokens) + max(0, request.max_tokens - 1) > most:

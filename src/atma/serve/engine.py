@@ -20,6 +20,7 @@ from torch import Tensor
 
 from atma.eval.provenance import model_hash
 from atma.model import Model
+from atma.sampling import of_tokens
 from atma.serve.answers import Answers, prompt_tokens
 from atma.serve.batch import Batch, recording_of
 from atma.serve.carry import Carrier, Standing
@@ -60,7 +61,7 @@ class Engine:
         sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
         self.scheduler = Scheduler(*sizes)
         self.batch = Batch(self.served, carrier, self.memory.pool, sizes[0], self.memory.budget.recording)
-        self.reader = Reader(self.served, self.memory, tokenizer.vocab_size)
+        self.reader = Reader(self.served, self.memory, tokenizer)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
         self.answers = Answers(tokenizer)
         self._closed = False
@@ -188,14 +189,14 @@ class Engine:
         self._join()
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self.served.logits(hidden)[:, : self.tokenizer.vocab_size]
+        return of_tokens(self.served.logits(hidden), self.tokenizer)
 
     def _write(self) -> None:
         """One token for every text that is being written, and the first for those whose prompt has just been read."""
         writing, parts = list(self.batch.sequences), []
         if writing:
             try:
-                parts.append(self.batch.step()[:, : self.tokenizer.vocab_size])
+                parts.append(of_tokens(self.batch.step(), self.tokenizer))
             except Exception as error:  # the rows of this call end, the engine goes on
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")

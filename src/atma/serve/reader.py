@@ -5,6 +5,7 @@ from collections.abc import Sequence as Many
 import torch
 from torch import Tensor
 
+from atma.sampling import of_tokens
 from atma.serve.batch import table_of
 from atma.serve.carry import Standing, join
 from atma.serve.exact import Served
@@ -13,13 +14,14 @@ from atma.serve.request import Logprob
 from atma.serve.sampler import scores
 from atma.serve.sequence import Sequence
 from atma.serve.working import SCORED
+from atma.tokenizer import Tokenizer
 
 
 class Reader:
     """Advances sequences that have their pages and carry their own state. A cut anywhere gives the same states."""
 
-    def __init__(self, served: Served, memory: Memory, vocabulary: int) -> None:
-        self.served, self.memory, self.vocabulary = served, memory, vocabulary
+    def __init__(self, served: Served, memory: Memory, tokenizer: Tokenizer) -> None:
+        self.served, self.memory, self.tokenizer = served, memory, tokenizer
         self.read = 0
         self._device = served.device
 
@@ -73,7 +75,7 @@ class Reader:
         after = sequence.tokens[at + 1 : min(at + len(hidden) + 1, sequence.prompt_length)]
         for i in range(0, len(after), SCORED):
             some = after[i : i + SCORED]
-            logits = self.served.logits(hidden[i : i + len(some)])[:, : self.vocabulary]
+            logits = of_tokens(self.served.logits(hidden[i : i + len(some)]), self.tokenizer)
             sequence.prompt_logprobs += scores(logits, some, sequence.request.logprobs or 0)
 
 

@@ -62,7 +62,7 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(found)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON, damaged: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: not a JSON object")

@@ -74,6 +74,8 @@ def read_options(assignments: tuple[str, ...]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--job {assignment}: write KEY=VALUE, such as timeout_min=600")
+        if key.strip() in options:
+            raise ValueError(f"--job {assignment}: '{key.strip()}' is given twice; keep the one that you mean")
         options[key.strip()] = read_value(text)
     return options
 

@@ -44,7 +44,7 @@ def _planned(path: Path) -> list[str]:
         return sorted(folder.name for folder in (path / "cells").glob("*") if folder.is_dir())
     try:
         return [str(cell["cell"]) for cell in json.loads(plan.read_text(encoding="utf-8"))["cells"]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{plan}: not the plan of a sweep, or damaged; `atma sweep run` writes it again") from None
 
 
@@ -55,7 +55,7 @@ def _result(folder: Path) -> Cell:
         factors, metrics = dict(found["factors"]), dict(found["metrics"])
         name, seed, config = str(found["cell"]), int(found["seed"]), dict(found.get("config") or {})
         attempt = dict(found.get("provenance") or {}).get("attempt")
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: not the result of a cell ({type(error).__name__}: {error}); run it again") from None
     for factor, level in factors.items():
         if not isinstance(level, Level):

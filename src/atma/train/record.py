@@ -93,7 +93,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
                 _ = row["kind"], row["step"] + 0
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise ValueError(f"{path}: line {number} is not a row of a training record") from None
             end += len(line)
             yield end, row

@@ -118,7 +118,7 @@ def _json(path: Path) -> Sequence[Any]:
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise ValueError(f"{path}: not a file of JSON rows: {error}") from None
 
 

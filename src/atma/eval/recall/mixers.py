@@ -54,12 +54,15 @@ def reach(config: ModelConfig) -> int | None:
 
 
 def _changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
-    values = to_dict(config)
+    values, given = to_dict(config), set[str]()
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"'{setting}': write a setting of the model as KEY=VALUE, such as window=16")
         if key.strip() in CHOSEN:
             raise ValueError(f"'{setting}': {CHOSEN[key.strip()]}")
+        if key.strip() in given:
+            raise ValueError(f"'{setting}': '{key.strip()}' is set twice; keep the one that you mean")
+        given.add(key.strip())
         values[key.strip()] = read_value(text)
     return from_dict(ModelConfig, values)

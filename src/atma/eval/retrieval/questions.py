@@ -187,5 +187,5 @@ def _json(path: Path) -> tuple[Any, str]:
     data = path.read_bytes()
     try:
         return json.loads(data), sha256(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path}: not a JSON file of questions") from None

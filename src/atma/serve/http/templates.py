@@ -155,7 +155,6 @@ class Specials:
         self._spelled = re.compile("|".join(map(re.escape, self._names)) or "(?!)")
         used = set().union(*(set(m.content) | set(m.name or "") for m in messages))
         self._sign = next(c for c in map(chr, range(0xE000, 0x10FFFE)) if c not in used)
-        self._hidden = re.compile(f"{self._sign}([0-9]+){self._sign}")
 
     def hidden(self, text: str) -> str:
         """A message that spells no special token."""
@@ -163,16 +162,9 @@ class Specials:
 
     def tokens(self, text: str) -> list[int]:
         """Of a rendered text: special tokens where it spells them, what was hidden in ordinary characters again."""
-        tokens, at = [], 0
-        for found in self._spelled.finditer(text):
-            tokens += [*self._ordinary(text[at : found.start()]), self.ids[found[0]]]
-            at = found.end()
-        tokens += self._ordinary(text[at:])
+        hidden = {f"{self._sign}{number}{self._sign}": name for number, name in enumerate(self._names)}
+        tokens = self.tokenizer.encode_rendered(text, hidden)
         return tokens if tokens and tokens[0] in self.ids.values() else [self.tokenizer.eot, *tokens]
-
-    def _ordinary(self, text: str) -> list[int]:
-        shown = self._hidden.sub(lambda found: self._names[int(found[1])], text)
-        return self.tokenizer.encode(shown) if shown else []
 
 
 async def _ask(process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:
