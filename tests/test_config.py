@@ -96,3 +96,10 @@ def test_a_token_budget_leaves_long_lengths_fewer_needles_and_one_at_least():
     assert [evaluation.trials(length) for length in evaluation.lengths] == [8, 2, 1]
     assert EvaluationConfig(needle_trials=0, needle_tokens=4000).trials(100) == 0
     assert EvaluationConfig().trials(1_000_000) == 32
+
+
+def test_one_canon_tap_needs_the_start_that_it_can_have():
+    with pytest.raises(ValueError, match=r"'canon_taps' must be at least 2 for canon_init = .previous. .*, not 1"):
+        ModelConfig(canon_taps=1)
+    assert ModelConfig(canon_taps=1, canon_init="uniform").canon_taps == 1
+    assert ModelConfig(canon_taps=1, core="rope").canon_taps == 1
