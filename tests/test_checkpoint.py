@@ -246,7 +246,7 @@ def test_a_disk_that_fails_to_sync_leaves_the_old_folder(folder, monkeypatch):
     def refuse(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", refuse)
+    monkeypatch.setattr("os.fsync", refuse)
     with pytest.raises(OSError, match="No space left on device"):
         save_model(folder, small(width=24), None)
     monkeypatch.undo()

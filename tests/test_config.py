@@ -130,3 +130,10 @@ def test_a_recipe_without_end_is_one_line(tmp_path, text):
 def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[train]\ntokens = 5\n")
     assert load_recipe(tmp_path / "r.toml").train.tokens == 5
+
+
+def test_one_canon_tap_needs_the_start_that_it_can_have():
+    with pytest.raises(ValueError, match=r"'canon_taps' must be at least 2 for canon_init = .previous. .*, not 1"):
+        ModelConfig(canon_taps=1)
+    assert ModelConfig(canon_taps=1, canon_init="uniform").canon_taps == 1
+    assert ModelConfig(canon_taps=1, core="rope").canon_taps == 1

@@ -8,7 +8,6 @@ what was there before. Reading checks everything and says in one line which file
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atma.config import ModelConfig
+from atma.disk import destination, sync
+from atma.replacing import OURS, recover_folder, staging_place, swap
 from atma.strict import from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ Writer = Callable[[Path], object]
 FORMAT = "atma-1"
 MANIFEST = "manifest.json"
 _HEAD = "head.weight"
-_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST)
-_VOUCHED = (*_FILES[:-1], "optimizer.safetensors", "state.json")
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *OURS)
+_VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
 
 def save_model(
@@ -173,21 +174,21 @@ def write_folder(folder: str | Path, files: Mapping[str, Writer]) -> None:
 
     Until the last rename the old folder stays as it is; a failed write removes the half-made one and raises OSError.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = destination(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(folder)
-    staging = _beside(folder, "staging")
+    staging = staging_place(folder, "staging")
     _remove(staging)
     staging.mkdir()
     try:
         _fill(staging, files)
+        swap(staging, folder)
     except OSError as error:
         _remove(staging)
         raise OSError(f"{folder}: cannot be written, what was there stays as it was: {reason(error)}") from error
     except BaseException:
         _remove(staging)
         raise
-    _swap(staging, folder)
 
 
 def verify_folder(folder: Path) -> None:
@@ -208,13 +209,6 @@ def verify_folder(folder: Path) -> None:
             )
         if file_hash(path) != entry.get("sha256"):
             raise ValueError(f"{path}: contents differ from the SHA-256 in {MANIFEST}: damaged or replaced")
-
-
-def recover_folder(folder: Path) -> None:
-    """Put back the old folder if a crash fell between the two renames that replace it."""
-    old = _beside(folder, "old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -266,33 +260,9 @@ def _fill(staging: Path, files: Mapping[str, Writer]) -> None:
     sync(staging)
 
 
-def _swap(staging: Path, folder: Path) -> None:
-    old = _beside(folder, "old")
-    _remove(old)
-    if folder.exists():
-        folder.rename(old)
-    staging.rename(folder)
-    sync(folder.parent)
-    _remove(old)
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    folder = Path(os.path.abspath(folder))
-    return folder.parent / f".{folder.name}.{suffix}"
-
-
 def reason(error: OSError) -> str:
     """Why the disk refused, without the name of the file that was being filled, which is gone afterwards."""
     return error.strerror or str(error).rpartition("I/O error: ")[2]
-
-
-def sync(path: Path) -> None:
-    """Force a file, or a directory's list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(folder: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Self, overload
 import torch
 
 from atma import state as states
-from atma.checkpoint import reason, sync
+from atma.checkpoint import reason
 from atma.decoding import Decoder
+from atma.disk import sync
 from atma.eval.provenance import model_hash
 from atma.model import Model
 from atma.sampling import choose, of_tokens

@@ -73,12 +73,13 @@ class ModelConfig:
         for name in ("window", "count_limit"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1, or left out")
-        sharp = math.isfinite(self.sharpening) and self.sharpening >= 0
-        require(sharp, "sharpening", self.sharpening, "a finite number of at least 0")
+        require(0 <= self.sharpening < math.inf, "sharpening", self.sharpening, "a finite number of at least 0")
         radius = self.direction_radius
         require(radius is None or radius > 0, "direction_radius", radius, "positive, or left out")
         divides = self.query_heads % self.key_value_heads == 0
         require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
+        single = self.canon_taps == 1 and self.canon_init == "previous" and self.has_canon
+        require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
         if self.core == "rope":
             require(self.head_width % 4 == 0, "head_width", self.head_width, "a multiple of 4 for rotary positions")
 

@@ -55,6 +55,8 @@ def make(name: str) -> Subject:
         return Subject(name, randomise(mixer), config)
     core, memory, window = options[0], "memory" in options, 7 if "window" in options else None
     config = dataclasses.replace(tiny(core, memory, window), learned_half_life="learned" in options)
+    if "tap" in options:
+        config = dataclasses.replace(config, local_taps=1, canon_taps=1, canon_init="uniform")
     if kind == "model":
         return Subject(name, randomise(Model(config)), config)
     mixer = Attention(config)
@@ -64,7 +66,13 @@ def make(name: str) -> Subject:
 
 def _names() -> list[str]:
     parts = ["-".join([core, *["memory"] * memory, *["window"] * bool(window)]) for core, memory, window in CORES]
-    models = ["model-polar-memory", "model-nope", "model-rope-memory-window", "model-rope+canon-memory"]
+    models = [
+        "model-polar-memory",
+        "model-nope",
+        "model-rope-memory-window",
+        "model-rope+canon-memory",
+        "model-polar-tap",
+    ]
     return ["conv", *(f"attention-{part}" for part in parts), "attention-polar-memory-learned", *models]
 
 

@@ -7,7 +7,7 @@ import pytest
 from test_loop import losses, same, weights
 from tiny_run import rows, tiny_model, tiny_recipe, tiny_source
 
-from atma import checkpoint
+from atma import checkpoint, replacing
 from atma.checkpoint import load_tensors
 from atma.train.loop import fit
 from atma.train.record import read_record
@@ -161,6 +161,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_on_disk(run, monkeypatch):
         sync(path)
 
     monkeypatch.setattr(checkpoint, "sync", watch)
+    monkeypatch.setattr(replacing, "sync", watch)
     fit(tiny_recipe(keep_checkpoints=1), run, tiny_source())
     assert ["step-00000004", "step-00000008"] in seen and all(names for names in seen[6:])
     assert [entry.name for entry in run.glob("checkpoints/step-*")] == ["step-00000012"]

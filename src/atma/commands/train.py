@@ -1,5 +1,8 @@
 """`atma train`: run a recipe."""
 
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +15,7 @@ ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 
 
 def run(
-    recipe: Path,
+    recipe: Path | None = None,
     /,
     out: Path | None = None,
     resume: bool = False,
@@ -23,26 +26,48 @@ def run(
     """Train the model that a recipe describes.
 
     Writes a run folder: the recipe as run, metrics.jsonl, checkpoints, and at the end the model in final/. A run that
-    was stopped, in whatever way, goes on with --resume and ends with the same bits.
+    was stopped, in whatever way, goes on with --resume and ends with the same bits. SIGTERM, Ctrl-C and SIGHUP write a
+    checkpoint first; a second one ends at once.
 
     Args:
-        recipe: A TOML file with the tables model, data, train and evaluation; see recipes/.
+        recipe: A TOML file with the tables model, data, train and evaluation; see recipes/. With --resume and --out it
+            may be left out: the folder's own is taken.
         out: The run folder; runs/NAME of the recipe by default.
-        resume: Go on from the newest good checkpoint in the run folder.
+        resume: Go on from the newest good checkpoint in the run folder; longer, if train.tokens is set to more.
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
         tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
     """
-    from atma.device import device_of
-    from atma.train import export_tensorboard, terminal_progress, train
+    from atma.signals import noticing
 
-    device_of(device)
-    chosen = override(load_recipe(recipe), assignments)
-    folder = out or Path("runs") / chosen.name
-    final = train(chosen, folder, resume, terminal_progress(), device)
+    with noticing() as asked:  # first of all: the imports take seconds
+        from atma.device import device_of
+        from atma.train import Stopped, export_tensorboard, terminal_progress, train
+
+        device_of(device)
+        chosen = override(_base(recipe, out, resume), assignments)
+        folder = out or Path("runs") / chosen.name
+        try:
+            final = train(chosen, folder, resume, terminal_progress(), device, asked)
+        except Stopped as stopped:
+            if os.environ.get("RANK", "0") == "0":
+                again = f"atma train --resume --out {shlex.quote(str(folder))}"
+                print(f"atma: {stopped}; go on with: {again}", file=sys.stderr)
+            raise SystemExit(asked.status) from None
     if tensorboard:
         export_tensorboard(folder, folder / "tensorboard")
     print(f"trained: {final}\ntry it: atma generate --model {folder} PROMPT")
+
+
+def _base(recipe: Path | None, out: Path | None, resume: bool) -> Recipe:
+    """The recipe of a file, or of the run to resume."""
+    if recipe is not None:
+        return load_recipe(recipe)
+    if not resume or out is None:
+        raise ValueError("name a recipe, such as recipes/nano.toml; or a run to go on with: --resume --out runs/NAME")
+    from atma.train.folder import recipe_of
+
+    return recipe_of(out)
 
 
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from atma.checkpoint import file_hash, recover_folder
+from atma.checkpoint import file_hash
 from atma.data.shards import read_shard, scan
+from atma.replacing import recover_folder
 from atma.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "validation"]

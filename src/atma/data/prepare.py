@@ -11,6 +11,7 @@ library write a remark about TOKENIZERS_PARALLELISM; set that variable to "false
 
 import hashlib
 import json
+import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from atma.data.shards import MOST_TOKENS, Layout, layout_for, write_shard
 from atma.data.sources import STDLIB, Document, describe, documents
 from atma.data.split import RULE, cut, held_out, mix
 from atma.data.staging import staged
+from atma.replacing import OURS
 from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 
 Progress = Callable[[str, int, int | None], None]
@@ -124,7 +126,7 @@ def _require_replaceable(out: Path, source: str | Path) -> None:
         raise ValueError(f"{out}: lies inside the source {source}; name a folder outside it")
     if out.is_file():
         raise ValueError(f"{out}: is a file; name a folder to write to")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+    if out.is_dir() and set(os.listdir(out)) - OURS and not (out / MANIFEST).is_file():
         raise ValueError(f"{out}: holds something other than prepared data; name a new folder")
 
 

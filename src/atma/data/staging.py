@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from atma.checkpoint import recover_folder, sync
+from atma.disk import destination, sync
+from atma.replacing import recover_folder, staging_place, swap
 
 
 @contextmanager
@@ -19,37 +20,23 @@ def staged(folder: str | Path) -> Iterator[Path]:
 
     An OSError, such as a full disk, names `folder` and says that nothing was changed.
     """
-    folder = Path(os.path.abspath(folder))
-    staging = folder.parent / f".{folder.name}.staging-{os.getpid()}"
+    folder = destination(folder)
+    staging = staging_place(folder, f"staging-{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(folder)
         _remove_abandoned(folder)
+        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         yield staging
         for path in staging.iterdir():
             sync(path)
         sync(staging)
-        _publish(staging, folder)
+        swap(staging, folder)
     except OSError as error:
         raise OSError(f"{folder}: not made, and nothing changed: {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _publish(staging: Path, folder: Path) -> None:
-    old = folder.parent / f".{folder.name}.old"
-    if old.exists():
-        shutil.rmtree(old)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        staging.rename(folder)
-    except OSError:
-        recover_folder(folder)
-        raise
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from atma.disk import sync
+
 ABANDONED_SECONDS = 3600.0
 _UNNAMED = ".new-"
 
@@ -32,7 +34,7 @@ def create_once(path: Path, values: dict[str, Any]) -> bool:
             return _same(new, path)
         except PermissionError as error:
             raise OSError(error.errno, "its file system makes no hard links; put the sweep elsewhere", path) from error
-        sync_folder(path.parent)
+        sync(path.parent)
         return True
 
 
@@ -87,15 +89,6 @@ def remove_abandoned(folder: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if now - path.stat().st_mtime > ABANDONED_SECONDS:
                     path.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def utc() -> str:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from atma.checkpoint import save_model, sync
-from atma.config import Recipe, dump_toml, identity, load_recipe
+from atma.checkpoint import save_model
+from atma.config import Recipe, identity
 from atma.model import Model
 from atma.strict import to_dict
+from atma.train.folder import claimed, write_recipe
 from atma.train.optim import Optimisers
-from atma.train.parallel import Ranks, join, wait
+from atma.train.parallel import Ranks, any_of, join, wait
 from atma.train.precision import choose_precision
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record, cut_record
@@ -29,7 +30,6 @@ from atma.train.step import Outcome, Stepper, generator, non_finite_names, valid
 
 PATIENCE = 3
 """Non-finite steps in a row that end a run."""
-_RECIPE = "recipe.toml"
 
 
 class Stopped(Exception):
@@ -46,10 +46,12 @@ def train(
 ) -> Path:
     """Run `recipe` into folder `out` and return `out/final`, a model folder.
 
-    resume: go on from the newest good checkpoint in `out`. device: "cpu", "cuda"; by default a GPU if there is one.
-    stop: asked after each step; once it is true the run writes a checkpoint and raises `Stopped`.
+    resume: go on from the newest good checkpoint in `out`, also where `recipe` differs in what changes no step, or asks
+    for more tokens. device: "cpu", "cuda"; by default a GPU if there is one. stop: asked after each step; once it is
+    true in any process the run writes a checkpoint and raises `Stopped`.
     Under `torchrun` the processes share each batch. ValueError when `out` holds a run and resume is not asked for, or
-    another recipe's run, or nothing to resume; when the data does not fit; when losses stay non-finite.
+    another recipe's run, or nothing to resume, or another process trains there; when the data does not fit; when losses
+    stay non-finite.
     """
     try:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -74,33 +76,11 @@ def fit(
     """`train` on batches from any `source`."""
     ranks = ranks or Ranks()
     _check_fit(recipe, source, ranks)
-    if ranks.rank == 0:
-        claim(recipe, out, resume)
-    wait(ranks)
-    run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
-    done = run.restore() if resume else []
-    with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
-        return run.go(record, progress or Silent(), done, stop)
-
-
-def claim(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Make `out` the folder of this recipe's run, or check that it is. ValueError as in `train`."""
-    path = out / _RECIPE
-    if resume:
-        if not path.is_file():
-            raise ValueError(f"{out}: nothing to resume: no {_RECIPE} there; start the run without resuming")
-        _require_equal(load_recipe(path), recipe, path)
-        return
-    if path.is_file():
-        raise ValueError(f"{out}: holds a run already; resume it (--resume) or choose another folder")
-    if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-        raise ValueError(f"{out}: not empty and not a run; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    new = out / f".{_RECIPE}.new"
-    new.write_text(dump_toml(recipe), encoding="utf-8")
-    sync(new)
-    new.rename(path)
-    sync(out)
+    with claimed(recipe, out, resume, ranks) as notes:
+        run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
+        notes += run.restore() if resume else []
+        with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
+            return run.go(record, progress or Silent(), notes, stop)
 
 
 class Run:
@@ -115,7 +95,7 @@ class Run:
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
 
     def restore(self) -> list[str]:
-        """Go back to the newest good checkpoint and cut the record to it. Returns what there is to tell about it.
+        """Go back to the newest good checkpoint, cut the record to it and keep this recipe. Returns what to tell of it.
 
         Without any checkpoint the run begins again; ValueError when there are some and none is good.
         """
@@ -127,6 +107,7 @@ class Run:
             self.stepper.compute = getattr(torch, self.state.compute)
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step)
+            write_recipe(self.recipe, self.out)
         wait(self.ranks)
         return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
             f"resumed at step {self.state.step}"
@@ -143,9 +124,10 @@ class Run:
                 progress.show(record.write("event", self.state.step, {"event": note}))
             while self.state.step < steps:
                 self._advance(record, progress)
-                if stop is not None and self.state.step < steps and stop():
-                    self._checkpoint(record)
-                    raise Stopped(f"stopped at step {self.state.step}")
+                if stop is not None and self.state.step < steps and any_of(self.ranks, stop()):
+                    if self.state.step % self.recipe.train.checkpoint_every:
+                        self._checkpoint(record)
+                    raise Stopped(f"stopped at step {self.state.step} of {steps}")
         finally:
             progress.stop()
         return self._finish()
@@ -222,21 +204,3 @@ def _check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
     if train.batch_tokens % unit:
         wanted = f"length × accumulation × processes = {unit}"
         raise ValueError(f"'batch_tokens' must be a multiple of {wanted}, not {train.batch_tokens}")
-
-
-def _require_equal(found: Recipe, wanted: Recipe, path: Path) -> None:
-    if identity(found) == identity(wanted):
-        return
-    for key, before in _flat(to_dict(found)).items():
-        now = _flat(to_dict(wanted))[key]
-        if before != now:
-            raise ValueError(
-                f"{path}: another recipe: '{key}' is {before!r} there and {now!r} here; choose another folder"
-            )
-
-
-def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
-    return flat

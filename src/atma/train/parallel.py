@@ -45,6 +45,14 @@ def sum_gradients(ranks: Ranks, parameters: Iterable[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def any_of(ranks: Ranks, flag: bool) -> bool:
+    """Whether the flag is set in any process: the same answer in all."""
+    if ranks.world == 1:
+        return flag
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if dist.get_backend() == "nccl" else None
+    return bool(sum_over(ranks, torch.tensor(float(flag), device=device)).item())
+
+
 def wait(ranks: Ranks) -> None:
     """Let every process arrive here before any goes on."""
     if ranks.world > 1:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from atma.checkpoint import sync
+from atma.disk import sync
 
 NAME = "metrics.jsonl"
 

@@ -7,7 +7,7 @@ generator seeded by (seed, step, purpose), and a batch is a pure function of its
 
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ class RunState:
     """What a run carries from step to step beside weights and optimiser. `step` counts the steps done."""
 
     recipe: str
-    """Identity of the recipe, to be looked up; the run folder's recipe.toml is what a resumed recipe must equal."""
+    """Identity of the recipe, to be looked up; what a resumed one may change of the run folder's is in `folder`."""
     data: str
     """Hash of the token set."""
     compute: str = "float32"
@@ -97,7 +97,7 @@ def load_checkpoint(folder: Path, expected: RunState, model: Model, optimisers: 
     fill_model(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     path = folder / "optimizer.safetensors"
     optimisers.load_tensors(load_tensors(path), path)
-    return state
+    return replace(state, recipe=expected.recipe)
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:

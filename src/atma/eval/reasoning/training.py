@@ -21,7 +21,8 @@ from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.tasks import chosen
 from atma.eval.reasoning.worlds import Task, between, pick
 from atma.eval.suite import sha256
-from atma.train.loop import Run, claim
+from atma.train.folder import claimed
+from atma.train.loop import Run
 from atma.train.parallel import Ranks
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record
@@ -122,12 +123,12 @@ def fine_tune(
     spec = sha256([told, suite.shots, suite.background, text, model.tokenizer.hash()])
     source = Source(rows.batch, rows.batch, 0, spec, model.tokenizer.vocab_size, model.tokenizer)
     rows.batch(0)
-    claim(recipe, out, resume)
-    run = Run(recipe, out, source, next(own.parameters()).device, Ranks())
-    run.model.load_state_dict(own.state_dict())
-    done = run.restore() if resume else []
-    with Record(out / NAME) as record:
-        return run.go(record, progress or Silent(), done)
+    with claimed(recipe, out, resume) as notes:
+        run = Run(recipe, out, source, next(own.parameters()).device, Ranks())
+        run.model.load_state_dict(own.state_dict())
+        notes += run.restore() if resume else []
+        with Record(out / NAME) as record:
+            return run.go(record, progress or Silent(), notes)
 
 
 def write_documents(model: LanguageModel, suite: Reasoning, path: Path) -> int:

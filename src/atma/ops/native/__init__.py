@@ -1,21 +1,18 @@
 """The compiled CPU kernels: built once a machine with its own C++ compiler, kept in the user's cache, never required.
 
 Sources are the .cpp files here, in plain C++ with vector extensions; nothing of PyTorch is compiled in, so a build
-takes seconds and serves every version of it. Without a compiler, after a failed build, or with ATMA_NATIVE=off,
-operations take their PyTorch path; `status` says why.
+takes seconds and serves every version of it (`build` says where it is kept and what is trusted). Without a compiler,
+after a failed build, or with ATMA_NATIVE=off, operations take their PyTorch path; `status` says why.
 """
 
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
-import platform
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,17 +20,8 @@ from typing import NamedTuple
 
 import torch
 
-SOURCES = Path(__file__).parent
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-fno-math-errno",
-    "-fPIC",
-    "-shared",
-    "-Wno-psabi",
-    "-Wno-unknown-pragmas",
-)
+from atma.ops.native import build
+
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 _kernels: dict[tuple[str, torch.dtype | None], Callable[..., None]] = {}
@@ -62,16 +50,17 @@ class Status(NamedTuple):
 
 @functools.cache
 def status() -> Status:
-    """Build what is not built yet, and load it. The same answer for the whole process."""
+    """Build what is not built yet, and load it. The same answer for the whole process, which is told on stderr where it
+    is not the usual one."""
     if os.environ.get("ATMA_NATIVE", "").lower() in ("0", "off", "no"):
         return Status(None, "switched off by ATMA_NATIVE")
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
-    if compiler is None:
-        return Status(None, "no C++ compiler found (c++, g++ or clang++, or the one that CXX names)")
     try:
-        return _load(_built(compiler))
+        found = _found()
     except (OSError, subprocess.SubprocessError) as error:
-        return Status(None, f"the build failed: {error}")
+        found = Status(None, f"the build failed: {error}")
+    if found.library is None:
+        _tell(f"without its compiled CPU kernels, several times slower: {found.reason} (ATMA_NATIVE=off: unsaid)")
+    return found
 
 
 def available(*dtypes: torch.dtype) -> bool:
@@ -110,45 +99,76 @@ def logging() -> bool:
     return _log.calls is not None
 
 
-def _built(compiler: str) -> Path:
-    """Path of the library for these sources, this compiler and this processor, built if it is not there. OSError."""
-    files = sorted(SOURCES.glob("*.cpp"))
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=True).stdout
-    parts = [file.read_bytes() for file in (*files, SOURCES / "simd.h")]
-    key = hashlib.sha256(b"\0".join([*parts, version, " ".join(FLAGS).encode(), _processor()])).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atma"
-    library, log = cache / f"native-{key}.so", cache / f"native-{key}.log"
+def _found() -> Status:
+    """The library from the first place that is to be trusted and can be used."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    if compiler is None:
+        return Status(None, "no C++ compiler found (c++, g++ or clang++, or the one that CXX names)")
+    name, problem = f"native-{build.key(compiler)}.so", ""
+    for folder in build.places():
+        try:
+            found = _kept(compiler, folder / name)
+        except build.Failed:
+            raise
+        except OSError as error:
+            problem = problem or str(error)
+            continue
+        if problem:
+            _tell(f"compiled kernels are kept in {folder}: {problem}")
+        return found
+    return Status(None, f"no folder to keep them in: {problem}")
+
+
+def _kept(compiler: str, library: Path) -> Status:
+    """The library of that path, compiled first where it is not there or not what it should be. OSError."""
     if library.is_file():
-        return library
-    if log.is_file():
-        raise OSError(f"an earlier build failed, see {log}; remove it to try again")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        made = Path(folder) / library.name
-        for extra in (["-fopenmp"], []):
-            command = [compiler, *FLAGS, *extra, *map(str, files), "-o", str(made)]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if result.returncode == 0:
-                made.replace(library)
-                return library
-    log.write_text(f"{' '.join(command)}\n{result.stdout}{result.stderr}", encoding="utf-8")
-    raise OSError(f"see {log}")
+        try:
+            return _load(library)
+        except build.Untrusted as error:
+            problem = str(error)
+        except OSError as error:
+            build.require_due(library)
+            problem = str(error)
+            library.unlink()
+        with build.opened(library.parent):
+            _tell(f"{problem}; it is compiled again")
+    build.build(compiler, library)
+    try:
+        return _load(library)
+    except build.Untrusted:
+        raise
+    except OSError as error:
+        build.give_up(library, f"{library} cannot be loaded\n{error}\n")
+        raise
 
 
 def _load(path: Path) -> Status:
-    library = ctypes.CDLL(str(path))
-    library.vector_bytes.restype = library.threaded.restype = ctypes.c_int64
-    threads = "" if library.threaded() else ", one thread (the compiler has no OpenMP)"
-    return Status(library, f"{path}, {8 * library.vector_bytes()}-bit vectors{threads}")
+    """Load the library of that path, if it is to be trusted. OSError says why not, or why it cannot be loaded."""
+    library = _opened(path, build.read(path))
+    try:
+        library.build_name.restype = ctypes.c_char_p
+        if library.build_name() != path.stem.encode():
+            raise OSError(f"{path}: the library of another build")
+        library.vector_bytes.restype = library.threaded.restype = ctypes.c_int64
+        threads = "" if library.threaded() else ", one thread (the compiler has no OpenMP)"
+        return Status(library, f"{path}, {8 * library.vector_bytes()}-bit vectors{threads}")
+    except AttributeError as error:
+        raise OSError(f"{path}: not a library of these kernels: {error}") from None
 
 
-def _processor() -> bytes:
-    """What decides the instructions of -march=native: the machine, and on Linux the processor's flags."""
-    flags = ""
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()} {platform.processor()} {flags}".encode()
+def _opened(path: Path, content: bytes) -> ctypes.CDLL:
+    """Load exactly these bytes where the system can, which nothing that happens to the file touches; else the file."""
+    with contextlib.suppress(OSError, AttributeError):
+        memory = os.memfd_create("atma-native")
+        # Never closed: the loader knows a library by this path, so its number must not be given to another file.
+        with open(memory, "wb", closefd=False) as file:
+            file.write(content)
+        return ctypes.CDLL(f"/proc/self/fd/{memory}")
+    return ctypes.CDLL(str(path))
+
+
+def _tell(text: str) -> None:
+    print(f"atma: {text}", file=sys.stderr, flush=True)
 
 
 __all__ = ["DTYPES", "Call", "Status", "available", "call", "logged", "logging", "status"]

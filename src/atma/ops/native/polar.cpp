@@ -516,6 +516,10 @@ EXPORT(float32, float, float)
 EXPORT(float64, double, double)
 EXPORT(bfloat16, float, bfloat16)
 
+#ifndef ATMA_BUILD
+#define ATMA_BUILD ""
+#endif
+extern "C" const char* build_name() { return ATMA_BUILD; }  // which the loader compares with the file's
 extern "C" int64_t vector_bytes() { return VECTOR_BYTES; }
 #ifdef _OPENMP
 extern "C" int64_t threaded() { return 1; }
