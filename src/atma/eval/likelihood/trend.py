@@ -46,8 +46,8 @@ def trend(losses: np.ndarray, lengths: Sequence[int], margin: float) -> Trend:
     "falls": the ranks fall with length (`ranks`), the 95% Student interval of the slope lies below zero, and no single
     step rises. "rises": the same upwards. "flat": every step's 95% Student interval lies within ±`margin` per doubling.
     "undecided": anything else, such as too few documents, or a loss that falls first and rises then. Steps are
-    Wilcoxon's signed-rank tests (1945), together at 5% by Holm's method (1979). ValueError: fewer than two lengths, or a
-    loss that is not finite.
+    Wilcoxon's signed-rank tests (1945), together at 5% by Holm's method (1979). ValueError: fewer than two lengths, or
+    a loss that is not finite.
     """
     y = np.asarray(losses, dtype=np.float64)
     slopes = slope(y, lengths)
