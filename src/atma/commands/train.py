@@ -19,6 +19,7 @@ def run(
     assignments: Annotated[tuple[str, ...], ASSIGNMENTS] = (),
     tensorboard: bool = False,
     device: str | None = None,
+    evaluate: bool = False,
 ) -> None:
     """Train the model that a recipe describes.
 
@@ -32,17 +33,21 @@ def run(
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
         tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        evaluate: At the end measure the model as [evaluation] of the recipe says; rows go into evaluation.jsonl.
     """
+    from atma.commands.trained import announce, measured
     from atma.device import device_of
     from atma.train import export_tensorboard, terminal_progress, train
 
     device_of(device)
     chosen = override(load_recipe(recipe), assignments)
     folder = out or Path("runs") / chosen.name
+    announce(chosen, evaluate)
     final = train(chosen, folder, resume, terminal_progress(), device)
     if tensorboard:
         export_tensorboard(folder, folder / "tensorboard")
     print(f"trained: {final}\ntry it: atma generate --model {folder} PROMPT")
+    measured(chosen, folder, device, evaluate)
 
 
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
