@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from atma.model_config import PRESETS, CanonInit, Core, Kind, ModelConfig, preset
+from atma.model_config import PRESETS, CanonInit, Core, Kind, ModelConfig, RopeScaling, preset
 from atma.strict import from_dict, plain, read_toml, require, to_dict, toml_value
 
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
@@ -209,6 +209,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "Regulariser",
+    "RopeScaling",
     "TrainConfig",
     "canonical",
     "canonical_json",

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from atma.ops.dense import gated_square, linear, rms_norm
-from atma.ops.rows import rotate
 
 
 class Linear(nn.Linear):
@@ -38,19 +37,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_proj(gated_square(self.in_proj(x)))
-
-
-class Rotary(nn.Module):
-    """Rotation of the first K/4 frequency pairs by position, the others left alone (maths.md, section 3)."""
-
-    def __init__(self, head_width: int) -> None:
-        super().__init__()
-        self.pairs = head_width // 4
-
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        """x (B, H, T, K), position (B or 1, T) int. Angles are computed in float64: positions reach a million."""
-        frequency = (1 / 1024) ** torch.linspace(0, 1, self.pairs, dtype=torch.float64, device=x.device)
-        return rotate(x, position, frequency)
 
 
 def init_linear(layer: nn.Linear, generator: torch.Generator | None, zero: bool = False) -> None:

@@ -9,6 +9,7 @@ from atma.strict import LATER, require
 Core = Literal["polar", "nope", "rope"]
 CanonInit = Literal["uniform", "previous"]
 Kind = Literal["local", "global"]
+RopeScaling = Literal["none", "linear", "yarn"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,13 @@ class ModelConfig:
     """Canon on q, k and v of rope layers too, before the rotation; `canon_init` and `share_query_key_init` then hold
     for them as for the other cores. False is the published form: a rope layer without Canon."""
 
+    rope_scaling: RopeScaling = field(default="none", metadata=LATER)
+    """How a rope layer's positions are stretched over longer texts: "linear" interpolation, or "yarn"."""
+    rope_factor: float = field(default=1.0, metadata=LATER)
+    """How many times as long as the trained length."""
+    rope_trained: int | None = field(default=None, metadata=LATER)
+    """The trained length in tokens, which "yarn" goes by."""
+
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "width", "depth", "query_heads", "key_value_heads", "head_width", "mlp_multiple")
         for name in (*sizes, "local_taps", "canon_taps"):
@@ -80,6 +88,15 @@ class ModelConfig:
         require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
         single = self.canon_taps == 1 and self.canon_init == "previous" and self.has_canon
         require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        scaling, trained, factor = self.rope_scaling, self.rope_trained, self.rope_factor
+        require(scaling == "none" or self.core == "rope", "rope_scaling", scaling, f"none for core {self.core}")
+        require(scaling != "none" or factor == 1, "rope_factor", factor, "left out without rope_scaling")
+        require(math.isfinite(factor) and factor >= 1, "rope_factor", factor, "a finite number of at least 1")
+        known = trained is not None or scaling != "yarn"
+        require(known and (trained is None or trained >= 1), "rope_trained", trained, "the trained length in tokens")
         if self.core == "rope":
             require(self.head_width % 4 == 0, "head_width", self.head_width, "a multiple of 4 for rotary positions")
 

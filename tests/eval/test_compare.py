@@ -57,7 +57,17 @@ def test_hashes_are_shown_short_and_truncation_counts():
 def test_equal_trials_are_compared_in_pairs():
     first, second = row(0.75, [1, 1, 1, 0]), row(0.0, [0, 0, 0, 0], weights_sha256="b" * 64)
     [change] = compare([first], [second]).changes
-    assert change.chance == "3 : 0, p = 0.25"
+    assert (change.chance, change.says) == ("3 : 0, p = 0.25", "undecided")
+
+
+def test_what_is_said_of_a_difference_follows_its_test_and_belongs_to_the_figure_it_tests():
+    first, second = row(0.0, [0] * 8) | {"cross_entropy": 2.0}, row(1.0, [1] * 8) | {"cross_entropy": 1.0}
+    told = {change.metric: (change.chance, change.says) for change in compare([first], [second]).changes}
+    assert told == {"accuracy": ("0 : 8, p = 0.0078", "higher"), "cross_entropy": ("", "")}
+    losses = [row(0.5) | {"loss": sum(one) / 4, "document_losses": one} for one in ([1.0, 2, 3, 4], [1.1, 2, 3, 4.1])]
+    assert [change.says for change in compare(losses[:1], losses[1:]).changes] == ["undecided"]
+    lower = row(0.5) | {"loss": 2.25, "document_losses": [0.8, 1.7, 2.7, 3.8]}
+    assert [change.says for change in compare(losses[:1], [lower]).changes] == ["lower"]
 
 
 def test_other_trials_are_not():

@@ -94,6 +94,15 @@ def test_few_documents_decide_nothing_however_clear(documents):
     assert trend(made([0.4, 0.3, 0.2, 0.1, 0.0], documents), LENGTHS, 0.01).verdict == "undecided"
 
 
+def test_ranks_alone_are_no_trend_where_the_slope_may_be_the_other_way():
+    """One document of thirteen rises by far more than the others fall."""
+    losses = made([0.4, 0.3, 0.2, 0.1, 0.0], 13, noise=0.0)
+    losses[0] += np.arange(5)
+    found = trend(losses, LENGTHS, 0.01)
+    assert found.p_falls < 0.025 and found.slope.t_low < 0 < found.slope.t_high
+    assert found.verdict == "undecided"
+
+
 def test_slopes_and_changes_are_those_of_the_curve():
     found = trend(made([0.4, 0.3, 0.2, 0.1, 0.0], noise=0), LENGTHS, 0.01)
     assert found.slope.value == pytest.approx(-0.1) and found.change.value == pytest.approx(-0.4)

@@ -1,5 +1,6 @@
 """`atma sweep` as typed: plan, status, run, mistakes, data made once, and workers that a cluster starts."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -242,3 +243,43 @@ def test_the_real_launchers_do_a_sweep_on_this_machine(kind, recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(Ledger.open(tmp_path / "s").results()) == 2
     shutil.rmtree(tmp_path / "s")
+
+
+@pytest.mark.parametrize("verb", ["plan", "work", "run"])
+def test_an_evaluation_that_can_never_work_is_told_before_any_cell_is_trained(verb, corpus, tmp_path, capsys):
+    recipe = write_recipe(tmp_path / "s.toml", corpus, "factors.'evaluation.needle_trials' = [0, 1]")
+    options = [] if verb == "plan" else ["--out", str(tmp_path / "s")]
+    assert main(["sweep", verb, str(recipe), *options]) == 2
+    said = capsys.readouterr().err
+    assert "cell evaluation.needle_trials=1 seed=0: [evaluation] cannot work: length 32 has no room" in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_data_that_are_yet_to_be_made_are_told_and_their_known_tokenizer_is_asked(tmp_path, capsys):
+    prepared = "prepare = {{ source = 'x.txt', tokenizer = '{}' }}\n".format
+    recipe = write_recipe(tmp_path / "s.toml", tmp_path / "none", prepared("bpe"))
+    assert main(["sweep", "plan", str(recipe)]) == 0
+    assert "not made yet; [evaluation] is checked on it before any cell is trained" in capsys.readouterr().out
+    needles = "factors.'evaluation.needle_trials' = [1]\n"
+    write_recipe(recipe, tmp_path / "none", needles + prepared("bytes"))
+    assert main(["sweep", "plan", str(recipe)]) == 2
+    assert "has no room for a needle" in capsys.readouterr().err
+
+
+def test_a_sweep_that_one_may_not_write_is_read_all_the_same(recipe, tmp_path, capfd, monkeypatch):
+    """A disk that is read-only or full, as far as a test that may run as root can have one."""
+    folder = tmp_path / "s"
+    assert main(["sweep", "work", str(recipe), "--out", str(folder), "--threads", "1", "--device", "cpu"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("touch", "mkdir", "rename", "replace", "unlink", "write_text"):
+        monkeypatch.setattr(Path, name, refuses)
+    capfd.readouterr()
+    for verb, said in (("status", "2/2 done"), ("analyse", "2 cells, judged by")):
+        assert main(["sweep", verb, str(folder)]) == 0
+        assert said in capfd.readouterr().out
+    assert main(["sweep", "plan", str(recipe), "--out", str(folder)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

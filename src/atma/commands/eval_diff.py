@@ -20,15 +20,18 @@ def run(first: Path, second: Path, /, limit: int = 40) -> None:
         if not path.is_file():
             raise ValueError(f"{path}: no such results file")
     found = compare(read_rows(first), read_rows(second))
-    head = ["measurement", "figure", "first", "second", "difference", "paired"]
+    head = ["measurement", "figure", "first", "second", "difference", "paired", "second is"]
     changes = found.changes[:limit]
     before = ["", *(change.row for change in changes)]
     rows = [
-        [c.row if c.row != last else "", c.metric, *_figures(c.first, c.second), c.chance]
+        [c.row if c.row != last else "", c.metric, *_figures(c.first, c.second), c.chance, c.says]
         for c, last in zip(changes, before, strict=False)
     ]
     if rows:
-        told = "paired: 95% interval over documents, or trials that only the first : only the second got right"
+        told = (
+            "paired: 95% interval over documents, or trials that only the first : only the second got right; "
+            "undecided: that may be chance"
+        )
         print_table(f"{first} and {second}", head, rows, told)
     if len(found.changes) > limit:
         print(f"and {len(found.changes) - limit} more changes; --limit shows them")

@@ -1,7 +1,7 @@
 """`atma eval lengths`: a table of results by context length."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -14,6 +14,9 @@ def run(
     data: Path = Path("data/stdlib"),
     evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
     out: Path | None = None,
+    rope_scaling: Literal["none", "linear", "yarn"] = "none",
+    rope_trained: int | None = None,
+    rope_factor: float | None = None,
 ) -> None:
     """Measure a model at many context lengths: loss, bits per byte, and recall of a needle.
 
@@ -24,15 +27,20 @@ def run(
         data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read.
         evaluation: What to measure.
         out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
+        rope_scaling: Stretch the positions of a rope model over texts longer than it was trained on.
+        rope_trained: Its trained length in tokens. Default: what its folder says.
+        rope_factor: Stretch so many times at every length. Default: as much as each length needs.
     """
     from atma.data.dataset import TokenSet
     from atma.eval import evaluate
+    from atma.eval.rope import stretch_of
     from atma.loading import load
 
     loaded = load(model)
+    stretch = stretch_of(loaded, rope_scaling, rope_trained, rope_factor)
     token_set = TokenSet.open(data, "validation")
     with bars() as progress:
-        rows = evaluate(loaded, token_set, evaluation, progress, out)
+        rows = evaluate(loaded, token_set, evaluation, progress, out, stretch=stretch)
     show(rows, f"{loaded.path.name} on {data}")
     if out is not None:
         print(f"rows: {out}")

@@ -30,6 +30,12 @@ class Measured:
     """Tokens of all rows that are read at once."""
     truncate: bool = False
     """Let a model with a longest context drop the beginning of a longer text; the rows count it."""
+    rope_scaling: Literal["none", "linear", "yarn"] = "none"
+    """Stretch the positions of a rope model of ours over texts longer than it was trained on."""
+    rope_trained: int | None = None
+    """Its trained length in tokens. Default: what its folder says."""
+    rope_factor: float | None = None
+    """Stretch so many times at every length. Default: as much as each text needs."""
 
     def load(self) -> "LanguageModel":
         """The model. ValueError: there is none, or an option makes no sense."""
@@ -38,6 +44,7 @@ class Measured:
         from atma.device import device_of
         from atma.eval import hugging_face
         from atma.eval.language_model import Native
+        from atma.eval.rope import Stretched, stretch_of
         from atma.eval.stream import Streaming
         from atma.loading import load
 
@@ -46,10 +53,13 @@ class Measured:
         device_of(self.device)
         streaming, dtype = Streaming(self.chunk, self.batch_tokens), getattr(torch, self.dtype)
         if self.model.startswith("hf:"):
+            if self.rope_scaling != "none":
+                raise ValueError("--rope-scaling is for models of ours; set that of transformers in its config.json")
             return hugging_face.load(self.model[3:], dtype, self.device, streaming, self.truncate)
         loaded = load(self.model)
         loaded.model.to(self.device, dtype)
-        return Native(loaded, streaming)
+        stretch = stretch_of(loaded, self.rope_scaling, self.rope_trained, self.rope_factor)
+        return Native(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)
 
 
 def measure(suite: "Suite", measured: Measured) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import tyro
 from atma.commands.bars import bars
 
 if TYPE_CHECKING:
+    from atma.sweep.cells import Sweep
     from atma.sweep.ledger import Ledger
 
 VERBS = {
@@ -62,6 +63,7 @@ def run(
     sweep = load_sweep(recipe)
     with bars() as progress:
         prepare_data(sweep, progress)
+    _tell_limits(sweep)
     ledger = Ledger.create(out or Path("runs") / sweep.name, sweep)
     check_data(sweep, ledger)
     remove_abandoned(ledger.folder)
@@ -108,6 +110,7 @@ def work(
             raise ValueError(f"--threads {threads}: at least 1")
         torch.set_num_threads(threads)
     sweep = load_sweep(recipe)
+    _tell_limits(sweep)
     ledger = Ledger.create(out or Path("runs") / sweep.name, sweep)
     check_data(sweep, ledger)
     Worker(sweep, ledger, device, parent, lambda text: print(text, flush=True)).go()
@@ -139,12 +142,14 @@ def plan(recipe: Path, /, out: Path | None = None, measure: bool = False) -> Non
         measure: Train some steps of the first cell on this machine, on one process, to estimate with.
     """
     from atma.sweep.cells import load_sweep
+    from atma.sweep.data import check_evaluations
     from atma.sweep.estimate import estimate
 
     sweep = load_sweep(recipe)
+    limits = check_evaluations(sweep)
     for cell in sweep.cells:
         print(f"{cell.id}  {cell.label}")
-    for line in estimate(sweep, out or Path("runs") / sweep.name, measure):
+    for line in [*estimate(sweep, out or Path("runs") / sweep.name, measure), *limits]:
         print(line)
 
 
@@ -153,6 +158,14 @@ def _ledger(target: Path, out: Path | None) -> "Ledger":
     from atma.sweep.ledger import Ledger
 
     return Ledger.open(target if target.is_dir() else out or Path("runs") / load_sweep(target).name)
+
+
+def _tell_limits(sweep: "Sweep") -> None:
+    """Print what cells have too little text for. ValueError: one could never be measured."""
+    from atma.sweep.data import check_evaluations
+
+    for line in check_evaluations(sweep):
+        print(line)
 
 
 def _tell_failures(ledger: "Ledger") -> None:

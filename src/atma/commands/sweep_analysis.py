@@ -4,6 +4,7 @@ import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 
+from atma.eval.statistics import says
 from atma.sweep.analysis import Analysis
 from atma.sweep.analysis_budget import Budget, Loss
 from atma.sweep.analysis_compare import Comparison
@@ -153,9 +154,10 @@ def _effect_row(effect: Effect) -> list[str]:
 def _print_comparisons(compared: Sequence[Comparison]) -> None:
     rows = []
     for comparison in compared:
-        sign = {None: comparison.reason, True: "yes", False: "no"}[comparison.agree]
+        sign = {None: comparison.reason or says(None, None), True: "yes", False: "no"}[comparison.agree]
         rows.append([comparison.words, _brief(comparison.published), _brief(comparison.ours), sign])
-    _print("Beside the paper", ["contrast", "paper, mean [95%]", "ours, mean [95%]", "same sign"], rows)
+    caption = f"{says(None, None)}: an interval spans zero, so that its sign says nothing"
+    _print("Beside the paper", ["contrast", "paper, mean [95%]", "ours, mean [95%]", "same sign"], rows, caption)
 
 
 def _brief(effect: Effect | None) -> str:

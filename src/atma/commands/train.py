@@ -22,6 +22,7 @@ def run(
     assignments: Annotated[tuple[str, ...], ASSIGNMENTS] = (),
     tensorboard: bool = False,
     device: str | None = None,
+    evaluate: bool = False,
 ) -> None:
     """Train the model that a recipe describes.
 
@@ -37,16 +38,19 @@ def run(
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
         tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        evaluate: At the end measure the model as [evaluation] of the recipe says; rows go into evaluation.jsonl.
     """
     from atma.signals import noticing
 
     with noticing() as asked:  # first of all: the imports take seconds
+        from atma.commands.trained import announce, measured
         from atma.device import device_of
         from atma.train import Stopped, export_tensorboard, terminal_progress, train
 
         device_of(device)
         chosen = override(_base(recipe, out, resume), assignments)
         folder = out or Path("runs") / chosen.name
+        announce(chosen, evaluate)
         try:
             final = train(chosen, folder, resume, terminal_progress(), device, asked)
         except Stopped as stopped:
@@ -57,6 +61,7 @@ def run(
     if tensorboard:
         export_tensorboard(folder, folder / "tensorboard")
     print(f"trained: {final}\ntry it: atma generate --model {folder} PROMPT")
+    measured(chosen, folder, device, evaluate)
 
 
 def _base(recipe: Path | None, out: Path | None, resume: bool) -> Recipe:

@@ -7,7 +7,7 @@ import numpy as np
 
 from atma.diagnose.reading import Reading
 from atma.diagnose.texts import VALUE_TOKENS
-from atma.eval.statistics import mean_interval, student, wilson
+from atma.eval.statistics import mean_interval, says, student, wilson
 
 Row = dict[str, Any]
 UNCHANGED = "as it is"
@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     @property
     def sure(self) -> bool:
         """Whether the interval excludes zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return says(self.low, self.high) != says(None, None)
 
 
 def estimate(values: Sequence[float], of: int = 1) -> Estimate:

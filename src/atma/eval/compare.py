@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atma.eval.statistics import mcnemar, mean_interval
+from atma.eval.statistics import mcnemar, mean_interval, says
 
 Row = dict[str, Any]
 SIZES = ("trials", "documents")
 """Of a measurement's description, what says how often and not what."""
 PLACE = ("kind", "measure", "task", "filter", "length", "start", "end", "depth")
 """What tells the rows of one measurement apart. Those that it does not are matched in their order."""
-PAIRED = {"outcomes": "outcomes", "document_losses": "losses"}
+PAIRED = ("outcomes", "document_losses")
 """Lists with one value a trial or a document: what pairs two rows, if both are of the same trials."""
+LEVEL = 0.05
+"""Of McNemar's p: at or above it two models are not told apart."""
 
 
 class Change(NamedTuple):
@@ -32,6 +34,8 @@ class Change(NamedTuple):
     chance: str
     """The paired test where there is one, else empty: the 95% interval of the mean difference over documents, or how
     many trials only the first and only the second got right, with McNemar's p."""
+    says: str
+    """What that test says of the second: "higher", "lower" or "undecided"; empty without a test."""
     explained: tuple[str, ...]
     """What differs: "dtype: float32 → bfloat16"; empty if nothing recorded does."""
 
@@ -74,27 +78,29 @@ def differences(first: Row, second: Row) -> tuple[str, ...]:
 
 def _changes(name: str, first: Row, second: Row) -> list[Change]:
     explained = differences(first, second)
-    chance = _chance(first, second)
     return [
-        Change(name, metric, first[metric], second[metric], chance, explained)
+        Change(name, metric, first[metric], second[metric], *_chance(metric, first, second), explained)
         for metric in _metrics(first)
         if metric in _metrics(second) and first[metric] != second[metric]
     ]
 
 
-def _chance(first: Row, second: Row) -> str:
-    """The paired test of two rows of the same trials, if both tell them."""
+def _chance(metric: str, first: Row, second: Row) -> tuple[str, str]:
+    """The paired test of a figure and its word, if it is the mean of what two rows tell of the same trials."""
     for field in PAIRED:
         one, other = first.get(field), second.get(field)
-        if one is None or other is None or len(one) != len(other) or _trials(first) != _trials(second):
+        if not one or not other or len(one) != len(other) or _trials(first) != _trials(second):
+            continue
+        if not np.allclose((np.mean(one), np.mean(other)), (first[metric], second[metric]), rtol=1e-6, atol=1e-9):
             continue
         if field == "outcomes":
             found = mcnemar(one, other)
-            return f"{found.only_first} : {found.only_second}, p = {found.p:.2g}"
+            sure = found.only_second - found.only_first if found.p < LEVEL else 0
+            return f"{found.only_first} : {found.only_second}, p = {found.p:.2g}", says(sure, sure)
         interval = mean_interval(np.subtract(other, one))
         if interval.low is not None:
-            return f"[{interval.low:+.4f}, {interval.high:+.4f}]"
-    return ""
+            return f"[{interval.low:+.4f}, {interval.high:+.4f}]", says(interval.low, interval.high)
+    return "", ""
 
 
 def _trials(row: Row) -> object:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from atma.eval.documents import Documents, check_lengths
-from atma.eval.language_model import LanguageModel
+from atma.eval.language_model import LanguageModel, by_length
 from atma.eval.statistics import interval_row, last_minus_first, mean_interval, slope
 from atma.eval.stream import Advance
 
@@ -31,8 +31,9 @@ def length_curve(
     """Loss on the prefix of each length of the same documents, by position, and a summary of the slope.
 
     One pass over the longest prefix gives every length: a causal model's losses on a prefix are the first of its losses
-    on the whole (the laws "causal" and "split"), so a shorter prefix's loss is a running mean. Positions (not for junk)
-    come in stretches that double from 16 tokens. ValueError: lengths not increasing or longer than the documents.
+    on the whole (the laws "causal" and "split"), so a shorter prefix's loss is a running mean. A model whose positions
+    are stretched by the length reads each (`by_length`). Positions (not for junk) come in stretches that double from 16
+    tokens, of the longest. ValueError: lengths not increasing or longer than the documents.
     """
     check_lengths(lengths, documents)
     windows = documents.windows(lengths[-1])
@@ -40,9 +41,11 @@ def length_curve(
     targets = windows[:, 1:]
     rows, means = [], []
     for length in lengths:
-        measured = _measured(model, documents, nats[:, :length], targets[:, :length])
-        rows.append({"kind": kind, "length": length} | measured)
-        means.append(nats[:, :length].mean(1))
+        own = nats[:, :length]
+        if by_length(model) and length < lengths[-1]:
+            own = model.score(torch.from_numpy(windows[:, : length + 1]), None, progress)
+        rows.append({"kind": kind, "length": length} | _measured(model, documents, own, targets[:, :length]))
+        means.append(own.mean(1))
     if kind == "nested":
         rows += _by_position(model, documents, nats, targets)
     return [*rows, summary(kind, documents, lengths, np.stack(means, 1))]
@@ -91,6 +94,11 @@ def summary(measure: str, documents: Documents, lengths: Sequence[int], losses: 
     for name, found in (("slope", slope(losses, lengths)), ("change", last_minus_first(losses))):
         row |= interval_row(name, found)
     return row
+
+
+def tokens_read(model: LanguageModel, lengths: Sequence[int]) -> int:
+    """Tokens that `length_curve` reads of each document."""
+    return sum(lengths) if by_length(model) else lengths[-1]
 
 
 def position_edges(longest: int) -> list[int]:

@@ -145,6 +145,11 @@ class Native:
         return model_provenance(self.loaded) | self.streaming._asdict()
 
 
+def by_length(model: LanguageModel) -> bool:
+    """Whether a model reads a prefix otherwise than as the beginning of a longer text: then none stands for another."""
+    return getattr(model, "by_length", False)
+
+
 def scored(given: Tensor, goals: Tensor, model: Model | None = None) -> Scored:
     """What logits (..., V), or a model's final hidden states (..., D), say of goals (...), LOGITS of them at once."""
     size = max(1, LOGITS // (given.shape[-1] if model is None else model.config.vocab_size))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from atma.config import EvaluationConfig
 from atma.eval.language_model import LanguageModel, Row, Scored
 from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
@@ -97,14 +98,19 @@ def gap_length(trial: Trial, length: int) -> int:
     """Tokens between needle and cue in a sequence of `length`; ValueError if not even one fits."""
     overhead = 1 + 2 * (len(trial.cue) + len(trial.value))
     if length <= overhead:
-        raise ValueError(f"length {length} has no room for a needle; its fixed parts alone take {overhead} tokens")
+        raise ValueError(
+            f"length {length} has no room for a needle; its fixed parts alone take {overhead} tokens: "
+            "choose longer lengths, or 0 needle trials"
+        )
     return length - overhead
 
 
-def check_room(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> None:
-    """ValueError if a length has no room for the seed's first needle."""
-    for trial in draw_trials(tokenizer, 1, 1, seed):
-        for length in lengths:
+def check_room(tokenizer: Tokenizer, evaluation: EvaluationConfig) -> None:
+    """ValueError, with the mend, if a length has no room for one of its needles, or the tokenizer for any."""
+    counts = [(length, evaluation.trials(length)) for length in evaluation.lengths]
+    drawn = draw_trials(tokenizer, max(count for _, count in counts), 1, evaluation.seed)
+    for length, count in counts:
+        for trial in drawn[:count]:
             gap_length(trial, length)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atma.eval.language_model import LanguageModel, Scored
+from atma.eval.language_model import LanguageModel, Scored, by_length
 from atma.eval.stream import Advance
 
 
@@ -57,13 +57,14 @@ def predict_each(
 def batches(sequences: Sequence[np.ndarray], lasts: Sequence[int], model: LanguageModel) -> Iterator[Batch]:
     """The longest first, as many together as the model's `batch_tokens` holds with their padding.
 
-    A sequence that passes what the model can read goes alone, so that padding takes none of its place.
+    A sequence that passes what the model can read goes alone, so that padding takes none of its place; so does
+    every one where the length decides how it is read.
     """
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
     start = 0
     while start < len(order):
         longest = len(sequences[order[start]])
-        alone = model.longest is not None and longest - 1 > model.longest
+        alone = by_length(model) or (model.longest is not None and longest - 1 > model.longest)
         stop = start + (1 if alone else max(1, model.streaming.batch_tokens // longest))
         yield _batch(sequences, lasts, order[start:stop], model.tokenizer.eot)
         start = stop

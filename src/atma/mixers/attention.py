@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
-from atma.layers import Linear, Rotary, init_linear
+from atma.layers import Linear, init_linear
 from atma.mixers.delta_memory import DeltaMemory
 from atma.mixers.gated_conv import advance, init_taps
+from atma.mixers.rotary import Rotary, logit_scale
 from atma.ops import causal_conv, paged, polar_attention, softmax_attention
 from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
@@ -16,7 +17,6 @@ from atma.ops.polar.held import hold
 from atma.ops.rows import gate
 from atma.state import GlobalState, Pages
 
-ROPE_SCALE = 0.12
 Held = Tensor | Pages
 
 
@@ -73,7 +73,7 @@ class SoftmaxCore(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.scale = ROPE_SCALE if config.core == "rope" else config.head_width**-0.5
+        self.scale = logit_scale(config) if config.core == "rope" else config.head_width**-0.5
         self.window = config.window
 
     def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.width, shared)
         self.v_proj = Linear(config.width, shared)
         self.out_proj = Linear(inner, config.width)
-        self.rotary = Rotary(config.head_width) if config.core == "rope" else None
+        self.rotary = Rotary(config) if config.core == "rope" else None
         self.canon_q, self.canon_k, self.canon_v = (
             nn.Parameter(torch.empty(size, config.canon_taps)) if config.has_canon else None
             for size in (inner, shared, shared)
@@ -124,6 +124,11 @@ class Attention(nn.Module):
         self.core.init_weights(config, generator)
         if self.memory is not None:
             self.memory.init_weights(config, generator)
+
+    def stretch(self, config: ModelConfig) -> None:
+        """Take the positions of `config`, of the same weights, from here on: none for a core without positions."""
+        if self.rotary is not None and isinstance(self.core, SoftmaxCore):
+            self.rotary.config, self.core.scale = config, logit_scale(config)
 
     def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.canon_q, self.canon_k, self.canon_v

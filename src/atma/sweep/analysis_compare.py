@@ -35,8 +35,8 @@ class Comparison:
 
     @property
     def agree(self) -> bool | None:
-        """Have both means the same sign (zero is a sign of its own)? None where ours was not measured."""
-        return None if self.ours is None else self.ours.sign == self.published.sign
+        """Do both intervals lie on the same side of zero? None where one spans zero, or ours was not measured."""
+        return self.ours.sign == self.published.sign if self.ours is not None and self.clear else None
 
     @property
     def clear(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atma.eval.statistics import says
 from atma.sweep.table import Cell, Level, Table, Where, holds, is_on, is_switch, level_text, stands_alone
 
 Choice = Mapping[str, Level]
@@ -74,7 +75,7 @@ class Effect:
     @property
     def clear(self) -> bool:
         """Does the interval leave zero out?"""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return says(self.low, self.high) != says(None, None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

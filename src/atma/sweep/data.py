@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from atma.config import EvaluationConfig
 from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Progress, prepare
+from atma.eval.feasible import check_recipe, check_without_data
 from atma.sweep.cells import Sweep
 from atma.sweep.ledger import Ledger
 from atma.sweep.recipe import Source
 from atma.sweep.task import Heart, Limits, Task, Watch
+from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 
 LEASE = 60.0
 
@@ -41,6 +44,32 @@ def check_data(sweep: Sweep, ledger: Ledger) -> None:
     """ValueError unless every data set is there, and is the one that the sweep began with."""
     for path in data_paths(sweep):
         ledger.require_data(path, TokenSet.open(path).hash)
+
+
+def check_evaluations(sweep: Sweep) -> list[str]:
+    """What cells cannot measure, told before any is trained. ValueError names the first cell that would fail."""
+    seen: dict[tuple[str, EvaluationConfig], list[str]] = {}
+    for cell in sweep.cells:
+        key = (cell.recipe.data.path, cell.recipe.evaluation)
+        if key in seen:
+            continue
+        try:
+            if Path(key[0]).exists():
+                seen[key] = check_recipe(cell.recipe, True)
+            else:
+                check_without_data(cell.recipe.evaluation, _tokenizer_to_be(sweep.source))
+                seen[key] = [f"{key[0]}: not made yet; [evaluation] is checked on it before any cell is trained"]
+        except ValueError as error:
+            raise ValueError(f"cell {cell.label}: {error}") from None
+    return sorted({line for lines in seen.values() for line in lines})
+
+
+def _tokenizer_to_be(source: Source | None) -> Tokenizer | None:
+    """The tokenizer that data will be made with, where that is known before they are."""
+    if source is None or source.preparation.tokenizer == "bpe":
+        return None
+    name = source.preparation.tokenizer
+    return byte_tokenizer() if name == "bytes" else load_tokenizer(name)
 
 
 def _prepare_once(path: Path, source: Source, progress: Progress | None) -> None:

@@ -10,6 +10,7 @@ logs/                        what local workers said
 """
 
 import hashlib
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,8 +109,14 @@ class Ledger:
             )
 
     def standings(self) -> list[Standing]:
-        """How every cell stands now. Stale: its worker's heartbeat is older, by the disk's clock, than a lease."""
-        now = files.disk_time(self.folder)
+        """How every cell stands now. Stale: its worker's heartbeat is older, by the disk's clock, than a lease.
+
+        A disk that takes no file (read-only, another's, full) does not tell its clock: this machine's is then the best.
+        """
+        try:
+            now = files.disk_time(self.folder)
+        except OSError:
+            now = time.time()
         return [self._standing(cell, name, now) for cell, name in self.cells.items()]
 
     def _standing(self, cell: str, name: str, now: float) -> Standing:

@@ -15,7 +15,7 @@ import numpy as np
 
 from atma.data.sources import describe
 from atma.eval.curves import position_edges
-from atma.eval.language_model import LanguageModel, Row
+from atma.eval.language_model import LanguageModel, Row, by_length
 from atma.eval.likelihood.reading import Ending, Reading, Unit, from_beginning, to_end
 from atma.eval.likelihood.texts import Text, choose, read_source, stretches
 from atma.eval.likelihood.trend import trend
@@ -88,6 +88,8 @@ class Likelihood:
         junk = stretches(sources, self.size, self.documents, go_on=True)
         makers = {"clean": (clean, joined), "junk": (junk, 0), "fixed": (clean, joined)}
         found = []
+        if by_length(model) and set(self.measures) != {"fixed"}:
+            raise ValueError("clean and junk text is read once for all lengths: give --rope-factor or --measures fixed")
         for measure in self.measures:
             texts, count = makers[measure]
             piece = Fixed if measure == "fixed" else Curve

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atma.eval.statistics import Interval, last_minus_first, slope, student_95
+from atma.eval.statistics import Interval, last_minus_first, says, slope, student_95
 
 LEVEL = 0.05
 
@@ -43,10 +43,11 @@ class Trend(NamedTuple):
 def trend(losses: np.ndarray, lengths: Sequence[int], margin: float) -> Trend:
     """The verdict is one of four words, at 5%.
 
-    "falls": the ranks fall with length (`ranks`), and no single step rises. "rises": the ranks rise, and no single step
-    falls. "flat": every step's 95% Student interval lies within ±`margin` per doubling. "undecided": anything else,
-    such as too few documents, or a loss that falls first and rises then. Steps are Wilcoxon's signed-rank tests (1945),
-    together at 5% by Holm's method (1979). ValueError: fewer than two lengths, or a loss that is not finite.
+    "falls": the ranks fall with length (`ranks`), the 95% Student interval of the slope lies below zero, and no single
+    step rises. "rises": the same upwards. "flat": every step's 95% Student interval lies within ±`margin` per doubling.
+    "undecided": anything else, such as too few documents, or a loss that falls first and rises then. Steps are
+    Wilcoxon's signed-rank tests (1945), together at 5% by Holm's method (1979). ValueError: fewer than two lengths, or
+    a loss that is not finite.
     """
     y = np.asarray(losses, dtype=np.float64)
     slopes = slope(y, lengths)
@@ -57,9 +58,10 @@ def trend(losses: np.ndarray, lengths: Sequence[int], margin: float) -> Trend:
     steps = [signed_ranks(step) for step in np.diff(y, axis=1).T]
     up, down = ([randomised(step)[side] for step in steps] for side in (1, 0))
     rises, falls = rejected(up), rejected(down)
-    if signs.low < LEVEL / 2 and not any(rises):
+    slopes_say = says(slopes.t_low, slopes.t_high, "falls", "rises")
+    if slopes_say == "falls" and signs.low < LEVEL / 2 and not any(rises):
         verdict = "falls"
-    elif signs.high < LEVEL / 2 and not any(falls):
+    elif slopes_say == "rises" and signs.high < LEVEL / 2 and not any(falls):
         verdict = "rises"
     else:
         verdict = "flat" if _flat(y, lengths, margin) else "undecided"

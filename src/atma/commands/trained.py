@@ -1,0 +1,73 @@
+"""What `atma train` says and does around training: which rows are synthetic, and the evaluation of its recipe."""
+
+import dataclasses
+import os
+import shlex
+from pathlib import Path
+
+from atma.config import EvaluationConfig, Recipe
+
+
+def announce(recipe: Recipe, evaluates: bool) -> None:
+    """Tell what a user may not expect, before the first step. ValueError: the evaluation asked for can never work."""
+    from atma.eval.feasible import check_recipe
+
+    lines = check_recipe(recipe, evaluates)
+    if not _first():
+        return
+    data = recipe.data
+    if data.recall_share:
+        print(
+            f"{data.recall_share:.0%} of the rows are synthetic recall, the rest is {data.path}; "
+            "--set data.recall_share=0 leaves it out"
+        )
+    if data.copy_warmup_tokens:
+        print(
+            f"the first {data.copy_warmup_tokens:,} tokens are synthetic copies; "
+            "--set data.copy_warmup_tokens=0 leaves them out"
+        )
+    for line in lines:
+        print(line)
+
+
+def measured(recipe: Recipe, folder: Path, device: str | None, evaluates: bool) -> None:
+    """Evaluate a finished run, or say the command that does."""
+    if not _first():
+        return
+    if not evaluates:
+        print(f"measure it: {command(recipe, folder)}")
+        return
+    import torch
+
+    from atma.commands.bars import bars
+    from atma.commands.eval_lengths import show
+    from atma.data.dataset import TokenSet
+    from atma.eval import evaluate
+    from atma.loading import load
+
+    loaded, out = load(folder), folder / "evaluation.jsonl"
+    if device is not None or torch.cuda.is_available():
+        loaded.model.to(device or "cuda")
+    with bars() as progress:
+        rows = evaluate(loaded, TokenSet.open(recipe.data.path, "validation"), recipe.evaluation, progress, out)
+    show(rows, f"{recipe.name} on {recipe.data.path}")
+    print(f"rows: {out}")
+
+
+def _first() -> bool:
+    """Whether this is the one of several processes (torchrun) that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def command(recipe: Recipe, folder: Path) -> str:
+    """The `atma eval lengths` that does what the recipe's [evaluation] says."""
+    words = ["atma", "eval", "lengths", "--model", str(folder), "--data", recipe.data.path]
+    for one in dataclasses.fields(EvaluationConfig):
+        value, name = getattr(recipe.evaluation, one.name), one.name.replace("_", "-")
+        if value == one.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
