@@ -183,7 +183,7 @@ class StateCache:
     def _keys(self, tokens: Sequence[int], positions: Sequence[int], salt: str) -> Iterator[tuple[int, str]]:
         """Each of the ascending positions with the hash of all tokens before it."""
         data, read = np.asarray(tokens[: positions[-1]] if positions else [], np.int32), 0
-        digest = hashlib.sha256(self._identity + b"\0" + salt.encode() + b"\0")
+        digest = hashlib.sha256(self._identity + b"\0" + salt.encode("utf-8", "surrogatepass") + b"\0")
         for position in positions:
             digest.update(data[read:position].tobytes())
             read = position
