@@ -258,14 +258,27 @@ class Engine:
                 continue
             if finish is not None:
                 ended.append(sequence)
-            elif sequence.carried is None and self.memory.wanted(sequence):
+                continue
+            self._mark(sequence)
+            if sequence.carried is None and self.memory.wanted(sequence):
                 self.memory.keep(sequence, self._standing(sequence))
         self.counters["written"] += len(sequences)
         self._leave(ended)
 
+    def _mark(self, sequence: Sequence) -> None:
+        """Keep the state from before the token that began what is held back, until that is told or ends the text."""
+        stream = sequence.stream
+        if not stream.held:
+            self.memory.unmark(sequence)
+        elif sequence.request.cache and stream.held <= stream.fresh:
+            self.memory.mark(sequence, self._standing(sequence))
+
     def _leave(self, ended: list[Sequence]) -> None:
-        """Texts that have ended whole: their states are kept, and all else is freed."""
+        """Texts that have ended whole: their states are kept, from before a stop text, and all else is freed."""
         for sequence in ended:
+            if self.memory.marked(sequence):
+                continue
+            self.memory.unmark(sequence)
             kept = self.memory.cache.has(sequence.tokens, sequence.position, sequence.salt)
             if sequence.request.cache and not kept:
                 self.memory.keep(sequence, self._standing(sequence))
@@ -281,6 +294,7 @@ class Engine:
     def _end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
         """An end that no token brought: nothing is kept of it."""
         self.answers.end(sequence, finish, error)
+        self.memory.unmark(sequence)
         self.batch.drop([sequence])
         self.memory.release(sequence)
         self.scheduler.remove(sequence)

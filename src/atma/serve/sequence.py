@@ -45,6 +45,8 @@ class Sequence:
         self.greedy, self.adjusts = request.temperature == 0, request.adjusts
         self.counts: Tensor | None = None
         self.seen: Tensor | None = None
+        self.mark: str | None = None
+        """The kept state from before what may become a stop text: a next turn goes on from there."""
         self.finish: Finish | None = None
 
     @functools.cached_property
