@@ -15,6 +15,8 @@ class TextStream:
         """`memory` is that of a stream to go on from."""
         self.stop = tuple(stop)
         self.stopped = False
+        self.fresh = 0
+        """Characters that the last bytes brought."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._recent = ""
         self._shown = 0
@@ -25,6 +27,7 @@ class TextStream:
     def push(self, data: bytes) -> str:
         """The text that these bytes set free, possibly none; after a stop string `stopped` is set and no more comes."""
         text = self._decoder.decode(data)
+        self.fresh = len(text)
         if not self.stop and not self._recent:
             return text
         self._recent += text
@@ -37,6 +40,11 @@ class TextStream:
         drop = max(0, len(self._recent) - keep)
         self._recent, self._shown = self._recent[drop:], self._shown - drop
         return text
+
+    @property
+    def held(self) -> int:
+        """Characters held back, since they may begin a stop string."""
+        return 0 if self.stopped else len(self._recent) - self._shown
 
     def flush(self) -> str:
         """The text held back for a stop string that did not come. A character still lacking bytes stays back."""

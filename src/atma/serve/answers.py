@@ -15,9 +15,9 @@ class Answers:
         self.events: list[Event] = []
         self._bytes: dict[int, bytes] = {}
 
-    def open(self, identity: str, n: int) -> Handle:
+    def open(self, identity: str, n: int, keep: bool) -> Handle:
         """The handle of a new request."""
-        self.handles[identity] = handle = Handle(identity, n)
+        self.handles[identity] = handle = Handle(identity, n, keep)
         return handle
 
     def begin(self, sequence: Sequence) -> None:
@@ -42,6 +42,12 @@ class Answers:
         sequence.finish = finish
         text = sequence.stream.flush()
         self.events.append(Event(sequence.id, sequence.index, (), text, None, finish, sequence.usage(), error))
+
+    def forget(self) -> list[tuple[str, int]]:
+        """No request is under way any more; the choices that had not ended."""
+        open_ = [(h.id, o.index) for h in self.handles.values() for o in h.outputs if o.finish_reason is None]
+        self.handles, self.events = {}, []
+        return open_
 
     def deliver(self) -> list[Event]:
         """All events since the last call, now in their handles too; requests that are done are forgotten."""

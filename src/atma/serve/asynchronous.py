@@ -7,24 +7,52 @@ The thread alone touches the engine. Closing the generator, or cancelling whoeve
 """
 
 import asyncio
+import contextlib
 import dataclasses
+import logging
 import threading
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from atma.serve.engine import Engine
 from atma.serve.handle import Handle, Output
-from atma.serve.request import Event, Request, RequestError
+from atma.serve.request import Event, Request, RequestError, Usage
 
 R = TypeVar("R")
 
 
-class _Reader(NamedTuple):
-    loop: asyncio.AbstractEventLoop
-    queue: "asyncio.Queue[Event]"
+LOG = logging.getLogger("atma.serve")
+
+
+class _Reader:
+    """Events of one request on their way to the loop that reads them, and how many bytes of them wait there.
+
+    The engine's thread alone adds to `sent`, the loop alone to `taken`. A reader for whom more than `room` bytes wait
+    is paused by the one and resumed by the other once half of it is free; the one that pauses looks again after saying
+    so, lest both wait.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.loop, self.room = asyncio.get_running_loop(), room
+        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.sent = self.taken = 0
+        self.paused = False
+
+    @property
+    def full(self) -> bool:
+        return self.sent - self.taken > self.room
+
+    @property
+    def drained(self) -> bool:
+        return self.sent - self.taken <= self.room // 2
+
+    async def next(self) -> Event:
+        event = await self.queue.get()
+        self.taken += event.bytes
+        return event
 
 
 class AsyncEngine:
@@ -45,12 +73,14 @@ class AsyncEngine:
         tokens = await asyncio.to_thread(self.engine.prepare, request)
         identity = uuid.uuid4().hex if request.id is None else request.id
         request = dataclasses.replace(request, id=identity)
-        reader, left = _Reader(asyncio.get_running_loop(), asyncio.Queue()), request.n
+        reader, left = _Reader(request.n * self.engine.config.unread_bytes), request.n
         opened = self._call(lambda: self._open(request, tokens, reader))
         try:
             await asyncio.wrap_future(opened)
             while left:
-                event = await reader.queue.get()
+                event = await reader.next()
+                if reader.paused and reader.drained:
+                    self._call(lambda: self._resume(identity, reader))
                 left -= event.finish_reason is not None
                 yield event
         finally:
@@ -112,7 +142,7 @@ class AsyncEngine:
     def _open(self, request: Request, tokens: list[int], reader: _Reader) -> None:
         if self.draining:
             raise RequestError("closed", "the engine is shutting down")
-        handle = self.engine.submit(request, tokens)
+        handle = self.engine.submit(request, tokens, keep=False)
         self._readers[handle.id] = reader
 
     def _abandon(self, identity: str, reader: _Reader) -> None:
@@ -120,32 +150,47 @@ class AsyncEngine:
             del self._readers[identity]
             self.engine.abort(identity)
 
+    def _resume(self, identity: str, reader: _Reader) -> None:
+        if reader.paused and self._readers.get(identity) is reader:
+            reader.paused = False
+            self.engine.resume(identity)
+
+    def _hold(self, identity: str, reader: _Reader) -> None:
+        """Pause a request whose reader is behind."""
+        reader.paused = True
+        self.engine.pause(identity)
+        if reader.drained:  # it has caught up meanwhile, and may not have seen that it was paused
+            self._resume(identity, reader)
+
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self.engine.busy or self._stopping):
+                while not (self._inbox or self.engine.busy or (self._stopping and not self.engine.answers.handles)):
                     self._wake.wait()
                 work = list(self._inbox)
                 self._inbox.clear()
-                if not work and self._stopping and not self.engine.busy:
+                if not work and self._stopping and not self.engine.answers.handles:
                     self._ended = True
                     break
             for run in work:
                 run()
             if self.engine.busy:
                 self._dispatch(self._step())
-        self._dispatch(self.engine.close())
+        try:
+            self._dispatch(self.engine.close())
+        except Exception as error:  # nobody waits any more; what could not be kept is told
+            LOG.exception("the engine did not close well: %s", type(error).__name__)
 
     def _step(self) -> list[Event]:
         try:
             return self.engine.step()
         except Exception as error:  # a fault of the engine itself: nobody is left waiting for it
+            LOG.exception("the engine failed: %s", type(error).__name__)
             self.draining = True
-            reason = RequestError("failed", f"the engine failed: {error!r}")
-            for identity in list(self.engine.answers.handles):
-                self.engine.abort(identity)
-            ends = self.engine.answers.deliver()
-            return [e._replace(finish_reason="error", error=reason) if e.finish_reason else e for e in ends]
+            reason, none = RequestError("failed", f"the engine failed: {error!r}"), Usage(0, 0, 0)
+            self.engine.scheduler.clear()
+            ends = self.engine.answers.forget()
+            return [Event(name, index, (), "", None, "error", none, reason) for name, index in ends]
 
     def _dispatch(self, events: list[Event]) -> None:
         """Hand events to the loops of their readers, all of a loop in one call."""
@@ -153,12 +198,16 @@ class AsyncEngine:
         for event in events:
             reader = self._readers.get(event.id)
             if reader is not None:
+                reader.sent += event.bytes
                 by_loop.setdefault(reader.loop, []).append((reader.queue, event))
         for identity in [identity for identity in self._readers if identity not in self.engine.answers.handles]:
             del self._readers[identity]
         for loop, pairs in by_loop.items():
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # a loop that is closed has no readers
                 loop.call_soon_threadsafe(_put, pairs)
+        for identity, reader in list(self._readers.items()):
+            if reader.full and not reader.paused:
+                self._hold(identity, reader)
 
 
 def _put(pairs: "list[tuple[asyncio.Queue[Event], Event]]") -> None:

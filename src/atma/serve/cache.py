@@ -79,6 +79,22 @@ class StateCache:
         """Keep the state of a text that stands at a position and has `pages`. False if there is no room for it."""
         return self._insert(self._key(tokens, standing.position, salt), standing, pages)
 
+    def mark(self, tokens: Sequence[int], salt: str, standing: Standing, pages: list[int]) -> str | None:
+        """As `put`, for a state that may have to be dropped; its name, None if it was there or there is no room."""
+        key = self._key(tokens, standing.position, salt)
+        return key if key not in self._kept and self._insert(key, standing, pages) else None
+
+    def drop(self, key: str) -> bool:
+        """Keep a marked state no longer. False if it is gone already."""
+        if key in self._kept:
+            self._forget(key)
+            return True
+        return False
+
+    def holds(self, key: str) -> bool:
+        """Whether a marked state is still kept in memory."""
+        return key in self._kept
+
     def evict(self) -> bool:
         """Let the least recently used state go. False if there is none to let go."""
         key = next((key for key in self._kept if key != self._busy), None)
@@ -183,7 +199,7 @@ class StateCache:
     def _keys(self, tokens: Sequence[int], positions: Sequence[int], salt: str) -> Iterator[tuple[int, str]]:
         """Each of the ascending positions with the hash of all tokens before it."""
         data, read = np.asarray(tokens[: positions[-1]] if positions else [], np.int32), 0
-        digest = hashlib.sha256(self._identity + b"\0" + salt.encode() + b"\0")
+        digest = hashlib.sha256(self._identity + b"\0" + salt.encode("utf-8", "surrogatepass") + b"\0")
         for position in positions:
             digest.update(data[read:position].tobytes())
             read = position

@@ -28,8 +28,8 @@ from atma.serve.exact import Served
 from atma.serve.handle import Handle
 from atma.serve.memory import Memory
 from atma.serve.reader import Reader, standing
-from atma.serve.request import Event, Finish, Logprob, Request, RequestError
-from atma.serve.sampler import choose, scores
+from atma.serve.request import Event, Finish, Request, RequestError
+from atma.serve.sampler import drawn
 from atma.serve.scheduler import Scheduler
 from atma.serve.sequence import Sequence
 from atma.serve.settings import EngineConfig, Reserve
@@ -68,15 +68,19 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do something."""
-        return bool(self.scheduler.waiting or self.scheduler.running or self.answers.events)
+        """Whether a step would do something. Texts that are paused alone keep nobody busy."""
+        waiting = any(not sequence.paused for sequence in self.scheduler.waiting)
+        return bool(waiting or self.scheduler.running or self.answers.events)
 
     def prepare(self, request: Request) -> list[int]:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
         return prompt_tokens(request, self.tokenizer, self.memory.budget.pages * self.memory.pool.size)
 
-    def submit(self, request: Request, tokens: list[int] | None = None) -> Handle:
-        """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full."""
+    def submit(self, request: Request, tokens: list[int] | None = None, keep: bool = True) -> Handle:
+        """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full.
+
+        `keep` False: its events are read as they come, and the handle holds no answer.
+        """
         if self._closed:
             raise RequestError("closed", "the engine is closed")
         tokens = self.prepare(request) if tokens is None else tokens
@@ -89,7 +93,22 @@ class Engine:
             choice.leader = choices[0]
         self.scheduler.add(choices)
         self.counters["requests"] += 1
-        return self.answers.open(identity, request.n)
+        return self.answers.open(identity, request.n, keep)
+
+    @torch.inference_mode()
+    def pause(self, identity: str) -> None:
+        """Write no more of a request for now: its texts give way, their states are kept if there is room."""
+        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
+            if sequence.id == identity:
+                sequence.paused = True
+                if sequence in self.scheduler.running:
+                    self._preempt(sequence)
+
+    def resume(self, identity: str) -> None:
+        """Go on with a paused request."""
+        for sequence in self.scheduler.waiting:
+            if sequence.id == identity:
+                sequence.paused = False
 
     def abort(self, identity: str) -> None:
         """End a request and free what it holds; the next step tells. An id that is not under way is passed over."""
@@ -104,7 +123,7 @@ class Engine:
         spent = self.scheduler.spent()
         if spent is not None:
             self._preempt(spent, last=True)
-        self.scheduler.take_in(lambda sequence: self.memory.place(sequence, self.scheduler.running))
+        self.scheduler.take_in(self._place)
         self._join()
         self._make_room()
         self._read()
@@ -152,6 +171,13 @@ class Engine:
             "files_dropped": disk.dropped if disk is not None else 0,
             "pending_bytes": disk.pending_bytes if disk is not None else 0,
         }
+
+    def _place(self, sequence: Sequence) -> bool:
+        try:
+            return self.memory.place(sequence, self.scheduler.running)
+        except Exception as error:  # a state or a salt that cannot be read costs its own request alone
+            self._fail(sequence, f"no place could be made: {error}")
+            return False
 
     def _join(self) -> None:
         """Whoever came back to be written on needs nothing read: it joins the batch as it is."""
@@ -204,10 +230,14 @@ class Engine:
         read = [s for s in self.scheduler.running if s.carried is not None]
         begun = [s for s in read if not s.written and s.position == s.target]
         for sequence in begun:
-            self.answers.begin(sequence)
+            try:
+                self.answers.begin(sequence)
+            except Exception as error:  # a prompt that the tokenizer has no text for
+                self._fail(sequence, f"the prompt cannot be echoed: {error}")
+                continue
             if sequence.request.max_tokens == 0:
                 self._end(sequence, "length")
-        begun = [s for s in begun if s.hidden is not None]
+        begun = [s for s in begun if s.finish is None and s.hidden is not None]
         if begun:
             parts.append(self._logits(torch.cat([s.hidden for s in begun if s.hidden is not None])))
         if parts:
@@ -216,28 +246,40 @@ class Engine:
 
     def _commit(self, sequences: list[Sequence], logits: Tensor) -> None:
         """Give each text its next token; end those that have ended."""
-        tokens = choose(logits, sequences, self.tokenizer.eot)
-        scored = _scored(sequences, tokens, logits)
+        tokens, scored = drawn(logits, sequences, self.tokenizer.eot)
         ended = []
         for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            if token is None:
-                self._fail(sequence, "the model's logits are not finite")
+            if isinstance(token, Exception):
+                self._fail(sequence, str(token))
                 continue
             try:
                 finish = self.answers.add(sequence, token, scored.get(i))
-            except ValueError as error:  # an id that the tokenizer has no text for
+            except Exception as error:  # an id that the tokenizer has no text for
                 self._fail(sequence, str(error))
                 continue
             if finish is not None:
                 ended.append(sequence)
-            elif sequence.carried is None and self.memory.wanted(sequence):
+                continue
+            self._mark(sequence)
+            if sequence.carried is None and self.memory.wanted(sequence):
                 self.memory.keep(sequence, self._standing(sequence))
         self.counters["written"] += len(sequences)
         self._leave(ended)
 
+    def _mark(self, sequence: Sequence) -> None:
+        """Keep the state from before the token that began what is held back, until that is told or ends the text."""
+        stream = sequence.stream
+        if not stream.held:
+            self.memory.unmark(sequence)
+        elif sequence.request.cache and stream.held <= stream.fresh:
+            self.memory.mark(sequence, self._standing(sequence))
+
     def _leave(self, ended: list[Sequence]) -> None:
-        """Texts that have ended whole: their states are kept, and all else is freed."""
+        """Texts that have ended whole: their states are kept, from before a stop text, and all else is freed."""
         for sequence in ended:
+            if self.memory.marked(sequence):
+                continue
+            self.memory.unmark(sequence)
             kept = self.memory.cache.has(sequence.tokens, sequence.position, sequence.salt)
             if sequence.request.cache and not kept:
                 self.memory.keep(sequence, self._standing(sequence))
@@ -253,16 +295,7 @@ class Engine:
     def _end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
         """An end that no token brought: nothing is kept of it."""
         self.answers.end(sequence, finish, error)
+        self.memory.unmark(sequence)
         self.batch.drop([sequence])
         self.memory.release(sequence)
         self.scheduler.remove(sequence)
-
-
-def _scored(sequences: list[Sequence], tokens: list[int | None], logits: Tensor) -> dict[int, Logprob]:
-    """Log-probabilities of the rows that asked for them."""
-    wanted = {i: s.request.logprobs for i, s in enumerate(sequences) if s.request.logprobs is not None}
-    rows = [i for i in wanted if tokens[i] is not None]
-    if not rows:
-        return {}
-    found = scores(logits[rows], [tokens[i] or 0 for i in rows], max(wanted.values()))
-    return {i: one._replace(best=one.best[: wanted[i]]) for i, one in zip(rows, found, strict=True)}

@@ -19,10 +19,10 @@ class Output:
 
 
 class Handle:
-    """A request under way. `outputs` grow with every step of the engine."""
+    """A request under way. `outputs` grow with every step of the engine; without `keep` they only tell their ends."""
 
-    def __init__(self, identity: str, n: int) -> None:
-        self.id = identity
+    def __init__(self, identity: str, n: int, keep: bool = True) -> None:
+        self.id, self.keep = identity, keep
         self.outputs = [Output(index) for index in range(n)]
 
     @property
@@ -33,8 +33,9 @@ class Handle:
     def take(self, event: Event) -> None:
         """Add what a step brought."""
         output = self.outputs[event.index]
-        output.text += event.text
-        output.tokens += event.tokens
-        output.logprobs += event.logprobs or ()
+        if self.keep:
+            output.text += event.text
+            output.tokens += event.tokens
+            output.logprobs += event.logprobs or ()
         if event.finish_reason is not None:
             output.finish_reason, output.usage, output.error = event.finish_reason, event.usage, event.error

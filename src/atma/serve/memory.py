@@ -91,6 +91,21 @@ class Memory:
         """Keep where a sequence stands, if there is room."""
         self.cache.put(sequence.tokens, sequence.salt, standing, sequence.pages)
 
+    def mark(self, sequence: Sequence, standing: Standing) -> None:
+        """Keep where a sequence stands for as long as the text held back since may become a stop text."""
+        self.unmark(sequence)
+        sequence.mark = self.cache.mark(sequence.tokens, sequence.salt, standing, sequence.pages)
+
+    def unmark(self, sequence: Sequence) -> None:
+        """What was held back has been told: no state from before it is needed."""
+        if sequence.mark is not None:
+            self.cache.drop(sequence.mark)
+            sequence.mark = None
+
+    def marked(self, sequence: Sequence) -> bool:
+        """Whether a text that a stop text has ended leaves a kept state from before that."""
+        return sequence.stream.stopped and sequence.mark is not None and self.cache.holds(sequence.mark)
+
     def release(self, sequence: Sequence) -> None:
         """A sequence gives up its pages and what it carries."""
         self.released += 1

@@ -89,6 +89,11 @@ class Request:
         _require(top is None or 0 <= top <= MOST_LOGPROBS, "logprobs", top, f"from 0 to {MOST_LOGPROBS}")
 
 
+def scored_bytes(best: int) -> int:
+    """About what a `Logprob` with so many best tokens holds."""
+    return 200 + 130 * best
+
+
 class Logprob(NamedTuple):
     """Of one token: its log-probability (None for a text's first token), and the best tokens with theirs."""
 
@@ -116,6 +121,12 @@ class Event(NamedTuple):
     finish_reason: Finish | None = None
     usage: Usage | None = None
     error: RequestError | None = None
+
+    @property
+    def bytes(self) -> int:
+        """About what it holds, while nobody has taken it."""
+        logprobs = self.logprobs or ()
+        return 350 + 2 * len(self.text) + 32 * len(self.tokens) + sum(scored_bytes(len(one.best)) for one in logprobs)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

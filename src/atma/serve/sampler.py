@@ -15,6 +15,22 @@ from atma.ops.rows import largest
 from atma.serve.request import Logprob, Request
 from atma.serve.sequence import Sequence
 
+NOT_FINITE = ValueError("the model's logits are not finite")
+
+
+def drawn(logits: Tensor, sequences: Many[Sequence], end: int) -> tuple[list[int | Exception], dict[int, Logprob]]:
+    """The next token of each row, or why there is none; and the scores, by row, that were asked for."""
+    try:
+        tokens = choose(logits, sequences, end)
+        found: list[int | Exception] = [NOT_FINITE if token is None else token for token in tokens]
+        return found, _scored(sequences, tokens, logits)
+    except Exception as error:  # whatever it is, it ends those whose it is and no others
+        if len(sequences) == 1:
+            return [error], {}
+    alone = [drawn(logits[i : i + 1], [sequence], end) for i, sequence in enumerate(sequences)]
+    scored = {i: one for i, (_, own) in enumerate(alone) for one in own.values()}
+    return [token for tokens, _ in alone for token in tokens], scored
+
 
 def choose(logits: Tensor, sequences: Many[Sequence], end: int) -> list[int | None]:
     """The next token of each row of float logits (N, V); None where they are not finite. `end` is never penalised."""
@@ -43,6 +59,16 @@ def scores(logits: Tensor, tokens: Many[int], best: int) -> list[Logprob]:
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ranked = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
     return [Logprob(t, p, r) for t, p, r in zip(tokens, of_token, ranked, strict=True)]
+
+
+def _scored(sequences: Many[Sequence], tokens: Many[int | None], logits: Tensor) -> dict[int, Logprob]:
+    """Log-probabilities of the rows that asked for them."""
+    wanted = {i: s.request.logprobs for i, s in enumerate(sequences) if s.request.logprobs is not None}
+    rows = [i for i in wanted if tokens[i] is not None]
+    if not rows:
+        return {}
+    found = scores(logits[rows], [tokens[i] or 0 for i in rows], max(wanted.values()))
+    return {i: one._replace(best=one.best[: wanted[i]]) for i, one in zip(rows, found, strict=True)}
 
 
 def _kind(request: Request) -> str:

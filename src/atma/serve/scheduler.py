@@ -33,6 +33,10 @@ class Scheduler:
         for sequence in sequences:
             self._last(sequence)
 
+    def clear(self) -> None:
+        """Nobody waits or runs any more."""
+        self.waiting, self.running = [], []
+
     def requeue(self, sequence: Sequence, last: bool) -> None:
         """A running sequence waits again, in its old place or behind all others."""
         self.running.remove(sequence)

@@ -23,6 +23,8 @@ class Sequence:
         self.leader: Sequence | None = None
         self.until = len(tokens)
         """Another that reads the first `until` tokens for this one too: it waits for that."""
+        self.paused = False
+        """Whether it waits for its reader."""
         self.ticket = 0
         """Its place in the order of arrival."""
         self.passed = 0
@@ -43,6 +45,8 @@ class Sequence:
         self.greedy, self.adjusts = request.temperature == 0, request.adjusts
         self.counts: Tensor | None = None
         self.seen: Tensor | None = None
+        self.mark: str | None = None
+        """The kept state from before what may become a stop text: a next turn goes on from there."""
         self.finish: Finish | None = None
 
     @functools.cached_property
@@ -77,9 +81,10 @@ class Sequence:
 
     @property
     def waits(self) -> bool:
-        """Whether another is reading its beginning."""
+        """Whether its reader has yet to take what was written, or another is reading its beginning."""
         leader = self.leader
-        return leader is not None and not leader.finish and not leader.written and leader.position < self.until
+        follows = leader is not None and not (leader.finish or leader.written or leader.paused)
+        return self.paused or (follows and leader is not None and leader.position < self.until)
 
     def append(self, token: int) -> None:
         """A token of the answer."""

@@ -25,6 +25,10 @@ class EngineConfig:
     """Of these, at most so many, and an eighth of them, for recorded steps on the CPU; 0 records none."""
     request_bytes: int = 0
     """Of these, for each text that is read, written or waits, what its asker holds for it; a server's connection."""
+    answer_bytes: int = 0
+    """Of these, for answers that a server gathers before it sends them."""
+    unread_bytes: int = 48 << 10
+    """Of a text's events that `AsyncEngine` has for a reader; a request that has more waits until half are taken."""
     max_rows: int = 32
     """Texts that are read or written at once."""
     max_waiting: int = 256
@@ -41,9 +45,10 @@ class EngineConfig:
     """Steps after which a text being written gives its row to one that waits for a row."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes"):
+        positive = ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes")
+        for name in (*positive, "unread_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes", "request_bytes"):
+        for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes", "request_bytes", "answer_bytes"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         fits = self.pending_bytes is None or 0 <= self.pending_bytes <= self.cache_bytes
         _require(fits, "pending_bytes", self.pending_bytes, f"from 0 to cache_bytes {self.cache_bytes:,}")
@@ -91,7 +96,7 @@ class Budget:
     def of(cls, config: EngineConfig, row_bytes: int, page_bytes: int, reserve: Reserve) -> "Budget":
         """ValueError when not one page is left, or a text of one page could not be both read and kept."""
         running = 2 * config.max_rows * row_bytes
-        asked = (config.max_rows + config.max_waiting) * config.request_bytes
+        asked = (config.max_rows + config.max_waiting) * config.request_bytes + config.answer_bytes
         recording = reserve.recording.within(min(config.recorded_bytes, config.memory_bytes // 8))
         set_aside = running + asked + recording.room + reserve.working
         pending = config.cache_bytes // 4 if config.pending_bytes is None else config.pending_bytes

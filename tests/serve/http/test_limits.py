@@ -8,7 +8,7 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from atma.serve import engine
+from atma.serve import sampler
 from atma.serve.http import guard, protocol, streams
 from atma.serve.http.bodies import MOST_MESSAGES
 from tests.serve.http.conftest import OPTIONS, Live
@@ -137,7 +137,7 @@ def test_slow_heads_and_slow_bodies_are_given_up(live: Live, monkeypatch):
 
 def test_a_reader_that_never_reads_is_given_up(live: Live, monkeypatch):
     """With small buffers, a stream that nobody takes fills them; the connection ends and so does the request."""
-    monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(live.process.server.config.http, "reader_seconds", 0.2)
     body = json.dumps({"prompt": "x", "max_tokens": 500, "ignore_eos": True, "n": 8, "stream": True, "logprobs": 20})
     head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     wire = socket.socket()
@@ -253,13 +253,13 @@ def test_what_fails_in_the_middle_of_a_stream_is_told_in_it_and_harms_nobody_els
     asked = {"prompt": "healthy", "max_tokens": 60, "stream": True, "ignore_eos": True, "temperature": 0}
     alone = live.post("/v1/completions", asked).events()
     thread = threading.Thread(target=lambda: healthy.append(live.post("/v1/completions", asked)))
-    choose = engine.choose
+    choose = sampler.choose
 
     def poisoned(logits, sequences, end):
         pairs = zip(choose(logits, sequences, end), sequences, strict=True)
         return [None if s.request.seed == 666 and s.written == 3 else token for token, s in pairs]
 
-    monkeypatch.setattr(engine, "choose", poisoned)
+    monkeypatch.setattr(sampler, "choose", poisoned)
     thread.start()
     broken = live.post("/v1/completions", asked | {"prompt": "broken", "seed": 666})
     thread.join()

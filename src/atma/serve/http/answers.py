@@ -1,14 +1,15 @@
 """The bodies of answers, whole and in chunks, for both kinds of completion."""
 
+import io
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import atma
+from atma.serve.http.errors import encoded
 from atma.serve.http.feed import Item
 from atma.serve.http.tokens import TextLogprobs, TokenNames, chat_logprobs
-from atma.serve.request import Event, Logprob, Usage
+from atma.serve.request import Event, Usage
 
 FINGERPRINT = f"atma-{atma.__version__}"
 
@@ -45,15 +46,17 @@ class Tally:
 
 
 class Shape(Protocol):
-    """How a kind of completion writes its answers: `choice` whole, `delta` in chunks."""
+    """How a kind of completion writes its answers: `choice` is what the whole has, `delta` what a chunk has."""
 
     kind: str
     chunk_kind: str
     prefix: str
 
     def opening(self) -> dict[str, Any] | None: ...
-    def choice(self, position: int, text: str, logprobs: Sequence[Logprob]) -> dict[str, Any]: ...
-    def delta(self, position: int, event: Event) -> dict[str, Any]: ...
+    def choice(self, text: str) -> dict[str, Any]: ...
+    def delta(self, event: Event) -> dict[str, Any]: ...
+    def logprobs(self, position: int, event: Event) -> dict[str, Any] | None: ...
+    def token_bytes(self, best: int) -> int: ...
 
 
 class ChatShape:
@@ -67,42 +70,77 @@ class ChatShape:
     def opening(self) -> dict[str, Any] | None:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def choice(self, position: int, text: str, logprobs: Sequence[Logprob]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"message": message, "logprobs": self._logprobs(logprobs)}
+    def choice(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def delta(self, position: int, event: Event) -> dict[str, Any]:
-        delta = {"content": event.text} if event.text or event.tokens else {}
-        return {"delta": delta, "logprobs": self._logprobs(event.logprobs or ()) if event.tokens else None}
+    def delta(self, event: Event) -> dict[str, Any]:
+        return {"delta": {"content": event.text} if event.text or event.tokens else {}}
 
-    def _logprobs(self, logprobs: Sequence[Logprob]) -> dict[str, Any] | None:
-        return chat_logprobs(logprobs, self.names) if self.scored else None
+    def logprobs(self, position: int, event: Event) -> dict[str, Any] | None:
+        return chat_logprobs(event.logprobs or (), self.names) if self.scored else None
+
+    def token_bytes(self, best: int) -> int:
+        """About what a scored token takes in a whole answer."""
+        return 120 + 100 * best
 
 
 class TextShape:
-    """text_completion. `spelled`: whether the text of an echo spells special tokens, as that of token ids does."""
+    """text_completion. `echo`: answers begin with the prompt, which spells special tokens if it is `spelled`, as one of
+    token ids is."""
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl-"
 
-    def __init__(self, names: TokenNames, scored: bool, spelled: bool) -> None:
-        self.names, self.scored, self.spelled = names, scored, spelled
+    def __init__(self, names: TokenNames, scored: bool, echo: bool, spelled: bool) -> None:
+        self.names, self.scored, self.echo, self.spelled = names, scored, echo, spelled
         self._offsets: dict[int, TextLogprobs] = {}
 
     def opening(self) -> dict[str, Any] | None:
         return None
 
-    def choice(self, position: int, text: str, logprobs: Sequence[Logprob]) -> dict[str, Any]:
-        return {"text": text, "logprobs": self._logprobs(position, logprobs)}
+    def choice(self, text: str) -> dict[str, Any]:
+        return {"text": text}
 
-    def delta(self, position: int, event: Event) -> dict[str, Any]:
-        scored = self._logprobs(position, event.logprobs or ()) if event.tokens else None
-        return {"text": event.text, "logprobs": scored}
+    def delta(self, event: Event) -> dict[str, Any]:
+        return {"text": event.text}
 
-    def _logprobs(self, position: int, logprobs: Sequence[Logprob]) -> dict[str, Any] | None:
+    def logprobs(self, position: int, event: Event) -> dict[str, Any] | None:
         if not self.scored:
             return None
-        return self._offsets.setdefault(position, TextLogprobs(self.names)).of(logprobs, self.spelled)
+        echoed = event.text if self.echo and position not in self._offsets else None
+        offsets = self._offsets.setdefault(position, TextLogprobs(self.names))
+        return offsets.of(event.logprobs or (), echoed, self.spelled)
+
+    def token_bytes(self, best: int) -> int:
+        """About what a scored token takes in a whole answer."""
+        return 60 + 40 * best
+
+
+class Scores:
+    """Log-probabilities of one choice as JSON text, a tenth of what they take as objects: lists that grow."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, bytearray] = {}
+        self._rest: dict[str, Any] = {}
+
+    def add(self, part: dict[str, Any]) -> None:
+        """Append each list of `part`; what is no list is the same every time."""
+        for key, value in part.items():
+            if not isinstance(value, list):
+                self._rest[key] = value
+                continue
+            grown = self._lists.setdefault(key, bytearray())
+            if value:
+                grown += (b"," if grown else b"") + encoded(value)[1:-1]
+
+    def pieces(self) -> list[bytes]:
+        """The JSON object."""
+        if not self._lists:
+            return [b"null"]
+        lists = [piece for key, data in self._lists.items() for piece in (encoded(key) + b":[", bytes(data), b"],")]
+        rest = encoded(self._rest)[1:-1]
+        lists[-1] = b"]," + rest + b"}" if rest else b"]}"
+        return [b"{", *lists]
 
 
 class Answer:
@@ -113,26 +151,28 @@ class Answer:
         self.tally = Tally(prompts)
         self._head = {"id": shape.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
         self._head["system_fingerprint"] = FINGERPRINT
-        self._texts = ["" for _ in range(self.choices)]
-        self._logprobs: list[list[Logprob]] = [[] for _ in range(self.choices)]
+        self._texts = [io.StringIO() for _ in range(self.choices)]
+        self._scores = [Scores() for _ in range(self.choices)]
         self._ends: list[str | None] = [None] * self.choices
 
     def add(self, item: Item) -> None:
         """Take an event into the whole answer."""
         index, event = item
         position = index * self.n + event.index
-        self._texts[position] += event.text
-        self._logprobs[position] += event.logprobs or ()
+        self._texts[position].write(event.text)
         self._ends[position] = event.finish_reason
         self.tally.add(index, event)
+        scored = self.shape.logprobs(position, event)
+        if scored is not None:
+            self._scores[position].add(scored)
 
-    def whole(self) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
-        choices = [
-            {"index": i} | self.shape.choice(i, text, logprobs) | {"finish_reason": end}
-            for i, (text, logprobs, end) in enumerate(zip(self._texts, self._logprobs, self._ends, strict=True))
-        ]
-        return self._head | {"object": self.shape.kind, "choices": choices, "usage": self.tally.body}
+    def whole(self) -> list[bytes]:
+        """The body of an answer that is not streamed, in pieces."""
+        pieces = [encoded(self._head | {"object": self.shape.kind, "usage": self.tally.body})[:-1] + b',"choices":[']
+        for i, (text, scores, end) in enumerate(zip(self._texts, self._scores, self._ends, strict=True)):
+            choice = {"index": i} | self.shape.choice(text.getvalue()) | {"finish_reason": end}
+            pieces += [b"," * (i > 0) + encoded(choice)[:-1] + b',"logprobs":', *scores.pieces(), b"}"]
+        return [*pieces, b"]}"]
 
     def openings(self) -> list[dict[str, Any]]:
         """The chunks that come before any text."""
@@ -146,8 +186,9 @@ class Answer:
         index, event = item
         self.tally.add(index, event)
         position = index * self.n + event.index
-        delta = self.shape.delta(position, event)
-        return self._chunk([{"index": position} | delta | {"finish_reason": event.finish_reason}])
+        scored = self.shape.logprobs(position, event) if event.tokens else None
+        rest = {"logprobs": scored, "finish_reason": event.finish_reason}
+        return self._chunk([{"index": position} | self.shape.delta(event) | rest])
 
     def usage_chunk(self) -> dict[str, Any]:
         """The chunk after the last, for those who ask for it."""

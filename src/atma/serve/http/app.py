@@ -1,5 +1,6 @@
 """START HERE. The routes: what is asked, in the words of OpenAI's API, and what the engine makes of it."""
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from atma.serve.http.feed import Feed
 from atma.serve.http.guard import Guard
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
+from atma.serve.http.room import Room, gathered_bytes
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
 from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import streamed, while_there, whole
@@ -42,7 +44,7 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     app.add_api_route("/health", routes.health, methods=get)
     app.add_api_route("/metrics", routes.metrics_text, methods=get)
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
-    for kind in (RequestValidationError, HTTPException, ApiError):
+    for kind in (RequestValidationError, HTTPException, ApiError, Exception):
         app.add_exception_handler(kind, _told)
     return Guard(app, metrics, service.options.key(), service.options.body_bytes)
 
@@ -52,6 +54,7 @@ class Routes:
 
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self.service, self.metrics = service, metrics
+        self.room = Room(service.options.answer_bytes)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
@@ -70,7 +73,7 @@ class Routes:
             together = f"{len(requests)} prompts with {body.n} choices each"
             raise ApiError(400, "invalid_value", f"{together} are more than {MOST_TOGETHER} answers", "n")
         spelled = body.echo and not isinstance(requests[0].prompt, str)
-        shape = TextShape(ready.names, body.logprobs is not None, spelled)
+        shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled)
         name = affinity.of_prompt(body.prompt, body.cache_salt)
         return await self._answered(requests, shape, body, request, name)
 
@@ -87,9 +90,8 @@ class Routes:
         """Tokens of a text, as a completion reads it, or of messages, as a chat does."""
         ready = self._ready(body)
         if body.messages is None:
-            asked = EngineRequest(body.prompt or "", max_tokens=0, echo=True)
             try:
-                tokens = ready.tokenizer.encode(asked.prompt) if isinstance(asked.prompt, str) else []
+                tokens = await asyncio.to_thread(ready.tokenizer.encode, body.prompt or "")
             except ValueError as error:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
             tokens = [ready.tokenizer.eot, *tokens] if body.add_special_tokens else tokens
@@ -102,7 +104,7 @@ class Routes:
         """The text of tokens."""
         ready = self._ready(body)
         try:
-            return json_response({"prompt": ready.tokenizer.decode(body.tokens)})
+            return json_response({"prompt": await asyncio.to_thread(ready.tokenizer.decode, body.tokens)})
         except ValueError as error:
             raise ApiError(400, "invalid_value", f"'tokens': {error}", "tokens") from None
 
@@ -129,7 +131,11 @@ class Routes:
         self, requests: list[EngineRequest], shape: Shape, body: SamplingBody, request: Request, name: str
     ) -> Response:
         call: Call = request.state.call
-        feed = Feed(self.service.require().engine, requests)
+        ready, config = self.service.require(), self.service.options.engine_config()
+        sizes = ready.longest, config.max_rows, config.unread_bytes
+        gathered = gathered_bytes(requests, shape, not body.stream, *sizes)
+        await while_there(request.receive, call.hold(self.room, gathered))
+        feed = Feed(ready.engine, requests)
         answer = Answer(shape, self.service.name, len(requests), body.n)
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -148,7 +154,8 @@ class Routes:
 
 async def _told(request: Request, error: Exception) -> Response:
     call: Call = request.state.call
-    call.error = _api_error(error)
+    known = isinstance(error, ApiError | RequestValidationError | HTTPException)
+    call.error = _api_error(error) if known else ApiError.unforeseen(call.id)  # the guard logs what was not foreseen
     return call.error.response()
 
 

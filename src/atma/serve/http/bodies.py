@@ -92,6 +92,7 @@ def _stop(value: object) -> list[str]:
 def _biases(value: object) -> dict[int, float]:
     if not isinstance(value, dict) or len(value) > MOST_BIASES:
         raise ValueError(f"must map at most {MOST_BIASES:,} token ids to numbers from -100 to 100")
+    value = {token: bias for token, bias in value.items() if bias is not None}
     for token, bias in value.items():
         if not re.fullmatch("[0-9]{1,9}", token, re.ASCII):
             raise ValueError(f"{shown(token)} is no token id")
@@ -137,8 +138,15 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Short = Annotated[str, Field(max_length=128)]
 
 
+def _without_nulls(value: Any) -> Any:
+    """A value whose objects have no field that is null."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
 class Body(BaseModel):
-    """Strict: a number in quotes is no number. Null is the same as nothing."""
+    """Strict: a number in quotes is no number. Null is the same as nothing, in fields that nobody knows too."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
@@ -150,16 +158,17 @@ class Body(BaseModel):
             raise ValueError("the body must be a JSON object")
         kept = {}
         for key, value in values.items():
+            if value is None:
+                continue
             if key in cls.model_fields:
-                if value is not None or cls.model_fields[key].is_required():
-                    kept[key] = value
-            elif not ((value is None and key in NEUTRAL) or key in ASIDE or cls._asks_nothing(key, value)):
+                kept[key] = value
+            elif key not in ASIDE and not cls._asks_nothing(key, value):
                 raise ValueError(cls._refusal(key))
         return kept
 
     @classmethod
     def _asks_nothing(cls, key: str, value: Any) -> bool:
-        return value in NEUTRAL.get(key, ())
+        return _without_nulls(value) in NEUTRAL.get(key, ())
 
     @classmethod
     def _refusal(cls, key: str) -> str:

@@ -8,6 +8,7 @@ from atma.serve.http.answers import Tally
 from atma.serve.http.errors import ApiError
 from atma.serve.http.feed import Item
 from atma.serve.http.metrics import Metrics
+from atma.serve.http.room import Room
 
 SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
@@ -25,6 +26,7 @@ class Call:
         self.gone = False
         self.first: float | None = None
         self.sizes: tuple[int, int, int] | None = None
+        self._rooms: list[tuple[Room, int]] = []
         self._last: dict[tuple[int, int], float] = {}
 
     @property
@@ -44,6 +46,18 @@ class Call:
         elif choice in self._last:
             self.metrics.between_tokens.observe(now - self._last[choice])
         self._last[choice] = now
+
+    async def hold(self, room: Room, count: int) -> None:
+        """Room for its answer, until it is closed."""
+        if count:
+            await room.take(count)
+            self._rooms.append((room, count))
+
+    def close(self) -> None:
+        """It has been answered, or given up."""
+        for room, count in self._rooms:
+            room.give(count)
+        self._rooms.clear()
 
     def count(self, tally: Tally) -> None:
         """Note the sizes: tokens of prompts, of these from kept states, and of answers."""

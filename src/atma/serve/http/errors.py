@@ -1,13 +1,18 @@
 """Errors as clients of OpenAI's API read them: a status, and {"error": {message, type, param, code}}."""
 
 import json
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from atma.serve.request import RequestError
 
 LONGEST_MESSAGE = 400
+PIECE = 64 << 10
+"""Bytes of a body that are given to the connection at once."""
 FIELDS = {"stop_tokens": "stop_token_ids"}
 """What this API calls the engine's parameters, where the names differ."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -34,6 +39,11 @@ class ApiError(Exception):
         }[error.code]
         name = FIELDS.get(error.parameter or "", error.parameter)
         return cls(status, code, str(error).replace(f"'{error.parameter}'", f"'{name}'"), name, retry)
+
+    @classmethod
+    def unforeseen(cls, identity: str) -> "ApiError":
+        """A fault of this server itself, under the id of the request."""
+        return cls(500, "internal", f"an error of this server; its log has it under id {identity}")
 
     @property
     def body(self) -> dict[str, Any]:
@@ -62,4 +72,21 @@ def encoded(data: object) -> bytes:
 
 
 def json_response(data: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(encoded(data), status, headers, "application/json")
+    return Body([encoded(data)], status, headers)
+
+
+class Body(Response):
+    """JSON in pieces, given to the connection no faster than the client takes it, and forgotten as it goes."""
+
+    def __init__(self, pieces: Sequence[bytes], status: int = 200, headers: dict[str, str] | None = None) -> None:
+        size = {"content-length": str(sum(map(len, pieces)))}
+        super().__init__(None, status, size | (headers or {}), "application/json")
+        self._pieces = deque(pieces)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while self._pieces:
+            piece = memoryview(self._pieces.popleft())
+            for at in range(0, len(piece), PIECE):
+                await send({"type": "http.response.body", "body": bytes(piece[at : at + PIECE]), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -8,16 +8,17 @@ from atma.serve.http.errors import ApiError
 from atma.serve.request import Event, Request, RequestError
 
 Item = tuple[int, Event]
+FEW = 16
 
 
 class Feed:
     """Reads all requests at once; `close`, at the latest, aborts what has not ended.
 
-    What nobody takes waits here: at most one event for each token that was asked for.
+    A few events wait here, the rest in the engine's own readers, which pause what is too far ahead.
     """
 
     def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
-        self._queue: asyncio.Queue[Item | RequestError] = asyncio.Queue()
+        self._queue: asyncio.Queue[Item | Exception] = asyncio.Queue(FEW)
         self._left = sum(request.n for request in requests)
         self._tasks = [asyncio.create_task(self._read(engine, i, request)) for i, request in enumerate(requests)]
 
@@ -27,7 +28,10 @@ class Feed:
         return self._left == 0
 
     async def next(self, seconds: float | None = None) -> list[Item]:
-        """What has come since, at least one event; none if it was silent for so long. ApiError: refused or failed."""
+        """What has come since, at least one event; none if it was silent for so long. ApiError: refused or failed.
+
+        What was not foreseen is raised as it is: the request is answered by whoever asked, and the log has it.
+        """
         try:
             async with asyncio.timeout(seconds):
                 items = [await self._queue.get()]
@@ -47,15 +51,15 @@ class Feed:
         events = engine.stream(request)
         try:
             async for event in events:
-                self._queue.put_nowait((index, event))
-        except RequestError as error:
-            self._queue.put_nowait(error)
+                await self._queue.put((index, event))
+        except Exception as error:
+            await self._queue.put(error)
         finally:
             await events.aclose()
 
-    def _checked(self, item: Item | RequestError) -> Item:
-        if isinstance(item, RequestError):
-            raise ApiError.of(item)
+    def _checked(self, item: Item | Exception) -> Item:
+        if isinstance(item, Exception):
+            raise ApiError.of(item) if isinstance(item, RequestError) else item
         event = item[1]
         self._left -= event.finish_reason is not None
         if event.finish_reason == "error":

@@ -43,7 +43,7 @@ class Guard:
         headers = Headers(scope=scope)
         call = Call(self.metrics, headers.get("x-request-id"))
         scope.setdefault("state", {})["call"] = call
-        answer = _Answer(send, call)
+        answer = _Answer(send, call, scope["method"] == "HEAD")
         held = 0
 
         def hold(count: int) -> None:
@@ -52,6 +52,8 @@ class Guard:
                 raise ApiError(503, "busy", "too much is being sent to this server; ask again later", None, 1)
             self._held, held = self._held + count, held + count
 
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # `_Answer` leaves the body out
         try:
             _short(scope)
             self._admit(scope["path"], headers)
@@ -64,10 +66,11 @@ class Guard:
             call.gone = True
         except Exception as error:
             LOG.exception("id=%s: %s", call.id, type(error).__name__)
-            own = ApiError(500, "internal", f"an error of this server; its log has it under id {call.id}")
+            own = ApiError.unforeseen(call.id)
             await refuse(own, call, scope, receive, answer)
         finally:
             self._held -= held
+            call.close()
             self._told(call, scope)
 
     def _admit(self, path: str, headers: Headers) -> None:
@@ -161,10 +164,10 @@ def _short(scope: Scope) -> None:
 
 
 class _Answer:
-    """`send` that puts what belongs on every response."""
+    """`send` that puts what belongs on every response, and sends no body to who asks for the head alone."""
 
-    def __init__(self, send: Send, call: Call) -> None:
-        self._send, self._call = send, call
+    def __init__(self, send: Send, call: Call, bare: bool) -> None:
+        self._send, self._call, self._bare = send, call, bare
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -173,6 +176,8 @@ class _Answer:
             headers["x-request-id"] = self._call.id
             headers.setdefault("cache-control", "no-store")
             headers["x-content-type-options"] = "nosniff"
+        elif self._bare:
+            message = {**message, "body": b""}
         await self._send(message)
 
 

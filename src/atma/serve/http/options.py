@@ -22,8 +22,6 @@ HEAD_SECONDS = 15.0
 """For a request's line and headers to come."""
 BODY_SECONDS = 60.0
 """For a request's body to come."""
-WRITE_SECONDS = 30.0
-"""A client that has taken nothing of a full buffer for so long is gone."""
 BODIES_AT_ONCE = 8
 """So many of the largest bodies may be in memory for all requests under way together."""
 REQUEST_BYTES = 160 << 10
@@ -31,7 +29,8 @@ REQUEST_BYTES = 160 << 10
 refused ones and of what the allocator cannot give back, by the peak of a server at four times its capacity."""
 CONNECTIONS = 512
 SEND_BUFFER = 256 << 10
-"""Of a connection in the system; the server itself holds 64 KiB more, and what is not yet written stays tokens."""
+"""Of a connection in the system; the server itself holds 64 KiB more. What is not yet written stays events, and a text
+whose events take more than 48 KiB is not written on."""
 PING_SECONDS = 5.0
 """A stream that is silent for so long says so in a comment."""
 
@@ -69,6 +68,8 @@ class ServerOptions:
     """Number format of weights and states."""
     threads: int = 0
     """Processor threads for the model; 0 leaves PyTorch's choice."""
+    reader_seconds: float = 30.0
+    """A client that for so long takes too little for its full buffer to empty is cut off."""
     drain_seconds: float = 30.0
     """After SIGTERM or Ctrl-C, answers under way get so long to end."""
 
@@ -76,11 +77,17 @@ class ServerOptions:
         _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
         _require(self.threads >= 0, "threads", self.threads, "0 (PyTorch's choice) or more")
         _require(self.max_tokens >= 1, "max-tokens", self.max_tokens, "at least 1")
+        _require(0 < self.reader_seconds < math.inf, "reader-seconds", self.reader_seconds, "above 0")
         seconds = self.drain_seconds
         _require(0 <= seconds < math.inf, "drain-seconds", seconds, "0 or more")
         _require(byte_count(self.max_body) >= 1024, "max-body", self.max_body, "at least 1KiB")
         _require(self.model_name is None or self.model_name.strip(), "model-name", self.model_name, "a name")
         self.engine_config()
+
+    @property
+    def answer_bytes(self) -> int:
+        """Of the memory budget, for answers that are gathered before they are sent."""
+        return byte_count(self.memory_budget) // 16
 
     @property
     def body_bytes(self) -> int:
@@ -90,7 +97,7 @@ class ServerOptions:
         """The engine's own settings."""
         memory = byte_count(self.memory_budget)
         cache = memory * 3 // 8 if self.cache_budget is None else byte_count(self.cache_budget)
-        plain = EngineConfig(memory, cache, self.cache_dir, request_bytes=REQUEST_BYTES)
+        plain = EngineConfig(memory, cache, self.cache_dir, request_bytes=REQUEST_BYTES, answer_bytes=self.answer_bytes)
         step = max(plain.step_tokens, 2 * self.max_rows)
         return dataclasses.replace(plain, max_rows=self.max_rows, max_waiting=self.max_waiting, step_tokens=step)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import http
+import socket
 import sys
 import uuid
 
@@ -9,7 +10,12 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from atma.serve.http.errors import ApiError, encoded
-from atma.serve.http.options import CONNECTIONS, HEAD_SECONDS, WRITE_SECONDS
+from atma.serve.http.options import CONNECTIONS, HEAD_SECONDS
+
+PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+QUIET_SECONDS = 2.0
+"""What a client that has closed its sending side is left alone before the server finds out whether it has left."""
+WATCH_SECONDS = 0.25
 
 
 class Connection(H11Protocol):
@@ -17,6 +23,15 @@ class Connection(H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
+    _watch: asyncio.TimerHandle | None = None
+    _half_closed = _sounded = False
+    reader_seconds = 30.0
+    """A client that does not let a full buffer empty for so long is cut off."""
+
+    @classmethod
+    def cutting_off(cls, seconds: float) -> "type[Connection]":
+        """The class of connections with these `reader_seconds`."""
+        return type(cls.__name__, (cls,), {"reader_seconds": seconds})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -26,7 +41,7 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_SECONDS, self._slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head, self._stalled):
+        for timer in (self._head, self._stalled, self._watch):
             if timer is not None:
                 timer.cancel()
         self._unset_keepalive_if_required()
@@ -41,9 +56,50 @@ class Connection(H11Protocol):
             self._head.cancel()
             self._head = None
 
+    def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The client sends no more. It may still read: what it has asked for whole is answered, then all is closed.
+
+        Or it has left. That shows only when something is sent to it, or after a while to the system's own probes.
+        """
+        if not self._answering():
+            return False
+        self._half_closed = True
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in PROBES.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._watch = self.loop.call_later(QUIET_SECONDS, self._sound, sock)
+        return True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._half_closed and not self._answering():
+            self.transport.close()
+
+    def _answering(self) -> bool:
+        """Whether a request that came whole has no whole answer yet."""
+        return self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete)
+
+    def _sound(self, sock: socket.socket) -> None:
+        """Close where the system knows that a client with its sending side closed is gone; now and then find out.
+
+        An answer that has not begun may be preceded by a line without meaning, which a system whose client has left
+        answers with a reset.
+        """
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        begun = self.cycle.response_started or self.conn.our_state is not h11.SEND_RESPONSE
+        if self.scope["http_version"] == "1.1" and not (begun or self._sounded):
+            self._sounded = True
+            line = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            self.transport.write(self.conn.send(line) or b"")
+        self._watch = self.loop.call_later(WATCH_SECONDS, self._sound, sock)
+
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._stalled = self.loop.call_later(self.reader_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -21,9 +21,9 @@ def chat_request(
     body: ChatBody, tokens: list[int], stop: tuple[str, ...], ends: tuple[int, ...], otherwise: int
 ) -> Request:
     """The request for a rendered chat; `stop` is the template's own, `otherwise` the length where none is named."""
-    asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    limits = [limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None]
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _request(body, tokens, otherwise if asked is None else asked, logprobs, False, stop, ends)
+    return _request(body, tokens, min(limits, default=otherwise), logprobs, False, stop, ends)
 
 
 def check_model(asked: str | None, served: str) -> None:

@@ -80,7 +80,7 @@ class Process:
         self.service = service
         config = uvicorn.Config(
             create_app(service),
-            http=Connection,
+            http=Connection.cutting_off(service.options.reader_seconds),
             loop="asyncio",
             ws="none",
             lifespan="off",

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -44,7 +45,7 @@ class Service:
     def __init__(self, path: str, options: ServerOptions) -> None:
         """ValueError: no such model."""
         self.folder, self.options = model_folder(path), options
-        self.name = options.model_name or _name(self.folder.name, self.folder.parent.name)
+        self.name = options.model_name or _name(self.folder)
         self.created = int(time.time())
         self._ready: Ready | None = None
         self._state: State = "loading"
@@ -119,6 +120,8 @@ async def _in_thread(work: Callable[[], R]) -> R:
     return await asyncio.wrap_future(future)
 
 
-def _name(folder: str, parent: str) -> str:
-    """A run's own name rather than "final"."""
-    return parent if folder == "final" and parent else folder
+def _name(folder: Path) -> str:
+    """A folder's name, a link's own; of a run's "final" the run's. "." and ".." are the folders that they stand for."""
+    own = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+    name = own.parent.name if own.name == "final" and own.parent.name else own.name
+    return name.encode("utf-8", "replace").decode() or "model"

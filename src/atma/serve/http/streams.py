@@ -1,7 +1,8 @@
 """Answers on their way out: whole, or as server-sent events; and what happens when the client leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -9,10 +10,11 @@ from starlette.types import Receive, Scope, Send
 
 from atma.serve.http.answers import Answer
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, ClientGone, encoded, json_response
+from atma.serve.http.errors import PIECE, ApiError, Body, ClientGone, encoded
 from atma.serve.http.feed import Feed, Item
 from atma.serve.http.options import PING_SECONDS
 
+LOG = logging.getLogger("atma.serve")
 R = TypeVar("R")
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -42,7 +44,7 @@ async def whole(feed: Feed, answer: Answer, call: Call) -> Response:
     finally:
         await feed.close()
         call.count(answer.tally)
-    return json_response(answer.whole())
+    return Body(answer.whole())
 
 
 async def streamed(feed: Feed, answer: Answer, call: Call, with_usage: bool) -> Response:
@@ -80,21 +82,33 @@ class EventStream(Response):
         opening = b"".join(map(self._event, self.answer.openings()))
         yield opening + (b"" if self.first else PING)
         try:
-            if self.first:
-                yield self._chunks(self.first)
+            for piece in self._chunks(self.first):
+                yield piece
             while not self.feed.done:
                 items = await self.feed.next(PING_SECONDS)
-                yield self._chunks(items) if items else PING
-        except ApiError as error:
-            self.call.error = error
-            yield b"data: " + encoded(error.body) + b"\n\n" + DONE
+                for piece in self._chunks(items):
+                    yield piece
+                if not items:
+                    yield PING
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                LOG.exception("id=%s: %s", self.call.id, type(error).__name__)
+            self.call.error = error if isinstance(error, ApiError) else ApiError.unforeseen(self.call.id)
+            yield b"data: " + encoded(self.call.error.body) + b"\n\n" + DONE
             return
         yield (self._event(self.answer.usage_chunk()) if self.with_usage else b"") + DONE
 
-    def _chunks(self, items: list[Item]) -> bytes:
+    def _chunks(self, items: list[Item]) -> Iterator[bytes]:
+        """The events' chunks, as many at once as the connection takes in one piece."""
+        piece = bytearray()
         for item in items:
             self.call.saw(item)
-        return b"".join(self._event(self.answer.chunk(item)) for item in items)
+            piece += self._event(self.answer.chunk(item))
+            if len(piece) >= PIECE:
+                yield bytes(piece)
+                piece.clear()
+        if piece:
+            yield bytes(piece)
 
     def _event(self, chunk: dict) -> bytes:
         if self.with_usage:

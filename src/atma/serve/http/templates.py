@@ -27,6 +27,9 @@ WORKER = Path(__file__).with_name("template_worker.py")
 DEFAULT_STOP = ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
+TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
 class Template(NamedTuple):
     """A template's text, where it is from, what else it may name, and the texts that end its answers."""
 
@@ -42,7 +45,7 @@ def find_template(folder: Path, chosen: Path | None = None) -> Template:
     ValueError for a file that cannot be read.
     """
     settings = read_settings(folder / "tokenizer_config.json")
-    names = {name: token_text(settings[name]) for name in ("bos_token", "eos_token") if name in settings}
+    names = {name: text for name in TOKEN_NAMES if (text := token_text(settings.get(name)))}
     for path in filter(None, (chosen, folder / "chat_template.jinja")):
         if path == chosen or path.is_file():
             return Template(_text(path), str(path), names, ())
@@ -71,6 +74,7 @@ class Renderer:
     async def render(self, messages: Sequence[dict[str, Any]], prompted: bool) -> str:
         """The text of a chat. ApiError if the template does not render it."""
         request = self.template.names | {"messages": messages, "add_generation_prompt": prompted}
+        request |= {"tools": None, "documents": None}
         async with self._turn:
             try:
                 process = self._process or await self._begin()

@@ -57,13 +57,16 @@ class TextLogprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def of(self, logprobs: Sequence[Logprob], echoed_end: bool = False) -> dict[str, Any]:
-        """`echoed_end`: whether the text itself spells special tokens, as an echo of token ids does."""
+    def of(self, logprobs: Sequence[Logprob], echoed: str | None = None, spelled: bool = False) -> dict[str, Any]:
+        """`echoed`: the text of a call that echoes a prompt; `spelled`: whether it spells special tokens."""
         offsets = []
         for one in logprobs:
             name, data = self.names.of(one.token)
             offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(data)) if data else len(name) * echoed_end
+            text = self._decoder.decode(data) if data else name * spelled
+            self._offset += len(text)
+            if echoed is not None and text[:1] == " " and not echoed.startswith(text, offsets[-1]):
+                self._offset -= 1  # a space that the tokenizer put before the text and that the text has not
         return {
             "tokens": [self.names.of(one.token)[0] for one in logprobs],
             "token_logprobs": [_number(one.logprob) for one in logprobs],

@@ -1,0 +1,119 @@
+"""How much of a chat is read again: `python benchmarks/serving.py chats`.
+
+Chats of ten turns over /v1/chat/completions, their answers sent back as they came, with the plain dialogue and with a
+template that ends every turn by end-of-text. Answers end by end-of-text (made likelier by a bias), by a stop text, or
+by `max_tokens`. Of the tokens of earlier turns (the last prompt and its answer), the share that is not read again: over
+all turns but the first, and in the worst of them. Exit status 1: a share is below `--least`.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}assistant\n"
+LINES = (
+    "def read(path):",
+    "why?",
+    "class Node:\n    left = None",
+    "import os, sys",
+    "and the other way round?",
+    "x = [1, 2]",
+)
+ENDS: dict[str, dict[str, Any]] = {
+    "end-of-text": {"max_tokens": 200},
+    "a stop text": {"max_tokens": 200, "stop": ["\n    return", "\n\n", "):\n"], "ignore_eos": True},
+    "max_tokens": {"max_tokens": 40, "ignore_eos": True},
+}
+
+
+class Turn(NamedTuple):
+    finish: str
+    prompt: int
+    answer: int
+    cached: int
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="serving.py chats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--chats", type=int, default=4)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--least", type=float, default=0.0)
+    options = parser.parse_args(arguments)
+    print("template | ends by | turns | answers, tokens | not read again | worst turn")
+    worst = 1.0
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder, "turns.jinja")
+        own.write_text(TEMPLATE, encoding="utf-8")
+        for name, extra in (("plain dialogue", []), ("with end-of-text", ["--chat-template", str(own)])):
+            worst = min(worst, _served(name, extra, options))
+    return int(worst < options.least)
+
+
+def _served(name: str, extra: list[str], options: argparse.Namespace) -> float:
+    """One row for each end; the lowest share."""
+    command = [sys.executable, "-m", "atma", "serve", options.model, "--port", "0", "--threads", "1", *extra]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        found = re.search(r":(\d+) ", process.stdout.readline())
+        if found is None:
+            raise RuntimeError("the server does not start")
+        port, shares = int(found[1]), []
+        [end] = _ask(port, "/tokenize", {"prompt": ""})["tokens"]
+        for kind, fields in ENDS.items():
+            fields = fields if "ignore_eos" in fields else fields | {"logit_bias": {str(end): 6}}
+            chats = [
+                _chat(port, fields | {"seed": i, "temperature": options.temperature}, options.turns, i)
+                for i in range(options.chats)
+            ]
+            shares.append(_row(name, kind, chats))
+        return min(shares)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _chat(port: int, fields: dict[str, Any], turns: int, seed: int) -> list[Turn]:
+    messages: list[dict[str, str]] = []
+    found = []
+    for i in range(turns):
+        messages.append({"role": "user", "content": LINES[(i + seed) % len(LINES)]})
+        told = _ask(
+            port, "/v1/chat/completions", fields | {"messages": messages, "cache_salt": f"{fields} {seed}"[:128]}
+        )
+        choice, usage = told["choices"][0], told["usage"]
+        messages.append({"role": "assistant", "content": choice["message"]["content"]})
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        found.append(Turn(choice["finish_reason"], usage["prompt_tokens"], usage["completion_tokens"], cached))
+    return found
+
+
+def _row(name: str, kind: str, chats: list[list[Turn]]) -> float:
+    pairs = [(before, turn) for chat in chats for before, turn in itertools.pairwise(chat)]
+    wanted = "length" if kind == "max_tokens" else "stop"
+    pairs = [(before, turn) for before, turn in pairs if before.finish == wanted]
+    earlier = [before.prompt + before.answer for before, _ in pairs]
+    shares = [min(1.0, turn.cached / count) for (_, turn), count in zip(pairs, earlier, strict=True)]
+    share = sum(min(turn.cached, count) for (_, turn), count in zip(pairs, earlier, strict=True)) / sum(earlier)
+    answers = sum(before.answer for before, _ in pairs) / len(pairs)
+    print(f"{name} | {kind} | {len(pairs)} | {answers:.0f} | {share:.1%} | {min(shares):.1%}", flush=True)
+    return share
+
+
+def _ask(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
