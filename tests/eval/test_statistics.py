@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atma.eval.statistics import last_minus_first, mean_interval, slope, student_95, wilson
+from atma.eval.statistics import last_minus_first, mean_interval, says, slope, student_95, wilson
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,22 @@ def test_wilson_refuses_impossible_counts(successes, trials):
 )
 def test_student_quantiles_agree_with_the_tables(degrees, t):
     assert student_95(degrees) == pytest.approx(t, rel=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.1, 0.2, "higher"),
+        (-0.2, -0.1, "lower"),
+        (-0.1, 0.2, "undecided"),
+        (0.0, 0.2, "undecided"),
+        (-0.2, 0.0, "undecided"),
+        (None, None, "undecided"),
+        (float("nan"), float("nan"), "undecided"),
+    ],
+)
+def test_the_word_for_a_difference_follows_its_interval(low, high, word):
+    assert says(low, high) == word
 
 
 def test_a_mean_lies_inside_both_intervals_and_the_student_one_is_its_formula():

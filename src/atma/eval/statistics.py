@@ -25,6 +25,17 @@ class Interval(NamedTuple):
     t_high: float | None
 
 
+def says(
+    low: float | None, high: float | None, below: str = "lower", above: str = "higher", within: str = "undecided"
+) -> str:
+    """What the interval of a difference says, in a word: `above` where all of it is above zero, `below` where all of it
+    is below, else `within`, and so without an interval. The sign of a difference alone says nothing.
+    """
+    if low is None or high is None or not (low > 0 or high < 0):
+        return within
+    return above if low > 0 else below
+
+
 def wilson(successes: int, trials: int, z: float = NORMAL_95) -> tuple[float, float]:
     """Wilson score interval (low, high) of a proportion, by default 95%. Source: Wilson 1927."""
     if not 0 <= successes <= trials or trials < 1:
