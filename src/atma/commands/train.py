@@ -19,6 +19,7 @@ def run(
     assignments: Annotated[tuple[str, ...], ASSIGNMENTS] = (),
     tensorboard: bool = False,
     device: str | None = None,
+    threads: int = 0,
 ) -> None:
     """Train the model that a recipe describes.
 
@@ -32,13 +33,17 @@ def run(
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
         tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        threads: Processor threads; measured by default, and kept when a run goes on, because its bits depend on them.
     """
+    from atma import threads as processor_threads
     from atma.device import device_of
     from atma.train import export_tensorboard, terminal_progress, train
+    from atma.train.resume import recorded_threads
 
     device_of(device)
     chosen = override(load_recipe(recipe), assignments)
     folder = out or Path("runs") / chosen.name
+    print(processor_threads.settle(threads, recorded_threads(folder) if resume else 0), flush=True)
     final = train(chosen, folder, resume, terminal_progress(), device)
     if tensorboard:
         export_tensorboard(folder, folder / "tensorboard")
