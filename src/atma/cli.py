@@ -17,6 +17,7 @@ from typing import Any
 
 import atma
 from atma.arguments import joined
+from atma.threads import wait_briefly
 
 Verbs = dict[str, tuple[str, str]]
 """The name of each verb, its module in `atma.commands` (with a function, if it is not `run`), and a summary."""
@@ -40,6 +41,7 @@ VERBS: Verbs = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own); returns 0, 2 (the user can mend it) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    wait_briefly()
     try:
         _dispatch(arguments)
         sys.stdout.flush()

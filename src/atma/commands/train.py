@@ -23,6 +23,7 @@ def run(
     tensorboard: bool = False,
     device: str | None = None,
     evaluate: bool = False,
+    threads: int = 0,
 ) -> None:
     """Train the model that a recipe describes.
 
@@ -39,17 +40,21 @@ def run(
         tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
         evaluate: At the end measure the model as [evaluation] of the recipe says; rows go into evaluation.jsonl.
+        threads: Processor threads; measured by default, and kept when a run goes on, because its bits depend on them.
     """
     from atma.signals import noticing
 
     with noticing() as asked:  # first of all: the imports take seconds
+        from atma import threads as processor_threads
         from atma.commands.trained import announce, measured
         from atma.device import device_of
         from atma.train import Stopped, export_tensorboard, terminal_progress, train
+        from atma.train.resume import recorded_threads
 
         device_of(device)
         chosen = override(_base(recipe, out, resume), assignments)
         folder = out or Path("runs") / chosen.name
+        print(processor_threads.settle(threads, recorded_threads(folder) if resume else 0), flush=True)
         announce(chosen, evaluate)
         try:
             final = train(chosen, folder, resume, terminal_progress(), device, asked)

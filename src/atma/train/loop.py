@@ -93,6 +93,7 @@ class Run:
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
+        self.state.threads = torch.get_num_threads()
 
     def restore(self) -> list[str]:
         """Go back to the newest good checkpoint, cut the record to it and keep this recipe. Returns what to tell of it.
@@ -105,13 +106,22 @@ class Run:
         if folder is not None:
             self.state = load_checkpoint(folder, self.state, self.model, self.optimisers)
             self.stepper.compute = getattr(torch, self.state.compute)
+        threads = self._go_on_threads() if folder is not None else []
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step)
             write_recipe(self.recipe, self.out)
         wait(self.ranks)
         return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
-            f"resumed at step {self.state.step}"
+            f"resumed at step {self.state.step}",
+            *threads,
         ]
+
+    def _go_on_threads(self) -> list[str]:
+        """From now on those of this process; what to tell if they are others than the checkpoint's."""
+        before, self.state.threads = self.state.threads, torch.get_num_threads()
+        if before in (0, self.state.threads):
+            return []
+        return [f"made with {before} threads, goes on with {self.state.threads}: equal up to rounding, not to the bit"]
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""

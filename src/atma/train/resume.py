@@ -45,6 +45,8 @@ class RunState:
     """What the run computes in; it keeps it, even where "auto" would now choose otherwise."""
     world: int = 1
     """Processes that share the batch."""
+    threads: int = 0
+    """That computed: PyTorch adds in parts, a part a thread, so the bits depend on them. 0: not recorded."""
     step: int = 0
     skipped: int = 0
     """Steps left out because a loss or gradient was not finite."""
@@ -98,6 +100,14 @@ def load_checkpoint(folder: Path, expected: RunState, model: Model, optimisers: 
     path = folder / "optimizer.safetensors"
     optimisers.load_tensors(load_tensors(path), path)
     return replace(state, recipe=expected.recipe)
+
+
+def recorded_threads(run: Path) -> int:
+    """The threads of the run's newest checkpoint; 0 where there is none, or it does not say."""
+    for _, folder in _checkpoints(run):
+        threads = read_json(folder / "state.json").get("threads", 0) if (folder / "state.json").is_file() else 0
+        return threads if isinstance(threads, int) and threads > 0 else 0
+    return 0
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:

@@ -67,7 +67,7 @@ class ServerOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and states."""
     threads: int = 0
-    """Processor threads for the model; 0 leaves PyTorch's choice."""
+    """Processor threads for the model; 0: OMP_NUM_THREADS, or else what measures fastest."""
     reader_seconds: float = 30.0
     """A client that for so long takes too little for its full buffer to empty is cut off."""
     drain_seconds: float = 30.0
@@ -75,7 +75,7 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
-        _require(self.threads >= 0, "threads", self.threads, "0 (PyTorch's choice) or more")
+        _require(self.threads >= 0, "threads", self.threads, "0 (measured) or more")
         _require(self.max_tokens >= 1, "max-tokens", self.max_tokens, "at least 1")
         _require(0 < self.reader_seconds < math.inf, "reader-seconds", self.reader_seconds, "above 0")
         seconds = self.drain_seconds

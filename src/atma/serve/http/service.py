@@ -1,6 +1,7 @@
 """The model behind the routes: loaded in a thread of its own, ready, draining, closed."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from atma.serve.http.options import ServerOptions
 from atma.serve.http.templates import Renderer, find_template
 from atma.serve.http.tokens import TokenNames
 from atma.stop_tokens import declared
+from atma.threads import settle
 from atma.tokenizer import Tokenizer
 
 R = TypeVar("R")
@@ -96,8 +98,7 @@ class Service:
 
     def _engine(self) -> Engine:
         options = self.options
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        logging.getLogger("atma.serve").info("%s", settle(options.threads))
         loaded = load(self.folder)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
