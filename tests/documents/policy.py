@@ -1,4 +1,4 @@
-"""How much of a page's commands is really run: what is cut to seconds, what the reader is taken to have, what is not run.
+"""What of a page's commands is really run: what is cut to seconds, what the reader is taken to have, what is left out.
 
 A command that no rule names is run as it stands.
 """
@@ -99,11 +99,11 @@ def published(folder: Path) -> None:
 def data(folder: Path) -> None:
     """Data of `atma prepare` with the tokenizer of the packaged models."""
     import atma
-    from atma.data.prepare import prepare
+    from atma.cli import main
 
     tokenizer = folder.parent / "tokenizer.json"
     atma.load("nano").tokenizer.save(tokenizer)
-    prepare(["stdlib"], folder, tokenizer=str(tokenizer))
+    assert main(["prepare", "stdlib", "--out", str(folder), "--tokenizer", str(tokenizer)]) == 0
 
 
 def sweep(folder: Path) -> None:
@@ -116,10 +116,8 @@ def rows(path: Path) -> None:
     """What an evaluation of the packaged model keeps."""
     from atma.cli import main
 
-    assert (
-        main(["eval", "retrieval", *["--lengths", "256", "--tasks", "passkey", "--per-cell", "1", "--out"], str(path)])
-        == 0
-    )
+    options = "--lengths 256 --tasks passkey --per-cell 1 --out"
+    assert main(["eval", "retrieval", *options.split(), str(path)]) == 0
 
 
 GIVEN: dict[str, Callable[[Path], None]] = {
