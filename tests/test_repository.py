@@ -3,6 +3,7 @@
 import ast
 import re
 import statistics
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 ALL_CODE = [path for folder in ("src", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 MEBIBYTE = 1 << 20
+CUDA = re.compile("nvidia-|cuda-")
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -134,3 +136,47 @@ def test_the_make_targets_that_pages_name_exist():
     told = {name for page in pages for name in re.findall(r"(?:^|`)make ([a-z-]+)", page, re.M)}
     assert told
     assert not {name for name in told if not re.search(rf"^{name}:", makefile, re.M)}
+
+
+def test_the_lock_holds_every_package_that_the_project_asks_for_and_no_place():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = {}
+    for line in (ROOT / "constraints-locked.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            found = Requirement(line)
+            (pin,) = found.specifier
+            assert pin.operator == "==" and not found.url
+            locked.setdefault(canonical(found.name), []).append(pin.version)
+    asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    capped = (ROOT / "constraints.txt").read_text().splitlines()
+    for one in map(Requirement, (*asked, *(line for line in capped if not line.startswith("#")))):
+        if one.name != project["name"]:
+            assert locked[canonical(one.name)] and all(map(one.specifier.contains, locked[canonical(one.name)])), one
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_the_locked_packages_need_is_locked():
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (ROOT / "constraints-locked.txt").read_text().splitlines() if not line.startswith("#")]
+    locked = {canonical(one.name): one for one in map(Requirement, lines)}
+    missing = set()
+    for name, one in locked.items():
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if one.specifier.contains(found.version):
+            needs = [need for need in map(Requirement, found.requires or ()) if not CUDA.match(need.name)]
+            wanted = {
+                canonical(need.name) for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})
+            }
+            missing |= {f"{name} needs {need}" for need in wanted - set(locked)}
+    assert not missing

@@ -23,6 +23,7 @@ FIRST = 8
 STEP = 8
 """Intermediate sizes are multiples of it."""
 GLOBAL = "full_attention"
+OTHERWISE = "in another form; take transformers 5.17 or newer"
 
 
 class Peer:
@@ -199,7 +200,9 @@ def _go_on(model: Any, tokens: Tensor, cache: Any) -> Tensor:
     """Scores of the next tokens, read on from a cache. ValueError if this version takes no cache by a name we know."""
     name = cache_argument(model)
     if name is None:
-        raise ValueError("this version of transformers takes its cache in another form; take transformers 5")
+        raise ValueError(
+            "this version of transformers takes its cache in another form; take transformers 5.17 or newer"
+        )
     return model(input_ids=tokens, use_cache=True, **{name: cache}).logits
 
 
@@ -212,7 +215,9 @@ def _key_layers(cache: Any) -> list[Any]:
     """The layers of a cache that hold keys. ValueError if this version of transformers holds them otherwise."""
     layers = [layer for layer in getattr(cache, "layers", []) if isinstance(getattr(layer, "keys", None), Tensor)]
     if not layers:
-        raise ValueError("this version of transformers keeps its cache in another form; take transformers 5")
+        raise ValueError(
+            "this version of transformers keeps its cache in another form; take transformers 5.17 or newer"
+        )
     return layers
 
 
