@@ -31,12 +31,6 @@ class Writer:
 
     def _writable(self, text: str) -> str:
         """The text, without characters that the tokenizer refuses; all that it loses are counted."""
-        try:
-            self.left_out.characters.update(self.tokenizer.lost(text))
-            return text
-        except ValueError:
-            kept = self.tokenizer.without_unknown(text)
-            self.left_out.characters.update(text)
-            self.left_out.characters.subtract(kept)
-            self.left_out.characters += type(self.left_out.characters)()  # those that were lost
-            return kept
+        lost = self.tokenizer.lost(text)
+        self.left_out.characters.update(lost)
+        return self.tokenizer.without_unknown(text) if lost else text
