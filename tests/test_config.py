@@ -123,7 +123,7 @@ def test_a_recipe_without_end_is_one_line(tmp_path, text):
     with pytest.raises(ValueError, match=r"r.toml: not a TOML recipe: "):
         load_recipe(tmp_path / "r.toml")
     if "\ntokens = " in text:
-        with pytest.raises(ValueError, match="not a value|nested more than 64 deep"):
+        with pytest.raises(ValueError, match=r"not a value|nested more than 64 deep"):
             read_value(text.partition("= ")[2])
 
 

@@ -2,19 +2,24 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 import atma
 from atma.config import preset
 from atma.generation import Generation, Settings, generate, stream
 from atma.model import Model
 from atma.sampling import choose
+from atma.serve.engine import Engine
+from atma.serve.request import Request, RequestError
+from atma.serve.settings import EngineConfig
 from atma.text_stream import TextStream
-from atma.tokenizer import byte_tokenizer
+from atma.tokenizer import Tokenizer, byte_tokenizer
 
 WORDS = byte_tokenizer()
 
@@ -379,3 +384,35 @@ def test_one_flipped_bit_in_a_saved_text_is_found(model, tmp_path):
         (tmp_path / "text").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(ValueError, match="damaged"):
             Generation.resume(tmp_path / "text", model, byte_tokenizer())
+
+
+def with_holes():
+    """A byte tokenizer that lacks the ids 250 to 255, whose end of text has the id 256."""
+    settings = json.loads(byte_tokenizer().backend.to_str())
+    settings["model"]["vocab"] = {text: i for text, i in settings["model"]["vocab"].items() if i < 250}
+    settings["model"]["vocab"]["<|endoftext|>"] = 256
+    return Tokenizer(Backend.from_str(json.dumps(settings)), 256)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_an_id_that_no_token_has_is_never_written(temperature):
+    model, tokenizer = fresh_model(), with_holes()
+    assert tokenizer.holes.tolist() == [250, 251, 252, 253, 254, 255]
+    with torch.no_grad():
+        model.head.weight[250:256] = model.head.weight[40] * 3
+        model.head.bias[250:256] = 50
+    generation = Generation(model, tokenizer, Settings(max_tokens=40, temperature=temperature, ignore_end=True))
+    generation.feed("ab")
+    list(generation.write())
+    assert not set(generation.tokens) & set(tokenizer.holes.tolist())
+    engine = Engine(model, tokenizer, EngineConfig(memory_bytes=64 << 20))
+    handle = engine.submit(
+        Request("ab", max_tokens=40, temperature=temperature, ignore_end=True, logprobs=20, echo=True)
+    )
+    while engine.busy:
+        engine.step()
+    tokens = handle.outputs[0].tokens
+    assert len(tokens) >= 40
+    assert not set(tokens) & set(tokenizer.holes.tolist())
+    with pytest.raises(RequestError, match="'prompt': no token of the tokenizer has the id 251"):
+        engine.submit(Request([97, 251], max_tokens=2))

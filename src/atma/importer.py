@@ -51,10 +51,13 @@ _MEMORY_LINEAR = {
 }
 
 
-def import_model(source: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> Model:
+def import_model(
+    source: str | Path, out: str | Path, tokenizer: str | Path | None = None, end: str | None = None
+) -> Model:
     """Convert the published checkpoint in `source` and write the model folder `out`; returns the model.
 
-    `tokenizer` is a tokenizer.json, by default the one in `source` if it has one. ValueError says what does not fit.
+    `tokenizer` is a tokenizer.json, by default the one in `source` if it has one; `end` names its end-of-text token
+    where no file does. ValueError says what does not fit.
     """
     source = Path(source)
     if not source.is_dir():
@@ -72,7 +75,7 @@ def import_model(source: str | Path, out: str | Path, tokenizer: str | Path | No
     model = Model(config)
     fill_model(model, ours, weights)
     beside = source / "tokenizer.json"
-    words = load_tokenizer(tokenizer or beside) if tokenizer or beside.exists() else None
+    words = load_tokenizer(tokenizer or beside, end) if tokenizer or beside.exists() else None
     if words is not None and words.vocab_size > config.vocab_size:
         raise ValueError(
             f"{tokenizer or beside}: {words.vocab_size} tokens, but the model has only {config.vocab_size}"

@@ -196,6 +196,8 @@ class Tokenizer:
             beyond = self.vocab_size + len(self._added)  # added tokens may be numbered anew
             vocabulary = model["vocab"] | {UNKNOWN: beyond}
             settings["model"] = model | {"vocab": vocabulary, "unk_token": UNKNOWN}
+        if model["type"] == "Unigram" and model.get("unk_id") is None:
+            settings["model"] = model | {"vocab": [*model["vocab"], [UNKNOWN, 0.0]], "unk_id": len(model["vocab"])}
         bare = Backend.from_str(json.dumps(settings))
         bare.encode_special_tokens = True
         return bare

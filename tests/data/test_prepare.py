@@ -1,5 +1,6 @@
 """Preparing gives a whole, reproducible folder or leaves everything as it was."""
 
+import dataclasses
 import errno
 import gzip
 import json
@@ -11,12 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
+from atma.checkpoint import load_model, save_model
+from atma.config import preset as model_preset
 from atma.data import prepare as module
 from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare
 from atma.data.sample import sample_texts
-from atma.tokenizer import train_bpe
+from atma.data.summary import lines, long_documents
+from atma.model import Model
+from atma.tokenizer import load_tokenizer, train_bpe
 from tests.data.conftest import text_of
 
 
@@ -236,3 +244,91 @@ def test_a_rename_that_fails_leaves_the_old_set(corpus, tmp_path, monkeypatch, r
         prepare(corpus, out, Preparation(seed=1))
     assert contents(out) == before
     assert list(tmp_path.iterdir()) == [out]
+
+
+def odd_tokenizer(path, end="<|bos|>"):
+    """A byte-level tokenizer whose end of text has a name that nobody knows."""
+    backend = Backend.from_str(train_bpe([text_of(9)], 265).backend.to_str())
+    settings = json.loads(backend.to_str())
+    settings["added_tokens"][0]["content"] = end
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_an_end_of_text_that_only_the_user_knows_is_kept_with_data_and_model(corpus, tmp_path):
+    path = odd_tokenizer(tmp_path / "theirs.json")
+    with pytest.raises(ValueError, match="name it with --end-of-text"):
+        prepare(corpus, tmp_path / "out", Preparation(tokenizer=str(path)))
+    prepare(corpus, tmp_path / "out", Preparation(tokenizer=str(path), end_of_text="<|bos|>"))
+    tokens = TokenSet.open(tmp_path / "out", verify=True)
+    assert tokens.tokenizer.backend.id_to_token(tokens.eot) == "<|bos|>"
+    assert load_tokenizer(tmp_path / "out").eot == tokens.eot
+    config = dataclasses.replace(model_preset("nano-test"), vocab_size=tokens.vocab_size)
+    save_model(tmp_path / "model", Model(config, torch.Generator().manual_seed(0)), tokens.tokenizer)
+    assert load_model(tmp_path / "model")[1].eot == tokens.eot
+    assert load_tokenizer(tmp_path / "model").eot == tokens.eot
+
+
+def test_an_end_of_text_is_not_chosen_for_our_own_tokenizers():
+    with pytest.raises(ValueError, match=r"'end_of_text' is for a tokenizer\.json; 'bpe' has its own"):
+        Preparation("bpe", end_of_text="</s>")
+
+
+def unigram(path, unk):
+    pieces = [("<unk>", 0.0), *((c, -2.0) for c in "lineofdocumt0123456789\n\u2581")]
+    backend = Backend(models.Unigram(pieces, 0 if unk else None))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
+    backend.save(str(path))
+
+
+@pytest.mark.parametrize("unk", [True, False])
+def test_characters_that_a_tokenizer_lacks_are_counted_and_told(tmp_path, unk):
+    (tmp_path / "in").mkdir()
+    for i in range(30):
+        (tmp_path / "in" / f"{i}.txt").write_text(text_of(i) + "Zé" * 3 + "Z")
+    unigram(tmp_path / "t.json", unk)
+    manifest = prepare(tmp_path / "in", tmp_path / "out", Preparation(tokenizer=str(tmp_path / "t.json")))
+    assert manifest["lost_characters"] == {"Z": 120, "\u00e9": 90}
+    assert "lost        210 characters that the tokenizer has no token for: 'Z' 120, '\u00e9' 90" in lines(manifest)
+    assert "\u00e9" not in texts(tmp_path / "out")[0]
+
+
+def test_a_document_that_spells_the_end_of_text_is_left_out_and_counted(tmp_path):
+    for i in range(30):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{i}.txt").write_text(text_of(i) + ("</s>" if i == 3 else ""))
+    backend = Backend(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0)], 0))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.save(str(tmp_path / "t.json"))
+    manifest = prepare(tmp_path / "in", tmp_path / "out", Preparation(tokenizer=str(tmp_path / "t.json")))
+    assert manifest["skipped"] == {"spelling the end-of-text token": 1}
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 29
+
+
+def test_the_manifest_names_every_file_that_was_passed_over(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, data in {"a.txt": b"words and more", "b.bin": b"\0\1", ".git": b"x", "c.json": b'{"n": 1}'}.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    os.symlink("nowhere", os.fsencode(tmp_path / "in") + b"/bad-\xff")
+    manifest = prepare(tmp_path / "in", tmp_path / "out", Preparation(validation_share=0))
+    assert manifest["passed_over"] == [
+        {"file": ".git", "reason": "hidden"},
+        {"file": "b.bin", "reason": "binary"},
+        {"file": "bad-\ufffd", "reason": "a link to nothing"},
+        {"file": "c.json", "reason": "no field 'text'; it has n; name the one to read with --field"},
+    ]
+    assert "files       .git, b.bin, bad-\ufffd, c.json passed over; manifest.json says why" in lines(manifest)
+    assert "evaluation  no validation split to evaluate on" in lines(manifest)
+
+
+def test_what_was_made_is_told_with_how_many_documents_reach_which_length(prepared):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    lengths = TokenSet.open(prepared, "validation").lengths
+    counts = manifest["splits"]["validation"]["long_documents"]
+    assert counts["1024"] == (lengths >= 1024).sum() > 0
+    told = "\n".join(lines(manifest))
+    assert f"{counts['1024']} of 1,024" in told
+    assert "1.00 bytes a token" in told
+    assert long_documents(np.array([1023])) == {}
+    assert long_documents(np.array([1024, 4096])) == {"1024": 2, "2048": 1, "4096": 1}

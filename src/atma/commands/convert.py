@@ -8,6 +8,7 @@ def run(
     out: Path,
     /,
     tokenizer: Path | None = None,
+    end_of_text: str | None = None,
 ) -> None:
     """Convert a published ATMA checkpoint into a model folder.
 
@@ -15,10 +16,11 @@ def run(
         source: A folder with config.json and weights.pt (or model.safetensors) as published.
         out: The model folder to write.
         tokenizer: A tokenizer.json to put beside the model; the one in SOURCE by default.
+        end_of_text: The token of it that ends a text, where neither it nor the files beside it say so.
     """
     from atma.importer import import_model
 
-    model = import_model(source, out, tokenizer)
+    model = import_model(source, out, tokenizer, end_of_text)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"imported: {out} ({model.config.core}, {model.config.depth} layers, {parameters:,} parameters)")
     if not (out / "tokenizer.json").exists():

@@ -8,6 +8,7 @@ import tyro
 
 from atma.commands.bars import bars
 from atma.data.prepare import Preparation, prepare
+from atma.data.summary import lines
 from atma.loading import packaged
 
 
@@ -23,7 +24,8 @@ def run(
     data set of the Hugging Face hub.
 
     Args:
-        source: A text, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file or a folder of these, or stdlib, or hf:NAME.
+        source: A file of text, JSON lines, JSON, CSV or parquet, compressed or not, a folder of these, or stdlib, or
+            hf:NAME. docs/data.md tells more.
         out: The folder to write; data/ and the source's name by default.
         preparation: How to prepare it. The tokenizer may also be a packaged model's name, for data to evaluate it on.
     """
@@ -34,7 +36,5 @@ def run(
     with bars() as progress:
         manifest = prepare(source, folder, preparation, progress)
     print(f"prepared: {folder} from {manifest['source']}, {manifest['tokenizer']['name']} tokenizer")
-    for name, split in manifest["splits"].items():
-        print(f"  {name:10}  {split['tokens']:,} tokens of {split['documents']:,} documents")
-    if manifest["skipped"]:
-        print("  left out    " + ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items()))
+    for line in lines(manifest):
+        print(f"  {line}")

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -26,9 +25,11 @@ from atma.checkpoint import file_hash
 from atma.data.dataset import FORMAT, MANIFEST, SPLITS, Split
 from atma.data.sample import sample_texts
 from atma.data.shards import MOST_TOKENS, Layout, layout_for, write_shard
-from atma.data.sources import STDLIB, Document, describe, documents
+from atma.data.sources import STDLIB, Document, LeftOut, describe, documents
 from atma.data.split import RULE, cut, held_out, mix
 from atma.data.staging import staged
+from atma.data.summary import long_documents
+from atma.data.writer import Writer
 from atma.replacing import OURS
 from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 
@@ -54,7 +55,11 @@ class Preparation:
     seed: int = 0
     """Chooses the documents that are held out, their order and a tokenizer's sample."""
     field: str = "text"
-    """Key or column of the text in jsonl, parquet and Hugging Face datasets."""
+    """Key or column of the text in records and tables; meta.text for a key within a key, or messages for chats."""
+    split: str | None = None
+    """Which split to read where the source has several; train by default."""
+    end_of_text: str | None = None
+    """The token that ends a text in a tokenizer.json where neither it nor the files beside it say so."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share <= 0.5:
@@ -63,6 +68,8 @@ class Preparation:
             raise ValueError(f"'shard_tokens' must be between 1 and {MOST_TOKENS}, not {self.shard_tokens!r}")
         if self.seed < 0:
             raise ValueError(f"'seed' must be 0 or more, not {self.seed!r}")
+        if self.end_of_text is not None and self.tokenizer in ("bytes", "bpe"):
+            raise ValueError(f"'end_of_text' is for a tokenizer.json; '{self.tokenizer}' has its own: leave it out")
 
 
 class _Corpus(NamedTuple):
@@ -88,13 +95,15 @@ def prepare(
     options, progress = options or Preparation(), progress or _silent
     out = Path(out)
     _require_replaceable(out, source)
-    skipped: Counter[str] = Counter()
+    left_out = LeftOut()
     tokenizer, size = _tokenizer(source, options, progress)
     layout = layout_for(tokenizer.vocab_size)
     with staged(out) as folder:
         spool = folder / "spool"
-        corpus = _tokenise(spool, _marked(source, options, skipped), tokenizer, options, _Meter(progress, size))
-        manifest = _manifest(source, options, tokenizer, skipped)
+        corpus = _tokenise(
+            spool, _marked(source, options, left_out), Writer(tokenizer, left_out), options, _Meter(progress, size)
+        )
+        manifest = _manifest(source, options, tokenizer, left_out)
         for name in SPLITS:
             chosen = corpus.validation == (name == "validation")
             if chosen.any():
@@ -135,15 +144,15 @@ def _tokenizer(source: str | Path, options: Preparation, progress: Progress) -> 
     if options.tokenizer == "bytes":
         return byte_tokenizer(), None
     if options.tokenizer != "bpe":
-        return load_tokenizer(options.tokenizer), None
-    stream = (document.text for document in documents(source, options.field))
+        return load_tokenizer(options.tokenizer, options.end_of_text), None
+    stream = (document.text for document in documents(source, options.field, split=options.split))
     texts, size = sample_texts(stream, options.seed, lambda done: progress("sample", done, None))
     return train_bpe(texts, options.vocab_size), size
 
 
-def _marked(source: str | Path, options: Preparation, skipped: Counter[str]) -> Iterator[tuple[Document, bool]]:
+def _marked(source: str | Path, options: Preparation, left_out: LeftOut) -> Iterator[tuple[Document, bool]]:
     """Documents, each with whether it is for validation already: only so where there are too few to hold one out."""
-    stream = documents(source, options.field, skipped)
+    stream = documents(source, options.field, left_out, options.split)
     if options.validation_share == 0:
         yield from ((document, False) for document in stream)
         return
@@ -159,26 +168,30 @@ def _marked(source: str | Path, options: Preparation, skipped: Counter[str]) -> 
 def _tokenise(
     spool: Path,
     marked: Iterator[tuple[Document, bool]],
-    tokenizer: Tokenizer,
+    writer: Writer,
     options: Preparation,
     meter: _Meter,
 ) -> _Corpus:
     """Write the ids of every document to the spool, each after end-of-text, and choose the validation documents."""
+    tokenizer = writer.tokenizer
     dtype = layout_for(tokenizer.vocab_size).dtype
     lengths, sizes, hashes, marks = array("q"), array("q"), array("Q"), array("b")
     with spool.open("wb") as file:
         for batch in _batched(marked):
-            encoded = tokenizer.encode_many([document.text for document, _ in batch])
-            for (document, mark), ids in zip(batch, encoded, strict=True):
-                if (ids == tokenizer.eot).any():
-                    raise ValueError(f"{document.name}: its text encodes to the end-of-text id {tokenizer.eot}")
+            read = 0
+            for (document, mark), ids in zip(batch, writer.encode([document for document, _ in batch]), strict=True):
+                read += len(document.text.encode())
+                if ids is None:
+                    continue
                 data = document.text.encode()
                 file.write(np.concatenate([[tokenizer.eot], ids]).astype(dtype).tobytes())
                 lengths.append(len(ids) + 1)
                 sizes.append(len(data))
                 hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
                 marks.append(mark)
-            meter.add(sum(sizes[-len(batch) :]))
+            meter.add(read)
+    if not lengths:
+        raise ValueError(f"no document is left (left out: {writer.left_out.told()})")
     counts, validation = np.array(lengths, np.int64), np.array(marks, bool)
     mixed = mix(np.array(hashes, np.uint64), options.seed)
     if options.validation_share and not validation.any():
@@ -221,6 +234,7 @@ def _write_split(
         "documents": len(order),
         "bytes": int(corpus.bytes[order].sum()),
         "longest_document": int(lengths.max()),
+        "long_documents": long_documents(lengths),
         "shards": entries,
     }
 
@@ -252,12 +266,14 @@ def _shard_ranges(lengths: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
         low = high
 
 
-def _manifest(source: str | Path, options: Preparation, tokenizer: Tokenizer, skipped: Counter[str]) -> dict[str, Any]:
+def _manifest(source: str | Path, options: Preparation, tokenizer: Tokenizer, left_out: LeftOut) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": 1,
         "source": describe(source),
-        "skipped": dict(sorted(skipped.items())),
+        "skipped": dict(sorted(left_out.counts.items())),
+        "passed_over": [{"file": name, "reason": left_out.files[name]} for name in sorted(left_out.files)],
+        "lost_characters": dict(left_out.characters.most_common()),
         "vocab_size": tokenizer.vocab_size,
         "eot": tokenizer.eot,
         "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.hash()},

@@ -1,281 +1,169 @@
-"""Where documents come from: files, folders, jsonl, parquet, Hugging Face datasets, the Python standard library.
+"""Where documents come from: files, folders, records, tables, Hugging Face data sets, the Python standard library.
 
 `documents` turns any of them into one stream of (name, text), in an order that depends on nothing but the source, and
-leaves out exact duplicates and empty texts. What it left out it counts, so that a manifest can say so.
+leaves out exact duplicates and empty texts. What it left out it notes, file by file, so that a manifest can say so.
 """
 
-import codecs
-import gzip
 import hashlib
-import io
-import json
-import os
 import platform
 import sysconfig
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from atma.data.folders import SAVED, choose_split, files_below
+from atma.data.left_out import Document, LeftOut, NoField, readable
+from atma.data.records import reader_of, rows_of
+from atma.data.streams import read_text
+
+__all__ = ["HUB", "STDLIB", "Document", "LeftOut", "describe", "documents"]
 
 STDLIB = "stdlib"
 HUB = "hf:"
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
 
 
-class Document(NamedTuple):
-    """One text and where it is from."""
-
-    name: str
-    text: str
-
-
-def documents(source: str | Path, field: str = "text", skipped: Counter[str] | None = None) -> Iterator[Document]:
+def documents(
+    source: str | Path, field: str = "text", left_out: LeftOut | None = None, split: str | None = None
+) -> Iterator[Document]:
     """Every distinct, non-empty document of a source, in a fixed order.
 
-    source: "stdlib"; "hf:NAME[:CONFIG][:SPLIT]" for a dataset of the hub (split "train" if left out); a folder written
-    by `Dataset.save_to_disk`; any other folder, read recursively; or a file: .jsonl, .jsonl.gz, .jsonl.zst, .parquet,
-    anything else as one text. field: the key or column that holds the text.
-    skipped: counts "binary" files of a folder, "duplicate" and "empty" documents.
-    ValueError for a source that is missing, empty of text, binary where text was named, or without the field.
+    source: "stdlib"; "hf:NAME[:CONFIG][:SPLIT]" for a data set of the hub (split "train" if left out); a folder written
+    by `save_to_disk`; any other folder, read recursively; or a file, see docs/data.md. field: the key or column that
+    holds the text, with dots for a key within a key. split: which split, where a source has several.
+    left_out: notes what is passed over. ValueError for a source that is missing, empty of text, damaged, binary where
+    text was named, or without the field or split.
     """
-    skipped = Counter() if skipped is None else skipped
+    left_out = LeftOut() if left_out is None else left_out
     seen: set[bytes] = set()
-    for document in _every_document(source, field, skipped):
+    for document in _every_document(source, field, left_out, split):
         digest = hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         reason = "empty" if not document.text.strip() else "duplicate" if digest in seen else None
         if reason:
-            skipped[reason] += 1
+            left_out.row(reason)
             continue
         seen.add(digest)
         yield document
     if not seen:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        raise ValueError(f"{source}: no text in it" + (f" (left out: {left_out})" if left_out else ""))
+        told = left_out.told()
+        lacking = next((why for why in left_out.files.values() if why.startswith(("no field", "no column"))), "")
+        raise ValueError(f"{source}: no text in it{told and f' (left out: {told})'}{lacking and f'; {lacking}'}")
 
 
 def describe(source: str | Path) -> str:
     """The source in words for a manifest."""
     if str(source) == STDLIB:
         return f"standard library of {platform.python_implementation()} {platform.python_version()}"
-    return str(source)
+    return readable(str(source))
 
 
-def _every_document(source: str | Path, field: str, skipped: Counter[str]) -> Iterator[Document]:
-    if str(source) == STDLIB:
-        return _standard_library(skipped)
+def _every_document(source: str | Path, field: str, left_out: LeftOut, split: str | None) -> Iterator[Document]:
     if str(source).startswith(HUB):
-        return _hub(str(source), field)
+        return _hub(str(source), field, left_out, split)
     path = Path(source)
+    if str(source) != STDLIB and path.is_dir() and not any((path / name).is_file() for name in SAVED):
+        return _folder(path, field, left_out, split)
+    if str(source) != STDLIB and path.is_dir():
+        return _saved_dataset(path, path.name, field, left_out, split)
+    if split is not None:
+        raise ValueError(f"{source}: has no splits, so '{split}' cannot be chosen; leave --split out")
+    if str(source) == STDLIB:
+        return _standard_library(left_out)
     if not path.exists():
         raise ValueError(f"{source}: no such file or folder; to mean a Hugging Face dataset write hf:{source}")
-    if path.is_file():
-        return _file(path, path.name, field)
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _saved_dataset(path, field)
-    return _folder(path, field, skipped)
+    return _file(path, path.name, field, left_out)
 
 
-def _standard_library(skipped: Counter[str]) -> Iterator[Document]:
+def _standard_library(left_out: LeftOut) -> Iterator[Document]:
     """The .py files of the running interpreter's library that are UTF-8, its tests included where installed."""
     root = Path(sysconfig.get_path("stdlib"))
-    for path in _files(root, ("site-packages", "dist-packages", "__pycache__")):
+    for path in files_below(root, LeftOut(), ("site-packages", "dist-packages", "__pycache__"), follow=False):
         if path.suffix == ".py":
-            yield from _text_or_skip(path, path.relative_to(root).as_posix(), skipped)
+            yield from _text_or_skip(path, path.relative_to(root).as_posix(), left_out)
 
 
-def _folder(root: Path, field: str, skipped: Counter[str]) -> Iterator[Document]:
-    for path in _files(root):
+def _folder(root: Path, field: str, left_out: LeftOut, split: str | None) -> Iterator[Document]:
+    for path in choose_split(root, files_below(root, left_out), split, left_out):
         name = path.relative_to(root).as_posix()
-        if _reader(path):
-            yield from _file(path, name, field)
+        reader = reader_of(path)
+        if path.is_dir():
+            yield from _saved_dataset(path, name, field, left_out, split)
+        elif reader is None:
+            yield from _text_or_skip(path, name, left_out)
         else:
-            yield from _text_or_skip(path, name, skipped)
+            try:
+                yield from reader(path, name, field, left_out)
+            except NoField as error:
+                why = str(error).partition(": ")[2]
+                left_out.file(name, why, f"without '{field}'")
 
 
-def _files(root: Path, left_out: tuple[str, ...] = ()) -> list[Path]:
-    """Regular files below a folder, in the order of their names; hidden files and folders are left out."""
-    found: list[Path] = []
-    for folder, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix())
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _file(path: Path, name: str, field: str) -> Iterator[Document]:
-    reader = _reader(path)
+def _file(path: Path, name: str, field: str, left_out: LeftOut) -> Iterator[Document]:
+    reader = reader_of(path)
     if reader is not None:
-        yield from reader(path, name, field)
+        yield from reader(path, name, field, left_out)
         return
-    data = path.read_bytes()
-    text = _decode(data)
-    if not data:
-        raise ValueError(f"{path}: the file is empty")
+    if name.lower().endswith(ARCHIVES):
+        raise ValueError(f"{path}: an archive; unpack it and give the folder")
+    text = read_text(path)
     if text is None:
         raise ValueError(f"{path}: not a text file (it is not UTF-8, or holds a NUL byte)")
+    if not text:
+        raise ValueError(f"{path}: the file is empty")
     yield Document(name, text)
 
 
-def _text_or_skip(path: Path, name: str, skipped: Counter[str]) -> Iterator[Document]:
-    text = _decode(path.read_bytes())
+def _text_or_skip(path: Path, name: str, left_out: LeftOut) -> Iterator[Document]:
+    if name.lower().endswith(ARCHIVES):
+        left_out.file(name, "an archive, which is not unpacked", "archives")
+        return
+    text = read_text(path)
     if text is None:
-        skipped["binary"] += 1
+        left_out.file(name, "binary")
+    elif not text.strip():
+        left_out.file(name, "empty")
     else:
         yield Document(name, text)
 
 
-def _decode(data: bytes) -> str | None:
-    """The text of a file, without a byte-order mark; None if it is not UTF-8 or holds a NUL byte."""
-    if b"\0" in data:
-        return None
-    try:
-        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
-def _reader(path: Path) -> Callable[[Path, str, str], Iterator[Document]] | None:
-    """The reader of a file of many documents, by its ending; None for a file that is one text."""
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _parquet
-    return _json_lines if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) else None
-
-
-def _json_lines(path: Path, name: str, field: str) -> Iterator[Document]:
-    number = 0
-    try:
-        with _open_lines(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield Document(f"{name}:{number}", _field(json.loads(line), field, f"{path}, line {number}"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}, after line {number}: not UTF-8 text") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}, after line {number}: not a whole gzip file: {error}") from None
-
-
-def _open_lines(path: Path) -> io.TextIOBase:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8")  # pyright: ignore[reportReturnType]
-    if path.name.lower().endswith(".zst"):
-        return io.TextIOWrapper(io.BufferedReader(_Zstandard(path)), encoding="utf-8")
-    return path.open(encoding="utf-8")  # pyright: ignore[reportReturnType]
-
-
-class _Zstandard(io.RawIOBase):
-    """Decompressed bytes of a .zst file; a damaged or cut one is a ValueError that names it."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise ValueError(f"{path}: reading .zst needs `pip install 'atma-lm[zstd]'`") from None
-        self._zstandard = zstandard
-        self._path = path
-        self._file = path.open("rb")
-        self._frame: Any = None
-        self._input = self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            self._input = self._input or self._file.read(1 << 17)
-            if not self._input:
-                if self._frame is None:
-                    return 0
-                raise ValueError(f"{self._path}: not a whole zstd file: it ends inside a frame")
-            self._advance()
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-    def _advance(self) -> None:
-        self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
-        try:
-            self._ready, self._input = self._frame.decompress(self._input), b""
-        except self._zstandard.ZstdError as error:
-            raise ValueError(f"{self._path}: not a zstd file: {error}") from None
-        if self._frame.eof:
-            self._input, self._frame = self._frame.unused_data, None
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-def _parquet(path: Path, name: str, field: str) -> Iterator[Document]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"{path}: reading .parquet needs `pip install 'atma-lm[parquet]'`") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            if field not in table.schema_arrow.names:
-                raise ValueError(f"{path}: no column '{field}'; it has {', '.join(table.schema_arrow.names)}")
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield Document(f"{name}:{number}", _text(value, field, f"{path}, row {number}"))
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from None
-
-
-def _hub(source: str, field: str) -> Iterator[Document]:
+def _hub(source: str, field: str, left_out: LeftOut, chosen: str | None) -> Iterator[Document]:
     """A dataset of the hub, streamed: nothing of it is kept on the disk."""
     name, *rest = source.removeprefix(HUB).split(":")
     if not name or len(rest) > 2:
         raise ValueError(f"{source}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
-    split = rest[-1] if rest else "train"
-    rows = _datasets(source).load_dataset(name, rest[0] if len(rest) == 2 else None, split=split, streaming=True)
-    return _rows(rows, source, field)
+    if chosen is not None and rest:
+        raise ValueError(f"{source}: names its split already; leave --split out")
+    split = rest[-1] if rest else chosen or "train"
+    config = rest[0] if len(rest) == 2 else None
+    rows = _loaded(source, lambda library: library.load_dataset(name, config, split=split, streaming=True))
+    return rows_of(rows, source, field, left_out)
 
 
-def _saved_dataset(path: Path, field: str) -> Iterator[Document]:
-    dataset = _datasets(path).load_from_disk(str(path))
-    if isinstance(dataset, dict):
-        for split in sorted(dataset):
-            yield from _rows(dataset[split], f"{path.name}:{split}", field)
-    else:
-        yield from _rows(dataset, path.name, field)
+def _saved_dataset(path: Path, name: str, field: str, left_out: LeftOut, split: str | None) -> Iterator[Document]:
+    """The rows of a saved data set; of one with splits, those of `split`, or else "train", and never of the others."""
+    dataset = _loaded(path, lambda library: library.load_from_disk(str(path)))
+    if not isinstance(dataset, dict):
+        if split is not None:
+            raise ValueError(f"{path}: has no splits, so '{split}' cannot be chosen; leave --split out")
+        yield from rows_of(dataset, name, field, left_out)
+        return
+    wanted = split or "train"
+    if wanted not in dataset:
+        known = ", ".join(sorted(dataset))
+        raise ValueError(f"{path}: no split '{wanted}'; it has {known}: name one with --split")
+    for other in sorted(dataset):
+        if other != wanted:
+            left_out.file(f"{name}:{other}", f"the split '{other}'", "of another split")
+    yield from rows_of(dataset[wanted], f"{name}:{wanted}", field, left_out)
 
 
-def _datasets(source: str | Path) -> Any:
+def _loaded(source: str | Path, load: Callable[[Any], Any]) -> Any:
+    """What `load` does with the library of data sets. ValueError: there is no library, or it cannot."""
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(f"{source}: reading Hugging Face datasets needs `pip install 'atma-lm[hf]'`") from None
-    return datasets
-
-
-def _rows(rows: Iterable[Any], name: str, field: str) -> Iterator[Document]:
-    for number, row in enumerate(rows, 1):
-        yield Document(f"{name}:{number}", _field(row, field, f"{name}, row {number}"))
-
-
-def _field(row: Any, field: str, where: str) -> str:
-    if not isinstance(row, dict) or field not in row:
-        has = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) else f"it is a {type(row).__name__}"
-        raise ValueError(f"{where}: no field '{field}'; {has}")
-    return _text(row[field], field, where)
-
-
-def _text(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: '{field}' must be text, not {type(value).__name__}")
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = value[error.start]
-        raise ValueError(f"{where}: '{field}' holds half a character ({half!r}), which is no text") from None
-    return value
+        return load(datasets)
+    except Exception as error:  # of whatever kind the library and what it reads with may raise for damaged data
+        raise ValueError(f"{source}: not a data set that can be read: {type(error).__name__}: {error}") from None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from atma.data.sources import Document
+from atma.data.left_out import Document
 
 RULE = (
     "documents sorted by length, longest first, in strata of 1/share neighbours (the first eight of at most five); "
