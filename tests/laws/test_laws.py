@@ -78,6 +78,34 @@ def test_causal_a_later_token_changes_nothing_before_it(subject):
     assert not torch.allclose(after[:, 40:], before[:, 40:])
 
 
+def poisoned(subject, x, at, value):
+    """Inputs of which row 0 holds `value` at `at` (a model's: a token with such an embedding), the model put right."""
+    if not subject.is_model:
+        changed = x.clone()
+        changed[0, at] = value
+        return changed
+    rare = subject.config.vocab_size - 1
+    changed = x.clamp(max=rare - 1)
+    changed[0, at] = rare
+    subject.function.embed.weight.data[rare] = value
+    return changed
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
+@pytest.mark.parametrize(("length", "at"), [(9, 4), (70, 40), (130, 64), (300, 290)])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_causal_not_even_a_number_that_is_none_reaches_back_or_another_row(subject, recorded, length, at, value):
+    x = poisoned(subject, subject.inputs(2, length), at, value)
+    with torch.set_grad_enabled(recorded):
+        fresh = subject.function(x)[0]
+    with torch.no_grad():
+        held = run(subject, x, subject.function.init_state(2, length + 3), [length])[0]
+        shorter = subject.function(x[:, :at])[0]
+    for y in (fresh, held):
+        assert torch.isfinite(y[1]).all() and not torch.isfinite(y[0, at]).all()
+        torch.testing.assert_close(y[:, :at], shorter, **TOLERANCE)
+
+
 @torch.no_grad()
 def test_rows_a_row_alone_equals_the_row_in_a_batch_at_any_position(subject):
     left, right, more = subject.inputs(1, 9), subject.inputs(1, 33, seed=1), subject.inputs(2, 5, seed=2)
@@ -142,6 +170,17 @@ def test_packed_documents_in_one_row_equal_each_alone(subject):
     packed, _ = subject.function(x, segment_ids=packed_ids(LENGTHS))
     alone = torch.cat([subject.function(part)[0] for part in x.split(LENGTHS, 1)], 1)
     torch.testing.assert_close(packed, alone, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
+@pytest.mark.parametrize("at", [2, 5, 40, 90, 132])
+def test_packed_a_number_that_is_none_stays_in_its_document(subject, at, value):
+    x = poisoned(subject, subject.inputs(2, sum(LENGTHS)), at, value)
+    ids = packed_ids(LENGTHS).expand(2, -1)
+    y = subject.function(x, segment_ids=ids)[0]
+    assert torch.isfinite(y[1]).all() and not torch.isfinite(y[0, at]).all()
+    assert torch.isfinite(y[0, ids[0] != ids[0, at]]).all() and torch.isfinite(y[0, :at]).all()
 
 
 def test_reset_a_new_document_sees_nothing_of_the_old(subject):

@@ -21,7 +21,7 @@ def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor
         if lag < length:
             term = x[:, :-lag] * tap
             if since is not None:
-                term.mul_(since[:, lag:] >= lag)
+                term.masked_fill_(since[:, lag:] < lag, 0)
             y[:, lag:] += term
         if tail is not None:
             reach = min(lag, length)
@@ -51,7 +51,7 @@ def _backward(
         if lag < length:
             later = grad[:, lag:]
             if since is not None:
-                later = later * (since[:, lag:] >= lag)
+                later = later.masked_fill(since[:, lag:] < lag, 0)
             grad_x[:, :-lag] += later * tap
             column += (later * x[:, :-lag]).sum((0, 1))
         if tail is not None:

@@ -88,9 +88,9 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, grad: Tensor):
-    tail = ctx.saved_tensors[2]
-    grad_x, grad_weight, grad_tail = _gradient_operation(grad, *ctx.saved_tensors)
-    return grad_x, grad_weight, None if tail is None else grad_tail, None
+    inputs = ctx.saved_tensors  # read once: under activation checkpointing they are computed again for it
+    grad_x, grad_weight, grad_tail = _gradient_operation(grad, *inputs)
+    return grad_x, grad_weight, None if inputs[2] is None else grad_tail, None
 
 
 _operation.register_autograd(_gradient, setup_context=_save)

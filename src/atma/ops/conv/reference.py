@@ -1,4 +1,4 @@
-"""The convolution written as a (T, T) band matrix per channel: slow, obvious, differentiable by autograd."""
+"""The convolution written as the window of inputs that each token sees: slow, obvious, differentiable by autograd."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,11 @@ from atma.ops.segments import tokens_before
 
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
-    batch, length, channels = x.shape
+    batch, _, channels = x.shape
     taps = weight.shape[1]
     tail = x.new_zeros(batch, taps - 1, channels) if tail is None else tail.to(x.dtype)
-    inputs = torch.cat([tail, x], 1)
-    at = torch.arange(length + taps - 1, device=x.device)
-    lag = at[:length, None] + taps - 1 - at
-    seen = ((lag >= 0) & (lag < taps)).expand(batch, -1, -1)
+    windows = torch.cat([tail, x], 1).unfold(1, taps, 1)
     if segment_ids is not None:
-        seen = seen & (lag <= tokens_before(segment_ids)[:, :, None])
-    band = weight.flip(1)[:, lag.clamp(0, taps - 1)]
-    return torch.einsum("cts,bts,bsc->btc", band, seen.to(x.dtype), inputs)
+        lag = torch.arange(taps - 1, -1, -1, device=x.device)
+        windows = windows.masked_fill((lag > tokens_before(segment_ids).unsqueeze(-1))[:, :, None], 0)
+    return torch.einsum("btcw,cw->btc", windows, weight)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.backend import recording
+from atma.ops.delta.poison import kept_apart
 from atma.ops.segments import begins
 
 CHUNK = 64
@@ -76,6 +77,13 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out, memory after, memory before each chunk (B, H, N, V, K), and T."""
+    out, after, before, inverse = kept_apart(_run, q, k, v, log_decay, beta, memory, segment_ids)
+    return out, after, before, inverse
+
+
+def _run(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c = _cut(q, k, v, log_decay, beta, segment_ids)
     inverse = _solve(c)
     fresh, removed = inverse @ (c.beta * c.v), inverse @ (c.beta * c.entry * c.k)

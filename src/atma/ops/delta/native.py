@@ -1,10 +1,13 @@
 """The gated delta rule by the compiled kernel (ops/native/delta.cpp): float32 and float64, on the CPU."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import recording
+from atma.ops.delta.poison import kept_apart
 from atma.ops.segments import begins
 
 CHUNK = 64
@@ -16,7 +19,10 @@ def recurrence(
     """The reference's arguments and results. Without gradients a few tokens are taken one after the other."""
     if recording():
         return _operation(q, k, v, log_decay, beta, memory, segment_ids)[:2]
-    return _run(q, k, v, log_decay, beta, memory, segment_ids, None)
+    if q.shape[2] == 1:
+        return _run(q, k, v, log_decay, beta, memory, segment_ids)
+    out, after = kept_apart(_run, q, k, v, log_decay, beta, memory, segment_ids)
+    return out, after
 
 
 def _run(
@@ -27,7 +33,7 @@ def _run(
     beta: Tensor,
     memory: Tensor,
     segment_ids: Tensor | None,
-    before: Tensor | None,
+    before: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     out, after = q.new_empty(*q.shape[:3], v.shape[3]), torch.empty_like(memory, memory_format=torch.contiguous_format)
     _call("delta_forward", (q, k, v, log_decay, beta), segment_ids, memory, (out, after, before), (None,) * 8)
@@ -39,7 +45,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out, memory after, and memory before each chunk (B, H, N, K, V)."""
     before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], v.shape[3])
-    return *_run(q, k, v, log_decay, beta, memory, segment_ids, before), before
+    run = functools.partial(_run, before=before)
+    out, after = kept_apart(run, q, k, v, log_decay, beta, memory, segment_ids)
+    return out, after, before
 
 
 def _backward(

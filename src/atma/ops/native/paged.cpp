@@ -42,6 +42,12 @@ template <class T> Sums<T> soften(T* a, long from, long to, long low, long high)
     return {top, S::sum(sum), S::sum(squares)};
 }
 
+template <class E> bool finite(const E* x, long size) {
+    bool all = true;
+    for (long i = 0; i < size; ++i) all &= float(x[i]) - float(x[i]) == 0.0f;
+    return all;
+}
+
 template <class T> __attribute__((noinline)) void merge(T* S, Sums<T>& sums, const T* other_S, const Sums<T>& other, long wide) {
     T top = std::max(sums.top, other.top), mine = exp2_of_one(sums.top - top), theirs = exp2_of_one(other.top - top);
     for (long d = 0; d < wide; ++d) S[d] = S[d] * mine + other_S[d] * theirs;
@@ -74,6 +80,7 @@ template <class T, class E> struct Strip {
         long end = std::min<long>(p.page, last(count - 1) - base), high = padded<T>(end);
         const E* keys = static_cast<const E*>(p.keys) + page(n) + low;
         strip<T>(count, high - low, p.width, q, wide, 1, keys, p.page, a + low, p.page, false);
+        long seen_by_all = low, seen_until = end;
         for (long r = 0; r < count; ++r) {
             long from = std::max(0L, first(r) - base), to = std::min(end, last(r) - base);
             if (from < to) {
@@ -82,16 +89,31 @@ template <class T, class E> struct Strip {
                 std::fill(a + r * p.page + low, a + r * p.page + high, T(0));
                 sums[r] = {T(-1e30), 0, 0};
             }
+            seen_by_all = std::max(seen_by_all, std::min(from, end));
+            seen_until = std::min(seen_until, std::max(to, low));
         }
-        const E* values = static_cast<const E*>(p.values) + page(n) + low * p.width;
+        seen_until = std::max(seen_until, low);
+        const E* values = static_cast<const E*>(p.values) + page(n);
+        if (finite(values + low * p.width, (seen_by_all - low) * p.width) && finite(values + seen_until * p.width, (end - seen_until) * p.width)) {
+            read(values, 0, count, low, end, wide, a, S);
+            return;
+        }
+        for (long r = 0; r < count; ++r) {  // a hidden value that is not finite would spoil a row in spite of its weight 0
+            long from = std::max(0L, first(r) - base), to = std::min(end, last(r) - base);
+            if (from < to) read(values, r, 1, from, to, wide, a, S);
+        }
+    }
+    // Rows [r, r + rows) of S = a · the values of a page's tokens [from, to).
+    void read(const E* values, long r, long rows, long from, long to, long wide, const T* a, T* S) const {
+        values += from * p.width, a += r * p.page + from, S += r * wide;
         if (wide == p.width) {
-            strip<T>(count, wide, end - low, a + low, p.page, 1, values, p.width, S, wide, false);
-        } else {
-            Buffer<T> copied((end - low) * wide);
-            for (long j = 0; j < end - low; ++j)
-                for (long d = 0; d < wide; ++d) copied[j * wide + d] = d < p.width ? T(values[j * p.width + d]) : T(0);
-            strip<T>(count, wide, end - low, a + low, p.page, 1, copied.get(), wide, S, wide, false);
+            strip<T>(rows, wide, to - from, a, p.page, 1, values, p.width, S, wide, false);
+            return;
         }
+        Buffer<T> copied((to - from) * wide);
+        for (long j = 0; j < to - from; ++j)
+            for (long d = 0; d < wide; ++d) copied[j * wide + d] = d < p.width ? T(values[j * p.width + d]) : T(0);
+        strip<T>(rows, wide, to - from, a, p.page, 1, copied.get(), wide, S, wide, false);
     }
     void put(const T* S, const Sums<T>* sums, long wide) const {
         for (long r = 0; r < count; ++r) {

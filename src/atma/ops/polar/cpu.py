@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atma.ops.backend import recording
 from atma.ops.polar.operator import operator
+from atma.ops.polar.poison import kept_apart
 
 QUERY_BLOCK = 256
 BLOCK_SCORES = 1 << 18
@@ -61,6 +62,7 @@ def _scores(q: Tensor, k: Tensor, heads: int, hidden: Tensor | None) -> Tensor:
     return a
 
 
+@kept_apart
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.paged import native as paged
 from atma.ops.polar.operator import operator
+from atma.ops.polar.poison import kept_apart
 from atma.state import Pages
 
 
@@ -51,6 +52,7 @@ def attend(
     return direction, magnitude
 
 
+@kept_apart
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from atma.ops.polar.poison import kept_apart
 
+
+@kept_apart
 def statistics(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
