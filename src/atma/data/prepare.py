@@ -28,6 +28,7 @@ from atma.data.shards import MOST_TOKENS, Layout, layout_for, write_shard
 from atma.data.sources import STDLIB, Document, describe, documents
 from atma.data.split import RULE, cut, held_out, mix
 from atma.data.staging import staged
+from atma.strict import check_fields
 from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 
 Progress = Callable[[str, int, int | None], None]
@@ -55,6 +56,7 @@ class Preparation:
     """Key or column of the text in jsonl, parquet and Hugging Face datasets."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.validation_share <= 0.5:
             raise ValueError(f"'validation_share' must be between 0 and 0.5, not {self.validation_share!r}")
         if not 1 <= self.shard_tokens <= MOST_TOKENS:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from atma.strict import check_fields
+
 MIB = 1 << 20
 
 
@@ -41,6 +43,7 @@ class EngineConfig:
     """Steps after which a text being written gives its row to one that waits for a row."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("cache_bytes", "snapshot_tokens", "overtakes", "recorded_bytes", "request_bytes"):
