@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atma.model_config import PRESETS, CanonInit, Core, Kind, ModelConfig, RopeScaling, preset
-from atma.strict import from_dict, plain, read_toml, require, to_dict, toml_value
+from atma.strict import check_fields, from_dict, plain, read_toml, require, to_dict, toml_value
 
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -35,6 +35,7 @@ class DataConfig:
     copy_vocabulary: int = 64
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 <= self.recall_share <= 1, "recall_share", self.recall_share, "between 0 and 1")
         require(self.recall_vocabulary >= 0, "recall_vocabulary", self.recall_vocabulary, "0 or more")
         require(self.copy_warmup_tokens >= 0, "copy_warmup_tokens", self.copy_warmup_tokens, "0 or more")
@@ -74,6 +75,7 @@ class TrainConfig:
     evaluation_tokens: int = 65_536
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
         for name in (*sizes, "evaluation_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -117,6 +119,7 @@ class EvaluationConfig:
     """Chooses documents and needles."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(len(self.lengths) > 0 and min(self.lengths) >= 1, "lengths", self.lengths, "one or more, each ≥ 1")
         require(list(self.lengths) == sorted(set(self.lengths)), "lengths", self.lengths, "strictly increasing")
         for name in ("documents", "target_tokens"):
@@ -143,6 +146,7 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
         require(plain, "name", self.name, "the name of a folder, without slashes")
 

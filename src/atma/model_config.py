@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from atma.strict import LATER, require
+from atma.strict import LATER, check_fields, require
 
 Core = Literal["polar", "nope", "rope"]
 CanonInit = Literal["uniform", "previous"]
@@ -68,6 +68,7 @@ class ModelConfig:
     """The trained length in tokens, which "yarn" goes by."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sizes = ("vocab_size", "width", "depth", "query_heads", "key_value_heads", "head_width", "mlp_multiple")
         for name in (*sizes, "local_taps", "canon_taps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from atma.strict import check_fields
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,6 +34,7 @@ class Settings:
     """Prompt tokens per pass through the model."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("max_tokens", "top_k", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.seed < 2**64, "seed", self.seed, "below 2 to the power 64")

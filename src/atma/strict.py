@@ -1,9 +1,12 @@
-"""Dataclasses from plain data and back, strictly: an unknown key or a wrong type is an error that says where."""
+"""Dataclasses from plain data, from Python and back, strictly: an unknown key or a wrong type says where it is."""
 
 import dataclasses
 import difflib
+import functools
+import itertools
 import json
 import math
+import numbers
 import tomllib
 import types
 import typing
@@ -23,8 +26,8 @@ def require(holds: bool, name: str, value: Any, rule: str) -> None:
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
     """Build dataclass `kind` from plain data, strictly: an unknown key or a wrong type is a ValueError saying where."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
+    hints = _hints(kind)
+    known = set(hints)
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.0)[0]
@@ -87,24 +90,68 @@ def toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def check_fields(config: Any) -> None:
+    """Hold a dataclass made in Python to its annotations, as `from_dict` holds data: first in its `__post_init__`.
+
+    A whole number becomes the float that is asked for, a list the tuple, a text the path. ValueError names the field.
+    """
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        held = _coerce(hint, value, name)
+        if held is not value:
+            object.__setattr__(config, name, held)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The annotation of each field."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"'{where}' must be a table, not {value!r}")
-        return from_dict(typing.cast(type, hint), value, where + ".")
+        return _table(typing.cast(type, hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return None if value is None else _coerce(arguments[0], value, where)
     if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"'{where}' must be one of {', '.join(map(str, arguments))}, not {value!r}")
-        return value
+        return _choice(arguments, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"'{where}' must be a list, not {value!r}")
-        return tuple(_coerce(arguments[0], item, where) for item in value)
-    if hint is float and (value == "inf" or (isinstance(value, int) and not isinstance(value, bool))):
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ValueError(f"'{where}' must be a list of {len(arguments)}, not {value!r}")
+        kinds = itertools.repeat(arguments[0]) if arguments[-1] is Ellipsis else arguments
+        return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value, strict=False))
+    return _plain(hint, value, where)
+
+
+def _table(kind: type, value: Any, where: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"'{where}' must be a table, not {value!r}")
+    return from_dict(kind, value, where + ".")
+
+
+def _choice(known: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not any(type(one) is type(value) and one == value for one in known):
+        near = difflib.get_close_matches(value, [str(one) for one in known], 1) if isinstance(value, str) else []
+        mend = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"'{where}' must be one of {', '.join(map(str, known))}, not {value!r}{mend}")
+    return value
+
+
+def _plain(kind: type, value: Any, where: str) -> Any:
+    """A number, text, truth value or path; numbers of numpy become Python's."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if kind is float and (value == "inf" or number):
         value = float(value)
-    if type(value) is not hint:
-        raise ValueError(f"'{where}' must be of type {hint.__name__}, not {value!r}")
+    elif kind is int and number and isinstance(value, numbers.Integral):
+        value = int(value)
+    elif kind is Path and isinstance(value, str | Path):
+        value = Path(value)
+    if type(value) is not kind and not (kind is Path and isinstance(value, Path)):
+        raise ValueError(f"'{where}' must be of type {kind.__name__}, not {value!r}")
     return value

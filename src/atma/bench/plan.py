@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass
 
 from atma.config import preset
+from atma.strict import check_fields
 
 KINDS = ("ops", "train", "decode", "prefill")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -45,6 +46,7 @@ class Plan:
     """cpu or cuda; a GPU if there is one by default."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("lengths", "contexts", "operations", "dtypes", "backends"):
             _require(len(getattr(self, name)) > 0, name, getattr(self, name), "one or more")
         for name in ("lengths", "contexts"):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from atma.strict import check_fields
+
 if TYPE_CHECKING:
     from atma.eval.language_model import LanguageModel
     from atma.eval.suite import Suite
@@ -36,6 +38,9 @@ class Measured:
     """Its trained length in tokens. Default: what its folder says."""
     rope_factor: float | None = None
     """Stretch so many times at every length. Default: as much as each text needs."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def load(self) -> "LanguageModel":
         """The model. ValueError: there is none, or an option makes no sense."""

@@ -31,6 +31,7 @@ from atma.data.staging import staged
 from atma.data.summary import long_documents
 from atma.data.writer import Writer
 from atma.replacing import OURS
+from atma.strict import check_fields
 from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 
 Progress = Callable[[str, int, int | None], None]
@@ -62,6 +63,7 @@ class Preparation:
     """The token that ends a text in a tokenizer.json where neither it nor the files beside it say so."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.validation_share <= 0.5:
             raise ValueError(f"'validation_share' must be between 0 and 0.5, not {self.validation_share!r}")
         if not 1 <= self.shard_tokens <= MOST_TOKENS:

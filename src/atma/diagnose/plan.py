@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from atma.strict import check_fields
+
 QUERIES = 64
 """Positions at the end of each length whose attention is looked at."""
 
@@ -47,6 +49,7 @@ class Plan:
     """Chooses documents, records and directions."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         lengths = list(self.lengths)
         _require(lengths == sorted(set(lengths)), "lengths", self.lengths, "strictly increasing")
         _require(not lengths or lengths[0] >= QUERIES, "lengths", self.lengths, f"{QUERIES} or more")

@@ -19,6 +19,7 @@ from atma.eval.language_model import LanguageModel, Row
 from atma.eval.statistics import wilson
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
+from atma.strict import check_fields
 
 PRESETS = {
     "short-context": (
@@ -59,6 +60,7 @@ class Tasks:
     name = "tasks"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.limit < 0 or self.seed < 0 or (self.num_fewshot or 0) < 0:
             given = f"{self.limit}, {self.num_fewshot} and {self.seed}"
             raise ValueError(f"'limit', 'num_fewshot' and 'seed' must be 0 or more, not {given}")

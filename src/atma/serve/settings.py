@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from atma.strict import check_fields
+
 MIB = 1 << 20
 
 
@@ -45,6 +47,7 @@ class EngineConfig:
     """Steps after which a text being written gives its row to one that waits for a row."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         positive = ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes")
         for name in (*positive, "unread_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

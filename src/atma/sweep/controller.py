@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from atma.strict import check_fields
 from atma.sweep.ledger import Ledger
 from atma.sweep.status import Follower, result_line
 
@@ -33,6 +34,7 @@ class Crew:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.workers < 1 or self.threads < 1:
             raise ValueError(f"--workers {self.workers}, --threads {self.threads}: at least 1 of each")
 

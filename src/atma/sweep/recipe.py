@@ -15,7 +15,7 @@ from typing import Any
 
 from atma.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from atma.data.prepare import Preparation
-from atma.strict import from_dict
+from atma.strict import check_fields, from_dict
 
 Scalar = str | int | float | bool
 Settings = dict[str, Any]
@@ -50,6 +50,7 @@ class SweepConfig:
     """Keep each cell's final model beside its result."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "different seeds")
         for name in ("attempts", "deaths"):

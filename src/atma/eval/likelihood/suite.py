@@ -23,6 +23,7 @@ from atma.eval.ragged import score_each
 from atma.eval.statistics import interval_row, mean_row
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
+from atma.strict import check_fields
 
 Measure = Literal["clean", "junk", "fixed"]
 BYTES_A_TOKEN = 6
@@ -57,6 +58,7 @@ class Likelihood:
     name = "likelihood"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.lengths or min(self.lengths) < 2 or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths must be 2 or more and strictly increasing, not {list(self.lengths)}")
         for name, least in (("documents", 1), ("target_bytes", 4), ("text_bytes", 0), ("seed", 0)):

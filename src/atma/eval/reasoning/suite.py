@@ -18,6 +18,7 @@ from atma.eval.reasoning.tasks import TASKS, chosen
 from atma.eval.reasoning.worlds import Split, Task
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
+from atma.strict import check_fields
 
 FACTS_ALONE = 200
 """About the tokens of length 0: what its time is estimated by. Other lengths are longer."""
@@ -59,6 +60,7 @@ class Reasoning:
     name = "reasoning"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         chosen(self.tasks)
         if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths must be strictly increasing, and one at least, not {list(self.lengths)}")

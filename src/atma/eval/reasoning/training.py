@@ -21,6 +21,7 @@ from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.tasks import chosen
 from atma.eval.reasoning.worlds import Task, between, pick
 from atma.eval.suite import sha256
+from atma.strict import check_fields
 from atma.train.folder import claimed
 from atma.train.loop import Run
 from atma.train.parallel import Ranks
@@ -45,6 +46,9 @@ class FineTuning:
     """Times the learning rates of a new run."""
     loss: Literal["answer", "all"] = "answer"
     """Which tokens are scored."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def config(self, suite: Reasoning) -> TrainConfig:
         """The settings of the training loop. ValueError: an option that makes no sense."""

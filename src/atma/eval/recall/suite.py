@@ -14,6 +14,7 @@ from atma.eval.recall.tasks import TASKS, AssociativeRecall, Capacity, Task
 from atma.eval.recall.training import Practice, seconds_a_step
 from atma.eval.suite import Progress, run_measurements
 from atma.ops import backend_for
+from atma.strict import check_fields
 
 SIZES = {
     "mqar": ("64,4", "128,8", "256,16", "512,64"),
@@ -76,6 +77,7 @@ class Recall:
     name = "recall"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("tokens", "batch_tokens", "every", "held_out", "trials"):
             if getattr(self, name) < 1:
                 raise ValueError(f"'{name}' must be 1 or more, not {getattr(self, name)}")

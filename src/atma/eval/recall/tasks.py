@@ -13,6 +13,8 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
+from atma.strict import check_fields
+
 IGNORED = -100
 TRAIN, VALIDATION, TEST = range(3)
 BLANK = 0
@@ -46,6 +48,7 @@ class AssociativeRecall:
     name: ClassVar[str] = "mqar"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.length % 2 or self.pairs < 1 or 4 * self.pairs > self.length:
             rule = "an even length of at least 4 tokens a pair, one pair or more"
             raise ValueError(f"mqar needs {rule}, not length {self.length} and {self.pairs} pairs")
@@ -83,6 +86,7 @@ class Copying:
     name: ClassVar[str] = "copy"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.length % 2 or self.length < 4 or self.vocabulary < 2:
             rule = "an even length of 4 or more and two symbols or more"
             raise ValueError(f"copying needs {rule}, not length {self.length} and {self.vocabulary}")
@@ -116,6 +120,7 @@ class SelectiveCopying:
     name: ClassVar[str] = "selective-copy"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.symbols < 1 or 2 * self.symbols > self.length or self.vocabulary < 2:
             rule = "two different symbols or more, and a length of at least twice the symbols"
             raise ValueError(f"selective copying needs {rule}, not length {self.length} and {self.symbols} symbols")
@@ -147,6 +152,7 @@ class Capacity:
     name: ClassVar[str] = "capacity"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.pairs < 1 or self.gap < 0:
             raise ValueError(f"the capacity probe needs a pair or more, not {self.pairs} with a gap of {self.gap}")
         _check_keys(self.vocabulary, self.pairs)

@@ -16,6 +16,7 @@ from atma.eval.retrieval.presets import PRESETS, TASKS, Cell, Preset, PresetName
 from atma.eval.retrieval.scoring import forced, forced_row, free, free_row
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
+from atma.strict import check_fields
 
 AT_ONCE = 1 << 22
 """Tokens of prompts that are held at once."""
@@ -53,6 +54,7 @@ class Retrieval:
     name = "retrieval"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         grid = self.grid()
         unknown = [task for task in grid.tasks if task not in TASKS]
         if unknown:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from atma.serve.settings import EngineConfig
+from atma.strict import check_fields
 
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -74,6 +75,7 @@ class ServerOptions:
     """After SIGTERM or Ctrl-C, answers under way get so long to end."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
         _require(self.threads >= 0, "threads", self.threads, "0 (measured) or more")
         _require(self.max_tokens >= 1, "max-tokens", self.max_tokens, "at least 1")
