@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TEMPLATE = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}assistant\n"
+TEMPLATE = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}{{ 'assistant\n' }}"
 LINES = (
     "def read(path):",
     "why?",
