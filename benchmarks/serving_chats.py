@@ -2,8 +2,9 @@
 
 Chats of ten turns over /v1/chat/completions, their answers sent back as they came, with the plain dialogue and with a
 template that ends every turn by end-of-text. Answers end by end-of-text (made likelier by a bias), by a stop text, or
-by `max_tokens`. Of the tokens of earlier turns (the last prompt and its answer), the share that is not read again: over
-all turns but the first, and in the worst of them. Exit status 1: a share is below `--least`.
+by `max_tokens`. Of the tokens of earlier turns (the last prompt and the text of its answer), the share that is not read
+again over all turns but the first; and the share of turns that read at most four of them again. Exit status 1: the
+former is below `--least`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TEMPLATE = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}assistant\n"
+TEMPLATE = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}{{ 'assistant\n' }}"
 LINES = (
     "def read(path):",
     "why?",
@@ -29,14 +30,18 @@ LINES = (
 ENDS: dict[str, dict[str, Any]] = {
     "end-of-text": {"max_tokens": 200},
     "a stop text": {"max_tokens": 200, "stop": ["\n    return", "\n\n", "):\n"], "ignore_eos": True},
-    "max_tokens": {"max_tokens": 40, "ignore_eos": True},
+    "max_tokens": {"max_tokens": 12, "ignore_eos": True},
 }
+
+
+FEW = 4
 
 
 class Turn(NamedTuple):
     finish: str
     prompt: int
     answer: int
+    """Tokens of its text."""
     cached: int
 
 
@@ -50,7 +55,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--least", type=float, default=0.0)
     options = parser.parse_args(arguments)
-    print("template | ends by | turns | answers, tokens | not read again | worst turn")
+    print("template | ends by | turns | answers, tokens | not read again | turns that read at most 4")
     worst = 1.0
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder, "turns.jinja")
@@ -95,19 +100,21 @@ def _chat(port: int, fields: dict[str, Any], turns: int, seed: int) -> list[Turn
         choice, usage = told["choices"][0], told["usage"]
         messages.append({"role": "assistant", "content": choice["message"]["content"]})
         cached = usage["prompt_tokens_details"]["cached_tokens"]
-        found.append(Turn(choice["finish_reason"], usage["prompt_tokens"], usage["completion_tokens"], cached))
+        plain = {"prompt": messages[-1]["content"], "add_special_tokens": False}
+        answer = _ask(port, "/tokenize", plain)["count"]
+        found.append(Turn(choice["finish_reason"], usage["prompt_tokens"], answer, cached))
     return found
 
 
 def _row(name: str, kind: str, chats: list[list[Turn]]) -> float:
-    pairs = [(before, turn) for chat in chats for before, turn in itertools.pairwise(chat)]
     wanted = "length" if kind == "max_tokens" else "stop"
-    pairs = [(before, turn) for before, turn in pairs if before.finish == wanted]
+    pairs = [pair for chat in chats for pair in itertools.pairwise(chat) if pair[0].finish == wanted]
     earlier = [before.prompt + before.answer for before, _ in pairs]
-    shares = [min(1.0, turn.cached / count) for (_, turn), count in zip(pairs, earlier, strict=True)]
-    share = sum(min(turn.cached, count) for (_, turn), count in zip(pairs, earlier, strict=True)) / sum(earlier)
-    answers = sum(before.answer for before, _ in pairs) / len(pairs)
-    print(f"{name} | {kind} | {len(pairs)} | {answers:.0f} | {share:.1%} | {min(shares):.1%}", flush=True)
+    kept = [min(turn.cached, count) for (_, turn), count in zip(pairs, earlier, strict=True)]
+    share = sum(kept) / max(1, sum(earlier))
+    few = sum(count - cached <= FEW for count, cached in zip(earlier, kept, strict=True)) / max(1, len(pairs))
+    answers = sum(before.answer for before, _ in pairs) / max(1, len(pairs))
+    print(f"{name} | {kind} | {len(pairs)} | {answers:.0f} | {share:.1%} | {few:.0%}", flush=True)
     return share
 
 

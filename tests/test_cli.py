@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import atma
 from atma.checkpoint import save_model
 from atma.cli import VERBS, main
+from atma.commands import generate
 from atma.commands.chat import converse
 from atma.commands.generate import begin
 from atma.commands.train import override
@@ -438,3 +441,49 @@ def test_lazy_names_of_the_package_are_what_they_say():
     assert set(atma.__all__) <= set(dir(atma))
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = atma.lode
+
+
+def narrow(monkeypatch, encoding: str, errors: str = "strict", typed: bytes = b"") -> io.BytesIO:
+    """A terminal that can show little, and what is typed there; returns what it is sent."""
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding, errors))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), "utf-8", "strict"))
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors"), [("ascii", "strict"), ("ascii", "surrogateescape"), ("latin-1", "strict")]
+)
+def test_what_a_terminal_cannot_show_is_substituted_whatever_command_writes_it(monkeypatch, encoding, errors):
+    said = {"a": lambda: print("a \u2013 \u6f22 \ud800 z"), "b": lambda: Console().print("b \u2013 \u6f22 z")}
+    for verb, run in said.items():
+        shown = narrow(monkeypatch, encoding, errors)
+        monkeypatch.setattr("atma.cli._dispatch", lambda _, run=run: run())
+        assert main([verb]) == 0
+        assert shown.getvalue().decode(encoding).split()[:2] == [verb, "?"]
+        assert shown.getvalue().decode(encoding).split()[-1] == "z"
+
+
+def test_generate_goes_on_where_its_text_cannot_be_shown(monkeypatch, tmp_path):
+    shown = narrow(monkeypatch, "ascii")
+    asked = ["generate", "x = '\u6f22\u5b57'; y = '", "--max-tokens", "8", "--save-state", str(tmp_path / "s")]
+    assert main([*asked, "--temperature", "0"]) == 0
+    assert (tmp_path / "s").is_file()
+    assert shown.getvalue().isascii()
+
+
+def test_a_chat_reads_what_is_typed_in_any_bytes(monkeypatch):
+    shown = narrow(monkeypatch, "utf-8", typed=b"h\xff\xedllo\n")
+    assert main(["chat", "--max-tokens", "2"]) == 0
+    assert b"Assistant:" in shown.getvalue()
+
+
+def test_a_prompt_that_the_locale_could_not_read_is_read_by_its_bytes():
+    assert generate._argument("\udcc3\udca9") == "\u00e9"
+    with pytest.raises(ValueError, match="not UTF-8 text"):
+        generate._argument("\udcff")
+
+
+def test_a_command_without_an_output_ends_well(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["info"]) == 0

@@ -1,7 +1,11 @@
 """The operations on a state tree: copies share nothing, saved states come back, damage is noticed."""
 
+import json
+import random
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from atma import state as trees
 from atma.model import Model
@@ -86,3 +90,33 @@ def test_bytes_are_counted_as_the_shapes_say(advanced):
 def test_an_empty_state_needs_a_row_and_room():
     with pytest.raises(ValueError, match="at least one row"):
         Model(tiny()).init_state(0, 4)
+
+
+def _altered(value, chance):
+    """A JSON value with one part of it lost, renamed or of another kind."""
+    if isinstance(value, dict) and value and chance.random() < 0.8:
+        key = chance.choice(sorted(value))
+        rest = {name: part for name, part in value.items() if name != key}
+        return chance.choice([rest, rest | {"x": value[key]}, value | {key: _altered(value[key], chance)}])
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        at = chance.randrange(len(value))
+        return [*value[:at], _altered(value[at], chance), *value[at + 1 :]]
+    return chance.choice([None, 7, 1e300, True, "x", [], {}, [1], {"kind": "LocalState"}, {"kind": []}, [[[]]]])
+
+
+def test_no_damage_of_what_a_file_says_of_its_tree_gets_further_than_one_line(advanced, tmp_path):
+    path, state = tmp_path / "state.safetensors", advanced[1]
+    flat = {}
+    shape = trees._describe(state, "", flat)
+    chance = random.Random(0)
+    for told in [*(_altered(shape, chance) for _ in range(300)), "deep"]:
+        text = "[" * 100_000 + "]" * 100_000 if told == "deep" else json.dumps(told)
+        save_file({name: x.contiguous() for name, x in flat.items()}, path, {"state": text})
+        try:
+            loaded, _ = trees.load(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
+            assert str(path) in str(error)
+        else:  # an optional tensor is left out, or one stands for another
+            assert type(loaded) is type(state)
+            assert all(isinstance(x, torch.Tensor) for x in trees.tensors(loaded))

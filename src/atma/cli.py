@@ -42,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own); returns 0, 2 (the user can mend it) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     wait_briefly()
+    _substitute(sys.stdout)
     try:
         _dispatch(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         print("atma: interrupted", file=sys.stderr)
@@ -60,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"atma: error: out of memory: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _substitute(stream: object) -> None:
+    """Write a substitute for what a terminal cannot show, whatever command writes it."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")
 
 
 def _dispatch(arguments: list[str]) -> None:

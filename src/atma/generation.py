@@ -144,15 +144,28 @@ class Generation:
         about = _read_about(metadata, path)
         if about.pop("sha256", None) != _digest(state, about):
             raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")
-        if about["weights"] != model_hash(model) or about["tokenizer"] != tokenizer.hash():
+        if about.get("weights") != model_hash(model) or about.get("tokenizer") != tokenizer.hash():
             raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
-        if int(state.length[0]) != len(about["tokens"]) - 1:
-            raise ValueError(
-                f"{path}: damaged: {len(about['tokens'])} tokens, of which {int(state.length[0])} were read"
-            )
         generation = cls(model, tokenizer, settings)
+        try:
+            return cls._restored(state, about, generation)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged: {error}") from None
+
+    @staticmethod
+    def _restored(state: states.ModelState, about: dict[str, Any], generation: Self) -> Self:
+        tokens, vocabulary = about["tokens"], generation.tokenizer.vocab_size
+        like = generation.model.init_state(1, max(1, states.capacity(state)))
+        if [(x.shape, x.dtype) for x in states.tensors(state)] != [(x.shape, x.dtype) for x in states.tensors(like)]:
+            raise ValueError("its tensors are not those of this model's state")
+        if not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
+            raise ValueError(f"its tokens are not all of the vocabulary of {vocabulary}")
+        if int(state.length[0]) != len(tokens) - 1:
+            raise ValueError(f"{len(tokens)} tokens, of which {int(state.length[0])} were read")
         generation._state, generation._capacity = state, states.capacity(state)
-        generation._append(about["tokens"][1:])
+        generation._append(tokens[1:])
         random = bytearray(base64.b64decode(about["random"]))
         generation._random.set_state(torch.frombuffer(random, dtype=torch.uint8))
         generation._text = TextStream(generation.settings.stop, about["text"])
@@ -199,7 +212,7 @@ def _digest(state: states.ModelState, about: dict[str, Any]) -> str:
 def _read_about(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     try:
         about = json.loads(metadata["generation"])
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, ValueError, RecursionError):
         raise ValueError(f"{path}: not a saved text (no generation in its metadata)") from None
     if not isinstance(about, dict):
         raise ValueError(f"{path}: not a saved text (its metadata is no table)")

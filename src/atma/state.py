@@ -52,6 +52,7 @@ S = TypeVar("S", LocalState, GlobalState, ModelState)
 
 _KINDS = {kind.__name__: kind for kind in (LocalState, GlobalState, ModelState)}
 _CAPACITY_FIELDS = ("keys", "values")
+_OPTIONAL_FIELDS = ("q_tail", "k_tail", "v_tail", "memory")
 
 
 def transform(state: S, change: Callable[[str, Tensor], Tensor]) -> S:
@@ -142,9 +143,11 @@ def load(path: str | Path) -> tuple[Any, dict[str, str]]:
         with safe_open(str(path), "pt") as file:
             metadata = dict(file.metadata() or {})
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _rebuild(json.loads(metadata.pop("state")), flat), metadata
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a saved state, or damaged: {error}") from None
+        return _rebuild(json.loads(metadata.pop("state")), flat, tuple(_KINDS)), metadata
+    except RecursionError:
+        raise ValueError(f"{path}: not a saved state, or damaged: nested without end") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a saved state, or damaged: {' '.join(str(error).split())}") from None
 
 
 def _map(node: Any, name: str, change: Callable[[str, Tensor], Tensor]) -> Any:
@@ -170,12 +173,23 @@ def _describe(node: Any, name: str, flat: dict[str, Tensor]) -> Any:
     return [_describe(part, f"{name}{i}.", flat) for i, part in enumerate(node)]
 
 
-def _rebuild(shape: Any, flat: dict[str, Tensor]) -> Any:
-    if shape is None:
-        return None
-    if isinstance(shape, str):
-        return flat[shape]
-    if isinstance(shape, list):
-        return tuple(_rebuild(part, flat) for part in shape)
+def _rebuild(shape: Any, flat: dict[str, Tensor], kinds: tuple[str, ...]) -> Any:
+    """The state of one of `kinds` that `_describe` has told of. ValueError: it tells of none."""
+    if not isinstance(shape, dict) or shape.get("kind") not in kinds:
+        raise ValueError(f"a state of kind {' or '.join(kinds)} is wanted, not {str(shape)[:40]}")
     kind = _KINDS[shape["kind"]]
-    return kind(*(_rebuild(shape[field], flat) for field in kind._fields))
+    if set(shape) != {"kind", *kind._fields}:
+        raise ValueError(f"a {kind.__name__} has {', '.join(kind._fields)}, not {str(sorted(shape))[:80]}")
+    return kind(*(_field(field, shape[field], flat, field in _OPTIONAL_FIELDS) for field in kind._fields))
+
+
+def _field(name: str, shape: Any, flat: dict[str, Tensor], optional: bool) -> Any:
+    if name == "blocks":
+        if not isinstance(shape, list):
+            raise ValueError(f"blocks are a list, not {str(shape)[:40]}")
+        return tuple(_rebuild(part, flat, (LocalState.__name__, GlobalState.__name__)) for part in shape)
+    if shape is None and optional:
+        return None
+    if not isinstance(shape, str) or shape not in flat:
+        raise ValueError(f"'{name}' names no tensor of the file: {str(shape)[:40]}")
+    return flat[shape]

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 
 import pytest
 
 from atma.serve import LLM, AsyncEngine, EngineConfig, Request, RequestError
 from atma.settings import Settings
+from atma.tokenizer import byte_tokenizer
+from tests.serve.conftest import SMALL, AuditedEngine
 
 
 def _run(engine, work):
@@ -125,3 +128,50 @@ def test_many_prompts_come_back_in_their_order() -> None:
     assert [out.tokens for out in outputs] == [llm.generate([prompt], settings)[0].tokens for prompt in prompts]
     with pytest.raises(ValueError, match="list of texts"):
         llm.generate("one text")
+
+
+def test_a_reader_that_takes_nothing_pauses_its_request_and_is_resumed(model) -> None:
+    """Nobody else waits for it, and what it reads in the end is what it would have read at once."""
+    config = dataclasses.replace(SMALL, unread_bytes=4000)
+    asked = Request("abc", max_tokens=200, seed=1, logprobs=3, ignore_end=True)
+
+    async def work(serving):
+        expected = await serving.generate(asked)
+        stream = serving.stream(asked)
+        events = [await anext(stream)]
+        [reader] = serving._readers.values()
+        while not reader.paused:
+            await asyncio.sleep(0.001)
+        assert reader.sent - reader.taken < 4000 + 1000
+        assert (await serving.stats())["running"] == 0
+        assert (await serving.generate(Request("other", max_tokens=5)))[0].finish_reason
+        events += [event async for event in stream]
+        return expected[0].tokens, [token for event in events for token in event.tokens], await serving.stats()
+
+    expected, read, stats = _run(AuditedEngine(model, byte_tokenizer(), config), work)
+    assert read == expected
+    assert stats["preemptions"] > 0
+
+
+def test_what_is_paused_is_aborted_when_the_engine_ends(model) -> None:
+    async def work(serving):
+        stream = serving.stream(Request("abc", max_tokens=300, ignore_end=True))
+        await anext(stream)
+        while not next(iter(serving._readers.values())).paused:
+            await asyncio.sleep(0.001)
+        await serving.shutdown()
+        return [event async for event in stream][-1].finish_reason
+
+    config = dataclasses.replace(SMALL, unread_bytes=4000)
+    assert _run(AuditedEngine(model, byte_tokenizer(), config), work) == "abort"
+
+
+def test_handles_of_streams_hold_no_answer(engine) -> None:
+    async def work(serving):
+        stream = serving.stream(Request("abc", max_tokens=20, ignore_end=True))
+        await anext(stream)
+        handle = next(iter(engine.answers.handles.values()))
+        events = [event async for event in stream]
+        return len(events), handle.done, handle.outputs[0].tokens
+
+    assert _run(engine, work) == (19, True, [])

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from atma.serve import sampler
 from atma.serve.engine import Engine
 from atma.serve.request import Request, RequestError
 from atma.serve.settings import EngineConfig
@@ -400,3 +401,70 @@ def test_the_pools_take_the_bytes_that_were_counted(model) -> None:
 def test_the_controls_are_served_too(core: str) -> None:
     engine = AuditedEngine(random_model(core), byte_tokenizer(), SMALL)
     assert len(_answer(engine, Request("x", max_tokens=30, seed=1, ignore_end=True)).tokens) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "told"),
+    [("one END two", "END", "one "), ("so it goes\n\nUser: no", "\nUser:", "so it goes\n"), ("EENEND", "END", "EEN")],
+)
+def test_a_turn_after_a_stop_text_goes_on_from_before_it(engine, text, stop, told) -> None:
+    """The next prompt has what was told, and then other than the stop text."""
+    commit = engine._commit
+    output = _spell(engine, text, Request("p", max_tokens=100, temperature=0, stop=(stop,)))
+    assert output.text == told
+    engine._commit = commit
+    turn = _answer(engine, Request(f"p{told}|then", max_tokens=1))
+    assert turn.usage.cached == len([256, *f"p{told}".encode()])
+
+
+def test_text_held_back_in_vain_leaves_no_state(engine) -> None:
+    _spell(engine, "EN EN, then", Request("p", max_tokens=11, temperature=0, stop=("END",)))
+    assert set(engine.memory.cache._positions) == {2, 12}
+    aborted = engine.submit(Request("q" * 9, max_tokens=50, temperature=0, stop=("END",), ignore_end=True))
+    engine.step()
+    [sequence] = engine.scheduler.running
+    engine.memory.mark(sequence, engine._standing(sequence))
+    engine.abort(aborted.id)
+    assert sequence.mark is None
+    assert _nothing_is_held(engine)
+
+
+def test_a_paused_request_goes_on_as_if_nothing_had_been(engine, model) -> None:
+    """It keeps nobody busy, gives up its row and its pages, and begins again where it stood."""
+    asked = Request("to be paused", max_tokens=30, seed=3, n=2, ignore_end=True)
+    alone = AuditedEngine(model, byte_tokenizer(), SMALL)
+    expected = alone.submit(asked)
+    finish(alone, expected)
+    handle = engine.submit(asked)
+    for _ in range(6):
+        engine.step()
+    engine.pause(handle.id)
+    assert not engine.busy
+    assert (len(engine.scheduler.running), len(engine.scheduler.waiting)) == (0, 2)
+    other = engine.submit(Request("to be paused", max_tokens=4))
+    finish(engine, other)
+    assert not handle.done
+    engine.resume(handle.id)
+    finish(engine, handle)
+    assert [output.tokens for output in handle.outputs] == [output.tokens for output in expected.outputs]
+    assert _nothing_is_held(engine)
+
+
+def test_a_request_whose_token_cannot_be_chosen_ends_alone(engine, monkeypatch) -> None:
+    choose = sampler.choose
+
+    def broken(logits, sequences, end):
+        if any(sequence.request.seed == 666 for sequence in sequences):
+            raise RuntimeError("no draw")
+        return choose(logits, sequences, end)
+
+    monkeypatch.setattr(sampler, "choose", broken)
+    bad, good = engine.submit(Request("bad", seed=666)), engine.submit(Request("good", max_tokens=5, ignore_end=True))
+    finish(engine, bad, good)
+    assert "no draw" in str(bad.outputs[0].error)
+    assert len(good.outputs[0].tokens) == 5
+    assert _nothing_is_held(engine)
+
+
+def test_any_text_may_be_a_salt(engine) -> None:
+    assert _answer(engine, Request("a", max_tokens=1, salt="\ud800")).finish_reason in ("length", "stop")

@@ -1,6 +1,8 @@
 """`atma chat`: turns of a conversation, all in one state that is never read again."""
 
 import dataclasses
+import io
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +47,8 @@ def converse(generation: "Generation", messages: Iterable[str]) -> Iterator[str]
 
 
 def _typed() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while True:
         try:
             message = input(f"{YOU} ").strip()

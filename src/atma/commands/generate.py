@@ -1,6 +1,7 @@
 """`atma generate`: text to the terminal as it is written."""
 
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -87,12 +88,25 @@ def _prompt(prompt: str | None, file: Path | None) -> str | None:
     if prompt is not None and file is not None:
         raise ValueError("two prompts; give either one or --file")
     if file is None:
-        return prompt
+        return None if prompt is None else _argument(prompt)
     data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text (byte {error.start:,}); a prompt must be text") from None
+
+
+def _argument(prompt: str) -> str:
+    """A prompt as its bytes spell it, where the locale could not: then they stand in it as lone surrogates."""
+    try:
+        prompt.encode()
+        return prompt
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(prompt).decode("utf-8")
+    except UnicodeError:
+        raise ValueError("the prompt is not UTF-8 text; give a text, or a file by --file FILE") from None
 
 
 def _until_interrupted(pieces: Iterator[str]) -> Iterator[str]:

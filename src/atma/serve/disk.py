@@ -114,7 +114,7 @@ class DiskStates:
                 found = self._load(name, position, key, like)
                 self._sizes[name] = self._sizes.pop(name)
                 return found
-            except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            except Exception:  # whatever is wrong with a file, it is a miss
                 self.damaged += 1
                 self._forget(name)
         self._unlink([name])

@@ -6,6 +6,8 @@ import math
 import openai
 import pytest
 
+from atma.serve.http.tokens import TextLogprobs, TokenNames
+from atma.serve.request import Logprob
 from tests.serve.http.conftest import Live
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -349,3 +351,44 @@ def test_a_stream_that_the_client_leaves_is_given_up(live: Live, client):
     next(iter(stream))
     stream.close()
     assert live.settled()
+
+
+def test_of_two_limits_the_lower_holds(live: Live):
+    for limits in ((8, 2), (2, 8), (2, None), (None, 2)):
+        fields = dict(zip(("max_tokens", "max_completion_tokens"), limits, strict=True))
+        body = {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True} | fields
+        assert live.post("/v1/chat/completions", body).json()["usage"]["completion_tokens"] == 2, limits
+
+
+def test_null_is_nothing_in_fields_that_nobody_knows(live: Live):
+    said = {"role": "assistant", "content": "b", "name": None, "tool_call_id": None, "anything": None}
+    talk = [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": None}]}, said]
+    body = {"messages": talk, "max_tokens": 1, "min_tokens": None, "logit_bias": {"5": None}, "whatever": None}
+    body |= {"response_format": {"type": "text", "schema": None}, "tools": None, "stream_options": None}
+    assert live.post("/v1/chat/completions", body).status == 200
+    for missing in ("messages", "prompt"):
+        told = live.post("/v1/completions" if missing == "prompt" else "/v1/chat/completions", {missing: None})
+        assert (told.status, told.error()["param"]) == (400, missing)
+    said["anything"] = 0
+    assert "anything" in live.post("/v1/chat/completions", {"messages": talk}).error()["message"]
+
+
+def test_offsets_point_into_the_echo_of_a_tokenizer_that_puts_a_space_first():
+    class Pieces:
+        def token_bytes(self, token: int) -> bytes:
+            return (b" river", b" st", b"one", b"", b"\xe2\x82", b"\xac", b" x")[token]
+
+        class backend:
+            @staticmethod
+            def id_to_token(token: int) -> str:
+                return "</s>"
+
+    def offsets(tokens: list[int], echoed: str | None, spelled: bool = False) -> list[int]:
+        told = TextLogprobs(TokenNames(Pieces()))  # pyright: ignore
+        return told.of([Logprob(token, 0.0, ()) for token in tokens], echoed, spelled)["text_offset"]
+
+    assert offsets([3, 0, 1, 2], "river stone") == [0, 0, 5, 8]
+    assert offsets([0, 1, 2], " river stone") == [0, 6, 9]
+    assert offsets([3, 0, 3, 0], "</s>river</s>river", True) == [0, 4, 9, 13]
+    assert offsets([0, 4, 5, 6], "river€ x") == [0, 5, 5, 6]
+    assert offsets([0, 1], None) == [0, 6]

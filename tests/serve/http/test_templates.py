@@ -190,3 +190,29 @@ def test_a_template_that_cannot_be_read_keeps_the_server_from_starting(folder, t
     service = Service(str(folder), dataclasses.replace(OPTIONS, chat_template=broken))
     with pytest.raises(ValueError, match=r"broken\.jinja: the chat template cannot be used: TemplateSyntaxError"):
         asyncio.run(service.load())
+
+
+def test_what_transformers_adds_to_jinja_is_there():
+    marked = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% set x = 1 %}{% endgeneration %}"
+        "{{ x is defined }}{% if m.content == 'skip' %}{% continue %}{% endif %}.{% endfor %}"
+    )
+    assert rendered(marked, [{"content": "a"}, {"content": "skip"}, {"content": "b"}]) == ["aFalse.skipFalsebFalse."]
+    told = "{{ {'b': 'ä', 'a': 1} | tojson(ensure_ascii=true, indent=1, separators=(',', ':'), sort_keys=true) }}"
+    assert rendered(told) == ['{\n "a":1,\n "b":"\\u00e4"\n}']
+    assert rendered("{{ tools is none }}{{ documents is none }}{% if tools is defined and tools %}no{% endif %}") == [
+        "TrueTrue"
+    ]
+    assert rendered("  {% if true %}\nx\n  {% endif %}\ny") == ["x\ny"]
+
+
+def test_a_template_may_name_every_token_of_the_settings(tmp_path):
+    settings = {
+        "chat_template": "x",
+        "bos_token": "<s>",
+        "pad_token": {"content": "<pad>"},
+        "unk_token": None,
+        "eos_token": "</s>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert find_template(tmp_path).names == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

@@ -13,9 +13,9 @@ from atma.serve.http import affinity
 from atma.serve.http.answers import Answer, ChatShape, Shape, TextShape
 from atma.serve.http.bodies import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, json_response
+from atma.serve.http.errors import ApiError, ClientGone, Silence, json_response
 from atma.serve.http.feed import Feed
-from atma.serve.http.guard import Guard
+from atma.serve.http.guard import LOG, Guard
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
 from atma.serve.http.room import Room, gathered_bytes
@@ -154,8 +154,12 @@ class Routes:
 
 async def _told(request: Request, error: Exception) -> Response:
     call: Call = request.state.call
+    if isinstance(error, ClientGone):
+        return Silence()
     known = isinstance(error, ApiError | RequestValidationError | HTTPException)
-    call.error = _api_error(error) if known else ApiError.unforeseen(call.id)  # the guard logs what was not foreseen
+    if not known:
+        LOG.error("id=%s: %s", call.id, type(error).__name__, exc_info=error)
+    call.error = _api_error(error) if known else ApiError.unforeseen(call.id)
     return call.error.response()
 
 

@@ -66,6 +66,13 @@ class ClientGone(Exception):
     """Nobody is left to answer to."""
 
 
+class Silence(Response):
+    """What they are answered."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+
 def encoded(data: object) -> bytes:
     """JSON in UTF-8, whatever characters clients sent."""
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")

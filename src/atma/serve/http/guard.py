@@ -65,9 +65,9 @@ class Guard:
         except ClientGone:
             call.gone = True
         except Exception as error:
-            LOG.exception("id=%s: %s", call.id, type(error).__name__)
-            own = ApiError.unforeseen(call.id)
-            await refuse(own, call, scope, receive, answer)
+            if call.error is None:  # else the application has told and logged it
+                LOG.exception("id=%s: %s", call.id, type(error).__name__)
+                await refuse(ApiError.unforeseen(call.id), call, scope, receive, answer)
         finally:
             self._held -= held
             call.close()
