@@ -43,6 +43,7 @@ def main() -> None:
                 show(load, {name: [] for name in settings}, children, asked.rounds)
     finally:
         for child in children.values():
+            assert child.stdin is not None
             child.stdin.close()
             child.wait()
 
@@ -53,6 +54,7 @@ def start(extra: dict[str, str]) -> subprocess.Popen:
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | extra, bufsize=1
     )
+    assert child.stdout is not None
     child.stdout.readline()
     return child
 
@@ -74,6 +76,7 @@ def show(load: int, found: dict[str, list[list[float]]], children: dict[str, sub
     for _ in range(rounds):
         for name, child in children.items():
             print("go", file=child.stdin, flush=True)
+            assert child.stdout is not None
             found[name].append([float(x) for x in child.stdout.readline().split()])
     print(f"\n{load} busy processes beside it ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}), {rounds} rounds")
     print(f"{'':24}{'training step':>22}{'1,024 tokens read':>22}{'token written':>22}")

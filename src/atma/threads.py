@@ -1,8 +1,8 @@
 """How many threads to compute with, chosen by measuring, and how they wait for one another.
 
 Every parallel region ends when its slowest thread does. On a busy machine that thread waits for a core, and the others
-spin meanwhile: at their usual patience, milliseconds, they hold the very core that it waits for, and two threads fall to
-a fifth of one. So threads spin briefly (`wait_briefly`), and how many there are is
+spin meanwhile: with the patience they usually have, milliseconds, they hold the very core that it waits for, and two
+threads fall to a fifth of one. So threads spin briefly (`wait_briefly`), and how many there are is
 measured where they will work (`settle`). A number that a user gives, or OMP_NUM_THREADS, is taken as it is.
 """
 

@@ -6,6 +6,8 @@ import pytest
 
 from atma.config import DataConfig, Recipe, TrainConfig, preset
 from atma.report import Report, Run, Section
+from atma.report.content import Answer, Recall
+from atma.report.opening import opening
 
 LENGTHS = tuple(256 * 2**i for i in range(7))
 PROVENANCE = {"weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32, "data_hash": "ef" * 32, "seed": 1234}
@@ -14,7 +16,13 @@ PROVENANCE = {"weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32, "data_
 def evaluation_rows(start: float, rise: float, recall: float) -> list[dict]:
     rows = []
     for i, length in enumerate(LENGTHS):
-        loss = {"loss": start + rise * i, "loss_low": start + rise * i - 0.1, "loss_high": start + rise * i + 0.1}
+        documents = [start + rise * i + 0.01 * (j % 3 - 1) * (i + 1) for j in range(8)]
+        loss = {
+            "document_losses": documents,
+            "loss": start + rise * i,
+            "loss_low": start + rise * i - 0.1,
+            "loss_high": start + rise * i + 0.1,
+        }
         rows += [{"kind": kind, "length": length, "documents": 8} | loss for kind in ("fixed", "nested", "junk")]
         rows.append({"kind": "position", "start": length // 2, "end": length, "documents": 8} | loss)
         rows.append({"kind": "needle", "length": length, "trials": 32} | accuracies(max(0.0, recall - 0.1 * i)))
@@ -75,4 +83,18 @@ def report() -> Report:
         [invented_run("nano", "polar", 2.31, -0.01, 1.0), invented_run("nano-rope", "rope", 2.35, 0.2, 0.7)],
     )
     environment = {"Python": "3.13", "processor": "invented <one>", "threads": "2"}
-    return Report("ATMA & control", "atma demo --out runs/demo", environment, [trained, packaged])
+    recall = Recall(
+        "mine.txt",
+        9_000,
+        256,
+        [
+            Answer(name, length, trial, f"record {trial} is 12345", length - 51, "12345", trial < right)
+            for trial in range(4)
+            for length in (256, 16_384)
+            for name, right in (("nano", 4 if length == 256 else 3), ("nano-rope", 0))
+        ],
+    )
+    told = opening(["nano", "nano-rope"], 256, recall)
+    cuts = ["Training: 9 steps and not 12."]
+    command = "atma demo --out runs/demo"
+    return Report("ATMA & control", command, environment, [trained, packaged], told, recall, cuts)

@@ -97,10 +97,13 @@ def test_the_headline_says_what_the_rows_say(section):
     sentences = headline(section)
     assert sentences[0] == (
         "ATMA at 64× its training length: 2.91 → 2.90 nats per token "
-        "(no higher: −0.012, 95% interval −0.062 to +0.038)."
+        "(no difference seen: −0.012, 95% interval −0.062 to +0.038)."
     )
     assert "2.95 → 4.09 nats per token (higher by 1.140" in sentences[2]
-    assert sentences[3] == "RoPE control recalls 0% [0%, 8%] of a needle's tokens in a sequence of 16K tokens (64×)."
+    assert sentences[3] == (
+        "RoPE control recalls 0% [0%, 8%] of a needle's tokens in a sequence of 16K tokens (64×; 32 "
+        "needles, teacher-forced)."
+    )
 
 
 def test_the_headline_is_empty_when_nothing_was_measured(section):

@@ -6,8 +6,9 @@ Nothing here measures anything: rows come from a run's `metrics.jsonl` and from 
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Run:
     """Rows of `atma.eval`."""
     sample: str = ""
     prompt: str = ""
+    caveat: str = ""
+    """What a reader must know before comparing it with the others, a sentence."""
 
     @property
     def trained_length(self) -> int:
@@ -59,6 +62,57 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model wrote when it was asked for a fact that its text began with. The same `trial` is the same fact."""
+
+    model: str
+    length: int
+    """Tokens of the whole text, question and answer included."""
+    trial: int
+    told: str
+    gap: int
+    """Tokens between the fact and the question."""
+    written: str
+    right: bool
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Questions for facts told at the beginning of a text. Every model was asked the same."""
+
+    haystack: str
+    """What the text between fact and question was."""
+    haystack_tokens: int
+    """Read round and round where a text is longer."""
+    trained_length: int
+    answers: list[Answer]
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(answer.model for answer in self.answers))
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({answer.length for answer in self.answers})
+
+    @property
+    def longest(self) -> int:
+        return max((answer.length for answer in self.answers), default=0)
+
+    def right(self, model: str, length: int) -> tuple[int, int]:
+        """Right answers, and how many there are."""
+        found = [answer.right for answer in self.answers if (answer.model, answer.length) == (model, length)]
+        return sum(found), len(found)
+
+    def complete(self, models: list[str]) -> "Recall":
+        """Only the questions that all of these models have answered."""
+        asked = Counter((answer.trial, answer.length) for answer in self.answers)
+        kept = [answer for answer in self.answers if asked[answer.trial, answer.length] == len(models)]
+        return replace(self, answers=kept)
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole page. `command` is what the reader types to make it again."""
 
@@ -66,6 +120,11 @@ class Report:
     command: str
     environment: dict[str, str]
     sections: list[Section]
+    opening: list[str] = field(default_factory=list)
+    """What is shown and why it matters, in plain sentences that come before everything else."""
+    recall: Recall | None = None
+    cuts: list[str] = field(default_factory=list)
+    """What was left out to end in time, a sentence each."""
 
     @property
     def runs(self) -> list[Run]:

@@ -12,6 +12,7 @@ from atma.report.content import Report, Run, Section, first_value
 from atma.report.figures import Table, figures
 from atma.report.headline import headline
 from atma.report.parts import figure_html, items, made_with, paragraph, table_html
+from atma.report.recall import recall_html, recall_sentences
 from atma.report.shell import shell, write_text
 
 HASHES = {
@@ -30,13 +31,21 @@ def page(report: Report, path: str | Path) -> Path:
 
 def html(report: Report) -> str:
     """The report as the text of one HTML file."""
-    body = "".join(_section(section, f"s{i}") for i, section in enumerate(report.sections))
+    recalled = recall_html(report.recall) if report.recall else ""
+    body = recalled + "".join(_section(section, f"s{i}") for i, section in enumerate(report.sections))
     environment = Table(["environment", ""], [[name, value] for name, value in report.environment.items()])
-    return shell(report.title, f"{body}{made_with(report.command, environment)}", _headlines(report))
+    return shell(report.title, f"{body}{made_with(report.command, environment)}", _above(report))
+
+
+def _above(report: Report) -> str:
+    """What comes before the sections: why, the recall, the slopes, what was cut."""
+    why = "".join(paragraph(sentence) for sentence in report.opening)
+    cuts = f'<div class="cuts"><h2>Cut to end in time</h2>{items(report.cuts)}</div>' if report.cuts else ""
+    return f"{why}{_headlines(report)}{cuts}"
 
 
 def _headlines(report: Report) -> str:
-    parts = []
+    parts = [f"<h2>Recall at length</h2>{items(recall_sentences(report.recall))}"] if report.recall else []
     for section in report.sections:
         told = items(headline(section))
         parts.append(f"<h2>{escape(section.title)}</h2>{told}" if told else "")

@@ -1,0 +1,120 @@
+"""What the product is best at, first and live: a fact is told, then much text, and the model is asked for the fact.
+
+The models write the answer themselves (nothing is teacher-forced), and every model gets the same facts in the same
+text.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from atma.data.sources import documents
+from atma.demo.pace import Enough, Stage
+from atma.eval.language_model import Native
+from atma.eval.needle import VALUE_TOKENS, Trial, draw_trials, gap_length, layouts
+from atma.report.content import Answer, Recall
+from atma.tokenizer import Tokenizer
+
+CHARACTERS = 400_000
+"""Of the standard library, where the user gives no text."""
+GROWTH = 1.3
+"""A text twice as long takes up to this much more than twice as long."""
+SEED = 20
+
+
+def text_of(path: Path | None) -> tuple[str, str]:
+    """The text between fact and question, and what to call it; by default sources of the standard library.
+
+    ValueError: the file is no UTF-8 text, or empty.
+    """
+    if path is None:
+        parts: list[str] = []
+        for document in documents("stdlib"):
+            parts.append(document.text)
+            if sum(map(len, parts)) > CHARACTERS:
+                break
+        return "".join(parts)[:CHARACTERS], "sources of Python's standard library (the kind of text it learned from)"
+    return "".join(document.text for document in documents(path)), path.name
+
+
+def recall(
+    models: Sequence[tuple[str, Native]],
+    text: tuple[str, str],
+    lengths: Sequence[int],
+    most: int,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> Recall:
+    """Ask every model for the same facts at the first length and at the greatest that time allows, while it lasts."""
+    tokenizer = models[0][1].tokenizer
+    haystack = np.asarray(tokenizer.encode(text[0]), np.int64)
+    found = Recall(text[1], len(haystack), lengths[0], [])
+    trials = draw_trials(tokenizer, most, len(haystack), SEED)
+    try:
+        reach = _climb(models, haystack, trials[0], lengths, stage, found, say)
+        for number, trial in enumerate(trials[1:], 1):
+            took = sum(answer.seconds for answer in found.answers[-2 * len(models) :])
+            if not stage.fits(took):
+                break
+            for length in sorted({lengths[0], reach}):
+                for name, model in models:
+                    found.answers.append(ask(name, model, haystack, trial, length, number, stage))
+                    say(spoken(found.answers[-1], lengths[0]))
+    except Enough:
+        pass
+    if found.answers and found.longest < lengths[-1]:
+        stage.pace.cuts.append(
+            f"Facts were asked for after {found.longest:,} tokens and not {lengths[-1]:,}, for want of time."
+        )
+    return found.complete([name for name, _ in models])
+
+
+def ask(name: str, model: Native, haystack: np.ndarray, trial: Trial, length: int, number: int, stage: Stage) -> Answer:
+    """One question, as long as the stage lasts: Enough."""
+    tokenizer, began = model.tokenizer, stage.pace.now()
+    prompt = layouts(tokenizer.eot, haystack, [trial], length)[0, :-VALUE_TOKENS].tolist()
+    state = model.read(prompt[:-1], 1 + VALUE_TOKENS, stage.tick)
+    written = model.go_on(state, prompt[-1], VALUE_TOKENS)
+    told = _told(tokenizer, trial)
+    text = tokenizer.decode(written).strip()
+    right = written == trial.value
+    seconds = stage.pace.now() - began
+    return Answer(name, length, number, told, gap_length(trial, length), text, right, seconds)
+
+
+def spoken(answer: Answer, trained: int) -> str:
+    """An answer in a line."""
+    verdict = "right" if answer.right else "wrong"
+    return (
+        f"  told “{answer.told}”, asked {answer.gap:,} tokens later ({answer.length / trained:.3g}× its training "
+        f"length): {answer.model} writes {answer.written!r}, {verdict} ({answer.seconds:.1f} s)"
+    )
+
+
+def _climb(
+    models: Sequence[tuple[str, Native]],
+    haystack: np.ndarray,
+    trial: Trial,
+    lengths: Sequence[int],
+    stage: Stage,
+    found: Recall,
+    say: Callable[[str], None],
+) -> int:
+    """The first fact at ever greater lengths, up to the greatest that fits; returns that."""
+    reach = lengths[0]
+    for i, length in enumerate(lengths):
+        if i not in (0, len(lengths) // 2, len(lengths) - 1):
+            continue
+        before = sum(answer.seconds for answer in found.answers[-len(models) :])
+        if not stage.fits(GROWTH * before * length / reach) and found.answers:
+            break
+        for name, model in models:
+            found.answers.append(ask(name, model, haystack, trial, length, 0, stage))
+            say(spoken(found.answers[-1], lengths[0]))
+        reach = length
+    return reach
+
+
+def _told(tokenizer: Tokenizer, trial: Trial) -> str:
+    return tokenizer.decode([*trial.cue, *trial.value]).strip()
