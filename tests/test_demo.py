@@ -42,8 +42,10 @@ def toy(tmp_path_factory) -> Plan:
     for name, core in (("nano", "polar"), ("nano-rope", "rope")):
         train(tiny(name, core, folder / "text"), folder / "runs" / name)
         (folder / "runs" / name / "final").rename(folder / name)
-    pair = (Contender(str(folder / "nano"), "ATMA"), Contender(str(folder / "nano-rope"), "RoPE control", "A caveat."))
-    return Plan(pair, str(folder / "source"), 272, doublings=2, sizes=(2, 2), most_steps=4)
+    control = Contender(str(folder / "nano-rope"), "RoPE control", "A caveat.")
+    stretched = replace(control, caveat="Stretched.", stretch="yarn")
+    three = (Contender(str(folder / "nano"), "ATMA"), control, stretched)
+    return Plan(three, str(folder / "source"), 272, doublings=2, sizes=(2, 2), most_steps=4)
 
 
 def tiny(name: str, core: str, text: Path) -> Recipe:
@@ -62,9 +64,9 @@ def test_the_demo_recalls_trains_measures_and_reports_and_can_be_run_again(toy: 
     path = demo(tmp_path / "demo", 1.0, plan=toy, threads=1, pace=Pace(60, ticking(0)))
     text, said = path.read_text(), " ".join(capsys.readouterr().out.split())
     assert path == tmp_path / "demo" / "report.html"
-    for name in ("ATMA", "RoPE control", "nano", "nano-rope"):
+    for name in ("ATMA", "RoPE control", "nano", "nano-rope", "nano-rope with YaRN"):
         assert f'<th scope="col">{name}</th>' in text
-    assert len(re.findall(r"at 4× its training length: ", text)) == 4
+    assert len(re.findall(r"at 4× its training length: ", text)) == 5
     assert "Needle recall" in text
     assert "A caveat." in text
     assert "Cut to end in time" not in text

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from atma.data.dataset import TokenSet
 from atma.demo.pace import Enough, Stage, lengths_in
-from atma.eval import Native, Row, choose_documents, fixed_targets, haystack, length_curve, needle, provenance, score
+from atma.eval import Native, Row, choose_documents, fixed_targets, haystack, length_curve, needle, provenance
 from atma.eval.documents import Documents, text_tokens
-from atma.eval.language_model import Scored
+from atma.eval.language_model import Scored, by_length
 from atma.eval.needle import VALUE_TOKENS, draw_trials, layouts
 from atma.eval.stream import Advance
-from atma.loading import Loaded
 from atma.tokenizer import Tokenizer
 
 SEED, TARGETS = 1234, 128
@@ -29,8 +28,9 @@ Show = Callable[[str, int, int], None]
 class Kept:
     """A language model that remembers what it was asked, row by row, so that asking again costs nothing."""
 
-    def __init__(self, loaded: Loaded, stage: Stage) -> None:
-        self.loaded, self.stage, self.model = loaded, stage, Native(loaded)
+    def __init__(self, model: Native, stage: Stage) -> None:
+        self.model, self.stage = model, stage
+        self.by_length = by_length(model)
         self.tokenizer: Tokenizer = self.model.tokenizer
         self.name, self.streaming, self.longest, self.truncated = self.model.name, self.model.streaming, None, 0
         self._nats: dict[bytes, np.ndarray] = {}
@@ -75,7 +75,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    models: Sequence[Loaded],
+    models: Sequence[Native],
     text: TokenSet,
     lengths: Sequence[int],
     sizes: tuple[int, int],
@@ -99,19 +99,19 @@ def measure(
     return Measured(rows, documents, needles, fitting)
 
 
-def reading_seconds(model: Loaded, lengths: Sequence[int], now: Callable[[], float]) -> dict[int, float]:
+def reading_seconds(model: Native, lengths: Sequence[int], now: Callable[[], float]) -> dict[int, float]:
     """Seconds to score one row of each length: a T + b T² through those at a sixteenth and a quarter of the last."""
     short, long = max(1, lengths[-1] // 16), max(2, lengths[-1] // 4)
     rates = []
     for length in (short, long):
         began = now()
-        score(model.model, torch.zeros(1, length + 1, dtype=torch.int64))
+        model.score(torch.zeros(1, length + 1, dtype=torch.int64))
         rates.append((now() - began) / length)
     growth = max(0.0, (rates[1] - rates[0]) / (long - short))
     return {length: length * (rates[1] + growth * (length - long)) for length in lengths}
 
 
-def _costs(models: Sequence[Loaded], lengths: Sequence[int], stage: Stage) -> dict[int, float]:
+def _costs(models: Sequence[Native], lengths: Sequence[int], stage: Stage) -> dict[int, float]:
     """Seconds for one text of each length, read by every model."""
     costs = [reading_seconds(model, lengths, stage.pace.now) for model in models]
     return {length: sum(cost[length] for cost in costs) for length in lengths}
@@ -155,10 +155,12 @@ def _rows(
     """The measures of what was read, each row with what it was measured with."""
     rows: list[Row] = []
     if len(read.tokens):
-        rows += length_curve(model, read, lengths) + fixed_targets(model, read, lengths, targets)
+        if not model.by_length:  # else each prefix is a reading of its own, which nobody made
+            rows += length_curve(model, read, lengths)
+        rows += fixed_targets(model, read, lengths, targets)
     if needles:
         rows += needle(model, haystack(text, model.tokenizer.eot), lengths, needles, SEED)
-    stamp = provenance(model.loaded, text, SEED)
+    stamp = provenance(model.model.loaded, text, SEED) | model.provenance()
     return [row | {"provenance": stamp} for row in rows]
 
 

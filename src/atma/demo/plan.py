@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from atma.config import Recipe, from_dict
+from atma.eval.language_model import Native
+from atma.eval.rope import Stretch, Stretched
 from atma.loading import Loaded, load
 
 
@@ -17,15 +20,24 @@ class Contender:
     """What the model trained here is called."""
     caveat: str = ""
     """What a reader must know before comparing, a sentence."""
+    stretch: Literal["linear", "yarn"] | None = None
+    """How its rotary positions are stretched over longer texts. Such a one is another's weights, and is not trained."""
 
 
 CONTENDERS = (
     Contender("nano", "ATMA"),
     Contender(
-        "nano-rope",
+        "nano-rope-canon",
         "RoPE control",
-        "It is ATMA's backbone with rotary attention, without memory and without Canon (a short convolution over the "
-        "keys); without Canon a model this small hardly learns to copy, so it is behind at every length.",
+        "It is ATMA with rotary softmax attention in place of Polar attention and memory; all else is the same, the "
+        "short convolutions over queries, keys and values (Canon) included.",
+    ),
+    Contender(
+        "nano-rope-canon",
+        "RoPE control, YaRN",
+        "These are the weights of the control, untuned; at every length its rotary positions are stretched by as much "
+        "as the text is longer than the training texts (YaRN, arXiv 2309.00071).",
+        "yarn",
     ),
 )
 
@@ -75,4 +87,11 @@ class Packaged:
         if recipe is None:
             raise ValueError(f"{loaded.path}: its config.json holds no recipe; save it with `atma train`")
         name = loaded.path.name if Path(contender.packaged).exists() else contender.packaged
+        name += {None: "", "linear": " interpolated", "yarn": " with YaRN"}[contender.stretch]
         return Packaged(contender, name, loaded, from_dict(Recipe, recipe))
+
+    def reader(self) -> Native:
+        """The model as it reads texts of any length."""
+        if self.contender.stretch is None:
+            return Native(self.loaded)
+        return Stretched(self.loaded, Stretch(self.contender.stretch, self.recipe.train.length))

@@ -23,7 +23,7 @@ from atma.eval.language_model import Native
 from atma.eval.loaded import tokenizer_of
 from atma.eval.results import add_rows
 from atma.generation import Settings, generate
-from atma.loading import Loaded, load
+from atma.loading import load
 from atma.report import Report, Run, Section, environment, page
 from atma.report.content import Recall
 from atma.report.opening import opening
@@ -65,6 +65,11 @@ class Demo:
     def trained_length(self) -> int:
         return self.packaged[0].recipe.train.length
 
+    @property
+    def trainable(self) -> list[Packaged]:
+        """Those that are not another's weights, read differently."""
+        return [model for model in self.packaged if model.contender.stretch is None]
+
     def interruptible(self) -> contextlib.AbstractContextManager[None]:
         """Ctrl-C ends with what there is."""
         return ending_on_interrupt(self.pace, self.say)
@@ -99,7 +104,7 @@ class Demo:
 def recall_stage(run: Demo) -> Recall:
     """What the packaged models recall at length, shown as it happens."""
     run.settle()
-    models = [(model.name, Native(model.loaded)) for model in run.packaged]
+    models = [(model.name, model.reader()) for model in run.packaged]
     text, lengths = text_of(run.text), run.plan.lengths(run.trained_length)
     names = " and ".join(name for name, _ in models)
     run.say(
@@ -118,11 +123,11 @@ def trained_section(run: Demo) -> Section:
     text = run.corpus("text", "bpe")
     run.settle()
     made, note = _trained(run, text)
-    loaded = [load(folder) for _, folder in made]
+    readers = [Native(load(folder)) for _, folder in made]
     stage = run.pace.stage(run.plan.trained_share)
     run.say("measuring the models trained here")
-    found = _measured(run, "the models trained here", loaded, text, (stage, Stage(run.pace, stage.pace.now())))
-    caveats = [one.contender.caveat for _ in range(run.seeds) for one in run.packaged]
+    found = _measured(run, "the models trained here", readers, text, (stage, Stage(run.pace, stage.pace.now())))
+    caveats = [one.contender.caveat for _ in range(run.seeds) for one in run.trainable]
     runs = [
         Run(recipe.name, recipe, read_record(folder), rows, caveat=caveat)
         for (recipe, folder), rows, caveat in zip(made, found.rows, caveats, strict=True)
@@ -140,8 +145,8 @@ def packaged_section(run: Demo) -> Section:
     whole = run.pace.stage(run.plan.packaged_share)
     losses = Stage(run.pace, whole.end - 0.6 * whole.left)
     run.say("measuring the packaged models: losses, then needles")
-    loaded = [model.loaded for model in run.packaged]
-    found = _measured(run, "the packaged models", loaded, text, (losses, whole))
+    readers = [model.reader() for model in run.packaged]
+    found = _measured(run, "the packaged models", readers, text, (losses, whole))
     runs = [_packaged_run(run, model, rows) for model, rows in zip(run.packaged, found.rows, strict=True)]
     return Section(title, runs, f"Trained beforehand, each by its recipe below. {_held_out(run.packaged, text)}")
 
@@ -162,7 +167,7 @@ def report_stage(run: Demo, command: str, recalled: Recall, sections: list[Secti
 def _trained(run: Demo, text: TokenSet) -> tuple[list[tuple[Recipe, Path]], str]:
     """Recipes as trained and their model folders, and the choice of tokens in words."""
     data = DataConfig(path=str(run.out / "text"))
-    recipes = [replace(one.recipe, name=one.contender.name, data=data) for one in run.packaged]
+    recipes = [replace(one.recipe, name=one.contender.name, data=data) for one in run.trainable]
     group = learners(recipes, run.seeds, run.folder)
     stage = run.pace.stage(run.plan.training_share)
     run.say(f"training {len(group)} models side by side, in turn, for about {stage.left:.0f} s")
@@ -192,7 +197,7 @@ def _training_words(run: Demo, text: TokenSet, trained: Trained, tokens: int) ->
     )
 
 
-def _measured(run: Demo, what: str, models: Sequence[Loaded], text: TokenSet, stages: tuple[Stage, Stage]) -> Measured:
+def _measured(run: Demo, what: str, models: Sequence[Native], text: TokenSet, stages: tuple[Stage, Stage]) -> Measured:
     wanted = run.plan.lengths(run.trained_length)
     with _lines(run) as show:
         found = measure(models, text, wanted, run.plan.sizes, stages, show)
@@ -208,7 +213,8 @@ def _measured(run: Demo, what: str, models: Sequence[Loaded], text: TokenSet, st
 
 
 def _packaged_run(run: Demo, model: Packaged, rows: list[dict]) -> Run:
-    sample = "" if run.pace.left <= 0 else generate(model.loaded.model, tokenizer_of(model.loaded), PROMPT, SAMPLE)
+    writes = run.pace.left > 0 and model.contender.stretch is None
+    sample = generate(model.loaded.model, tokenizer_of(model.loaded), PROMPT, SAMPLE) if writes else ""
     log = read_record(model.loaded.path) if (model.loaded.path / "metrics.jsonl").is_file() else []
     return Run(model.name, model.recipe, log, rows, sample, PROMPT, model.contender.caveat)
 
