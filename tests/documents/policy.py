@@ -42,7 +42,8 @@ CUTS = {
     ("diagnose",): [LENGTHS, ("--documents", "1"), ("--size", "quick"), ("--mask", "none")],
 }
 """Options of a verb that are set so that it takes seconds."""
-TRAINING = ("train.tokens=4096", "train.batch_tokens=1024", "data.copy_warmup_tokens=0", "evaluation.lengths=[64]")
+TRAINING = ("train.tokens=4096", "train.batch_tokens=1024", "data.copy_warmup_tokens=0")
+TRAINING += ("evaluation.lengths=[256]", "evaluation.documents=1", "evaluation.needle_trials=1")
 
 
 def why_not(one: Command | Code) -> str | None:
