@@ -31,7 +31,7 @@ NOT_RUN_CODE = {
     r"AsyncEngine": "goes on inside an event loop of the reader's; tests/serve/test_async.py has one",
     r"stage1_120_cells.csv": "the table of the paper; tests/sweep/test_analysis_published.py reads it where it is",
 }
-LENGTHS = ("--lengths", "64", "128")
+LENGTHS = ("--lengths", "128", "256")
 CUTS = {
     ("generate",): [("--max-tokens", "4")],
     ("eval", "lengths"): [LENGTHS, ("--documents", "1"), ("--needle-trials", "1")],
