@@ -271,7 +271,7 @@ except OSError as error:
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="the system limits no file sizes")
 def test_weights_that_really_cannot_be_written_leave_the_old_model(folder):
     command = [sys.executable, "-c", LIMITED, str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=600)
     assert ended.returncode == 2, ended.stderr
     assert f"{folder}: cannot be written, what was there stays as it was: " in ended.stdout
     assert load_model(folder)[0].config.width == 16 and names(folder.parent) == ["model"]

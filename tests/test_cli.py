@@ -74,7 +74,7 @@ def failing(capsys, *arguments):
 def run_apart(*arguments, **options):
     command = [sys.executable, "-m", "atma", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, **options)
 
 
 def test_help_lists_every_verb_and_loads_nothing_heavy():
@@ -198,7 +198,7 @@ def test_other_errors_keep_their_trace(monkeypatch):
 def test_a_reader_that_closes_early_is_no_error(folder):
     command = f'"{sys.executable}" -m atma generate x --model "{folder}" --ignore-end --max-tokens 0 | head -c 10'
     ended = subprocess.run(
-        command, shell=True, capture_output=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, shell=True, capture_output=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert ended.stderr == b""
 
@@ -253,7 +253,7 @@ def interrupt_when_it_writes(*arguments):
         process.stdout.read(5)
         process.send_signal(signal.SIGINT)
         try:
-            error = process.communicate(timeout=120)[1]
+            error = process.communicate(timeout=600)[1]
         finally:
             process.kill()
     return process.returncode, error.decode()

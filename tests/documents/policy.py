@@ -31,7 +31,7 @@ NOT_RUN_CODE = {
     r"AsyncEngine": "goes on inside an event loop of the reader's; tests/serve/test_async.py has one",
     r"stage1_120_cells.csv": "the table of the paper; tests/sweep/test_analysis_published.py reads it where it is",
 }
-LENGTHS = ("--lengths", "64", "128")
+LENGTHS = ("--lengths", "128", "256")
 CUTS = {
     ("generate",): [("--max-tokens", "4")],
     ("eval", "lengths"): [LENGTHS, ("--documents", "1"), ("--needle-trials", "1")],
@@ -42,7 +42,8 @@ CUTS = {
     ("diagnose",): [LENGTHS, ("--documents", "1"), ("--size", "quick"), ("--mask", "none")],
 }
 """Options of a verb that are set so that it takes seconds."""
-TRAINING = ("train.tokens=4096", "train.batch_tokens=1024", "data.copy_warmup_tokens=0", "evaluation.lengths=[64]")
+TRAINING = ("train.tokens=4096", "train.batch_tokens=1024", "data.copy_warmup_tokens=0")
+TRAINING += ("evaluation.lengths=[256]", "evaluation.documents=1", "evaluation.needle_trials=1")
 
 
 def why_not(one: Command | Code) -> str | None:

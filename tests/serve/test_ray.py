@@ -103,7 +103,7 @@ class Replicas:
 
     def open(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None):
         """A connection, and the response that has begun on it."""
-        wire = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        wire = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         usual = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
         wire.request(method, path, data, usual | (headers or {}))
@@ -233,7 +233,7 @@ def test_streams_arrive_as_they_are_written_and_end_when_the_client_leaves(live:
 @with_ray
 def test_the_openai_client_works(live: Replicas):
     url = f"http://127.0.0.1:{live.port}/v1"
-    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=120) as client:
+    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=600) as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
         talk: Any = [{"role": "user", "content": "hello"}]
         asked: Any = {"model": "tiny", "messages": talk, "max_tokens": 8, "temperature": 0}
@@ -332,7 +332,7 @@ def test_without_a_key_only_the_proxys_own_machine_is_answered():
     told = subprocess.run(
         [sys.executable, "-c", "from atma.serve.ray.forward import _is_local as f\n"
          "print([f({'client': c}) for c in [('127.0.0.1', 1), ('::1', 1), ('10.0.0.8', 1), ('host', 1), None]])"],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=600,
     )  # fmt: skip
     assert told.stdout.strip() == "[True, True, False, False, False]"
 

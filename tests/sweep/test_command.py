@@ -112,11 +112,11 @@ def test_data_that_takes_longer_than_a_lease_and_tells_nothing_is_made_once(tmp_
 
     def slowly(source, out, options, progress):
         started.append(out)
-        time.sleep(1.3)
+        time.sleep(5)
         out.mkdir(exist_ok=True)
         (out / MANIFEST).write_text("{}")
 
-    monkeypatch.setattr("atma.sweep.data.LEASE", 0.3)
+    monkeypatch.setattr("atma.sweep.data.LEASE", 2)
     monkeypatch.setattr("atma.sweep.data.prepare", slowly)
     sweep = tiny_sweep(tmp_path / "data")
     object.__setattr__(sweep, "source", Source("text", Preparation()))

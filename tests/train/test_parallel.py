@@ -58,7 +58,7 @@ def test_two_processes_make_the_step_of_one(tmp_path):
         subprocess.Popen(command, env=os.environ | group | {"RANK": str(rank)}, cwd=Path(__file__).parent)
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     first, second = (load_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     loss, weights = moved_weights(Ranks())

@@ -45,13 +45,13 @@ class Live:
     def stop(self) -> None:
         if self.loop is not None and self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.process.end)
-        self._thread.join(60)
+        self._thread.join(300)
         assert not self._thread.is_alive()
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> "Told":
         """One request on a connection of its own; a body that is not bytes is sent as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             kind = {} if data is None else {"content-type": "application/json"}
             connection.request(method, path, data, kind | (headers or {}))
@@ -75,14 +75,14 @@ class Live:
 
     def stats(self) -> dict[str, Any]:
         assert self.loop is not None
-        return asyncio.run_coroutine_threadsafe(self.service.stats(), self.loop).result(60) or {}
+        return asyncio.run_coroutine_threadsafe(self.service.stats(), self.loop).result(300) or {}
 
     def tasks(self) -> int:
         """Asyncio tasks of the server."""
         assert self.loop is not None
         return len(asyncio.all_tasks(self.loop))
 
-    def settled(self, seconds: float = 20) -> bool:
+    def settled(self, seconds: float = 300) -> bool:
         """Whether, before long, nothing is under way."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -142,5 +142,5 @@ def live(folder) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def client(live: Live) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as opened:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=300) as opened:
         yield opened

@@ -113,7 +113,7 @@ def test_bodies_of_all_requests_together_are_bounded(folder, monkeypatch):
 def test_heads_that_are_too_long_are_refused(live: Live):
     told = live.raw(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 100_000 + b"\r\n\r\n", 3)
     assert not told or told.startswith(b"HTTP/1.1 431 ")
-    told = live.raw(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 40_000, 3)
+    told = live.raw(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 40_000, 120)
     assert told.startswith(b"HTTP/1.1 431 ")
     assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["code"] == "malformed_http"
 
@@ -123,7 +123,7 @@ def test_slow_heads_and_slow_bodies_are_given_up(live: Live, monkeypatch):
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
     for start in (b"", b"GET / HT"):
         assert b"408 Request Timeout" in live.raw(start)
-    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", live.port), timeout=300) as wire:
         wire.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
         told = b""
         while not told.endswith(b"}"):
@@ -132,7 +132,7 @@ def test_slow_heads_and_slow_bodies_are_given_up(live: Live, monkeypatch):
         assert wire.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout")
         assert wire.recv(65536) == b""
     head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
-    assert live.raw(head + b"{", 5).startswith(b"HTTP/1.1 408 ")
+    assert live.raw(head + b"{", 120).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_reader_that_never_reads_is_given_up(live: Live, monkeypatch):
@@ -145,7 +145,7 @@ def test_a_reader_that_never_reads_is_given_up(live: Live, monkeypatch):
     wire.connect(("127.0.0.1", live.port))
     wire.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
     before = metric(live, "atma_disconnects_total")
-    assert live.settled(40)
+    assert live.settled()
     assert metric(live, "atma_disconnects_total") == before + 1
     wire.close()
 

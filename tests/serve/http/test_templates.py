@@ -137,7 +137,7 @@ def test_no_template_takes_more_time_than_it_has(monkeypatch):
         began = time.monotonic()
         [found] = rendered(text)
         assert isinstance(found, ApiError), text
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 120
 
 
 def test_a_rendering_that_hung_harms_no_later_one(monkeypatch):
