@@ -103,7 +103,7 @@ def _check_ids(path: Path, settings: object) -> None:
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(settings, dict) or not isinstance(vocabulary, dict | list):
         raise ValueError(f"{path}: not a tokenizer.json: no vocabulary in its table 'model'")
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    ids: list[Any] = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
     added = settings.get("added_tokens") or []
     ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     for i in ids:
