@@ -44,14 +44,14 @@ def read_backend(path: Path) -> Backend:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from None
     _check_ids(path, settings)
+    if why := unsuitable(settings):  # before the library reads it, which some of these end
+        raise ValueError(f"{path}: cannot be used: {why}; {_OTHERS}")
     try:
         backend = Backend.from_str(text)
     except Exception as error:
         if type(error) is not Exception:  # the library raises the base class for text that it cannot parse
             raise
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from None
-    if why := unsuitable(settings):
-        raise ValueError(f"{path}: cannot be used: {why}; {_OTHERS}")
     return backend
 
 
