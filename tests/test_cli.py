@@ -438,3 +438,14 @@ def test_lazy_names_of_the_package_are_what_they_say():
     assert set(atma.__all__) <= set(dir(atma))
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = atma.lode
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt_or_of_a_folder_s_settings(tmp_path, folder):
+    from atma.commands.generate import _prompt
+
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfOnce")
+    assert _prompt(None, tmp_path / "prompt.txt") == "Once"
+    marked = shutil.copytree(folder, tmp_path / "marked")
+    (marked / "manifest.json").unlink()
+    (marked / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    assert load(marked).model.config == load(folder).model.config
