@@ -487,3 +487,14 @@ def test_a_prompt_that_the_locale_could_not_read_is_read_by_its_bytes():
 def test_a_command_without_an_output_ends_well(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert main(["info"]) == 0
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt_or_of_a_folder_s_settings(tmp_path, folder):
+    from atma.commands.generate import _prompt
+
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfOnce")
+    assert _prompt(None, tmp_path / "prompt.txt") == "Once"
+    marked = shutil.copytree(folder, tmp_path / "marked")
+    (marked / "manifest.json").unlink()
+    (marked / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    assert load(marked).model.config == load(folder).model.config

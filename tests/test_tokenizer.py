@@ -146,18 +146,27 @@ def word_ends() -> Backend:
     return backend
 
 
+def begins(text: str) -> dict:
+    """Settings whose merges cut a character in two when the library reads them, which would end the process."""
+    settings = json.loads(Backend(models.BPE({text[0]: 0, text: 1}, [])).to_str())
+    settings["model"] |= {"continuing_subword_prefix": "##", "merges": [[text[0], text[0]]]}
+    return settings
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (word_piece, "a WordPiece tokenizer, whose tokens do not say where white space was"),
         (word_ends, "it ends parts of words with '</w>'"),
+        (lambda: json.dumps(begins("\u00e9\u00e9")), "it begins parts of words with '##'"),
         (lambda: Backend(models.WordLevel({"<eos>": 0, "word": 1})), "it has no decoder"),
         (lambda: Backend(models.BPE({"a": 0, "</s>": 1}, [])), "it has no decoder"),
     ],
-    ids=["word-piece", "word-ends", "word-level", "no-decoder"],
+    ids=["word-piece", "word-ends", "word-begins", "word-level", "no-decoder"],
 )
 def test_a_tokenizer_whose_tokens_have_no_bytes_is_refused_with_what_to_take_instead(tmp_path, make, reason):
-    make().save(str(tmp_path / "tokenizer.json"))
+    made = make()
+    (tmp_path / "tokenizer.json").write_text(made if isinstance(made, str) else made.to_str())
     with pytest.raises(ValueError, match=r"tokenizer.json: cannot be used: .*take --tokenizer bytes") as told:
         load_tokenizer(tmp_path)
     assert reason in str(told.value)

@@ -59,7 +59,8 @@ def _options(hints: dict[str, Any], prefix: str) -> list[tuple[str, Kind]]:
             inner = "" if _omits_prefix(marks) else f"{prefix}{name}."
             found += _options(typing.get_type_hints(hint, include_extras=True), inner)
         elif field != "return":
-            found += [(f"--{prefix}{name}", _kind(hint)), (f"--{prefix}no-{name}", "flag")]
+            found.append((f"--{prefix}{name}", _kind(hint)))
+            found.append((f"--{prefix}no-{name}", "flag"))
     return found
 
 
@@ -71,7 +72,8 @@ def _omits_prefix(marks: tuple[Any, ...]) -> bool:
 
 def _kind(hint: Any) -> Kind:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return max((_kind(part) for part in typing.get_args(hint)), key=("flag", "value", "list").index)
+        kinds = {_kind(part) for part in typing.get_args(hint)}
+        return "list" if "list" in kinds else "value" if "value" in kinds else "flag"
     if hint is bool or hint is type(None):
         return "flag"
     return "list" if typing.get_origin(hint) in (tuple, list, set, frozenset, dict) else "value"

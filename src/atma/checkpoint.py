@@ -214,7 +214,7 @@ def verify_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ValueError when it is missing, unreadable or something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path}: missing") from None
     except (ValueError, RecursionError) as error:

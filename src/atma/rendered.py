@@ -57,4 +57,4 @@ class Rendered:
         settings["post_processor"] = None  # it may name special tokens, which this copy has not, and is not used
         reader = Backend.from_str(json.dumps(settings))
         reader.encode_special_tokens = False
-        return reader, {reader.token_to_id(name): i for name, i in ids.items()}
+        return reader, {found: i for name, i in ids.items() if (found := reader.token_to_id(name)) is not None}

@@ -44,14 +44,14 @@ def read_backend(path: Path) -> Backend:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from None
     _check_ids(path, settings)
+    if why := unsuitable(settings):  # before the library reads it, which some of these end
+        raise ValueError(f"{path}: cannot be used: {why}; {_OTHERS}")
     try:
         backend = Backend.from_str(text)
     except Exception as error:
         if type(error) is not Exception:  # the library raises the base class for text that it cannot parse
             raise
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from None
-    if why := unsuitable(settings):
-        raise ValueError(f"{path}: cannot be used: {why}; {_OTHERS}")
     return backend
 
 
@@ -103,7 +103,7 @@ def _check_ids(path: Path, settings: object) -> None:
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(settings, dict) or not isinstance(vocabulary, dict | list):
         raise ValueError(f"{path}: not a tokenizer.json: no vocabulary in its table 'model'")
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    ids: list[Any] = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
     added = settings.get("added_tokens") or []
     ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     for i in ids:

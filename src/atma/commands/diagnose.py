@@ -85,7 +85,7 @@ def _documents(loaded: "Loaded", data: Path, text: Path | None, plan: Plan) -> "
     tokenizer, extent = tokenizer_of(loaded), plan.extent
     if text is not None:
         try:
-            words = text.read_text(encoding="utf-8")
+            words = text.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError(f"{text}: not UTF-8 text; name a plain text file") from None
         return documents_of_text(tokenizer, words, extent.lengths[-1], extent.documents)

@@ -91,7 +91,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str | None:
         return None if prompt is None else _argument(prompt)
     data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text (byte {error.start:,}); a prompt must be text") from None
 

@@ -136,6 +136,10 @@ def parquet(path: Path, name: str, field: str, left_out: LeftOut) -> Iterator[Do
                         yield Document(f"{name}:{number}", text)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"{path}: not a whole parquet file: {str(error).splitlines()[0]}") from None
     except UnicodeError:
         raise ValueError(f"{path}: its column '{field}' holds text that is not UTF-8") from None
 

@@ -65,12 +65,12 @@ def _every_document(source: str | Path, field: str, left_out: LeftOut, split: st
         return _folder(path, field, left_out, split)
     if str(source) != STDLIB and path.is_dir():
         return _saved_dataset(path, path.name, field, left_out, split)
+    if str(source) != STDLIB and not path.exists():
+        raise ValueError(f"{source}: no such file or folder; to mean a Hugging Face dataset write hf:{source}")
     if split is not None:
         raise ValueError(f"{source}: has no splits, so '{split}' cannot be chosen; leave --split out")
     if str(source) == STDLIB:
         return _standard_library(left_out)
-    if not path.exists():
-        raise ValueError(f"{source}: no such file or folder; to mean a Hugging Face dataset write hf:{source}")
     return _file(path, path.name, field, left_out)
 
 

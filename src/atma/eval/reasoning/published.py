@@ -114,7 +114,7 @@ def _rows(path: Path) -> Sequence[Any]:
 def _json(path: Path) -> Sequence[Any]:
     """One array, or an object a line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [json.loads(line) for line in text.split("\n") if line.strip()]
