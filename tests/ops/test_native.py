@@ -182,10 +182,8 @@ def test_a_folder_of_others_is_not_used_a_private_one_is_and_that_is_told(librar
         found = found_with(library)
         assert not ran.exists()
         assert found.native and str(private / library.name) in found.reason
-        assert found.told.splitlines() == [
-            f"atma: compiled kernels are kept in {private}: {library.parent}: {found.told.partition(f'{library.parent}: ')[2].strip()}"
-        ]
-        assert why in found.told
+        assert f"atma: compiled kernels are kept in {private}: {library.parent}: {why}" in found.told
+        assert len(found.told.splitlines()) == 1
     assert builds(library) == 1 and stat.S_IMODE(private.stat().st_mode) == 0o700
 
 

@@ -109,3 +109,18 @@ def test_gathered_pages_are_the_keys_in_order_and_zero_behind() -> None:
             assert torch.equal(whole[b, :, :length], expected[b, :, :length])
             assert not whole[b, :, length:].any()
     assert got[0].shape[2] == 32
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_a_key_that_is_not_finite_spoils_only_the_queries_that_see_it(shape, window) -> None:
+    q, k, v, keys, values, start = _case(shape, (0, 17), 70)
+    at = 33
+    k[0, :, at], v[0, :, at] = torch.nan, torch.inf
+    _fill(k, v, keys, values, start)
+    c, magnitude = paged.polar_attention(q, keys, values, _scalars(shape[0], shape[2]), start, window, 50, 2.0)
+    seen = torch.zeros(2, 70, dtype=torch.bool)
+    seen[0, at : None if window is None else at + window] = True
+    for y in (c.isfinite().all(-1), magnitude.isfinite()):
+        assert torch.equal(y.all(1), ~seen)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from atma.disk import content, destination
 from atma.sweep import files
 from atma.sweep.cells import Sweep, label
 from atma.sweep.task import FAILED, RESULT, Limits, Task, process_is_gone
@@ -49,11 +50,8 @@ class Ledger:
 
         ValueError when the folder holds something else.
         """
-        if (
-            folder.is_dir()
-            and not (folder / PLAN).exists()
-            and any(not p.name.startswith(".") for p in folder.iterdir())
-        ):
+        folder = destination(folder)
+        if content(folder) and not (folder / PLAN).exists():
             raise ValueError(f"{folder}: not empty and not a sweep; choose another folder")
         limits = Limits(sweep.config.attempts, sweep.config.deaths, sweep.config.lease)
         cells = [{"cell": cell.id, "factors": cell.factors, "seed": cell.seed} for cell in sweep.cells]

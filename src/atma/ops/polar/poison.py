@@ -24,9 +24,9 @@ def kept_apart(statistics: Statistics) -> Statistics:
         if q.shape[2] == 1 or not _doubtful(k, v, first, last):
             return statistics(q, k, v, scale, first, last)
         bad, seen = poisoned(k, v, first, last)
-        clean = (x.masked_fill(bad.unsqueeze(-1), 0) for x in (k, v))
+        hidden = bad.unsqueeze(-1)
         spoilt = seen.repeat_interleave(q.shape[1] // k.shape[1], 1)
-        S, L, Q, M = statistics(q, *clean, scale, first, last)
+        S, L, Q, M = statistics(q, k.masked_fill(hidden, 0), v.masked_fill(hidden, 0), scale, first, last)
         L, Q, M = (x.masked_fill(spoilt, torch.nan) for x in (L, Q, M))
         return S.masked_fill(spoilt.unsqueeze(-1), torch.nan), L, Q, M
 
