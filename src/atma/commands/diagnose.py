@@ -10,6 +10,7 @@ from atma.commands.suite import check_page, command_line, print_table
 from atma.diagnose.plan import Plan
 
 if TYPE_CHECKING:
+    from atma.data.prepare import Progress
     from atma.eval.documents import Documents
     from atma.loading import Loaded
 
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 def run(
     model: str = "nano",
     /,
-    data: Path = Path("data/stdlib"),
+    data: Path | None = None,
     text: Path | None = None,
     plan: Annotated[Plan, tyro.conf.OmitArgPrefixes] = Plan(),  # noqa: B008
     page: Path = Path("runs/diagnose.html"),
@@ -35,7 +36,8 @@ def run(
 
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
-        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read.
+        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read. Default: the
+            data that the model was trained on if they are here, else the held-out files of the standard library.
         text: A plain text file to read in place of the data, cut into documents of the longest length.
         plan: What to measure.
         page: The HTML page to write.
@@ -50,8 +52,8 @@ def run(
 
     check_page(page)
     loaded = _loaded(model, dtype, device)
-    documents = _documents(loaded, data, text, plan)
     with bars() as progress:
+        documents = _documents(loaded, data, text, plan, progress)
         found = diagnose(loaded, documents, plan, out, progress)
     for number, sentence in enumerate(sentences(found.findings), 1):
         print(f"{number}. {sentence}")
@@ -76,10 +78,10 @@ def _loaded(model: str, dtype: str, device: str) -> "Loaded":
     return loaded
 
 
-def _documents(loaded: "Loaded", data: Path, text: Path | None, plan: Plan) -> "Documents":
-    from atma.data.dataset import TokenSet
+def _documents(loaded: "Loaded", data: Path | None, text: Path | None, plan: Plan, progress: "Progress") -> "Documents":
     from atma.diagnose.texts import documents_of_text
     from atma.eval.documents import choose_documents
+    from atma.eval.held_out import open_text
     from atma.eval.loaded import tokenizer_of
 
     tokenizer, extent = tokenizer_of(loaded), plan.extent
@@ -89,9 +91,7 @@ def _documents(loaded: "Loaded", data: Path, text: Path | None, plan: Plan) -> "
         except UnicodeDecodeError:
             raise ValueError(f"{text}: not UTF-8 text; name a plain text file") from None
         return documents_of_text(tokenizer, words, extent.lengths[-1], extent.documents)
-    token_set = TokenSet.open(data, "validation")
-    if token_set.tokenizer is not None and token_set.tokenizer.hash() != tokenizer.hash():
-        raise ValueError(f"{data} was made with another tokenizer than the model's; prepare it with the model's own")
+    token_set = open_text(loaded, data, progress)
     return choose_documents(token_set, tokenizer.eot, extent.lengths[-1], extent.documents, plan.seed, joined=True)
 
 
