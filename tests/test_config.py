@@ -104,3 +104,32 @@ def test_a_token_budget_leaves_long_lengths_fewer_needles_and_one_at_least():
     assert [evaluation.trials(length) for length in evaluation.lengths] == [8, 2, 1]
     assert EvaluationConfig(needle_trials=0, needle_tokens=4000).trials(100) == 0
     assert EvaluationConfig().trials(1_000_000) == 32
+
+
+@pytest.mark.parametrize("name", ["nano", "small", "base"])
+def test_what_a_preset_bounds_by_its_length_follows_the_length_of_the_recipe(tmp_path, name):
+    text = f'[model]\npreset = "{name}"\n[train]\nlength = 1024\n'
+    model = load_recipe(write(tmp_path / "a.toml", text)).model
+    assert (model.count_limit, model.max_half_life) == (1024, 1024.0) and isinstance(model.max_half_life, float)
+
+
+def test_a_bound_that_is_said_and_a_preset_without_one_stay(tmp_path):
+    said = '[model]\npreset = "nano"\ncount_limit = 300\n[train]\nlength = 1024\n'
+    model = load_recipe(write(tmp_path / "a.toml", said)).model
+    assert (model.count_limit, model.max_half_life) == (300, 1024.0)
+    for name in ("nano-test", "base-published"):
+        text = f'[model]\npreset = "{name}"\n[train]\nlength = 1024\n'
+        assert load_recipe(write(tmp_path / "b.toml", text)).model == preset(name)
+    assert load_recipe(write(tmp_path / "c.toml", '[model]\npreset = "nano"\n')).model == preset("nano")
+
+
+def test_settings_of_the_command_line_are_said_before_the_preset_is_filled_in(tmp_path):
+    path = write(tmp_path / "a.toml", '[model]\npreset = "nano"\n')
+    recipe = load_recipe(path, ("train.length=1024", "model.preset=small"))
+    assert recipe.model.width == preset("small").width and recipe.model.count_limit == 1024
+    assert load_recipe(path, ("train.length=1024", "model.count_limit=256")).model.count_limit == 256
+
+
+def test_a_stored_recipe_says_its_bounds_and_keeps_them(tmp_path):
+    old = Recipe("old", preset("nano"), train=TrainConfig(length=1024))
+    assert load_recipe(write(tmp_path / "recipe.toml", dump_toml(old))) == old

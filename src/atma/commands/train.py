@@ -5,8 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from atma.config import Recipe, from_dict, load_recipe, to_dict
-from atma.strict import read_value
+from atma.config import Recipe, assign, from_dict, load_recipe, to_dict
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 
@@ -40,7 +39,7 @@ def run(
     from atma.train import export_tensorboard, terminal_progress, train
 
     device_of(device)
-    chosen = override(load_recipe(recipe), assignments)
+    chosen = load_recipe(recipe, assignments)
     folder = out or Path("runs") / chosen.name
     announce(chosen, evaluate)
     final = train(chosen, folder, resume, terminal_progress(), device)
@@ -53,15 +52,5 @@ def run(
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     """The recipe with settings "table.key=value" changed; a value is TOML, or else text. ValueError as for a recipe."""
     values = to_dict(recipe)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path.strip():
-            raise ValueError(f"--set {assignment}: write KEY=VALUE, such as train.tokens=100000")
-        *tables, key = path.strip().split(".")
-        table = values
-        for name in tables:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise ValueError(f"--set {assignment}: '{name}' is no table of a recipe")
-        table[key] = read_value(text)
+    assign(values, assignments)
     return from_dict(Recipe, values)
