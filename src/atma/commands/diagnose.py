@@ -98,7 +98,11 @@ def _documents(loaded: "Loaded", data: Path | None, text: Path | None, plan: Pla
 def _tables(rows: list[Row]) -> None:
     lengths = sorted({row["length"] for row in rows if row["kind"] == "loss"})
     heads = [f"{length:,}" for length in lengths]
-    print_table("Loss, nats a token (share of record digits told)", ["", *heads], _losses(rows, lengths))
+    print_table(
+        "Loss, nats a token (share of record digits told, 95% interval, of how many)",
+        ["", *heads],
+        _losses(rows, lengths),
+    )
     effects = {(row["change"], row["length"]): row for row in rows if row["kind"] == "effect"}
     cells = [
         [name, *(_effect(effects[name, n]) for n in lengths)] for name in dict.fromkeys(name for name, _ in effects)
@@ -128,7 +132,10 @@ def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:
 
 
 def _share(row: Row) -> str:
-    return f"{row['token_accuracy']:.0%}"
+    from atma.eval.needle import VALUE_TOKENS
+    from atma.eval.statistics import share_text
+
+    return share_text(row, "token_accuracy", "token_", row["trials"] * VALUE_TOKENS)
 
 
 def _effect(row: Row) -> str:
