@@ -98,11 +98,8 @@ def _documents(loaded: "Loaded", data: Path | None, text: Path | None, plan: Pla
 def _tables(rows: list[Row]) -> None:
     lengths = sorted({row["length"] for row in rows if row["kind"] == "loss"})
     heads = [f"{length:,}" for length in lengths]
-    print_table(
-        "Loss, nats a token (share of record digits told, 95% interval, of how many)",
-        ["", *heads],
-        _losses(rows, lengths),
-    )
+    caption = "in brackets the share of record digits told, its 95% interval, and of how many"
+    print_table("Loss, nats a token", ["", *heads], _losses(rows, lengths), caption)
     effects = {(row["change"], row["length"]): row for row in rows if row["kind"] == "effect"}
     cells = [
         [name, *(_effect(effects[name, n]) for n in lengths)] for name in dict.fromkeys(name for name, _ in effects)
