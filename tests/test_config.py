@@ -137,3 +137,32 @@ def test_one_canon_tap_needs_the_start_that_it_can_have():
         ModelConfig(canon_taps=1)
     assert ModelConfig(canon_taps=1, canon_init="uniform").canon_taps == 1
     assert ModelConfig(canon_taps=1, core="rope").canon_taps == 1
+
+
+@pytest.mark.parametrize("name", ["nano", "small", "base"])
+def test_what_a_preset_bounds_by_its_length_follows_the_length_of_the_recipe(tmp_path, name):
+    text = f'[model]\npreset = "{name}"\n[train]\nlength = 1024\n'
+    model = load_recipe(write(tmp_path / "a.toml", text)).model
+    assert (model.count_limit, model.max_half_life) == (1024, 1024.0) and isinstance(model.max_half_life, float)
+
+
+def test_a_bound_that_is_said_and_a_preset_without_one_stay(tmp_path):
+    said = '[model]\npreset = "nano"\ncount_limit = 300\n[train]\nlength = 1024\n'
+    model = load_recipe(write(tmp_path / "a.toml", said)).model
+    assert (model.count_limit, model.max_half_life) == (300, 1024.0)
+    for name in ("nano-test", "base-published"):
+        text = f'[model]\npreset = "{name}"\n[train]\nlength = 1024\n'
+        assert load_recipe(write(tmp_path / "b.toml", text)).model == preset(name)
+    assert load_recipe(write(tmp_path / "c.toml", '[model]\npreset = "nano"\n')).model == preset("nano")
+
+
+def test_settings_of_the_command_line_are_said_before_the_preset_is_filled_in(tmp_path):
+    path = write(tmp_path / "a.toml", '[model]\npreset = "nano"\n')
+    recipe = load_recipe(path, ("train.length=1024", "model.preset=small"))
+    assert recipe.model.width == preset("small").width and recipe.model.count_limit == 1024
+    assert load_recipe(path, ("train.length=1024", "model.count_limit=256")).model.count_limit == 256
+
+
+def test_a_stored_recipe_says_its_bounds_and_keeps_them(tmp_path):
+    old = Recipe("old", preset("nano"), train=TrainConfig(length=1024))
+    assert load_recipe(write(tmp_path / "recipe.toml", dump_toml(old))) == old

@@ -1,5 +1,6 @@
 """Steps that are recorded once and replayed give what the model gives, for every core, dtype and batch."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -50,6 +51,15 @@ def test_every_step_and_the_state_after_it_are_the_model_s(core, memory, window)
         assert_close(found, expected, 1e-11)
         for mine, theirs in zip(states.tensors(decoder.state), states.tensors(other), strict=True):
             assert_close(mine, theirs, 1e-11)
+
+
+@needs_kernels
+def test_steps_with_stretched_positions_are_recorded_and_are_the_model_s():
+    config = dataclasses.replace(tiny("rope"), rope_scaling="yarn", rope_factor=4.0, rope_trained=8)
+    model = randomise(Model(config))
+    for decoder, found, expected, _ in both(model, started(model)):
+        assert decoder.how.startswith("recorded")
+        assert_close(found, expected, 1e-11)
 
 
 @needs_kernels

@@ -9,15 +9,18 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from atma.model_config import PRESETS, CanonInit, Core, Kind, ModelConfig, RopeScaling, preset
-from atma.strict import check_fields, from_dict, plain, read_toml, require, to_dict, toml_value
+from atma.strict import check_fields, from_dict, plain, read_toml, read_value, require, to_dict, toml_value
 
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
 Precision = Literal["auto", "float32", "bfloat16"]
+FOLLOWING = ("count_limit", "max_half_life")
+"""Settings of a model that presets bound by the length of training."""
 
 
 @dataclass(frozen=True)
@@ -151,24 +154,57 @@ class Recipe:
         require(plain, "name", self.name, "the name of a folder, without slashes")
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a TOML recipe. `[model] preset = "nano"` starts from a preset. ValueError says which file and key."""
+def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe, changed by assignments "table.key=value". `[model] preset = "nano"` starts from a preset.
+
+    ValueError says which file and key.
+    """
     path = Path(path)
-    values = read_toml(path, "recipe")
+    values = {"name": path.stem} | read_toml(path, "recipe")
+    assign(values, assignments)
     try:
-        return recipe_of({"name": path.stem} | values)
+        return recipe_of(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
+def assign(values: dict[str, Any], assignments: Sequence[str]) -> None:
+    """Change tables by "table.key=value", a value being TOML, or else text. ValueError for anything else."""
+    given = set[str]()
+    for assignment in assignments:
+        path, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not path:
+            raise ValueError(f"--set {assignment}: write KEY=VALUE, such as train.tokens=100000")
+        if path in given:
+            raise ValueError(f"--set {assignment}: '{path}' is set twice; keep the one that you mean")
+        given.add(path)
+        *tables, key = path.split(".")
+        table = values
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ValueError(f"--set {assignment}: '{name}' is no table of a recipe")
+        table[key] = read_value(text)
+
+
 def recipe_of(values: dict[str, Any]) -> Recipe:
-    """The recipe of the tables of a recipe file, its preset filled in. ValueError says which key."""
+    """The recipe of the tables of a recipe file, its preset filled in. ValueError says which key.
+
+    What a preset bounds by its training length (`FOLLOWING`) is bounded by this recipe's, unless the table says it.
+    """
     model = values.get("model", {})
     if isinstance(model, dict) and "preset" in model:
-        values = values | {
-            "model": to_dict(preset(model["preset"])) | {k: v for k, v in model.items() if k != "preset"}
-        }
+        own = {key: value for key, value in model.items() if key != "preset"}
+        values = values | {"model": _from_preset(preset(model["preset"]), values.get("train")) | own}
     return from_dict(Recipe, values)
+
+
+def _from_preset(chosen: ModelConfig, train: Any) -> dict[str, Any]:
+    length = train.get("length", TrainConfig.length) if isinstance(train, dict) else TrainConfig.length
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:  # an error that TrainConfig tells
+        return to_dict(chosen)
+    bounded = [name for name in FOLLOWING if getattr(chosen, name) not in (None, math.inf)]
+    return to_dict(chosen) | dict.fromkeys(bounded, length)
 
 
 def canonical(config: Any) -> dict[str, Any]:
@@ -215,6 +251,7 @@ __all__ = [
     "Regulariser",
     "RopeScaling",
     "TrainConfig",
+    "assign",
     "canonical",
     "canonical_json",
     "dump_toml",

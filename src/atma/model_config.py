@@ -33,7 +33,8 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     tied_head: bool = False
     max_half_life: float = math.inf
-    """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form."""
+    """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form. A recipe that
+    starts from a preset with a bound, and sets none, has its own training length here, and in `count_limit`."""
     learned_half_life: bool = False
     """Each memory head learns its own bound, beginning at max_half_life: a further factor of its γ."""
     count_limit: int | None = None

@@ -27,7 +27,7 @@ class Split:
 
     def __init__(self, sizes: list[int], tokenizer: Tokenizer | None = None) -> None:
         rng = np.random.default_rng(7)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.path = tokenizer, Path("split")
         self.texts = [np.concatenate([[EOT], rng.integers(97, 123, size)]) for size in sizes]
         self.stream = np.concatenate(self.texts)
         self.lengths = np.array([len(text) for text in self.texts])

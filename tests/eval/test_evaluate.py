@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from atma.commands.eval_lengths import table
 from atma.config import EvaluationConfig
 from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare
@@ -183,3 +184,10 @@ def test_rows_that_cannot_be_written_name_the_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"rows\.jsonl: cannot be written: "):
         write_rows(tmp_path / "file" / "rows.jsonl", [{"loss": 1.0}])
+
+
+def test_needles_are_told_with_their_number_and_interval():
+    shares = {"token_accuracy": 1.0, "token_low": 0.7, "token_high": 1.0}
+    shares |= {"exact_accuracy": 1.0, "exact_low": 0.34, "exact_high": 1.0}
+    [cells] = table([{"kind": "needle", "length": 64, "trials": 2} | shares])
+    assert cells == ["64", "–", "–", "100% [70%, 100%] of 10", "100% [34%, 100%] of 2"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atma.eval.statistics import last_minus_first, mean_interval, says, slope, student_95, wilson
+from atma.eval.statistics import last_minus_first, mean_interval, says, share_text, slope, student_95, wilson
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,9 @@ def test_the_change_is_the_last_length_minus_the_first():
 def test_a_slope_needs_two_lengths():
     with pytest.raises(ValueError, match="two lengths"):
         slope(np.ones((3, 1)), [256])
+
+
+def test_a_share_is_told_with_its_interval_and_number():
+    row = {"exact_accuracy": 1.0, "exact_low": 0.342, "exact_high": 1.0}
+    assert share_text(row, "exact_accuracy", "exact_", 2) == "100% [34%, 100%] of 2"
+    assert share_text(row | {"exact_low": None}, "exact_accuracy", "exact_", 2, 1) == "100.0% of 2"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from atma.commands.suite import told_trials
+from atma.commands.suite import left_out, told_trials
 from atma.eval import suite as suites
 from atma.eval.language_model import Native
 from atma.eval.results import read_rows
@@ -148,3 +148,12 @@ def test_a_prompt_of_one_token_is_continued(tiny):
 def test_no_prompt_or_nothing_to_write_is_refused(tiny, prompt, most):
     with pytest.raises(ValueError, match="needs a prompt and a token to write"):
         Native(tiny).generate(prompt, most)
+
+
+def test_what_a_budget_had_no_room_for_is_said_in_words():
+    wanted = {8: 4, 32: 4, 1024: 4, 4096: 4}
+    assert left_out("1s", wanted, {8: 4, 32: 1}) == (
+        "--budget 1s: not measured, for want of time: 1,024, 4,096 tokens; fewer trials: 1 of 4 at 32 tokens; "
+        "give a longer one"
+    )
+    assert left_out("1s", wanted, wanted) == "" == left_out("1s", {}, {})

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from atma.cli import main
-from atma.commands.trained import command
+from atma.commands.trained import command, short_bounds
 from atma.config import EvaluationConfig, Recipe
 from atma.data.prepare import Preparation, prepare
 
@@ -110,3 +110,15 @@ def test_one_process_of_several_speaks(train, monkeypatch):
     monkeypatch.setattr("builtins.print", lambda *words: said.append(words))
     announce(dataclasses.replace(Recipe(), data=dataclasses.replace(Recipe().data, recall_share=0.4)), False)
     assert said == []
+
+
+def test_bounds_shorter_than_the_rows_are_told(corpus):
+    def lines(**changes):
+        model = dataclasses.replace(Recipe().model, **changes)
+        return short_bounds(dataclasses.replace(Recipe(), model=model))  # of rows of 256
+
+    assert lines() == lines(count_limit=256, max_half_life=256) == []
+    assert lines(count_limit=128, core="rope", memory=False) == []
+    [one] = lines(count_limit=128)
+    assert one.startswith("count_limit = 128 is below train.length = 256;")
+    assert len(lines(count_limit=128, max_half_life=64)) == 2

@@ -1,4 +1,4 @@
-"""A live bar per stage of a job on the terminal's error stream; nothing where that is not a terminal."""
+"""One live bar for a job on the terminal's error stream; nothing where that is not a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {}
+        task: list[TaskID] = []
 
         def advance(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
+            if not task:
+                task.append(progress.add_task(stage, total=total))
+            progress.update(task[0], description=stage, completed=done, total=total)
 
         yield advance

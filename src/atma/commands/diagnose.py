@@ -10,6 +10,7 @@ from atma.commands.suite import check_page, command_line, print_table
 from atma.diagnose.plan import Plan
 
 if TYPE_CHECKING:
+    from atma.data.prepare import Progress
     from atma.eval.documents import Documents
     from atma.loading import Loaded
 
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 def run(
     model: str = "nano",
     /,
-    data: Path = Path("data/stdlib"),
+    data: Path | None = None,
     text: Path | None = None,
     plan: Annotated[Plan, tyro.conf.OmitArgPrefixes] = Plan(),  # noqa: B008
     page: Path = Path("runs/diagnose.html"),
@@ -35,7 +36,8 @@ def run(
 
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
-        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read.
+        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read. Default: the
+            data that the model was trained on if they are here, else the held-out files of the standard library.
         text: A plain text file to read in place of the data, cut into documents of the longest length.
         plan: What to measure.
         page: The HTML page to write.
@@ -50,8 +52,8 @@ def run(
 
     check_page(page)
     loaded = _loaded(model, dtype, device)
-    documents = _documents(loaded, data, text, plan)
     with bars() as progress:
+        documents = _documents(loaded, data, text, plan, progress)
         found = diagnose(loaded, documents, plan, out, progress)
     for number, sentence in enumerate(sentences(found.findings), 1):
         print(f"{number}. {sentence}")
@@ -76,10 +78,10 @@ def _loaded(model: str, dtype: str, device: str) -> "Loaded":
     return loaded
 
 
-def _documents(loaded: "Loaded", data: Path, text: Path | None, plan: Plan) -> "Documents":
-    from atma.data.dataset import TokenSet
+def _documents(loaded: "Loaded", data: Path | None, text: Path | None, plan: Plan, progress: "Progress") -> "Documents":
     from atma.diagnose.texts import documents_of_text
     from atma.eval.documents import choose_documents
+    from atma.eval.held_out import open_text
     from atma.eval.loaded import tokenizer_of
 
     tokenizer, extent = tokenizer_of(loaded), plan.extent
@@ -89,16 +91,15 @@ def _documents(loaded: "Loaded", data: Path, text: Path | None, plan: Plan) -> "
         except UnicodeDecodeError:
             raise ValueError(f"{text}: not UTF-8 text; name a plain text file") from None
         return documents_of_text(tokenizer, words, extent.lengths[-1], extent.documents)
-    token_set = TokenSet.open(data, "validation")
-    if token_set.tokenizer is not None and token_set.tokenizer.hash() != tokenizer.hash():
-        raise ValueError(f"{data} was made with another tokenizer than the model's; prepare it with the model's own")
+    token_set = open_text(loaded, data, progress)
     return choose_documents(token_set, tokenizer.eot, extent.lengths[-1], extent.documents, plan.seed, joined=True)
 
 
 def _tables(rows: list[Row]) -> None:
     lengths = sorted({row["length"] for row in rows if row["kind"] == "loss"})
     heads = [f"{length:,}" for length in lengths]
-    print_table("Loss, nats a token (share of record digits told)", ["", *heads], _losses(rows, lengths))
+    caption = "in brackets the share of record digits told, its 95% interval, and of how many"
+    print_table("Loss, nats a token", ["", *heads], _losses(rows, lengths), caption)
     effects = {(row["change"], row["length"]): row for row in rows if row["kind"] == "effect"}
     cells = [
         [name, *(_effect(effects[name, n]) for n in lengths)] for name in dict.fromkeys(name for name, _ in effects)
@@ -128,7 +129,10 @@ def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:
 
 
 def _share(row: Row) -> str:
-    return f"{row['token_accuracy']:.0%}"
+    from atma.eval.needle import VALUE_TOKENS
+    from atma.eval.statistics import share_text
+
+    return share_text(row, "token_accuracy", "token_", row["trials"] * VALUE_TOKENS)
 
 
 def _effect(row: Row) -> str:

@@ -11,7 +11,7 @@ from atma.config import EvaluationConfig
 
 def run(
     model: str = "nano",
-    data: Path = Path("data/stdlib"),
+    data: Path | None = None,
     evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
     out: Path | None = None,
     rope_scaling: Literal["none", "linear", "yarn"] = "none",
@@ -24,24 +24,25 @@ def run(
 
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
-        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read.
+        data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read. Default: the
+            data that the model was trained on if they are here, else the held-out files of the standard library.
         evaluation: What to measure.
         out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
         rope_scaling: Stretch the positions of a rope model over texts longer than it was trained on.
         rope_trained: Its trained length in tokens. Default: what its folder says.
         rope_factor: Stretch so many times at every length. Default: as much as each length needs.
     """
-    from atma.data.dataset import TokenSet
     from atma.eval import evaluate
+    from atma.eval.held_out import open_text
     from atma.eval.rope import stretch_of
     from atma.loading import load
 
     loaded = load(model)
     stretch = stretch_of(loaded, rope_scaling, rope_trained, rope_factor)
-    token_set = TokenSet.open(data, "validation")
     with bars() as progress:
+        token_set = open_text(loaded, data, progress)
         rows = evaluate(loaded, token_set, evaluation, progress, out, stretch=stretch)
-    show(rows, f"{loaded.path.name} on {data}")
+    show(rows, f"{loaded.path.name} on {token_set.manifest['source'] if data is None else data}")
     if out is not None:
         print(f"rows: {out}")
 
@@ -63,7 +64,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, caption="loss in nats per token (bits per byte); intervals are 95%")
+    shown = Table(title=title, caption="loss in nats per token (bits per byte); shares: 95% interval, of how many")
     for name in ("context", "prefixes", "fixed targets", "needle tokens", "needle exact"):
         shown.add_column(name, justify="right")
     for cells in table(rows):
@@ -82,10 +83,12 @@ def _loss(row: dict[str, Any] | None) -> str:
 
 
 def _needle(row: dict[str, Any] | None) -> tuple[str, str]:
+    from atma.eval.needle import VALUE_TOKENS
+    from atma.eval.statistics import share_text
+
     if row is None:
         return "–", "–"
-    tokens, exact = (
-        f"{row[f'{name}_accuracy']:.0%} [{row[f'{name}_low']:.0%}, {row[f'{name}_high']:.0%}]"
-        for name in ("token", "exact")
-    )
+    trials = row["trials"]
+    counts = {"token": trials * VALUE_TOKENS, "exact": trials}
+    tokens, exact = (share_text(row, f"{name}_accuracy", f"{name}_", of) for name, of in counts.items())
     return tokens, exact

@@ -22,7 +22,7 @@ def run(
     """
     if measured.budget:
         raise ValueError("likelihood has no trials to choose from: leave --budget out, and choose --documents")
-    rows = measure(suite, measured)
+    rows, _ = measure(suite, measured)
     print_table(f"{measured.model} on {suite.texts}", *table(rows, suite.unit))
     for line in [*verdicts(rows), *shortages(rows)]:
         print(line)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, measure, print_table
+from atma.commands.suite import Measured, measure, print_table, tell
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.training import FineTuning
 
@@ -39,7 +39,9 @@ def run(
     elif fine_tune is not None:
         _fine_tune(measured, suite, tuning, fine_tune, resume)
     else:
-        show(measure(suite, measured), f"reasoning: {measured.model}")
+        rows, left_out = measure(suite, measured)
+        show(rows, f"reasoning: {measured.model}")
+        tell(left_out)
 
 
 def _documents(measured: Measured, suite: Reasoning, path: Path) -> None:
@@ -78,13 +80,16 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     """Print the table."""
     head, body = table(rows)
     trials = sum(row["trials"] for row in rows)
-    caption = "ranking: likeliest of the task's answers; generation: first line written is the answer (names it alone)"
-    print_table(title, head, body, f"{caption}; {trials:,} answers; 95% intervals")
+    caption = (
+        "ranking: likeliest of the task's answers; generation: first line written is the answer, then: names it alone"
+    )
+    print_table(title, head, body, f"{caption}; {trials:,} answers; shares: 95% interval, of how many")
 
 
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
-    if row["kind"] == "generation":
-        return f"{row['accuracy']:.0%} ({row['named']:.0%})"
-    return f"{row['accuracy']:.0%} [{row['accuracy_low']:.0%}, {row['accuracy_high']:.0%}]"
+    from atma.eval.statistics import share_text
+
+    told = share_text(row, "accuracy", "accuracy_", row["trials"])
+    return f"{told}, {row['named']:.0%}" if row["kind"] == "generation" else told

@@ -39,9 +39,9 @@ def run(
     seconds = duration(budget) if budget else None
     with bars() as progress:
         rows = recall(suite, out, progress, seconds, device)
-    brief = table(rows, intervals=False)
+    brief = table(rows)
     where = "for ever more pairs" if suite.task == "capacity" else "at multiples of the training length"
-    caption = f"answers right {where}; their intervals are in the rows and on the page"
+    caption = f"answers right {where}: 95% interval, of how many; of several seeds the mean, and their range"
     print_table(f"recall: {suite.task}", brief.header, brief.rows, caption)
     if out is not None:
         print(f"rows: {out}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, check_page, command_line, measure, print_table
+from atma.commands.suite import Measured, check_page, command_line, measure, print_table, tell
 from atma.eval.retrieval.presets import Cell
 from atma.eval.retrieval.suite import Retrieval
 
@@ -30,12 +30,13 @@ def run(
         _export(measured, suite, prompts)
         return
     check_page(page)
-    rows = measure(suite, measured)
+    rows, left_out = measure(suite, measured)
     show(rows, f"{suite.preset}: {measured.model}")
     if page is not None:
         from atma.eval.retrieval.heat_map import page as write
 
         print(f"heat maps: {write(rows, page, command_line())}")
+    tell(left_out)
 
 
 def _export(measured: Measured, suite: Retrieval, path: Path) -> None:
@@ -47,7 +48,7 @@ def _export(measured: Measured, suite: Retrieval, path: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A line for each task, haystack and depth, a column for each length: all right (tokens right or texts found)."""
+    """A line for each task, haystack and depth, a column for each length: all right, of how many (tokens or texts)."""
     from atma.eval.retrieval.heat_map import cell_text
 
     lengths = sorted({row["length"] for row in rows})
@@ -67,4 +68,5 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     trials = sum(row["trials"] for row in rows if row["kind"] == "retrieval")
     second = {"forced": "answer tokens right, teacher-forced", "greedy": "expected texts found, greedy"}
     told = "; ".join(second[name] for name in second if any(row["scoring"] == name for row in rows))
-    print_table(title, head, body, f"whole answers right ({told}); {trials:,} trials")
+    caption = f"whole answers right, 95% interval, of how many trials; then {told}; {trials:,} trials in all"
+    print_table(title, head, body, caption)

@@ -23,7 +23,7 @@ def run(
     if measured.budget:
         raise ValueError("tasks have no trials to choose from: leave --budget out, and choose --limit")
     print_table(
-        f"{measured.model} on lm-eval", ["task", "documents", "figure", "", "±"], table(measure(suite, measured))
+        f"{measured.model} on lm-eval", ["task", "documents", "figure", "", "±"], table(measure(suite, measured).rows)
     )
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from atma.strict import check_fields
 
@@ -67,7 +67,14 @@ class Measured:
         return Native(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)
 
 
-def measure(suite: "Suite", measured: Measured) -> list[dict[str, Any]]:
+class Rows(NamedTuple):
+    """The rows of a suite, and what of it did not fit the budget, in words to end with."""
+
+    rows: list[dict[str, Any]]
+    left_out: str
+
+
+def measure(suite: "Suite", measured: Measured) -> Rows:
     """The rows of a suite, with progress on the terminal."""
     from atma.commands.bars import bars
     from atma.eval.suite import duration, run, within
@@ -80,7 +87,22 @@ def measure(suite: "Suite", measured: Measured) -> list[dict[str, Any]]:
         rows = run(suite, model, measured.out, progress, trials)
     if measured.out is not None:
         print(f"rows: {measured.out}")
-    return rows
+    return Rows(rows, "" if trials is None else left_out(measured.budget, suite.trials(), trials))
+
+
+def left_out(budget: str, wanted: Mapping[int, int], trials: Mapping[int, int]) -> str:
+    """What a budget had no room for; empty where it had room for all."""
+    none = [f"{length:,}" for length in sorted(wanted) if not trials.get(length)]
+    fewer = [f"{trials[n]} of {wanted[n]} at {n:,}" for n in sorted(wanted) if 0 < trials.get(n, 0) < wanted[n]]
+    parts = [f"not measured, for want of time: {', '.join(none)} tokens"] if none else []
+    parts += [f"fewer trials: {', '.join(fewer)} tokens"] if fewer else []
+    return f"--budget {budget}: {'; '.join(parts)}; give a longer one" if parts else ""
+
+
+def tell(words: str) -> None:
+    """Print the last words, if there are any."""
+    if words:
+        print(words)
 
 
 def told_trials(wanted: Mapping[int, int], trials: Mapping[int, int]) -> str:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from atma.config import Recipe, from_dict, load_recipe, to_dict
-from atma.strict import read_value
+from atma.config import Recipe, assign, from_dict, load_recipe, to_dict
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 
@@ -52,7 +51,7 @@ def run(
         from atma.train.resume import recorded_threads
 
         device_of(device)
-        chosen = override(_base(recipe, out, resume), assignments)
+        chosen = _chosen(recipe, out, resume, assignments)
         folder = out or Path("runs") / chosen.name
         print(processor_threads.settle(threads, recorded_threads(folder) if resume else 0), flush=True)
         announce(chosen, evaluate)
@@ -69,32 +68,19 @@ def run(
     measured(chosen, folder, device, evaluate)
 
 
-def _base(recipe: Path | None, out: Path | None, resume: bool) -> Recipe:
-    """The recipe of a file, or of the run to resume."""
+def _chosen(recipe: Path | None, out: Path | None, resume: bool, assignments: tuple[str, ...]) -> Recipe:
+    """The recipe of a file, or of the run to resume, with settings changed."""
     if recipe is not None:
-        return load_recipe(recipe)
+        return load_recipe(recipe, assignments)
     if not resume or out is None:
         raise ValueError("name a recipe, such as recipes/nano.toml; or a run to go on with: --resume --out runs/NAME")
     from atma.train.folder import recipe_of
 
-    return recipe_of(out)
+    return override(recipe_of(out), assignments)
 
 
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     """The recipe with settings "table.key=value" changed; a value is TOML, or else text. ValueError as for a recipe."""
-    values, given = to_dict(recipe), set[str]()
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path.strip():
-            raise ValueError(f"--set {assignment}: write KEY=VALUE, such as train.tokens=100000")
-        if path.strip() in given:
-            raise ValueError(f"--set {assignment}: '{path.strip()}' is set twice; keep the one that you mean")
-        given.add(path.strip())
-        *tables, key = path.strip().split(".")
-        table = values
-        for name in tables:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise ValueError(f"--set {assignment}: '{name}' is no table of a recipe")
-        table[key] = read_value(text)
+    values = to_dict(recipe)
+    assign(values, assignments)
     return from_dict(Recipe, values)

@@ -11,7 +11,7 @@ from torch import nn
 import atma
 from atma.config import canonical_json
 from atma.data.dataset import TokenSet
-from atma.eval.loaded import Loaded, tokenizer_of
+from atma.eval.loaded import Loaded, check_tokenizer, tokenizer_of
 from atma.eval.stream import DEFAULT, Streaming
 from atma.model import Model
 from atma.ops import backend_for
@@ -23,8 +23,7 @@ SOURCES = (".py", ".cpp", ".h")
 def provenance(loaded: Loaded, token_set: TokenSet, seed: int, streaming: Streaming = DEFAULT) -> dict[str, Any]:
     """Plain JSON data for every result row. ValueError: the data is of another tokenizer than the model's."""
     tokenizer = tokenizer_of(loaded)
-    if token_set.tokenizer is not None and token_set.tokenizer.hash() != tokenizer.hash():
-        raise ValueError("the data was made with another tokenizer than the model's; prepare it with the model's own")
+    check_tokenizer(token_set, tokenizer, loaded.path)
     if token_set.eot != tokenizer.eot:
         ids = f"id {token_set.eot}, the tokenizer's {tokenizer.eot}"
         raise ValueError(f"the data's end-of-text is {ids}; open the data with the tokenizer's")

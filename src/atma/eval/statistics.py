@@ -4,8 +4,8 @@ Documents are the unit of sampling: the tokens of one document are not independe
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,13 @@ def proportion(name: str, prefix: str, successes: int, trials: int) -> dict[str,
     """The share of successes as `name` of a row, with its Wilson 95% interval as `low` and `high` after the prefix."""
     low, high = wilson(successes, trials)
     return {name: successes / trials, f"{prefix}low": low, f"{prefix}high": high}
+
+
+def share_text(row: Mapping[str, Any], name: str, prefix: str, of: int, digits: int = 0) -> str:
+    """A share of a row (`proportion`) as every table has it, with interval and number: "88% [53%, 98%] of 8"."""
+    value, low, high = (row[key] for key in (name, f"{prefix}low", f"{prefix}high"))
+    interval = "" if low is None or high is None else f" [{low:.{digits}%}, {high:.{digits}%}]"
+    return f"{value:.{digits}%}{interval} of {of:,}"
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:

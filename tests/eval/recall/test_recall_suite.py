@@ -164,6 +164,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is(changes, said, monkeyp
 def synthetic(mixer, rate, seed, held_out, test, tokens=None):
     about = {"task": "mqar", "size": "64,4", "mixer": mixer, "rate": rate, "run_seed": seed}
     spread = {"low": max(0.0, test - 0.1), "high": min(1.0, test + 0.1), "exact_accuracy": test}
+    spread |= {"exact_low": spread["low"], "exact_high": spread["high"], "answers": 40, "trials": 10}
     curve = {"kind": "curve", "length": 64, "step": 5, "tokens": 500, "loss": None, "accuracy": held_out}
     tested = {"kind": "accuracy", "length": 128, "factor": 2, "accuracy": test} | spread
     run = {"kind": "run", "trained_tokens": 900, "tokens_to_99": tokens, "validation_accuracy": held_out}
@@ -176,10 +177,9 @@ def test_the_best_rate_is_that_of_the_held_out_examples_and_all_are_told():
     shown = table(rows)
     assert shown.header == ["size, mixer", "tokens to 99%", "2×"]
     assert shown.rows == [
-        ["64,4 rope × 1", "not in 900", "90.0% [80.0%, 100.0%]"],
-        ["64,4 rope × 3 *", "500", "70.0% [60.0%, 80.0%]"],
+        ["64,4 rope × 1", "not in 900", "90.0% [80.0%, 100.0%] of 40"],
+        ["64,4 rope × 3 *", "500", "70.0% [60.0%, 80.0%] of 40"],
     ]
-    assert table(rows, intervals=False).rows[1] == ["64,4 rope × 3 *", "500", "70.0%"]
     learning, length = figures(rows)
     assert [trace["y"] for trace in learning.data] == [[0.99]] and [trace["y"] for trace in length.data] == [[0.7]]
     assert learning.table.rows == [["rope", "500", "not finite", "99.0%"]]
@@ -187,7 +187,7 @@ def test_the_best_rate_is_that_of_the_held_out_examples_and_all_are_told():
 
 def test_several_seeds_are_told_by_mean_and_range():
     rows = synthetic("rope", 1.0, 0, 0.9, 0.25, 300) + synthetic("rope", 1.0, 1, 0.9, 0.75)
-    assert table(rows).rows == [["64,4 rope", "not in 900", "50.0% (25.0% to 75.0%)"]]
+    assert table(rows).rows == [["64,4 rope", "not in 900", "50.0% of 80 (25.0% to 75.0%, 2 seeds)"]]
     assert [trace["name"] for trace in figures(rows)[1].data] == ["rope, seed 0", "rope, seed 1"]
 
 

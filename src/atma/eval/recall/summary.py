@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from atma.eval.statistics import share_text
 from atma.report.content import size_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table, Trace
 
@@ -47,8 +48,8 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     return [group._replace(best=best[group.size, group.mixer] is group) for group in made]
 
 
-def table(rows: Sequence[Row], intervals: bool = True) -> Table:
-    """A line for each size, mixer and rate; the best rate of several has a star. With intervals it is wide."""
+def table(rows: Sequence[Row]) -> Table:
+    """A line for each size, mixer and rate; the best rate of several has a star."""
     found = groups(rows)
     kind = _tested(rows)
     factors = sorted({factor for group in found for factor in group.tests(kind)})
@@ -62,7 +63,7 @@ def table(rows: Sequence[Row], intervals: bool = True) -> Table:
         tests = group.tests(kind)
         name = f"{group.size} {group.mixer}" + (f" × {group.rate:g}{' *' if group.best else ''}" if rated else "")
         fact = f"{group.runs[0]['memory_bytes']:,}" if probing else _tokens(group)
-        lines.append([name, fact, *(_accuracy(tests.get(factor), intervals) for factor in factors)])
+        lines.append([name, fact, *(_accuracy(tests.get(factor)) for factor in factors)])
     return Table(["size, mixer", told, *lengths], lines)
 
 
@@ -102,7 +103,7 @@ def _by_length(title: str, found: Sequence[Group], kind: str) -> Figure:
             name = _label(group, run)
             trace = _trace(name, place, [p[axis] for p in points], [p["accuracy"] for p in points], "%{y:.1%}")
             traces.append(trace | {"error_y": _bars(points)})
-            lines += [[name, f"{p[axis]:,}", _interval(p), f"{p['exact_accuracy']:.1%}"] for p in points]
+            lines += [[name, f"{p[axis]:,}", _interval(p), _examples(p)] for p in points]
     ticks = sorted({x for trace in traces for x in trace["x"]})
     shown: dict[str, Any] = {"type": "log", "title": {"text": axis}, "tickvals": ticks}
     shown["ticktext"] = [size_text(tick) for tick in ticks]
@@ -137,20 +138,23 @@ def _tokens(group: Group) -> str:
     return f"{middle:,}" if middle < float("inf") else f"not in {group.runs[0]['trained_tokens']:,}"
 
 
-def _accuracy(rows: Sequence[Row] | None, intervals: bool) -> str:
-    """One seed with its Wilson interval; the mean of several with their range; without intervals the mean alone."""
+def _accuracy(rows: Sequence[Row] | None) -> str:
+    """One seed with its Wilson interval; the mean of several with their range."""
     if not rows:
         return "–"
     values = [row["accuracy"] for row in rows]
-    if not intervals:
-        return f"{statistics.mean(values):.1%}"
     if len(rows) == 1:
         return _interval(rows[0])
-    return f"{statistics.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+    answers = sum(row["answers"] for row in rows)
+    return f"{statistics.mean(values):.1%} of {answers:,} ({min(values):.1%} to {max(values):.1%}, {len(rows)} seeds)"
 
 
 def _interval(row: Row) -> str:
-    return f"{row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+    return share_text(row, "accuracy", "", row["answers"], 1)
+
+
+def _examples(row: Row) -> str:
+    return share_text(row, "exact_accuracy", "exact_", row["trials"], 1)
 
 
 def _label(group: Group, run: Row) -> str:

@@ -84,7 +84,9 @@ def natural_text(source: str) -> str:
 def _prepared(folder: Path, tokenizer: Tokenizer) -> Haystack:
     token_set = TokenSet.open(folder, "validation")
     if token_set.tokenizer is None or token_set.tokenizer.hash() != tokenizer.hash():
-        raise ValueError(f"{folder}: prepared with another tokenizer than the model's; name its text instead")
+        raise ValueError(
+            f"{folder}: prepared with another tokenizer than the model's; name its text, or leave --natural out"
+        )
     return Haystack("natural", split_tokens(token_set, tokenizer.eot), token_set.hash, tokenizer)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atma.eval.language_model import Row
+from atma.eval.statistics import share_text
 from atma.report.content import environment, size_text
 from atma.report.figures import Figure, Table
 from atma.report.plain import plain_page
@@ -33,9 +34,9 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
 
 
 def cell_text(row: Row) -> str:
-    """The whole answer right, and in brackets its tokens (teacher-forced) or the share of texts found (greedy)."""
+    """The whole answer right, and after it its tokens (teacher-forced) or the share of texts found (greedy)."""
     part = row["token_accuracy"] if row["scoring"] == "forced" else row["recall"]
-    return f"{row['exact_accuracy']:.0%} ({part:.0%})"
+    return f"{share_text(row, 'exact_accuracy', 'exact_', row['trials'])}, {part:.0%}"
 
 
 def _figure(group: Group, members: list[Row], rows: Sequence[Row]) -> Figure:
@@ -49,7 +50,7 @@ def _figure(group: Group, members: list[Row], rows: Sequence[Row]) -> Figure:
         "x": [size_text(length) for length in lengths],
         "y": places,
         "z": [[row and row["exact_accuracy"] for row in line] for line in grid],
-        "text": [[cell_text(row) if row else "" for row in line] for line in grid],
+        "text": [[cell_text(row).replace(" [", "<br>[") if row else "" for row in line] for line in grid],
         "customdata": [[_interval(row) if row else "" for row in line] for line in grid],
         "texttemplate": "%{text}",
         "hovertemplate": "%{y}, %{x} tokens: %{customdata}<extra></extra>",
@@ -67,7 +68,7 @@ def _figure(group: Group, members: list[Row], rows: Sequence[Row]) -> Figure:
     }
     second = "answer tokens right" if scoring == "forced" else "expected texts found"
     caption = (
-        f"{model}: share of trials with the whole answer right, and in brackets the share of {second} ({scoring}). "
+        f"{model}: share of trials with the whole answer right, with its 95% interval, and of {second} ({scoring}). "
         f"{_trials(members)}. {_baseline(members, rows)}"
     )
     table = Table(
@@ -84,7 +85,7 @@ def _place(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    return f"{row['exact_accuracy']:.1%} [{row['exact_low']:.1%}, {row['exact_high']:.1%}] of {row['trials']}"
+    return share_text(row, "exact_accuracy", "exact_", row["trials"], 1)
 
 
 def _trials(rows: list[Row]) -> str:
