@@ -4,7 +4,7 @@
     python benchmarks/serving.py exact --traces 5000 --other-traces 300
     python benchmarks/serving.py throughput --model nano --streams 1 8 32
     python benchmarks/serving.py invariance --requests 1000
-    python benchmarks/serving.py reuse | turns | chats | peers | http | overload | clients | lm_eval  # each has --help
+    python benchmarks/serving.py reuse | turns | chats | readers | peers | http | overload | clients | lm_eval  # --help
 
 `exact` holds random conversations with an engine short of memory and counts the answers whose tokens or
 log-probabilities differ from those of a cold read in one call; with `--traces` it holds many short ones at once, and
@@ -37,7 +37,7 @@ from atma.serve import Engine, EngineConfig, Request
 from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
 
-ELSEWHERE = ("reuse", "turns", "chats", "peers", "http", "overload", "clients", "lm_eval")
+ELSEWHERE = ("reuse", "turns", "chats", "readers", "peers", "http", "overload", "clients", "lm_eval")
 PROMPT = "def main():\n    import os\n"
 
 

@@ -148,28 +148,27 @@ class Generation:
             raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
         generation = cls(model, tokenizer, settings)
         try:
-            return cls._restored(state, about, generation)
+            generation._restore(state, about)
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError(f"{path}: damaged: {' '.join(str(error).split())}") from None
         except ValueError as error:
             raise ValueError(f"{path}: damaged: {error}") from None
+        return generation
 
-    @staticmethod
-    def _restored(state: states.ModelState, about: dict[str, Any], generation: Self) -> Self:
-        tokens, vocabulary = about["tokens"], generation.tokenizer.vocab_size
-        like = generation.model.init_state(1, max(1, states.capacity(state)))
+    def _restore(self, state: states.ModelState, about: dict[str, Any]) -> None:
+        tokens, vocabulary = about["tokens"], self.tokenizer.vocab_size
+        like = self.model.init_state(1, max(1, states.capacity(state)))
         if [(x.shape, x.dtype) for x in states.tensors(state)] != [(x.shape, x.dtype) for x in states.tensors(like)]:
             raise ValueError("its tensors are not those of this model's state")
         if not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
             raise ValueError(f"its tokens are not all of the vocabulary of {vocabulary}")
         if int(state.length[0]) != len(tokens) - 1:
             raise ValueError(f"{len(tokens)} tokens, of which {int(state.length[0])} were read")
-        generation._state, generation._capacity = state, states.capacity(state)
-        generation._append(tokens[1:])
+        self._state, self._capacity = state, states.capacity(state)
+        self._append(tokens[1:])
         random = bytearray(base64.b64decode(about["random"]))
-        generation._random.set_state(torch.frombuffer(random, dtype=torch.uint8))
-        generation._text = TextStream(generation.settings.stop, about["text"])
-        return generation
+        self._random.set_state(torch.frombuffer(random, dtype=torch.uint8))
+        self._text = TextStream(self.settings.stop, about["text"])
 
     @torch.inference_mode()
     def _step(self) -> int:

@@ -98,23 +98,20 @@ class Engine:
     @torch.inference_mode()
     def pause(self, identity: str) -> None:
         """Write no more of a request for now: its texts give way, their states are kept if there is room."""
-        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
-            if sequence.id == identity:
-                sequence.paused = True
-                if sequence in self.scheduler.running:
-                    self._preempt(sequence)
+        for sequence in self.scheduler.of(identity):
+            sequence.paused = True
+            if sequence in self.scheduler.running:
+                self._preempt(sequence)
 
     def resume(self, identity: str) -> None:
         """Go on with a paused request."""
-        for sequence in self.scheduler.waiting:
-            if sequence.id == identity:
-                sequence.paused = False
+        for sequence in self.scheduler.of(identity):
+            sequence.paused = False
 
     def abort(self, identity: str) -> None:
         """End a request and free what it holds; the next step tells. An id that is not under way is passed over."""
-        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
-            if sequence.id == identity:
-                self._end(sequence, "abort")
+        for sequence in self.scheduler.of(identity):
+            self._end(sequence, "abort")
 
     @torch.inference_mode()
     def step(self) -> list[Event]:

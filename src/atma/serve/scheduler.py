@@ -33,6 +33,10 @@ class Scheduler:
         for sequence in sequences:
             self._last(sequence)
 
+    def of(self, identity: str) -> list[Sequence]:
+        """The choices of a request that have not ended."""
+        return [sequence for sequence in (*self.waiting, *self.running) if sequence.id == identity]
+
     def clear(self) -> None:
         """Nobody waits or runs any more."""
         self.waiting, self.running = [], []

@@ -52,7 +52,7 @@ class ServerOptions:
     """A Jinja template for chats, instead of the one in the model's folder."""
     memory_budget: str = "512MiB"
     """For all that the server holds but its code and the weights: keys, values and states of running texts and kept
-    ones, what a step computes with, and 64 KiB for each text that is read, written or waits."""
+    ones, what a step computes with, 160 KiB for each text that is read, written or waits, and answers in one body."""
     cache_budget: str | None = None
     """How much of it may be kept states; by default three eighths."""
     cache_dir: Path | None = None
