@@ -18,6 +18,7 @@ from contextlib import contextmanager
 WAITS: dict[str, dict[str, str]] = {
     "as it is": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
+    "1,000 spins": {"GOMP_SPINCOUNT": "1000"},
     "3,000 spins": {"GOMP_SPINCOUNT": "3000"},
     "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
     "30,000 spins": {"GOMP_SPINCOUNT": "30000"},

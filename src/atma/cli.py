@@ -30,7 +30,7 @@ VERBS: Verbs = {
     "generate": ("generate", "continue a prompt of any length; save the state and go on later"),
     "chat": ("chat", "talk to a model in the terminal"),
     "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),
-    "demo": ("demo", "train a small pair, evaluate it far beyond its length, write a report"),
+    "demo": ("demo", "ask for facts told 16,384 tokens ago, train small models, measure them all, report"),
     "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),

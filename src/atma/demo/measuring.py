@@ -21,7 +21,7 @@ from atma.eval.needle import VALUE_TOKENS, draw_trials, layouts
 from atma.eval.stream import Advance
 from atma.tokenizer import Tokenizer
 
-SEED, TARGETS = 1234, 128
+SEED, TARGETS, LEAST = 1234, 128, 2
 Show = Callable[[str, int, int], None]
 
 
@@ -100,8 +100,8 @@ def measure(
 
 
 def reading_seconds(model: Native, lengths: Sequence[int], now: Callable[[], float]) -> dict[int, float]:
-    """Seconds to score one row of each length: a T + b T² through those at a sixteenth and a quarter of the last."""
-    short, long = max(1, lengths[-1] // 16), max(2, lengths[-1] // 4)
+    """Seconds to score one row of each length: a T + b T² through those at 1/32 and 1/8 of the last."""
+    short, long = max(1, lengths[-1] // 32), max(2, lengths[-1] // 8)
     rates = []
     for length in (short, long):
         began = now()
@@ -118,10 +118,12 @@ def _costs(models: Sequence[Native], lengths: Sequence[int], stage: Stage) -> di
 
 
 def _read(kept: Sequence[Kept], chosen: Documents, lengths: Sequence[int], targets: int, show: Show) -> int:
-    """Documents that every model has read at every length."""
-    count = len(chosen.tokens)
+    """Documents that every model has read at every length. The first two may take half of what all has left."""
+    count, stage = len(chosen.tokens), kept[0].stage
     for i in range(count):
         one = Documents(chosen.tokens[i : i + 1], chosen.eot)
+        for model in kept:
+            model.stage = stage if i >= LEAST else stage.longer(0.5)
         try:
             for model in kept:
                 model.score(torch.from_numpy(one.windows(lengths[-1])))

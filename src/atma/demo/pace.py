@@ -53,6 +53,10 @@ class Stage:
     def left(self) -> float:
         return 0.0 if self.pace.stopped else max(0.0, self.end - self.pace.now())
 
+    def longer(self, share: float) -> "Stage":
+        """The same, or until this share of all that is left, if that is later."""
+        return Stage(self.pace, max(self.end, self.pace.now() + share * self.pace.left))
+
     def fits(self, seconds: float) -> bool:
         """Whether something that takes so long would end within the stage."""
         return not self.pace.stopped and seconds <= self.left

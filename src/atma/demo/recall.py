@@ -19,8 +19,9 @@ from atma.tokenizer import Tokenizer
 CHARACTERS = 400_000
 """Of the standard library, where the user gives no text."""
 GROWTH = 1.3
-"""A text twice as long takes up to this much more than twice as long."""
-SEED = 20
+"""Longer texts take up to this much more than their length says."""
+EASY, SEED = 8, 20
+"""Facts asked for at the shorter lengths, and what draws them."""
 
 
 def text_of(path: Path | None) -> tuple[str, str]:
@@ -46,21 +47,26 @@ def recall(
     stage: Stage,
     say: Callable[[str], None],
 ) -> Recall:
-    """Ask every model for the same facts at the first length and at the greatest that time allows, while it lasts."""
+    """Ask every model for the same facts: at the training length, half-way up, and at the greatest that time allows."""
     tokenizer = models[0][1].tokenizer
     haystack = np.asarray(tokenizer.encode(text[0]), np.int64)
     found = Recall(text[1], len(haystack), lengths[0], [])
-    trials = draw_trials(tokenizer, most, len(haystack), SEED)
+    trials, middle = draw_trials(tokenizer, most, len(haystack), SEED), lengths[len(lengths) // 2]
+
+    def questions(length: int, facts: int, end: Stage) -> None:
+        for number, trial in enumerate(trials[:facts]):
+            if not end.fits(_expected(found, length)):
+                return
+            for name, model in models:
+                found.answers.append(ask(name, model, haystack, trial, length, number, end))
+                say(spoken(found.answers[-1], lengths[0]))
+
     try:
-        reach = _climb(models, haystack, trials[0], lengths, stage, found, say)
-        for number, trial in enumerate(trials[1:], 1):
-            took = sum(answer.seconds for answer in found.answers[-2 * len(models) :])
-            if not stage.fits(took):
-                break
-            for length in sorted({lengths[0], reach}):
-                for name, model in models:
-                    found.answers.append(ask(name, model, haystack, trial, length, number, stage))
-                    say(spoken(found.answers[-1], lengths[0]))
+        for length in sorted({lengths[0], middle}):
+            questions(length, min(most, EASY), Stage(stage.pace, stage.pace.now() + stage.left / 4))
+        reach = [length for length in lengths if length > middle and stage.fits(_expected(found, length))]
+        if reach:
+            questions(reach[-1], most, stage)
     except Enough:
         pass
     if found.answers and found.longest < lengths[-1]:
@@ -92,28 +98,13 @@ def spoken(answer: Answer, trained: int) -> str:
     )
 
 
-def _climb(
-    models: Sequence[tuple[str, Native]],
-    haystack: np.ndarray,
-    trial: Trial,
-    lengths: Sequence[int],
-    stage: Stage,
-    found: Recall,
-    say: Callable[[str], None],
-) -> int:
-    """The first fact at ever greater lengths, up to the greatest that fits; returns that."""
-    reach = lengths[0]
-    for i, length in enumerate(lengths):
-        if i not in (0, len(lengths) // 2, len(lengths) - 1):
-            continue
-        before = sum(answer.seconds for answer in found.answers[-len(models) :])
-        if not stage.fits(GROWTH * before * length / reach) and found.answers:
-            break
-        for name, model in models:
-            found.answers.append(ask(name, model, haystack, trial, length, 0, stage))
-            say(spoken(found.answers[-1], lengths[0]))
-        reach = length
-    return reach
+def _expected(found: Recall, length: int) -> float:
+    """Seconds until all models have answered at a length, by the last that they took at the nearest length."""
+    if not found.answers:
+        return 0.0
+    nearest = max((known for known in found.lengths if known <= length), default=found.longest)
+    last = [answer for answer in found.answers if answer.length == nearest][-len(found.models) :]
+    return sum(answer.seconds for answer in last) * length / nearest * (GROWTH if length > nearest else 1.0)
 
 
 def _told(tokenizer: Tokenizer, trial: Trial) -> str:

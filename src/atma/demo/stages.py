@@ -203,10 +203,12 @@ def _measured(run: Demo, what: str, models: Sequence[Native], text: TokenSet, st
         found = measure(models, text, wanted, run.plan.sizes, stages, show)
     for rows in found.rows:
         add_rows(run.folder / "results.jsonl", rows)
+    if not found.documents:
+        run.pace.cuts.append(f"Losses of {what} were not measured: there was no time to read one document.")
+        return found
     if found.lengths[-1] < wanted[-1]:
-        run.pace.cuts.append(
-            f"Losses of {what}: to {found.lengths[-1]:,} tokens and not {wanted[-1]:,}, for want of time."
-        )
+        reach = f"to {found.lengths[-1]:,} tokens and not {wanted[-1]:,}"
+        run.pace.cuts.append(f"Losses of {what}: {reach}, for want of time or text.")
     if found.documents < run.plan.sizes[0]:
         run.pace.cuts.append(f"Losses of {what}: {found.documents} documents, fewer than {run.plan.sizes[0]}.")
     return found

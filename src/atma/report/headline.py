@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def headline(section: Section) -> list[str]:
-    """One sentence for each measure and run, then ours, the first, beside each other, and what to know of these."""
+    """Ours, the first, beside each other model; one sentence for each measure and run; and what to know of them."""
     sentences = []
     for run in section.runs:
         label = section.label(run)
         sentences += [text for text in (loss_sentence(label, run), needle_sentence(label, run)) if text]
-    return sentences + comparisons(section) + caveats(section)
+    return comparisons(section) + sentences + caveats(section)
 
 
 def comparisons(section: Section) -> list[str]:
@@ -131,7 +131,7 @@ def _slope_words(ours: str, other: str, found: "Interval") -> str:
         found.low,
         found.high,
         f"Loss rises less with length in {ours} than in {other}",
-        f"Loss rises more with length in {ours} than in {other}: here ATMA does not do what it is for",
+        f"Loss rises more with length in {ours} than in {other}: here {ours} does not do what it is for",
         f"No difference seen between the slopes of {ours} and {other}: nothing here shows that {ours} holds better",
     )
     return f"{words} ({told})."

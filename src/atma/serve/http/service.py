@@ -98,12 +98,14 @@ class Service:
 
     def _engine(self) -> Engine:
         options = self.options
-        logging.getLogger("atma.serve").info("%s", settle(options.threads))
+        threads = settle(options.threads)
         loaded = load(self.folder)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         model = loaded.model.to(getattr(torch, options.dtype))
-        return Engine(model, loaded.tokenizer, options.engine_config(), keep_model=False)
+        engine = Engine(model, loaded.tokenizer, options.engine_config(), keep_model=False)
+        logging.getLogger("atma.serve").info("%s", threads)
+        return engine
 
 
 async def _in_thread(work: Callable[[], R]) -> R:
