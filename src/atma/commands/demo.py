@@ -8,7 +8,7 @@ def run(
 ) -> None:
     """Ask the packaged models for facts told 16,384 tokens ago, then train small models here and measure them all.
 
-    First, live: facts are hidden at the beginning of a text, by default sources of the Python standard library, and the
+    First, live: facts are hidden at the beginning of a text, by default Python's language reference, and the
     packaged models write them at its end. Then a small ATMA and its control are trained on the same tokens at length
     256, measured to 64 times that length, beside the packaged ones, and one HTML report is written with everything. It
     ends in its minutes on a busy machine too: it plans again as it goes, does less, and says what it left out. Ctrl-C

@@ -28,7 +28,7 @@ def demo(
     """Run the demonstration into folder `out`; returns the path of its report.html.
 
     minutes: what it may take in all; seeds: how many models of each kind to train in that time; text: a file to hide
-    facts in, by default sources of the standard library; threads: 0 to measure them; pace: a clock of one's own.
+    facts in, by default Python's language reference; threads: 0 to measure them; pace: a clock of one's own.
     ValueError at once if a packaged model is missing.
     """
     if not 0 < minutes < math.inf or seeds < 1:

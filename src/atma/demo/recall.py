@@ -17,7 +17,7 @@ from atma.report.content import Answer, Recall
 from atma.tokenizer import Tokenizer
 
 CHARACTERS = 400_000
-"""Of the standard library, where the user gives no text."""
+"""Of the reference, where the user gives no text."""
 GROWTH = 1.3
 """Longer texts take up to this much more than their length says."""
 EASY, SEED = 8, 20
@@ -25,17 +25,14 @@ EASY, SEED = 8, 20
 
 
 def text_of(path: Path | None) -> tuple[str, str]:
-    """The text between fact and question, and what to call it; by default sources of the standard library.
+    """The text between fact and question, and what to call it; by default the reference that comes with Python.
 
     ValueError: the file is no UTF-8 text, or empty.
     """
     if path is None:
-        parts: list[str] = []
-        for document in documents("stdlib"):
-            parts.append(document.text)
-            if sum(map(len, parts)) > CHARACTERS:
-                break
-        return "".join(parts)[:CHARACTERS], "sources of Python's standard library (the kind of text it learned from)"
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics.values())[:CHARACTERS], "Python's language reference, in English"
     return "".join(document.text for document in documents(path)), path.name
 
 

@@ -165,7 +165,7 @@ def test_only_the_template_speaks_special_tokens():
 
     body = "{% for m in messages %}<|turn|>{{ m.content | trim }}<|endoftext|>{% endfor %}"
     assert asyncio.run(run(body)) == [turn, *said.encode(), end]
-    assert asyncio.run(run("x{{ messages[0].content }}")) == [end, *b"x", *said.encode()]
+    assert asyncio.run(run("x{{ messages[0].content }}")) == [*b"x", *said.encode()]
 
 
 def test_a_server_chats_by_the_template_of_its_folder(folder, tmp_path):

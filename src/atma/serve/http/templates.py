@@ -31,12 +31,14 @@ TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pa
 
 
 class Template(NamedTuple):
-    """A template's text, where it is from, what else it may name, and the texts that end its answers."""
+    """A template's text, where it is from, what else it may name, the texts that end its answers, and whether a chat
+    begins with end-of-text all the same. A template of a folder writes all tokens itself, as in transformers."""
 
     text: str
     source: str
     names: dict[str, str]
     stop: tuple[str, ...]
+    after_end: bool = False
 
 
 def find_template(folder: Path, chosen: Path | None = None) -> Template:
@@ -55,7 +57,7 @@ def find_template(folder: Path, chosen: Path | None = None) -> Template:
     if isinstance(own, str):
         return Template(own, str(folder / "tokenizer_config.json"), names, ())
     text = files("atma.serve.http").joinpath("default.jinja").read_text(encoding="utf-8")
-    return Template(text, "plain dialogue", {}, DEFAULT_STOP)
+    return Template(text, "plain dialogue", {}, DEFAULT_STOP, after_end=True)
 
 
 class Renderer:
@@ -134,7 +136,7 @@ class Renderer:
 async def chat_tokens(
     renderer: Renderer, tokenizer: Tokenizer, messages: Sequence[Message], prompted: bool = True
 ) -> list[int]:
-    """The tokens of a chat. They begin a document: with the template's own special token, else with end-of-text."""
+    """The tokens of a chat: those that transformers gives for the template, after end-of-text for the plain dialogue."""
     specials = Specials(tokenizer, messages)
     plain = [
         {"role": "system" if m.role == "developer" else m.role, "content": specials.hidden(m.content)}
@@ -143,7 +145,8 @@ async def chat_tokens(
     ]
     text = await renderer.render(plain, prompted)
     try:
-        return await asyncio.to_thread(specials.tokens, text)
+        tokens = await asyncio.to_thread(specials.tokens, text)
+        return [tokenizer.eot, *tokens] if renderer.template.after_end or not tokens else tokens
     except ValueError as error:
         raise ApiError(400, "invalid_value", f"'messages': {error}", "messages") from None
 
@@ -154,8 +157,7 @@ class Specials:
     def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
         self.tokenizer = tokenizer
         found = tokenizer.backend.get_added_tokens_decoder().items()
-        self.ids = {token.content: i for i, token in found if token.special}
-        self._names = sorted(self.ids, key=len, reverse=True)
+        self._names = sorted((token.content for _, token in found if token.special), key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, self._names)) or "(?!)")
         used = set().union(*(set(m.content) | set(m.name or "") for m in messages))
         self._sign = next(c for c in map(chr, range(0xE000, 0x10FFFE)) if c not in used)
@@ -167,8 +169,7 @@ class Specials:
     def tokens(self, text: str) -> list[int]:
         """Of a rendered text: special tokens where it spells them, what was hidden in ordinary characters again."""
         hidden = {f"{self._sign}{number}{self._sign}": name for number, name in enumerate(self._names)}
-        tokens = self.tokenizer.encode_rendered(text, hidden)
-        return tokens if tokens and tokens[0] in self.ids.values() else [self.tokenizer.eot, *tokens]
+        return self.tokenizer.encode_rendered(text, hidden)
 
 
 async def _ask(process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:
