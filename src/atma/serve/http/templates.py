@@ -136,7 +136,7 @@ class Renderer:
 async def chat_tokens(
     renderer: Renderer, tokenizer: Tokenizer, messages: Sequence[Message], prompted: bool = True
 ) -> list[int]:
-    """The tokens of a chat: those that transformers gives for the template, after end-of-text for the plain dialogue."""
+    """The tokens of a chat: those that transformers gives, after end-of-text for the plain dialogue."""
     specials = Specials(tokenizer, messages)
     plain = [
         {"role": "system" if m.role == "developer" else m.role, "content": specials.hidden(m.content)}
