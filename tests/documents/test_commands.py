@@ -155,5 +155,5 @@ def test_what_is_wrong_is_told(monkeypatch):
     assert complaint("eval lengths --modle nano")[0] == 2
     assert complaint("eval length --model nano")[0] == 2
     assert complaint("eval lengths --documents many")[0] == 2
-    assert complaint("train")[0] == 2
+    assert complaint("import")[0] == 2
     assert complaint("eval lengths --documents 1") == (0, "")

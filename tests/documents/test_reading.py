@@ -56,6 +56,5 @@ def test_a_line_among_commands_that_is_none_is_told(tmp_path):
 
 
 def test_the_pages_have_commands_and_python():
-    readme = EVERYTHING["README.md"]
-    assert any(isinstance(one, Code) for one in readme)
-    assert {"atma", "make"} <= {one.words[0] for one in readme if isinstance(one, Command)}
+    assert any(isinstance(one, Code) for one in EVERYTHING["docs/guide.md"])
+    assert {"atma", "make"} <= {one.words[0] for one in EVERYTHING["README.md"] if isinstance(one, Command)}
