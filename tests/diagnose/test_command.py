@@ -19,7 +19,7 @@ from tests.diagnose.conftest import Loaded, made
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", MAC))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-FEW = ["--lengths", "128", "192", "--documents", "2", "--records", "1", "--stress", "1", "--dtype", "float64"]
+FEW = {"--lengths": ["128", "192"], "--documents": ["2"], "--records": ["1"], "--stress": ["1"], "--dtype": ["float64"]}
 
 
 @pytest.fixture
@@ -32,15 +32,11 @@ def folder(tmp_path):
 
 
 def arguments(folder, *more):
-    places = [
-        "--text",
-        str(folder / "text.txt"),
-        "--page",
-        str(folder / "page.html"),
-        "--out",
-        str(folder / "rows.jsonl"),
-    ]
-    return ["diagnose", str(folder / "tiny"), *places, *FEW, *more]
+    """A diagnosis of the folder's model; `more` takes the place of what is set here."""
+    places = {"--text": "text.txt", "--page": "page.html", "--out": "rows.jsonl"}
+    usual = FEW | {option: [str(folder / name)] for option, name in places.items()}
+    kept = [word for option, values in usual.items() if option not in more for word in (option, *values)]
+    return ["diagnose", str(folder / "tiny"), *kept, *more]
 
 
 def test_a_diagnosis_is_sentences_tables_rows_and_a_page(folder, capsys, monkeypatch):

@@ -34,12 +34,16 @@ def command(tmp_path, monkeypatch):
     """Runs `atma train` on tiny batches; returns its status."""
     (tmp_path / "tiny.toml").write_text(dump_toml(tiny_recipe()))
     monkeypatch.chdir(tmp_path)
+    ours = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests ignore it, and so would the command
 
     def call(source, *arguments: str) -> int:
         monkeypatch.setattr("atma.train.loop.open_source", lambda recipe, ranks: source)
         return main(["train", "--device", "cpu", *arguments])
 
-    return call
+    yield call
+    for number, handler in ours.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

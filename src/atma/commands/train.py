@@ -53,8 +53,8 @@ def run(
         device_of(device)
         chosen = _chosen(recipe, out, resume, assignments)
         folder = out or Path("runs") / chosen.name
-        print(processor_threads.settle(threads, recorded_threads(folder) if resume else 0), flush=True)
         announce(chosen, evaluate)
+        print(processor_threads.settle(threads, recorded_threads(folder) if resume else 0), flush=True)
         try:
             final = train(chosen, folder, resume, terminal_progress(), device, asked)
         except Stopped as stopped:

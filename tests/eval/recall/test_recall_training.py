@@ -14,12 +14,12 @@ from atma.model import Model
 from atma.train.step import Outcome
 
 TASK = AssociativeRecall(8, 1, 16)
-SMALL = ("width=32", "head_width=16", "mlp_multiple=2")
+SMALL = {"width": 32, "head_width": 16, "mlp_multiple": 2}
 CPU = torch.device("cpu")
 
 
-def config(words="polar+memory", task=TASK, *settings):
-    return mixer(words, base(task, "", (*SMALL, *settings)))
+def config(words="polar+memory", task=TASK, **settings):
+    return mixer(words, base(task, "", tuple(f"{name}={value}" for name, value in (SMALL | settings).items())))
 
 
 def practice(steps, **changes):
@@ -43,7 +43,7 @@ def woken(config):
 @pytest.mark.parametrize("length", [40, 1100], ids=["at once", "through the state"])
 def test_an_answer_is_right_where_the_likeliest_token_is_the_target(length):
     task = SelectiveCopying(length, 16, 3)
-    model = woken(config("polar+memory", task, "width=16", "head_width=8"))
+    model = woken(config("polar+memory", task, width=16, head_width=8))
     batch = examples(task, 1, TEST, 0, 3)
     with torch.inference_mode():
         likeliest = model.logits(model(batch.tokens)[0]).argmax(-1)
@@ -92,7 +92,7 @@ def test_behind_the_gap_nothing_but_a_memory_tells_of_the_pairs(words):
 
     def read(mixer_words):
         probe = Capacity(3, 0, 32)
-        chosen = config(f"{mixer_words},window=4,{settings}", probe, "depth=4", 'pattern=["local", "global"]')
+        chosen = config(f"{mixer_words},window=4,{settings}", probe, depth=4, pattern='["local", "global"]')
         gap = reach(chosen)
         assert gap
         batch = examples(dataclasses.replace(probe, gap=gap), 0, TEST, 0, 1).tokens
