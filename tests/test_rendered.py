@@ -1,5 +1,7 @@
 """A rendered chat has the ids that the library gives the whole text, and messages cannot spell special tokens."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,3 +91,17 @@ def test_a_text_of_rendered_tokens_stays_ordinary_for_encode():
     ours, theirs = both(byte_level, {"rstrip": True})
     ours.encode_rendered("<|end|>", {})
     assert theirs.token_to_id("<|end|>") not in ours.encode("<|end|>\n")
+
+
+def test_a_character_without_a_token_is_named_where_nothing_stands_for_it():
+    settings = json.loads(pieces("first").to_str())
+    settings["model"]["unk_id"] = None
+    settings["model"]["vocab"] = [entry for entry in settings["model"]["vocab"] if entry[0] != "<unk>"]
+    settings["added_tokens"] = []
+    backend = Backend.from_str(json.dumps(settings))
+    backend.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
+    ours = Tokenizer(backend, backend.token_to_id("</s>"))
+    assert ours.encode_rendered("hello</s>", {})[-1] == ours.eot
+    for text, hidden in (("hello \U0001f642</s>", {}), (f"hello {SIGN}0{SIGN}", {f"{SIGN}0{SIGN}": "\U0001f642"})):
+        with pytest.raises(ValueError, match="no token for '\U0001f642'"):
+            ours.encode_rendered(text, hidden)

@@ -50,3 +50,15 @@ def test_a_saved_text_with_tensors_of_another_model_is_one_clear_error(model, tm
     generation.save(path)
     with pytest.raises(ValueError, match="its tensors are not those of this model's state"):
         Generation.resume(path, model, WORDS)
+
+
+def test_a_saved_text_goes_where_a_link_points(model, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, place = tmp_path / "text", tmp_path / "disk" / "text"
+    link.symlink_to(place)
+    generation = Generation(model, WORDS)
+    generation.feed("ab")
+    for _ in ("not there yet", "replaced"):
+        generation.save(link)
+        assert link.is_symlink() and not place.is_symlink()
+    Generation.resume(place, model, WORDS)

@@ -337,3 +337,12 @@ def test_tokens_that_were_added_are_not_lost(tmp_path):
     backend.add_special_tokens([special("</s>")])
     backend.add_tokens(["foo", "bar"])
     assert Tokenizer(backend, 2).lost("afoobarcb") == {"c": 1}
+
+
+def test_a_decoder_that_is_nested_without_end_is_refused(tmp_path):
+    settings = json.loads(byte_tokenizer().backend.to_str())
+    nested = "[" * 900 + "]" * 900
+    text = json.dumps(settings | {"decoder": {"type": "Sequence", "decoders": "HERE"}}).replace('"HERE"', nested)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="cannot be used: its decoder is nested without end"):
+        load_tokenizer(tmp_path)

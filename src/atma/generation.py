@@ -16,7 +16,7 @@ import torch
 from atma import state as states
 from atma.checkpoint import reason
 from atma.decoding import Decoder
-from atma.disk import sync
+from atma.disk import destination, sync
 from atma.eval.provenance import model_hash
 from atma.model import Model
 from atma.sampling import choose, of_tokens
@@ -113,7 +113,7 @@ class Generation:
             yield rest
 
     def save(self, path: str | Path) -> None:
-        """Write everything `resume` needs, as one safetensors file. OSError leaves an older file as it was."""
+        """Write everything `resume` needs to one safetensors file, where a link points. OSError: an older one stays."""
         about = {
             "format": FORMAT,
             "weights": model_hash(self.model),
@@ -122,13 +122,13 @@ class Generation:
             "random": base64.b64encode(self._random.get_state().numpy().tobytes()).decode(),
             "text": self._text.memory(),
         }
-        path = Path(path)
-        staging = path.with_name(f".{path.name}.staging")
+        path, place = Path(path), destination(path)
+        staging = place.with_name(f".{place.name}.staging")
         try:
             about["sha256"] = _digest(self._state, about)
             states.save(self._state, staging, {"generation": json.dumps(about)})
             sync(staging)
-            staging.replace(path)
+            staging.replace(place)
         except OSError as error:
             raise OSError(f"{path}: the state cannot be written: {reason(error)}") from None
         finally:

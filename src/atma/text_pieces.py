@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from atma.token_bytes import kinds
@@ -37,3 +38,11 @@ def pieces(text: str) -> list[str]:
         found.append(text[start : cut.start()])
         start = cut.start()
     return [*found, text[start:]]
+
+
+def covered(places: np.ndarray, length: int) -> np.ndarray:
+    """Which of `length` characters lie in one of the places (n, 2): start and end of each."""
+    edges = np.zeros(length + 1, np.int64)
+    np.add.at(edges, places[:, 0], 1)
+    np.add.at(edges, places[:, 1], -1)
+    return edges.cumsum()[:-1] > 0

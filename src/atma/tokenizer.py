@@ -7,10 +7,11 @@ never comes out of `encode`: a text that spells it is encoded as ordinary charac
 is in `atma.tokenizer_file`.
 """
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as Backend
 
 from atma.rendered import Rendered
-from atma.text_pieces import cuttable, pieces
+from atma.text_pieces import covered, cuttable, pieces
 from atma.token_bytes import Spelling, byte_characters, unknown_token
 from atma.tokenizer_file import END_OF_TEXT, end_of_text, known_end, make_special, read_backend
 
@@ -71,12 +72,8 @@ class Tokenizer:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         groups = [pieces(text) if self._cuttable else [text] for text in texts]
         flat = [piece for group in groups for piece in group]
-        try:
+        with self._refusals(texts):
             encoded = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False))
-        except Exception as error:
-            if type(error) is not Exception:  # the library raises the base class for a character it cannot encode
-                raise
-            raise ValueError(self._refused(texts, error)) from None
         return [_joined([next(encoded).ids for _ in group]) for group in groups]
 
     def encode_rendered(self, text: str, hidden: Mapping[str, str]) -> list[int]:
@@ -86,7 +83,8 @@ class Tokenizer:
         """
         for part in (text, *hidden.values()):
             _require_utf8(part)
-        return self._rendered.encode(text, hidden)
+        with self._refusals([text.translate(dict.fromkeys(map(ord, "".join(hidden)))), *hidden.values()]):
+            return self._rendered.encode(text, hidden)
 
     @cached_property
     def keeps_all(self) -> bool:
@@ -102,7 +100,7 @@ class Tokenizer:
         places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         ids = np.array(encoding.ids, np.int64)
         unknown = (ids == self._unknown) | (ids == (self._bare.token_to_id(UNKNOWN) or -1))
-        kept = _covered(places[~unknown], len(text)) & ~_covered(places[unknown], len(text))
+        kept = covered(places[~unknown], len(text)) & ~covered(places[unknown], len(text))
         return Counter(text[i] for i in np.flatnonzero(~kept).tolist())
 
     def without_unknown(self, text: str) -> str:
@@ -215,6 +213,16 @@ class Tokenizer:
             return True
         return False
 
+    @contextlib.contextmanager
+    def _refusals(self, texts: Sequence[str]) -> Iterator[None]:
+        """Inside, what the library cannot encode of these texts is a ValueError that names it."""
+        try:
+            yield
+        except Exception as error:
+            if type(error) is not Exception:  # the library raises the base class for a character it cannot encode
+                raise
+            raise ValueError(self._refused(texts, error)) from None
+
     def _refused(self, texts: Sequence[str], error: Exception) -> str:
         bad = next((c for text in texts for c in dict.fromkeys(text) if self._refuses(c)), None)
         if bad is None:
@@ -286,14 +294,6 @@ def _require_utf8(text: str) -> None:
     except UnicodeEncodeError as error:
         bad = text[error.start]
         raise ValueError(f"text holds {bad!r} at character {error.start}, which UTF-8 cannot encode") from None
-
-
-def _covered(places: np.ndarray, length: int) -> np.ndarray:
-    """Which of `length` characters lie in one of the places (n, 2): start and end of each."""
-    edges = np.zeros(length + 1, np.int64)
-    np.add.at(edges, places[:, 0], 1)
-    np.add.at(edges, places[:, 1], -1)
-    return edges.cumsum()[:-1] > 0
 
 
 def _joined(parts: list[list[int]]) -> np.ndarray:

@@ -44,7 +44,11 @@ def read_backend(path: Path) -> Backend:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from None
     _check_ids(path, settings)
-    if why := unsuitable(settings):  # before the library reads it, which some of these end
+    try:
+        why = unsuitable(settings)  # before the library reads it, which some of these end
+    except RecursionError:
+        why = "its decoder is nested without end"
+    if why:
         raise ValueError(f"{path}: cannot be used: {why}; {_OTHERS}")
     try:
         backend = Backend.from_str(text)

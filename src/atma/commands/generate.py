@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from atma.disk import destination
 from atma.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,8 +81,13 @@ def require_writable(path: Path) -> None:
     """ValueError, before a text is written that could not be kept, unless a file can be at `path`."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name a file for the state")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: no folder {path.parent} to write the state to; make it first")
+    folder = destination(path).parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"{path}: no folder {folder if path.is_symlink() else path.parent} to write the state to; make it first"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: its folder cannot be written; name another file for the state")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str | None:

@@ -6,11 +6,12 @@ A row's `key` names its measurement and provenance, so that a measurement alread
 import contextlib
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from atma.disk import destination, locked
 
 Row = dict[str, Any]
 
@@ -44,10 +45,10 @@ def read_rows(path: Path | str) -> list[Row]:
 
 def add_rows(path: Path | str, rows: list[Row]) -> None:
     """Write rows behind those that are there, which other processes may add to as well. OSError as `write_rows`."""
-    path = Path(path)
+    path, place = Path(path), destination(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.with_name(f".{place.name}.lock").open("ab") as file, locked(file.fileno(), math.inf):
             write_rows(path, read_rows(path) + rows)
     except OSError as error:
         if error.strerror is None:
@@ -56,20 +57,20 @@ def add_rows(path: Path | str, rows: list[Row]) -> None:
 
 
 def write_rows(path: Path | str, rows: list[Row]) -> None:
-    """Replace the file by these rows; a reader, or a crash, sees the old file or the new one.
+    """Replace the file, where a link points, by these rows; a reader, or a crash, sees the old file or the new one.
 
     OSError names the file, which is then as it was.
     """
-    path = Path(path)
+    path, place = Path(path), destination(path)
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    staged = place.with_name(f"{place.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         with staged.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        staged.replace(path)
+        staged.replace(place)
     except OSError as error:
         raise OSError(f"{path}: cannot be written: {error.strerror}") from None
     finally:

@@ -362,7 +362,9 @@ def test_of_two_limits_the_lower_holds(live: Live):
 
 def test_null_is_nothing_in_fields_that_nobody_knows(live: Live):
     said = {"role": "assistant", "content": "b", "name": None, "tool_call_id": None, "anything": None}
-    talk = [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": None}]}, said]
+    talk = [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": None}, None]}, said]
+    said |= {"provider_specific_fields": {"refusal": None}, "audio": {"id": None}, "thinking_blocks": [], "x": ""}
+    talk[0]["content"].append({"type": "text", "text": None})
     body = {"messages": talk, "max_tokens": 1, "min_tokens": None, "logit_bias": {"5": None}, "whatever": None}
     body |= {"response_format": {"type": "text", "schema": None}, "tools": None, "stream_options": None}
     assert live.post("/v1/chat/completions", body).status == 200
@@ -392,3 +394,20 @@ def test_offsets_point_into_the_echo_of_a_tokenizer_that_puts_a_space_first():
     assert offsets([3, 0, 3, 0], "</s>river</s>river", True) == [0, 4, 9, 13]
     assert offsets([0, 4, 5, 6], "river€ x") == [0, 5, 5, 6]
     assert offsets([0, 1], None) == [0, 6]
+    assert offsets([3, 0, 3, 3, 1, 2], "riveré🙂 stone") == [0, 0, 5, 5, 7, 10]
+    assert offsets([0, 4, 6], None) == [0, 6, 7]
+
+
+def test_offsets_of_an_answer_begin_where_the_echo_ends():
+    class Pieces:
+        def token_bytes(self, token: int) -> bytes:
+            return (b"a", b"")[token]
+
+        class backend:
+            @staticmethod
+            def id_to_token(token: int) -> str:
+                return "<unk>"
+
+    told = TextLogprobs(TokenNames(Pieces()))  # pyright: ignore
+    assert told.of([Logprob(0, 0.0, ()), Logprob(1, 0.0, ())], "aéé")["text_offset"] == [0, 1]
+    assert told.of([Logprob(0, 0.0, ())])["text_offset"] == [3]

@@ -107,10 +107,11 @@ def _content(value: object) -> str:
         return value or ""
     if not isinstance(value, list):
         raise ValueError("must be a text or a list of parts of type 'text'")
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+    parts = _without_nulls(value)
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text", ""), str):
             raise ValueError("parts must be of type 'text': this model reads no images, sounds or files")
-    return "".join(part["text"] for part in value)
+    return "".join(part.get("text", "") for part in parts)
 
 
 _INTEGERS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -142,7 +143,7 @@ def _without_nulls(value: Any) -> Any:
     """A value whose objects have no field that is null."""
     if isinstance(value, dict):
         return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+    return [_without_nulls(part) for part in value if part is not None] if isinstance(value, list) else value
 
 
 class Body(BaseModel):
@@ -229,7 +230,8 @@ class Message(Body):
 
     @classmethod
     def _asks_nothing(cls, key: str, value: Any) -> bool:
-        return key in MESSAGE_NEUTRAL and not value
+        value = _without_nulls(value)
+        return not value if key in MESSAGE_NEUTRAL else value in ({}, [], "")
 
     @classmethod
     def _refusal(cls, key: str) -> str:

@@ -59,14 +59,22 @@ class TextLogprobs:
 
     def of(self, logprobs: Sequence[Logprob], echoed: str | None = None, spelled: bool = False) -> dict[str, Any]:
         """`echoed`: the text of a call that echoes a prompt; `spelled`: whether it spells special tokens."""
-        offsets = []
+        offsets, begun, lost = [], False, False
         for one in logprobs:
             name, data = self.names.of(one.token)
-            offsets.append(self._offset)
             text = self._decoder.decode(data) if data else name * spelled
-            self._offset += len(text)
-            if echoed is not None and text[:1] == " " and not echoed.startswith(text, offsets[-1]):
-                self._offset -= 1  # a space that the tokenizer put before the text and that the text has not
+            if data and text.endswith(name):  # what stands for half a character before it is not this token's
+                self._offset += len(text) - len(name)
+                text = name
+            missed = bool(echoed is not None and text and not echoed.startswith(text, self._offset))
+            put = missed and text[:1] == " " and not (begun and lost)
+            if echoed is not None and missed and lost and not put:  # an unknown token stood for what lies between
+                self._offset = max(echoed.find(text, self._offset), self._offset)
+            offsets.append(self._offset)
+            self._offset += len(text) - put  # a space that the tokenizer put before the text and that the text has not
+            begun, lost = begun or bool(text), not (data or spelled)
+        if echoed is not None:
+            self._offset = len(echoed)
         return {
             "tokens": [self.names.of(one.token)[0] for one in logprobs],
             "token_logprobs": [_number(one.logprob) for one in logprobs],
