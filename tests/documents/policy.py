@@ -9,6 +9,8 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import atma
+from atma.cli import main
 from tests.documents.reading import Code, Command
 
 NOT_RUN = {
@@ -18,7 +20,7 @@ NOT_RUN = {
     r"^atma (demo|bench)\b": "minutes; tests/test_demo.py and tests/bench run them small",
     r"^atma (serve|chat)\b": "goes on until it is stopped; tests/serve/http and tests/test_generate.py run them",
     r"^serve ": "starts a cluster; tests/serve/test_ray.py does (slow)",
-    r"^atma sweep (run|work)\b": "starts workers; tests/sweep/test_command.py runs them small",
+    r"^atma sweep (run|work|status)\b": "of workers; tests/sweep/test_command.py runs them small",
     r"^atma eval tasks\b": "downloads its questions; tests/eval/test_tasks.py runs a task of its own",
     r"\bhf:": "a model of another's, to be chosen by the reader; tests/eval/test_hugging_face.py makes some",
     r"…|\.\.\.|(^| )\[|(^| )[A-Z]+( |\.|$)": "the reader fills something in",
@@ -59,9 +61,9 @@ def cut(words: tuple[str, ...]) -> list[str]:
             for option, *values in settings:
                 words = _with(words, option, values)
     if words[1] == "train":
-        words = (*words, *(part for setting in TRAINING for part in ("--set", setting)))
+        words = _set(words)
     if "--fine-tune" in words:
-        words = _with(_with(words, "--tuning.tokens", ["1024"]), "--lengths", ["0", "64"])
+        words = _with(_with(words, "--tuning.tokens", ["1024"]), "--lengths", ["0", "256"])
     return list(words)
 
 
@@ -72,6 +74,13 @@ def _with(words: tuple[str, ...], option: str, values: list[str]) -> tuple[str, 
     first = words.index(option)
     last = next((n for n in range(first + 1, len(words)) if words[n].startswith("--")), len(words))
     return (*words[:first], option, *values, *words[last:])
+
+
+def _set(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a training with its settings cut, those that it gives in their places."""
+    small = {setting.partition("=")[0]: setting for setting in TRAINING}
+    words = tuple(small.pop(word.partition("=")[0], word) for word in words)
+    return (*words, *(part for setting in small.values() for part in ("--set", setting)))
 
 
 def library() -> Path:
@@ -99,9 +108,7 @@ def published(folder: Path) -> None:
 
 def data(folder: Path) -> None:
     """Data of `atma prepare` with the tokenizer of the packaged models."""
-    import atma
-    from atma.cli import main
-
+    folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = folder.parent / "tokenizer.json"
     atma.load("nano").tokenizer.save(tokenizer)
     assert main(["prepare", "stdlib", "--out", str(folder), "--tokenizer", str(tokenizer)]) == 0
@@ -115,10 +122,21 @@ def sweep(folder: Path) -> None:
 
 def rows(path: Path) -> None:
     """What an evaluation of the packaged model keeps."""
-    from atma.cli import main
-
     options = "--lengths 256 --tasks passkey --per-cell 1 --out"
     assert main(["eval", "retrieval", *options.split(), str(path)]) == 0
+
+
+def others(path: Path) -> None:
+    """What the same evaluation keeps of another model."""
+    mine = path.with_name("nano.jsonl")
+    if not mine.exists():
+        rows(mine)
+    shutil.copy(mine, path)
+
+
+def run(folder: Path) -> None:
+    """A finished training."""
+    shutil.copytree(atma.load("nano").path, folder / "final")
 
 
 GIVEN: dict[str, Callable[[Path], None]] = {
@@ -128,12 +146,14 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "book.txt": one_text,
     "published_checkpoint": published,
     "data/stdlib": data,
+    "recipes/nano.toml": lambda path: data(path.parents[1] / "data/stdlib"),
+    "runs/mine": run,
     "runs/sweep-nano": sweep,
     "runs/sweep-nano-24": sweep,
     "a.jsonl": rows,
     "b.jsonl": rows,
-    "nano-rope.jsonl": rows,
-    "theirs.jsonl": rows,
+    "nano-rope.jsonl": others,
+    "theirs.jsonl": others,
 }
 """What a page takes for granted, made when a command names it and no command before it wrote it."""
 WRITTEN = ("--out", "--page", "--save-state", "--json", "--prompts", "--fine-tune")
