@@ -45,7 +45,8 @@ def _unfinished(run: Path) -> str:
     checkpoints = sorted(folder.name for folder in (run / "checkpoints").glob("step-*"))
     if not checkpoints:
         return ""
-    return f" (an unfinished run, last checkpoint {checkpoints[-1]}; finish it with `atma train RECIPE --resume`)"
+    last, finish = run / "checkpoints" / checkpoints[-1], f"atma train --resume --out {run}"
+    return f" (an unfinished run; finish it with `{finish}`, or take its last checkpoint, {last})"
 
 
 def load(name: str | Path) -> Loaded:

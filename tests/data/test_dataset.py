@@ -1,6 +1,7 @@
 """A token set opens, reads and checks prepared folders and shards as others publish them."""
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -227,3 +228,18 @@ def test_a_manifest_nested_without_end_is_one_line(prepared, tmp_path):
     (folder / "manifest.json").write_text('{"splits": ' + "[" * 100_000)
     with pytest.raises(ValueError, match=r"manifest.json: not a manifest of token shards"):
         TokenSet.open(folder)
+
+
+def test_what_a_manifest_only_tells_is_no_part_of_the_hash(prepared):
+    """Data prepared before these were told has the hash that models and runs trained on it remember."""
+    before = TokenSet.open(prepared).hash
+    path = prepared / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    told = {key: manifest.pop(key) for key in ("passed_over", "lost_characters")}
+    told |= {name: split.pop("long_documents") for name, split in manifest["splits"].items()}
+    assert all(value is not None for value in told.values())
+    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert TokenSet.open(prepared).hash == before == hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest["seed"] += 1
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert TokenSet.open(prepared).hash != before

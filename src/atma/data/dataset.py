@@ -25,6 +25,8 @@ from atma.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+TELLS = ("passed_over", "lost_characters", "long_documents")
+"""What a manifest tells and no token depends on."""
 MANIFEST = "manifest.json"
 FORMAT = "atma token shards"
 INDEX_HEAD = re.compile(
@@ -184,7 +186,7 @@ def _read_index(path: Path, tokens: int) -> np.ndarray:
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
-    """The manifest of a prepared folder and its SHA-256. ValueError if it is not one that `atma prepare` wrote."""
+    """The manifest of a prepared folder and the hash of its data. ValueError if `atma prepare` did not write it."""
     path = folder / MANIFEST
     data = path.read_bytes()
     try:
@@ -192,7 +194,16 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
         _require_manifest(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path}: not a manifest of token shards, or damaged; prepare the data again") from None
-    return manifest, hashlib.sha256(data).hexdigest()
+    return manifest, data_hash(manifest)
+
+
+def data_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without what it only tells: the same data has one hash, whatever else is told of it."""
+    kept = {key: value for key, value in manifest.items() if key not in TELLS}
+    kept["splits"] = {
+        name: {k: v for k, v in split.items() if k not in TELLS} for name, split in kept["splits"].items()
+    }
+    return hashlib.sha256((json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()).hexdigest()
 
 
 def _require_manifest(manifest: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def changes(found: Recipe, wanted: Recipe, path: Path) -> list[str]:
         else:
             raise ValueError(
                 f"{path}: another recipe: '{key}' is {before!r} there and {now[key]!r} here; choose another folder, or "
-                "resume without naming a recipe"
+                "resume with the folder alone, --resume --out"
             )
     return told
 
