@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from test_loop import same, weights
-from tiny_run import rows, tiny_recipe, tiny_source
+from tiny_run import VOCABULARY, rows, tiny_recipe, tiny_source
 
 from atma.cli import main
 from atma.config import dump_toml
 from atma.signals import SIGNALS, noticing
-from atma.train.loop import fit
+from atma.train.loop import Stopped, fit
 from atma.train.record import read_record
+from atma.train.source import Source
 
 
 def told_at(step: int, *numbers: int):
@@ -96,6 +97,35 @@ def test_a_run_goes_on_longer_from_its_folder_alone(command):
 def test_a_recipe_may_be_left_out_only_to_resume_a_folder(command, capfd, arguments, said):
     assert command(tiny_source(), *arguments) == 2
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_validation_does_not_keep_a_checkpoint_waiting(tmp_path, step):
+    """Told to stop within the validation of a step, at the second of its batches; made again when the run goes on."""
+    recipe, seen = tiny_recipe(), []
+
+    def validation(i: int):
+        seen.append(i)
+        return rows(10_000 + i)
+
+    source = Source(rows, validation, 3, "counting", VOCABULARY)
+    stop = lambda: len(seen) == step - 2  # noqa: E731
+    with pytest.raises(Stopped, match=f"step {step} of 12"):
+        fit(recipe, tmp_path / "run", source, stop=stop)
+    assert len(seen) == step - 2
+    made = [row["step"] for row in read_record(tmp_path / "run") if row["kind"] == "validation"]
+    assert made == list(range(3, step, 3)) and (tmp_path / f"run/checkpoints/step-{step:08}").is_dir()
+    for _ in range(2):  # what goes on twice from one checkpoint has one validation too
+        with pytest.raises(Stopped):
+            fit(recipe, tmp_path / "run", source, resume=True, stop=lambda: True)
+    fit(recipe, tmp_path / "run", source, resume=True)
+    fit(recipe, tmp_path / "whole", source)
+
+    def kept(run: Path):
+        return [(row["kind"], row["step"], row["loss"]) for row in read_record(run) if row["kind"] != "event"]
+
+    assert kept(tmp_path / "run") == kept(tmp_path / "whole")
+    assert same(weights(tmp_path / "run/final"), weights(tmp_path / "whole/final"))
 
 
 TWICE = """

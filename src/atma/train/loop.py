@@ -7,7 +7,7 @@ with the same bits as an uninterrupted one on the same machine.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ class Run:
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
         self.state.threads = torch.get_num_threads()
+        self._saved = 0
+        self._stop: Callable[[], bool] | None = None
 
     def restore(self) -> list[str]:
         """Go back to the newest good checkpoint, cut the record to it and keep this recipe. Returns what to tell of it.
@@ -106,9 +108,10 @@ class Run:
         if folder is not None:
             self.state = load_checkpoint(folder, self.state, self.model, self.optimisers)
             self.stepper.compute = getattr(torch, self.state.compute)
+            self._saved = self.state.step
         threads = self._go_on_threads() if folder is not None else []
         if self.ranks.rank == 0:
-            cut_record(self.out, self.state.step)
+            cut_record(self.out, self.state.step, self.state.unvalidated)
             write_recipe(self.recipe, self.out)
         wait(self.ranks)
         return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
@@ -125,17 +128,20 @@ class Run:
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
-        steps = self.recipe.train.steps
+        steps, self._stop = self.recipe.train.steps, stop
         if self.state.step == steps:
             return self._finish()
         progress.start(self.recipe.name, steps, self.state.step)
         try:
             for note in notes:
                 progress.show(record.write("event", self.state.step, {"event": note}))
+            if self.state.unvalidated:
+                self._validate(record, progress)
             while self.state.step < steps:
-                self._advance(record, progress)
-                if stop is not None and self.state.step < steps and any_of(self.ranks, stop()):
-                    if self.state.step % self.recipe.train.checkpoint_every:
+                if not self.state.unvalidated:
+                    self._advance(record, progress)
+                if self.state.step < steps and self._told():
+                    if self.state.step != self._saved:
                         self._checkpoint(record)
                     raise Stopped(f"stopped at step {self.state.step} of {steps}")
         finally:
@@ -153,9 +159,11 @@ class Run:
         self._count(outcome, batch, record)
         progress.show(record.write("train", state.step, self._row(outcome, multiplier, seconds)))
         last = state.step == train.steps
+        if last:  # whatever happens to the validation, all steps are kept
+            self._checkpoint(record)
         if train.evaluate_every and (last or state.step % train.evaluate_every == 0):
-            progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": self._validate()}))
-        if last or state.step % train.checkpoint_every == 0:
+            self._validate(record, progress)
+        if not last and state.step % train.checkpoint_every == 0:
             self._checkpoint(record)
 
     def _count(self, outcome: Outcome, batch: Batch, record: Record) -> None:
@@ -178,15 +186,31 @@ class Run:
     def _tokens(self) -> int:
         return self.state.step * self.recipe.train.batch_tokens
 
-    def _validate(self) -> float:
-        source = self.source
-        return validation_loss(self.stepper, (source.validation(i) for i in range(source.validation_batches)))
+    def _told(self) -> bool:
+        return self._stop is not None and any_of(self.ranks, self._stop())
+
+    def _validate(self, record: Record, progress: Progress) -> None:
+        """Measure and record; given up when the run is told to stop before its end, and made when it goes on."""
+        source, state = self.source, self.state
+        state.unvalidated = False
+
+        def batches() -> Iterator[Batch]:
+            for i in range(source.validation_batches):
+                state.unvalidated = state.step < self.recipe.train.steps and self._told()
+                if state.unvalidated:
+                    return
+                yield source.validation(i)
+
+        loss = validation_loss(self.stepper, batches())
+        if not state.unvalidated:
+            progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": loss}))
 
     def _checkpoint(self, record: Record) -> None:
         if self.ranks.rank == 0:
             record.sync()
             keep = self.recipe.train.keep_checkpoints
             save_checkpoint(self.out, self.state, self.model, self.optimisers, self.source.tokenizer, keep)
+        self._saved = self.state.step
         wait(self.ranks)
 
     def _finish(self) -> Path:

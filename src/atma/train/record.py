@@ -47,14 +47,15 @@ def read_record(run: Path) -> list[dict[str, Any]]:
     return [row for _, row in _rows(run / NAME)]
 
 
-def cut_record(run: Path, step: int) -> None:
-    """Drop the rows after `step`, and a last line that a crash cut short."""
+def cut_record(run: Path, step: int, unvalidated: bool = False) -> None:
+    """Drop the rows after `step`, its validation too if it is made again, and a last line that a crash cut short."""
     path = run / NAME
     if not path.exists():
         return
     end = 0
     for after, row in _rows(path):
-        if row["step"] > step:
+        again = unvalidated and row["step"] == step and row["kind"] == "validation"
+        if row["step"] > step or again:
             break
         end = after
     os.truncate(path, end)

@@ -52,6 +52,8 @@ class RunState:
     """Steps left out because a loss or gradient was not finite."""
     streak: int = 0
     """How many of them just now, one after the other."""
+    unvalidated: bool = False
+    """Told to stop before the validation of this step was made."""
 
 
 def save_checkpoint(
