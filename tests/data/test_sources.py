@@ -394,3 +394,23 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name, data, message):
     (tmp_path / name).write_text(data)
     with pytest.raises(ValueError, match=message):
         texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jl", "a.ldjson", "a.jsonl.1", "a.txt", "records", "a.jsonl.gzip"])
+def test_json_lines_are_known_by_their_lines_where_their_name_does_not_tell(tmp_path, name):
+    lines = b'{"text": "one"}\n\n{"text": "two"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(lines, mtime=0) if name.endswith("gzip") else lines)
+    assert texts(tmp_path / name) == ["one", "two"]
+
+
+@pytest.mark.parametrize("lines", ['{"text": "one"}\n', '{"a": 1}\nand so on\n', "{}, {}\n{}\n", "[1]\n[2]\n"])
+def test_a_text_that_only_begins_like_json_is_a_text(tmp_path, lines):
+    (tmp_path / "a.txt").write_text(lines)
+    assert texts(tmp_path / "a.txt") == [lines]
+
+
+def test_nulls_within_a_list_of_texts_or_messages_are_nothing(tmp_path):
+    chat = [{"role": None, "from": "human", "value": "Hi"}, None, {"role": "assistant", "content": [{"text": None}]}]
+    rows = [{"text": ["a", None, "b"]}, {"text": chat}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert texts(tmp_path / "a.jsonl") == ["a\nb", "User: Hi\nAssistant:"]

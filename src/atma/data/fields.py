@@ -64,10 +64,10 @@ def _text(value: Any, field: str, where: str) -> str | None:
     """A text as it is; None for null."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        value = _dialogue(value, field, where)
-    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = "\n".join(value)
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = _dialogue([item for item in value if item is not None], field, where)
+    elif isinstance(value, list) and all(isinstance(item, str | None) for item in value):
+        value = "\n".join(item for item in value if item is not None)
     if not isinstance(value, str):
         raise ValueError(f"{where}: '{field}' must be text, not {type(value).__name__}")
     try:
@@ -81,9 +81,15 @@ def _text(value: Any, field: str, where: str) -> str | None:
 def _dialogue(messages: list[dict[str, Any]], field: str, where: str) -> str:
     lines = []
     for message in messages:
-        role, content = (message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value")))
+        if not isinstance(message, dict):
+            raise ValueError(
+                f"{where}: '{field}' must be a list of messages alone, with a {type(message).__name__} in it"
+            )
+        pairs = (("role", "from"), ("content", "value"))
+        role, content = (message.get(b) if message.get(a) is None else message[a] for a, b in pairs)
         if isinstance(content, list):  # parts, of which some may be pictures
-            content = "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+            spoken = (part.get("text") for part in content if isinstance(part, dict))
+            content = "\n".join(str(text) for text in spoken if text is not None)
         if not isinstance(role, str):
             raise ValueError(f"{where}: '{field}' is a list of records without 'role': neither a text nor a chat")
         if isinstance(content, str):

@@ -19,15 +19,17 @@ _WHOLE = 1 << 16
 
 
 def reader_of(path: Path) -> Reader | None:
-    """The reader of a file of many documents, by its ending; None for a file that is one text."""
+    """The reader of a file of many documents, by its ending, or else its first lines; None for one that is one text."""
     name = inner_name(path)
     if path.name.lower().endswith((".parquet", ".pq")):
         return parquet
-    if name.endswith((".jsonl", ".ndjson", ".jsonlines")):
+    if name.endswith((".jsonl", ".ndjson", ".jsonlines", ".jl", ".ldjson", ".geojsonl")):
         return json_lines
     if name.endswith(".json"):
         return json_file
-    return table if name.endswith((".csv", ".tsv")) else None
+    if name.endswith((".csv", ".tsv")):
+        return table
+    return json_lines if _is_lines(path, 2) else None
 
 
 def json_lines(path: Path, name: str, field: str, left_out: LeftOut) -> Iterator[Document]:
@@ -72,14 +74,14 @@ def _parsed(text: str, where: str) -> Any:
         raise ValueError(f"{where}{line}: not JSON: {getattr(error, 'msg', error)}") from None
 
 
-def _is_lines(path: Path) -> bool:
-    """Whether the first line of a file that has more is a whole record."""
+def _is_lines(path: Path, records: int = 1) -> bool:
+    """Whether each of the first lines, so many, of a file that has two or more is a whole record."""
     try:
         with open_text(path) as lines:
-            rows = itertools.islice((line for line in lines if line.strip()), 2)
-            first, second = next(rows, ""), next(rows, "")
-        return bool(second) and isinstance(json.loads(first.lstrip("\ufeff")), dict)
-    except (ValueError, RecursionError):
+            rows = list(itertools.islice((line.lstrip("\ufeff") for line in lines if line.strip()), 2))
+        whole = len(rows) == 2 and rows[0].lstrip().startswith("{")
+        return whole and all(isinstance(json.loads(row), dict) for row in rows[:records])
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+COMPRESSED = {".gz": "gz", ".gzip": "gz", ".zst": "zst", ".zstd": "zst", ".xz": "xz", ".lzma": "xz", ".bz2": "bz2"}
 MOST_WINDOW = 1 << 31
 """Bytes that a .zst file may look back (`zstd --long=31`); the decoder takes no more memory than a file asks for."""
 _MARKS = (
@@ -58,7 +58,7 @@ def encoding_of(head: bytes) -> str:
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a file. ValueError, while they are read too: damaged, cut, or no such compression."""
     name = path.name.lower()
-    kind = next((ending[1:] for ending in COMPRESSED if name.endswith(ending)), "")
+    kind = next((kind for ending, kind in COMPRESSED.items() if name.endswith(ending)), "")
     try:
         with _opened(path, kind) as file:
             yield file
