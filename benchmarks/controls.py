@@ -40,7 +40,7 @@ QUEUE += [("rope-canon-fast", 0), ("rope-canon-slow", 0), ("rope-canon-uniform",
 QUEUE += [("rope-canon-long", seed) for seed in (0, 1, 2)] + [("rope", seed) for seed in (0, 1, 2)]
 QUEUE += [("atma-long", seed) for seed in (0, 1, 2)]
 SETTLING = 45
-"""Seconds after a run's beginning before its speed is judged: kernels are compiled first."""
+"""Seconds after a run's beginning before its median speed is judged: kernels are compiled first."""
 
 
 class Running(NamedTuple):
@@ -116,10 +116,10 @@ def _given_up(running: list[Running], out: Path, left: float) -> list[Running]:
     """Those that cannot end in the time that is left, the last of the queue first."""
     late = []
     for run in running:
-        since = time.monotonic() - run.began
-        done = _progress(run, out).get("tokens", 0)
-        if since > SETTLING and (run.recipe.train.tokens - done) * since > left * max(done, 1):
-            late.append(run)
+        found = _progress(run, out)
+        if time.monotonic() - run.began > SETTLING and "tokens" in found:
+            more = run.recipe.train.tokens - found["tokens"]
+            late += [run] * (more > left * found["tokens_per_second"])
     return sorted(late, key=lambda run: -run.place)
 
 
