@@ -76,3 +76,8 @@ def test_a_route_that_is_read_can_be_asked_for_its_head(live: Live):
         assert head.headers["content-type"] == told.headers["content-type"]
     assert live.ask("HEAD", "/v1/completions").status == 405
     assert live.ask("HEAD", "/nowhere").status == 404
+
+
+@pytest.mark.parametrize(("path", "methods"), [("/v1/completions", "POST"), ("/v1/models", "GET")])
+def test_a_route_that_has_other_methods_tells_them(live: Live, path: str, methods: str) -> None:
+    assert live.ask("DELETE", path).headers["allow"] == methods

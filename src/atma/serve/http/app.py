@@ -170,7 +170,9 @@ def _api_error(error: Exception) -> ApiError:
         return _invalid(error)
     assert isinstance(error, HTTPException)
     code, message = NAMES.get(error.status_code, ("invalid_request", str(error.detail)))
-    return ApiError(error.status_code, code, message)
+    told = ApiError(error.status_code, code, message)
+    told.allow = (error.headers or {}).get("Allow")
+    return told
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

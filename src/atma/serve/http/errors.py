@@ -26,6 +26,8 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.parameter, self.retry_after = status, code, parameter, retry_after
+        self.allow: str | None = None
+        """The methods that the route has, where it has not the one that was asked for."""
 
     @classmethod
     def of(cls, error: RequestError) -> "ApiError":
@@ -55,6 +57,8 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.allow:
+            headers["allow"] = self.allow
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         if self.status in (408, 413, 431):
