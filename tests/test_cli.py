@@ -279,7 +279,10 @@ def test_a_model_that_does_not_exist_is_told_with_those_that_do(capsys):
 def test_a_folder_without_a_model_is_told(tmp_path, capsys):
     assert "no model here" in failing(capsys, "info", tmp_path)
     (tmp_path / "checkpoints" / "step-00000200").mkdir(parents=True)
-    assert "an unfinished run, last checkpoint step-00000200" in failing(capsys, "info", tmp_path)
+    told = failing(capsys, "info", tmp_path)
+    assert (
+        f"an unfinished run; finish it with `atma train --resume --out {tmp_path}`" in told and "step-00000200" in told
+    )
 
 
 def test_a_damaged_model_is_told(folder, tmp_path, capsys):

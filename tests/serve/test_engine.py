@@ -253,7 +253,7 @@ def test_a_request_that_fails_while_it_is_read_ends_alone(engine) -> None:
         together(sequences, count)
 
     engine.reader._together = failing
-    good, bad = engine.submit(Request("good", max_tokens=3)), engine.submit(Request("bad", max_tokens=3, id="bad"))
+    good, bad = engine.submit(Request("good", max_tokens=3, ignore_end=True)), engine.submit(Request("bad", id="bad"))
     finish(engine, good, bad)
     assert good.outputs[0].finish_reason == "length"
     assert str(bad.outputs[0].error) == "reading failed: no luck"
