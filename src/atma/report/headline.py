@@ -1,6 +1,7 @@
 """What the figures say, in plain words computed from the rows.
 
 A word such as "higher" follows an interval, never a sign: where zero is in it, no difference was seen, and so it says.
+Intervals over documents are Student's here: the bootstrap is too narrow for the few that a short time allows.
 """
 
 from typing import TYPE_CHECKING
@@ -85,7 +86,7 @@ def _change(summary: Row | None, first: Row, last: Row) -> str:
 
     difference, low, high = last["loss"] - first["loss"], None, None
     if summary and (summary["lengths"][0], summary["lengths"][-1]) == (first["length"], last["length"]):
-        low, high = summary.get("change_low"), summary.get("change_high")
+        low, high = (summary.get(f"change_t_{end}", summary.get(f"change_{end}")) for end in ("low", "high"))
     words = says(low, high, "lower by", "higher by", "no difference seen:")
     amount = _signed(difference) if words.endswith(":") else f"{abs(difference):.3f}"
     return f"{words} {amount}, {_span(low, high)}"
@@ -126,10 +127,10 @@ def _slope_between(ours: Run, other: Run, kind: str) -> "Interval | None":
 def _slope_words(ours: str, other: str, found: "Interval") -> str:
     from atma.eval.statistics import says
 
-    told = f"{_signed(found.value)} nats a doubling, {_span(found.low, found.high)}"
+    told = f"{_signed(found.value)} nats a doubling, {_span(found.t_low, found.t_high)}"
     words = says(
-        found.low,
-        found.high,
+        found.t_low,
+        found.t_high,
         f"Loss rises less with length in {ours} than in {other}",
         f"Loss rises more with length in {ours} than in {other}: here {ours} does not do what it is for",
         f"No difference seen between the slopes of {ours} and {other}: nothing here shows that {ours} holds better",
@@ -146,12 +147,12 @@ def _start_words(section: Section, ours: Run, other: Run) -> str:
         return ""
     mine, theirs = losses[1][:, 0], losses[2][:, 0]
     found = mean_interval(theirs - mine)
-    word = says(found.low, found.high, "better", "worse", "")
+    word = says(found.t_low, found.t_high, "better", "worse", "")
     if not word:
         return ""
     return (
         f"{section.label(other)} is {word} than {section.label(ours)} at {losses[0][0]:,} tokens already, where both "
-        f"were trained ({theirs.mean():.2f} and {mine.mean():.2f} nats, {_span(found.low, found.high)}): "
+        f"were trained ({theirs.mean():.2f} and {mine.mean():.2f} nats, {_span(found.t_low, found.t_high)}): "
         "compare how each line goes on from there, not where it stands."
     )
 
