@@ -11,7 +11,7 @@ from torch import Tensor
 from atma.ops import native as kernels
 from atma.ops.backend import backend_for
 from atma.ops.paged import native
-from atma.state import Pages
+from atma.ops.paged.pages import Pages
 
 
 def hold(keys: Pages, values: Pages, k: Tensor, v: Tensor, length: Tensor) -> tuple[Pages, Pages]:
