@@ -193,9 +193,8 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     model = values.get("model", {})
     if isinstance(model, dict) and "preset" in model:
         own = {key: value for key, value in model.items() if key != "preset"}
-        values = values | {
-            "model": _from_preset(preset(str(model["preset"])), values.get("train")).changed(own, "model.")
-        }
+        chosen = _from_preset(preset(model["preset"]), values.get("train"))
+        values = values | {"model": chosen.changed(own, "model.")}
     return from_dict(Recipe, values)
 
 

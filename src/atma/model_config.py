@@ -6,7 +6,6 @@ shared: it is set in every mixer that has it. So `window = 64` is the window of 
 """
 
 import dataclasses
-import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,24 +62,20 @@ class ModelConfig:
         **given: Any,
     ) -> None:
         """The fields by name; every further keyword is a shared option. ValueError names what is wrong."""
-        own = {
-            "vocab_size": vocab_size,
-            "width": width,
-            "depth": depth,
-            "pattern": pattern,
-            "mixers": dict(mixers or {}),
-        }
+        own = {"vocab_size": vocab_size, "width": width, "depth": depth, "pattern": pattern, "mixers": mixers or {}}
+        self._fill(own | given, options or {}, "")
+
+    def _fill(self, given: Mapping[str, Any], options: Mapping[str, Any], where: str) -> None:
+        """Set every field. `given` are fields and shared options, whose names an error tells behind `where`."""
+        given = dict(given)
         for one in dataclasses.fields(self):
-            if one.name not in (*own, "options"):
-                own[one.name] = given.pop(one.name, one.default)
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "options", {})
-        check_fields(self)
+            default = {} if one.name in ("mixers", "options") else one.default
+            object.__setattr__(self, one.name, given.pop(one.name, default))
+        check_fields(self, where)
         self._check()
-        shared = self._shared(dict(options or {}), given, own)
+        shared = self._shared(options, given, where)
         names = dict.fromkeys((*self.pattern, *self.mixers))
-        object.__setattr__(self, "_named", {name: _named(name, self.mixers.get(name), shared) for name in names})
+        object.__setattr__(self, "_named", {name: _named(name, self.mixers.get(name), shared, where) for name in names})
         object.__setattr__(self, "options", {key: self._coerced(key, value) for key, value in shared.items()})
 
     def _check(self) -> None:
@@ -90,15 +85,15 @@ class ModelConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
 
-    def _shared(self, options: dict[str, Any], given: dict[str, Any], own: Collection[str]) -> dict[str, Any]:
+    def _shared(self, options: Mapping[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
         """The options that some mixer has. ValueError for one given by name that none has."""
-        known, fixed = _takes(self.pattern, self.mixers, options | given)
+        known, fixed = _takes(self.pattern, self.mixers, {**options, **given}, where)
         for key, value in given.items():
-            if key in known:
-                continue
-            if key in fixed:
-                raise ValueError(f"'{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', and cannot be {value!r}")
-            raise _Unknown(key, (*own, *known))
+            if key not in known and key in fixed:
+                raise ValueError(f"'{where}{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', not {value!r}")
+            if key not in known:
+                own = [one.name for one in dataclasses.fields(self) if one.name != "options"]
+                raise ValueError(unknown(key, (*own, *sorted(known)), where))
         return {key: value for key, value in options.items() if key in known} | given
 
     def _coerced(self, key: str, value: Any) -> Any:
@@ -158,15 +153,14 @@ class ModelConfig:
     def changed(self, values: Mapping[str, Any], where: str = "") -> "ModelConfig":
         """With these fields, shared options and tables of mixers; an option that no mixer has any more is left out."""
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        tables = values.get("mixers", {})
+        tables, options = values.get("mixers", {}), own.pop("options")
         if not isinstance(tables, dict):
             raise ValueError(f"'{where}mixers' must be tables, not {tables!r}")
         if "options" in values:
             raise ValueError(unknown("options", ("pattern", "mixers"), where))
-        try:
-            return ModelConfig(**(own | values | {"mixers": own["mixers"] | tables}))
-        except _Unknown as error:
-            raise ValueError(unknown(error.key, error.known, where)) from None
+        made = object.__new__(ModelConfig)
+        made._fill({**own, **values, "mixers": own["mixers"] | tables}, options, where)
+        return made
 
     def to_table(self) -> dict[str, Any]:
         """Plain data that `from_table` reads to an equal configuration, whatever defaults become."""
@@ -188,16 +182,8 @@ class ModelConfig:
         return own | {"mixers": named} if named else own
 
 
-class _Unknown(ValueError):
-    """A key that neither the model nor a mixer of its pattern has."""
-
-    def __init__(self, key: str, known: Collection[str]) -> None:
-        super().__init__(unknown(key, known))
-        self.key, self.known = key, known
-
-
 def _takes(
-    pattern: Collection[str], mixers: Mapping[str, Any], shared: Mapping[str, Any]
+    pattern: Collection[str], mixers: Mapping[str, Any], shared: Mapping[str, Any], where: str
 ) -> tuple[set[str], dict[str, tuple[str, Any]]]:
     """The shared options that there are to set, and those that a kind has fixed, by which and to what."""
     from atma.mixers import flat
@@ -205,40 +191,44 @@ def _takes(
     known, fixed = set(flat.FIELDS) if flat.is_flat(pattern, mixers) else set(), {}
     for name in dict.fromkeys((*pattern, *mixers)):
         table = mixers.get(name)
-        found = _found(name, table)
+        found = _found(name, table, where)
         taken = found.cls.takes(dict(shared) | dict(table or {}) | dict(found.fixed))
         known |= {key for key in taken if key not in found.fixed}
         fixed |= {key: (name, value) for key, value in found.fixed.items()}
     return known, fixed
 
 
-def _found(name: str, table: Any) -> "Found":
+def _found(name: str, table: Any, where: str) -> "Found":
     """What a name of the pattern stands for."""
     from atma.mixers.table import find, names
 
     if table is None:
-        return find(name)
+        try:
+            return find(name)
+        except ValueError as error:
+            raise ValueError(f"'{where}pattern': {error}") from None
     if not isinstance(table, dict):
-        raise ValueError(f"'mixers.{name}' must be a table, not {table!r}")
+        raise ValueError(f"'{where}mixers.{name}' must be a table, not {table!r}")
     if KIND not in table:
-        raise ValueError(f"'mixers.{name}' has no kind; write kind = \"NAME\", one of {', '.join(names())}")
+        raise ValueError(f"'{where}mixers.{name}' has no kind; write kind = \"NAME\", one of {', '.join(names())}")
     if table[KIND] != name and name in names():
-        raise ValueError(f"'mixers.{name}': there is a mixer '{name}' already; give this one another name")
+        raise ValueError(f"'{where}mixers.{name}': there is a mixer '{name}' already; give this one another name")
     return find(str(table[KIND]), package=str(table.get(PACKAGE, "")))
 
 
-def _named(name: str, table: Any, shared: Mapping[str, Any]) -> Named:
+def _named(name: str, table: Any, shared: Mapping[str, Any], where: str) -> Named:
     """The mixer of a name with its options: its own before the shared ones. ValueError."""
-    found = _found(name, table)
+    found = _found(name, table, where)
     own = {key: value for key, value in (table or {}).items() if key not in (KIND, PACKAGE)}
     taken = found.cls.takes(dict(shared) | own | dict(found.fixed))
     for key, value in own.items():
         if key not in taken:
-            raise ValueError(unknown(key, taken, f"mixers.{name}."))
+            raise ValueError(unknown(key, taken, f"{where}mixers.{name}."))
         fixed = found.fixed.get(key, value)
-        require(fixed == value, f"mixers.{name}.{key}", value, f"left out, or {fixed!r} as the kind has it")
+        require(fixed == value, f"{where}mixers.{name}.{key}", value, f"left out, or {fixed!r} as the kind has it")
     mine = {key: value for key, value in shared.items() if key in taken}
-    return Named(table[KIND] if table else name, found, found.cls.configure(mine | own | dict(found.fixed)))
+    inner = f"{where}mixers.{name}." if own else where
+    return Named(table[KIND] if table else name, found, found.cls.configure(mine | own | dict(found.fixed), inner))
 
 
 def _table(one: Named) -> dict[str, Any]:
@@ -246,10 +236,9 @@ def _table(one: Named) -> dict[str, Any]:
     return {KIND: one.kind, **package, **one.options}
 
 
-@functools.cache
 def preset(name: str) -> ModelConfig:
     """The named model configuration; ValueError names the known ones."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
     return ModelConfig(**PRESETS[name])
 

@@ -2,8 +2,8 @@
 
 A state is a NamedTuple of tensors and of further states, batch first. It is consumed by the call it is given to:
 without gradients it may be overwritten in place, so `fork` it first to keep it. States are known by behaviour: a state
-class says which of its fields grow with the text (`grows`, a mapping of their names to the axis of the tokens), `length`
-is the reserved name of a position, and all else is *carried* from token to token. Capacity, the number of tokens that
+class says which of its fields grow with the text (`grows`, a mapping of their names to the axis of tokens), `length` is
+the reserved name of a position, and all else is *carried* from token to token. Capacity, the number of tokens that
 growing fields have room for, is fixed within a call; `grow` widens it outside.
 """
 

@@ -119,14 +119,15 @@ def toml_key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: Any, where: str = "") -> None:
     """Hold a dataclass made in Python to its annotations, as `from_dict` holds data: first in its `__post_init__`.
 
-    A whole number becomes the float that is asked for, a list the tuple, a text the path. ValueError names the field.
+    A whole number becomes the float that is asked for, a list the tuple, a text the path. ValueError names the field,
+    behind `where`.
     """
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
-        held = _coerce(hint, value, name)
+        held = _coerce(hint, value, where + name)
         if held is not value:
             object.__setattr__(config, name, held)
 

@@ -1,4 +1,4 @@
-"""What moves information between tokens: one module a mixer, the contract they keep (`base`), and their names (`table`)."""
+"""What moves information between tokens: one module a mixer, what each keeps to (`base`), and their names (`table`)."""
 
 from atma.mixers.base import Call, Mixer, Place
 from atma.mixers.table import CORES, MEMORIES, MIXERS, find, names, small

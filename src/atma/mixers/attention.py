@@ -12,7 +12,7 @@ from atma.layers import Linear, init_linear
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
 from atma.mixers.heads import Attending, Core, Heads, Held, Memory, Projected
-from atma.mixers.table import find
+from atma.mixers.table import find, names
 from atma.ops import causal_conv, paged
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
@@ -210,23 +210,23 @@ class Attention(Attending):
         """`Mixer.takes`: its own options and those of its core and its memory."""
         own = {field.name: field for field in fields(Config)}
         core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
-        parts = [_part("core", core), None if memory in (False, "none") else _part("memory", memory)]
-        return own | {field.name: field for part in parts if part is not None for field in fields(part.Config)}
+        known = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
+        return own | {field.name: field for part in known for field in fields(part.Config)}
 
     @classmethod
-    def configure(cls, options: Mapping[str, Any]) -> Settings:
+    def configure(cls, options: Mapping[str, Any], where: str = "") -> Settings:
         """`Mixer.configure`."""
 
         def chosen(config: type) -> dict[str, Any]:
             return {field.name: options[field.name] for field in fields(config) if field.name in options}
 
-        own = from_dict(Config, chosen(Config))
-        core = _part("core", own.core)
-        memory = _part("memory", own.memory) if own.memory else None
+        own = from_dict(Config, chosen(Config), where)
+        core = _part("core", own.core, where)
+        memory = _part("memory", own.memory, where) if own.memory else None
         config = Settings(
             own,
-            from_dict(core.Config, chosen(core.Config)),
-            None if memory is None else from_dict(memory.Config, chosen(memory.Config)),
+            from_dict(core.Config, chosen(core.Config), where),
+            None if memory is None else from_dict(memory.Config, chosen(memory.Config), where),
         )
         single = own.canon_taps == 1 and own.canon_init == "previous" and core.canon(config.core)
         require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
@@ -252,9 +252,16 @@ def share_projection(q_proj: nn.Linear, k_proj: nn.Linear, heads: int, groups: i
     q_proj.weight.unflatten(0, (heads, 2, -1))[:, 0] = keys
 
 
-def _part(what: str, name: Any) -> Any:
+def _part(what: str, name: Any, where: str = "") -> Any:
     """The class of a core or a memory."""
-    return find("delta" if name is True else name, what).cls
+    try:
+        return find(_name(name), what).cls
+    except ValueError as error:
+        raise ValueError(f"'{where}{what}': {error}") from None
+
+
+def _name(name: Any) -> str:
+    return "delta" if name is True else str(name)
 
 
 def _held(state: GlobalState, k: Tensor, v: Tensor) -> tuple[Held, Held]:
@@ -265,7 +272,12 @@ def _held(state: GlobalState, k: Tensor, v: Tensor) -> tuple[Held, Held]:
     return hold(state.keys, state.values, k, v, state.length)
 
 
-SMALL = tuple(
-    {"query_heads": 2, "key_value_heads": 1, "head_width": 8, "core": core, "memory": memory, "window": window}
-    for core, memory, window in product(("polar", "nope", "rope"), (False, True), (None, 7))
+_TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}
+SMALL = (
+    *(
+        _TINY | {"core": core, "memory": memory, "window": window}
+        for core, memory, window in product(("polar", "nope", "rope"), (True, False), (None, 7))
+    ),
+    _TINY | {"core": "rope", "rope_canon": True, "window": 7},
+    _TINY | {"core": "polar", "learned_half_life": True, "max_half_life": 32.0, "count_limit": 9},
 )

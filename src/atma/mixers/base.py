@@ -78,7 +78,7 @@ class Mixer(nn.Module):
         return {}
 
     def steady(self, on: bool = True) -> bool:
-        """Take the form whose bits depend neither on how a text is cut into calls nor on the rows beside it, or leave it.
+        """Take, or leave, the form whose bits depend neither on how a text is cut into calls nor on the rows beside it.
 
         False where there is none; texts are then served equal up to rounding.
         """
@@ -107,9 +107,9 @@ class Mixer(nn.Module):
         return {field.name: field for field in dataclasses.fields(cls.Config)}
 
     @classmethod
-    def configure(cls, options: Mapping[str, Any]) -> Any:
-        """The configuration of these options. ValueError says which is not one or is wrong."""
-        return from_dict(cls.Config, dict(options))
+    def configure(cls, options: Mapping[str, Any], where: str = "") -> Any:
+        """The configuration of these options. ValueError names, behind `where`, one that is none or is wrong."""
+        return from_dict(cls.Config, dict(options), where)
 
     @classmethod
     def options(cls, config: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from atma.mixers import attention, delta_memory, gated_conv, polar, rope
-from atma.strict import from_dict, plain
+from atma.strict import from_dict, require
 
 NAMES = ("local", "global")
 OWNERS = (attention.Config, gated_conv.Config, delta_memory.Config, polar.Config, rope.Config)
@@ -34,10 +34,8 @@ def came_later(key: str, value: Any) -> bool:
 
 
 def checked(key: str, value: Any) -> Any:
-    """The value of an option that no mixer of the pattern has. ValueError: it is none, or would do something new."""
+    """The value of an option that no mixer of the pattern has. ValueError: it is none, or asks for what cannot be."""
     owner = next(owner for owner in OWNERS if any(one.name == key for one in dataclasses.fields(owner)))
     value = getattr(from_dict(owner, {key: value}), key)
-    one = FIELDS[key]
-    if one.metadata.get("later") and value != one.default:
-        raise ValueError(f"'{key}' must be {plain(one.default)} where no layer has it, not {value!r}")
+    require(key != "rope_scaling" or value == "none", key, value, "none where no layer is rope")
     return value

@@ -29,8 +29,8 @@ class Heads(NamedTuple):
 class Core(nn.Module):
     """How queries read keys and values: `read, added = core(q, k, v, start, segment_ids)`.
 
-    Built as `cls(config, heads)` with its own frozen `Config`. read (B, H, T, K) goes through the mixer's gate and output
-    projection; added (B, T, D), or None, is a channel of its own.
+    Built as `cls(config, heads)` with its own frozen `Config`. read (B, H, T, K) goes through the mixer's gate and
+    output projection; added (B, T, D), or None, is a channel of its own.
     """
 
     Config: ClassVar[type]

@@ -1,8 +1,8 @@
 """The names of mixers, of attention cores and of memories, each a line; those of installed packages join them.
 
 An entry is the class, as MODULE:CLASS in this folder, and the options that it fixes: so a published system is a line.
-Another package names its own by an entry point, NAME = "package.module:Class", of the group that is told here. Nothing is imported
-before it is asked for by its name.
+Another package names its own by an entry point NAME = "package.module:Class" of the group that `GROUPS` tells. Nothing
+is imported before it is asked for by its name.
 """
 
 import difflib

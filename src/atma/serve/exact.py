@@ -86,7 +86,7 @@ def _steady(model: Model) -> bool:
     """Whether every mixer has a form whose bits depend neither on cuts nor on rows; it has taken it then."""
     compiled = backend_for("auto", model.embed.weight, "dense") == "native"
     mixers = [module for module in model.modules() if isinstance(module, Mixer)]
-    if compiled and all([mixer.steady() for mixer in mixers]):
+    if compiled and all(mixer.steady() for mixer in mixers):
         return True
     for mixer in mixers:
         mixer.steady(False)

@@ -10,7 +10,7 @@ from atma.state import Leaf
 
 
 class PagePool:
-    """`count` pages of `size` positions; a page has room for what these positions have in every growing leaf of a state.
+    """`count` pages of `size` positions; a page has room for what these have in every growing leaf of a state.
 
     A page is written only by the one text it was taken for; kept states and later texts read it for as long as they
     refer to it. It is free again when nobody does.
