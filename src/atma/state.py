@@ -14,18 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atma.ops.paged.pages import Pages
+
 
 class LocalState(NamedTuple):
     """Of a gated convolution: its last inputs (B, W − 1, D)."""
 
     tail: Tensor
-
-
-class Pages(NamedTuple):
-    """Keys or values of many texts in one pool of pages (atma.serve); `table` says which pages are whose."""
-
-    pool: Tensor  # keys (pages, G, K, page), values (pages, G, page, K)
-    table: Tensor  # (B, P) int32: where row b holds its positions n·page … (n + 1)·page − 1
 
 
 class GlobalState(NamedTuple):

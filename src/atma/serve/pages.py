@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from atma.config import ModelConfig
-from atma.state import Pages
+from atma.ops.paged import Pages
 
 
 class PagePool:

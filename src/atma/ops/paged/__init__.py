@@ -11,7 +11,7 @@ from torch import Tensor
 from atma.ops import native as kernels
 from atma.ops.backend import backend_for
 from atma.ops.paged import native
-from atma.state import Pages
+from atma.ops.paged.pages import Pages
 
 
 def hold(keys: Pages, values: Pages, k: Tensor, v: Tensor, length: Tensor) -> tuple[Pages, Pages]:
@@ -82,4 +82,4 @@ def _compiled(pool: Tensor) -> bool:
     return kernels.available(pool.dtype) and backend_for("auto", pool, "polar") == "native"
 
 
-__all__ = ["gather", "hold", "polar_attention", "softmax_attention"]
+__all__ = ["Pages", "gather", "hold", "polar_attention", "softmax_attention"]

@@ -8,9 +8,9 @@ from torch import Tensor
 from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.paged import native as paged
+from atma.ops.paged.pages import Pages
 from atma.ops.polar.operator import operator
 from atma.ops.polar.poison import kept_apart
-from atma.state import Pages
 
 
 def statistics(
