@@ -17,7 +17,7 @@ from atma import state as states
 from atma.checkpoint import reason
 from atma.decoding import Decoder
 from atma.disk import destination, sync
-from atma.eval.provenance import model_hash
+from atma.hashes import model_hash
 from atma.model import Model
 from atma.sampling import choose, of_tokens
 from atma.settings import Settings

@@ -82,4 +82,4 @@ def _compiled(pool: Tensor) -> bool:
     return kernels.available(pool.dtype) and backend_for("auto", pool, "polar") == "native"
 
 
-__all__ = ["gather", "hold", "polar_attention", "softmax_attention"]
+__all__ = ["Pages", "gather", "hold", "polar_attention", "softmax_attention"]
