@@ -19,7 +19,7 @@ from atma.ops.dense import native as dense_native
 from atma.ops.loss import cpu as loss_cpu
 from atma.ops.polar import cpu as polar_cpu
 from atma.ops.polar import native as polar_native
-from atma.ops.polar import visible_range
+from atma.ops.polar import temperature_and_floor, visible_range
 from tests.ops.backends import FAST
 
 LENGTHS = [1, 2, 63, 64, 65, 200]
@@ -268,6 +268,24 @@ def test_beyond_the_count_limit_the_floor_stays_and_the_temperature_sharpens():
     by_hand = (growth.expm1().log(), floor, torch.full((1,), -1e3, dtype=torch.float64), magnitude, null, start)
     for a, b in zip(limited, polar_attention(q, k, v, *by_hand), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.skipif(not native.available(torch.float64), reason=native.status().reason)
+@pytest.mark.parametrize(("count_limit", "sharpening"), [(None, 1.0), (1, 2.0), (24, 0.0), (24, 1.7)])
+def test_the_compiled_temperature_and_floor_are_those_of_the_one_formula(count_limit, sharpening):
+    q, start = draw(2, 4, 40, 8), torch.tensor([0, 1000])
+    scalars = tuple(10 * draw(4, seed=s) for s in range(3))
+    first, last = visible_range(q, start, None, 700)
+    t, floor = temperature_and_floor((last - first).double(), *scalars, count_limit, sharpening)
+    scale, null = polar_native.logit_scalars(q, first, last, scalars, count_limit, sharpening)
+    torch.testing.assert_close(scale, t / math.sqrt(8), rtol=1e-14, atol=0)
+    torch.testing.assert_close(null, t * floor, rtol=1e-13, atol=1e-13 * float(t.max()))
+
+
+def test_temperature_and_floor_have_the_gradients_of_their_scalars():
+    scalars = [draw(3, seed=s).requires_grad_() for s in range(3)]
+    count = torch.tensor([[1.0, 5.0, 90.0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *given: temperature_and_floor(count, *given, 12, 1.5), scalars)
 
 
 @pytest.mark.parametrize("backend", FAST)

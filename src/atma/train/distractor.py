@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from atma.mixers.attention import Attention, PolarCore, SoftmaxCore
 from atma.model import Model
-from atma.ops.polar import statistics_of, visible_range
+from atma.ops.polar import statistics_of, temperature_and_floor, visible_range
 
 _QUERIES = 128
 
@@ -81,9 +80,8 @@ def noise(mixer: Attention, count: int, generator: torch.Generator) -> tuple[Ten
 def null_mass(core: PolarCore, q: Tensor, keys: Tensor, segment_ids: Tensor | None) -> Tensor:
     """Mean over queries of Σ e^{t s_j} / (Σ e^{t s_j} + e^{t ν}), s over the noise keys alone, t and ν by position."""
     first, last = visible_range(q, None, segment_ids, core.window)
-    visible = (last - first).to(q)[:, None]
-    temperature = 1 + F.softplus(core.length_gain)[:, None] * visible.log()
-    floor = core.null_base[:, None] + F.softplus(core.null_slope)[:, None] * (visible + 1).log().sqrt()
+    scalars = core.length_gain, core.null_base, core.null_slope
+    temperature, floor = temperature_and_floor((last - first).to(q), *scalars, core.count_limit, core.sharpening)
     scaled = q * (temperature * q.shape[-1] ** -0.5).unsqueeze(-1)
     total, _ = _read(scaled, keys, None)
     return torch.sigmoid(total - temperature * floor).mean()
