@@ -1,6 +1,7 @@
 """Fast paths against the materialised oracles, custom-operator contracts, and what each operation refuses."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,12 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atma.ops import causal_conv, gated_delta, native, polar_attention, softcap_loss, softmax_attention, use_backend
 from atma.ops.backend import backend_for
-from atma.ops.conv import cpu as conv_cpu
-from atma.ops.conv import native as conv_native
-from atma.ops.delta import cpu as delta_cpu
-from atma.ops.delta import native as delta_native
-from atma.ops.dense import native as dense_native
-from atma.ops.loss import cpu as loss_cpu
 from atma.ops.polar import cpu as polar_cpu
 from atma.ops.polar import native as polar_native
 from atma.ops.polar import temperature_and_floor, visible_range
@@ -167,20 +162,30 @@ def operators():
         "start": (q, keys, values, scale, *visible_range(q, start, None, 3)),
         "one query": (q[:, :, :1], keys, values, scale[..., :1], *visible_range(q[:, :, :1], start, None, None)),
     }
-    cases = {"gate native": (dense_native._gate, (x.repeat(1, 1, 2),))}
-    for backend, conv, polar in (("", conv_cpu, polar_cpu), (" native", conv_native, polar_native)):
+    for name in ("conv.cpu", "conv.native", "delta.cpu", "delta.native", "dense.native", "loss.cpu", "loss.native"):
+        import_module(f"atma.ops.{name}")  # which registers its operators
+    ops = torch.ops.atma
+    cases = {"gate native": (ops.gated_square_native.default, (x.repeat(1, 1, 2),))}
+    for backend, conv, polar in (
+        ("", ops.causal_conv, ops.attention_statistics),
+        (" native", ops.causal_conv_native, ops.attention_statistics_native),
+    ):
         cases |= {
-            f"conv{backend}": (conv._operation, (x, taps, None, None)),
-            f"conv packed{backend}": (conv._operation, (x, taps, None, ids)),
-            f"conv tail{backend}": (conv._operation, (x, taps, tail, None)),
-            f"conv one token{backend}": (conv._operation, (x[:, :1], taps, tail, None)),
-            **{f"polar {view}{backend}": (polar._operation, given) for view, given in views.items()},
+            f"conv{backend}": (conv.default, (x, taps, None, None)),
+            f"conv packed{backend}": (conv.default, (x, taps, None, ids)),
+            f"conv tail{backend}": (conv.default, (x, taps, tail, None)),
+            f"conv one token{backend}": (conv.default, (x[:, :1], taps, tail, None)),
+            **{f"polar {view}{backend}": (polar.default, given) for view, given in views.items()},
         }
-    for backend, delta, shared in (("", delta_cpu, (unit, wide)), (" native", delta_native, (k, v))):
+    for backend, delta, shared in (("", ops.gated_delta, (unit, wide)), (" native", ops.gated_delta_native, (k, v))):
         for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
             given = tuple(z[:, :, :size] for z in (q, *shared, rates, rates.exp()))
-            cases[f"delta{name}{backend}"] = (delta._operation, (*given, memory, document))
-    return cases | {"loss": (loss_cpu._operation, (draw(5, 3), draw(7, 3), draw(7), torch.arange(5), 15.0))}
+            cases[f"delta{name}{backend}"] = (delta.default, (*given, memory, document))
+    hidden, weight, bias, targets = draw(5, 3), draw(7, 3), draw(7), torch.arange(5)
+    for backend, loss in (("", ops.softcap_loss), (" native", ops.softcap_loss_native)):
+        cases[f"loss{backend}"] = (loss.default, (hidden, weight, bias, targets, 15.0))
+        cases[f"loss without bias{backend}"] = (loss.default, (hidden, weight, None, targets, 15.0))
+    return cases
 
 
 def heads_beside_tokens(x):

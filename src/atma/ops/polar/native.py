@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from atma.ops import native
-from atma.ops.backend import recording
 from atma.ops.paged import native as paged
 from atma.ops.paged.pages import Pages
-from atma.ops.polar.operator import operator
+from atma.ops.polar.operator import statistics_operator
 from atma.ops.polar.poison import kept_apart
 
 
@@ -17,7 +16,7 @@ def statistics(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference's arguments and results. bfloat16 is read as it is; sums are float32."""
-    return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+    return _operation(q, k, v, scale, first, last)
 
 
 def attend(
@@ -109,4 +108,4 @@ def _call(name: str, inputs: tuple[Tensor, ...], rows: tuple[Tensor, ...], grads
     native.call(name, q.dtype, (*sizes, *strides, *places, *written, k.shape[2], torch.get_num_threads()))
 
 
-_operation = operator("atma::attention_statistics_native", _forward, _backward)
+_operation = statistics_operator("atma::attention_statistics_native", _forward, _backward)
