@@ -116,7 +116,7 @@ def check_settings(settings: Settings, where: str) -> None:
     for name in settings:
         if name == "train.seed":
             raise ValueError(f"{where}: 'train.seed' is set by 'sweep.seeds'; list the seeds there")
-        if name not in SETTINGS:
+        if name not in SETTINGS and not name.startswith("model."):  # whose options its mixers know
             near = difflib.get_close_matches(name, sorted(SETTINGS), 1, 0.0)[0]
             raise ValueError(f"{where}: unknown setting '{name}'; did you mean '{near}'?")
 
