@@ -15,7 +15,7 @@ from atma.eval.documents import Documents
 from atma.eval.needle import needle
 from atma.eval.rope import stretch_of
 from atma.loading import Loaded, load
-from atma.mixers.rotary import frequencies, logit_scale
+from atma.mixers.rope import frequencies, logit_scale
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer
 from tests.laws.conftest import randomise

@@ -52,7 +52,7 @@ def _tensors(engine: Engine) -> list[Tensor]:
     """All that stays from step to step: every page, used or not, rows, and kept states; without lists of page numbers
     and recorded steps."""
     memory, batch = engine.memory, engine.batch
-    found = [*memory.pool.keys, *memory.pool.values, *batch._rows, batch._hidden]
+    found = [*memory.pool.pools, *batch._rows, batch._hidden]
     for kept in memory.cache._kept.values():
         found += [*kept.standing.carried, kept.standing.hidden]
     for sequence in engine.scheduler.running:

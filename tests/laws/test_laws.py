@@ -95,6 +95,8 @@ def poisoned(subject, x, at, value):
 @pytest.mark.parametrize(("length", "at"), [(9, 4), (70, 40), (130, 64), (300, 290)])
 @pytest.mark.parametrize("recorded", [True, False])
 def test_causal_not_even_a_number_that_is_none_reaches_back_or_another_row(subject, recorded, length, at, value):
+    if not subject.ours:
+        pytest.skip("the law asks for no more than that later tokens change nothing; our operations keep NaN apart too")
     x = poisoned(subject, subject.inputs(2, length), at, value)
     with torch.set_grad_enabled(recorded):
         fresh = subject.function(x)[0]

@@ -7,13 +7,12 @@ that no (queries, keys) matrix of a long text is held. Source: maths.md, section
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atma.diagnose.observed import Seen
 from atma.mixers import Attention
 from atma.mixers.attention import PolarCore
-from atma.ops.polar import statistics_of, visible_range
+from atma.ops.polar import statistics_of, temperature_and_floor, visible_range
 
 KEY_BLOCK = 8192
 RECENT = 128
@@ -101,12 +100,6 @@ def _scale(mixer: Attention, q: Tensor, count: Tensor) -> tuple[Tensor, Tensor |
     core, width = mixer.core, q.shape[-1]
     if not isinstance(core, PolarCore):
         return torch.full(q.shape[:-1], core.scale, dtype=count.dtype, device=q.device), None
-    count = count[:, None]
-    bounded, log_count = count, count.log()
-    if core.count_limit is not None:
-        bounded = count.clamp(max=core.count_limit)
-        log_count = bounded.log() + core.sharpening * (count.log() - bounded.log())
-    gain, base, slope = (x.to(count.dtype)[:, None] for x in (core.length_gain, core.null_base, core.null_slope))
-    temperature = 1 + F.softplus(gain) * log_count
-    floor = base + F.softplus(slope) * (bounded + 1).log().sqrt()
+    scalars = core.length_gain, core.null_base, core.null_slope
+    temperature, floor = temperature_and_floor(count, *scalars, core.count_limit, core.sharpening)
     return temperature * width**-0.5, temperature * floor

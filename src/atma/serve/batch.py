@@ -64,7 +64,10 @@ class Batch:
         self._logits: Tensor | None = None
         """Of rows that threads compute in parts."""
         self._too_large: set[int] = set()
-        self._recordable = served.exact and way(device.type, served.dtype) == RECORDED and recording.room > 0
+        self._positions: list[int] = []
+        self._recordable = (
+            served.exact and carrier.recordable and way(device.type, served.dtype) == RECORDED and recording.room > 0
+        )
 
     @property
     def recorded_bytes(self) -> int:
@@ -116,7 +119,8 @@ class Batch:
         count = len(self.sequences)
         device = self._tokens.device
         self._tokens[:count, 0] = torch.tensor([s.tokens[-1] for s in self.sequences], device=device)
-        self._lengths[:count] = torch.tensor([s.position for s in self.sequences], dtype=torch.int32, device=device)
+        self._positions = [s.position for s in self.sequences]
+        self._lengths[:count] = torch.tensor(self._positions, dtype=torch.int32, device=device)
         recorded = self._recorded.get(count)
         if recorded is not None:
             self._recorded[count] = self._recorded.pop(count)
@@ -141,6 +145,7 @@ class Batch:
         state = self.carrier.state(rows, self._lengths[some], table, self.pool)
         hidden, after = self.served.model.unchecked(self._tokens[some], state)
         assert after is not None
+        self.carrier.put_back(after, self._positions[some], [s.pages for s in self.sequences[some]], self.pool)
         logits = self.served.logits(hidden[:, -1])
         for own, new in zip(rows, self.carrier.carried(after), strict=True):
             if own.data_ptr() != new.data_ptr():
@@ -210,7 +215,7 @@ class Batch:
 
 def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Recording:
     """What recording a step of every number of rows takes, found by recording one of the most rows."""
-    pool = PagePool(served.config, 1, config.page_tokens, served.dtype, served.device)
+    pool = PagePool(carrier.growing, 1, config.page_tokens, served.device)
     batch = Batch(served, carrier, pool, config.max_rows, Recording(ENOUGH, ENOUGH))
     if not (config.recorded_bytes and batch._recordable):
         return NONE

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import narrow
+from atma.ops.operator import operator
 
 MAX_TAPS = 8
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -26,7 +26,7 @@ def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Ten
     for tensor in (x, weight, x if tail is None else tail):
         if tensor.dtype not in DTYPES:
             raise ValueError(f"the Triton convolution takes float16, bfloat16 and float32, not {tensor.dtype}")
-    return (_operation if recording() else _forward)(x, weight, tail, segment_ids)
+    return _operation(x, weight, tail, segment_ids)
 
 
 @triton.jit
@@ -146,15 +146,6 @@ def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor
     return y
 
 
-_operation = torch.library.custom_op("atma::causal_conv_gpu", _forward, mutates_args=())
-
-
-@_operation.register_fake
-def _(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("atma::causal_conv_gpu_backward", mutates_args=())
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,23 +166,4 @@ def _backward(
     return grad_x, partial.sum(0).mT.contiguous().to(weight.dtype), grad_tail
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_tail = x.new_empty(0) if tail is None else tail.new_empty(tail.shape)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_tail
-
-
-def _save(ctx, inputs, output) -> None:
-    x, weight, tail, segment_ids = inputs
-    ctx.save_for_backward(x, weight, tail, segment_ids)
-
-
-def _gradient(ctx, grad: Tensor):
-    x, weight, tail, segment_ids = ctx.saved_tensors
-    grad_x, grad_weight, grad_tail = _backward(grad, x, weight, tail, segment_ids)
-    return grad_x, grad_weight, grad_tail if tail is not None else None, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = operator("atma::causal_conv_gpu", _forward, _backward, lambda x, *_: x.new_empty(x.shape))

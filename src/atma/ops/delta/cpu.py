@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atma.ops.backend import recording
 from atma.ops.delta.poison import kept_apart
+from atma.ops.operator import operator
 from atma.ops.segments import begins
 
 CHUNK = 64
@@ -23,12 +24,9 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results of the reference, in chunks; a single token without gradient takes the plain step."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    if recording():
-        out, after, _, _ = _operation(q, k, v, log_decay, beta, memory, segment_ids)
-    elif q.shape[2] == 1:
+    if q.shape[2] == 1 and not recording():
         return _step(q, k, v, log_decay, beta, memory)
-    else:
-        out, after, _, _ = _forward(q, k, v, log_decay, beta, memory, segment_ids)
+    out, after, _, _ = _chunked(q, k, v, log_decay, beta, memory, segment_ids)
     return out, after
 
 
@@ -123,7 +121,7 @@ def _backward(
     before: Tensor,
     inverse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    length = q.shape[2]
+    length, grad_out, grad_after = q.shape[2], grad_out.contiguous(), grad_after.contiguous()
     c = _cut(q, k, v, log_decay, beta, segment_ids)
     grad = F.pad(grad_out, (0, 0, 0, c.k.shape[2] * c.k.shape[3] - length)).unflatten(2, (-1, c.k.shape[3]))
     held = c.k @ before.mT
@@ -167,33 +165,13 @@ def _rate_gradient(within: Tensor, since: Tensor, to_last: Tensor, across: Tenso
     return spanning + since.flip(-1).cumsum(-1).flip(-1)
 
 
-_operation = torch.library.custom_op("atma::gated_delta", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::gated_delta_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(q, k, v, log_decay, beta, memory, segment_ids):
+def _shapes(q, k, v, log_decay, beta, memory, segment_ids) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     chunk = min(CHUNK, q.shape[2])
     shape = (*q.shape[:2], -(-q.shape[2] // chunk))
-    inverse = q.new_empty(*shape, chunk, chunk)
     out, after = v.new_empty(v.shape), memory.new_empty(memory.shape)
-    return out, after, memory.new_empty(*shape, *memory.shape[2:]), inverse
+    return out, after, memory.new_empty(*shape, *memory.shape[2:]), q.new_empty(*shape, chunk, chunk)
 
 
-@_gradient_operation.register_fake
-def _(grad_out, grad_after, q, k, v, log_decay, beta, segment_ids, before, inverse):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, log_decay, beta, grad_after))
-
-
-def _save(ctx, inputs, output) -> None:
-    q, k, v, log_decay, beta, _, segment_ids = inputs
-    ctx.save_for_backward(q, k, v, log_decay, beta, segment_ids, *output[2:])
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _gradient(ctx, grad_out, grad_after, _grad_before, _grad_inverse):
-    *inputs, before, inverse = ctx.saved_tensors
-    return *_gradient_operation(grad_out.contiguous(), grad_after.contiguous(), *inputs, before, inverse), None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_chunked = operator(
+    "atma::gated_delta", _forward, _backward, _shapes, ("out", "after", "before", "inverse"), {"memory": "grad_after"}
+)

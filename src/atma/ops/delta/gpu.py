@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import dot, narrow, unit_stride
+from atma.ops.operator import operator
 
 CHUNK = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
 """Tokens of a chunk. Float32 has no tensor core to fill; its products in chunks of 64 would not fit in registers."""
@@ -43,9 +43,8 @@ def recurrence(
                 f"log_decay, beta and memory must be float32 for the Triton delta rule, not {tensor.dtype}"
             )
     if q.shape[2] == 1 and not torch.is_grad_enabled():
-        step = _step_operation if torch.compiler.is_compiling() else _step
-        return step(q, k, v, log_decay, beta, memory)
-    out, after, _, _ = (_operation if recording() else _forward)(q, k, v, log_decay, beta, memory, segment_ids)
+        return _one_token(q, k, v, log_decay, beta, memory)
+    out, after, _, _ = _chunked(q, k, v, log_decay, beta, memory, segment_ids)
     return out, after
 
 
@@ -507,38 +506,23 @@ def _step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memo
     return out, after
 
 
-_operation = torch.library.custom_op("atma::gated_delta_gpu", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::gated_delta_gpu_backward", _backward, mutates_args=())
-_step_operation = torch.library.custom_op("atma::gated_delta_step_gpu", _step, mutates_args=())
-
-
-@_operation.register_fake
-def _(q, k, v, log_decay, beta, memory, segment_ids):
+def _shapes(q, k, v, log_decay, beta, memory, segment_ids):
     chunk = CHUNK[q.dtype]
     shape = (*q.shape[:2], -(-q.shape[2] // chunk))
     out, inverse = q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(*shape, chunk, chunk)
     return out, memory.new_empty(memory.shape), q.new_empty(*shape, q.shape[3], v.shape[3]), inverse
 
 
-@_gradient_operation.register_fake
-def _(grad_out, grad_after, q, k, v, log_decay, beta, segment_ids, before, inverse):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, log_decay, beta, grad_after))
-
-
-@_step_operation.register_fake
-def _(q, k, v, log_decay, beta, memory):
+def _step_shapes(q, k, v, log_decay, beta, memory):
     return q.new_empty(*q.shape[:3], v.shape[3]), memory.new_empty(memory.shape)
 
 
-def _save(ctx, inputs, output) -> None:
-    q, k, v, log_decay, beta, _, segment_ids = inputs
-    ctx.save_for_backward(q, k, v, log_decay, beta, segment_ids, *output[2:])
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _gradient(ctx, grad_out, grad_after, _grad_before, _grad_inverse):
-    *inputs, before, inverse = ctx.saved_tensors
-    return *_gradient_operation(grad_out, grad_after, *inputs, before, inverse), None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_chunked = operator(
+    "atma::gated_delta_gpu",
+    _forward,
+    _backward,
+    _shapes,
+    ("out", "after", "before", "inverse"),
+    {"memory": "grad_after"},
+)
+_one_token = operator("atma::gated_delta_step_gpu", _step, None, _step_shapes)

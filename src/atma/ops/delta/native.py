@@ -8,6 +8,7 @@ from torch import Tensor
 from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.delta.poison import kept_apart
+from atma.ops.operator import operator
 from atma.ops.segments import begins
 
 CHUNK = 64
@@ -91,29 +92,11 @@ def _call(
     native.call(name, q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
 
 
-_operation = torch.library.custom_op("atma::gated_delta_native", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::gated_delta_native_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(q, k, v, log_decay, beta, memory, segment_ids):
+def _shapes(q, k, v, log_decay, beta, memory, segment_ids) -> tuple[Tensor, Tensor, Tensor]:
     before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], v.shape[3])
     return q.new_empty(*q.shape[:3], v.shape[3]), memory.new_empty(memory.shape), before
 
 
-@_gradient_operation.register_fake
-def _(grad_out, grad_after, q, k, v, log_decay, beta, segment_ids, before):
-    return *(x.new_empty(x.shape) for x in (q, k, v, log_decay, beta)), grad_after.new_empty(grad_after.shape)
-
-
-def _save(ctx, inputs, output) -> None:
-    q, k, v, log_decay, beta, _, segment_ids = inputs
-    ctx.save_for_backward(q, k, v, log_decay, beta, segment_ids, output[2])
-    ctx.mark_non_differentiable(output[2])
-
-
-def _gradient(ctx, grad_out, grad_after, _grad_before):
-    return *_gradient_operation(grad_out, grad_after, *ctx.saved_tensors), None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = operator(
+    "atma::gated_delta_native", _forward, _backward, _shapes, ("out", "after", "before"), {"memory": "grad_after"}
+)

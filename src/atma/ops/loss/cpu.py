@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.loss import asked
+from atma.ops.loss.operator import loss_operator, of_bias
 
 BLOCK_LOGITS = 1 << 21
 """Logits held at once: 8 MiB in float32."""
@@ -13,7 +13,7 @@ BLOCK_LOGITS = 1 << 21
 
 def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> Tensor:
     """(N,) nats for hidden (N, D)."""
-    return (_operation if recording() else _forward)(hidden, weight, bias, targets, cap)[0]
+    return _operation(hidden, weight, bias, targets, cap)[0]
 
 
 def _blocks(hidden: Tensor, weight: Tensor):
@@ -58,34 +58,7 @@ def _backward(
         grad_hidden[at] = low @ weight
         grad_weight += (low.mT @ hidden[at]).to(work)
         grad_bias += p.sum(0)
-    return grad_hidden, grad_weight.to(weight.dtype), grad_bias
+    return grad_hidden, grad_weight.to(weight.dtype), of_bias(grad_bias, bias, hidden)
 
 
-_operation = torch.library.custom_op("atma::softcap_loss", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::softcap_loss_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(hidden, weight, bias, targets, cap):
-    loss = hidden.new_empty(targets.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return loss, torch.empty_like(loss)
-
-
-@_gradient_operation.register_fake
-def _(grad, hidden, weight, bias, targets, partition, cap):
-    return torch.empty_like(hidden), torch.empty_like(weight), partition.new_empty(weight.shape[:1])
-
-
-def _save(ctx, inputs, output) -> None:
-    hidden, weight, bias, targets, ctx.cap = inputs
-    ctx.save_for_backward(hidden, weight, bias, targets, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradient(ctx, grad, _grad_partition):
-    hidden, weight, bias, targets, partition = ctx.saved_tensors
-    grads = _gradient_operation(grad.contiguous(), hidden, weight, bias, targets, partition, ctx.cap)
-    return grads[0], grads[1], None if bias is None else grads[2].to(bias.dtype), None, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = loss_operator("atma::softcap_loss", _forward, _backward)

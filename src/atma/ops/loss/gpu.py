@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import add_dot, narrow
+from atma.ops.loss.operator import loss_operator, of_bias
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORWARD_SLICE = 4096
@@ -32,7 +32,7 @@ def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
     if hidden.dtype not in DTYPES or weight.dtype != hidden.dtype:
         found = f"{hidden.dtype} and {weight.dtype}"
         raise ValueError(f"the Triton loss takes hidden and weight both float16, bfloat16 or float32, not {found}")
-    return (_operation if recording() else _forward)(hidden, weight, bias, targets, cap)[0]
+    return _operation(hidden, weight, bias, targets, cap)[0]
 
 
 @triton.jit
@@ -211,11 +211,11 @@ def _backward(
     grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros(columns, device=hidden.device)
     if rows == 0:
-        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+        return grad_hidden.to(hidden.dtype), grad_weight, of_bias(grad_bias, bias, hidden)
     widest = min(columns, max(SMALLEST_SLICE, BACKWARD_LOGITS // rows))
     slopes = hidden.new_empty(rows * widest)
     tensors = hidden, weight, None if bias is None else bias.contiguous(), targets, partition
-    scale = grad.masked_fill(targets < 0, 0)
+    scale = grad.contiguous().masked_fill(targets < 0, 0)
     with torch.cuda.device_of(hidden):
         for first in range(0, columns, widest):
             count = min(widest, columns - first)
@@ -224,7 +224,7 @@ def _backward(
             grad_bias[words] = shares.sum(0)
             _product(part, weight[words], grad_hidden, (rows, width, count), (count, 1), True)
             _product(part, hidden, grad_weight[words], (count, width, rows), (1, count), False)
-    return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+    return grad_hidden.to(hidden.dtype), grad_weight, of_bias(grad_bias, bias, hidden)
 
 
 def _slopes(tensors: tuple, cap: float, sizes: tuple[int, ...]) -> Tensor:
@@ -242,32 +242,4 @@ def _product(a: Tensor, b: Tensor, out: Tensor, sizes: tuple[int, int, int], str
     _product_kernel[grid](a, b, out, *sizes, *strides, ADDED=added, **tiles)
 
 
-_operation = torch.library.custom_op("atma::softcap_loss_gpu", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::softcap_loss_gpu_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(hidden, weight, bias, targets, cap):
-    loss = hidden.new_empty(targets.shape, dtype=torch.float32)
-    return loss, torch.empty_like(loss)
-
-
-@_gradient_operation.register_fake
-def _(grad, hidden, weight, bias, targets, partition, cap):
-    grad_bias = partition.new_empty(weight.shape[:1])
-    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), grad_bias
-
-
-def _save(ctx, inputs, output) -> None:
-    hidden, weight, bias, targets, ctx.cap = inputs
-    ctx.save_for_backward(hidden, weight, bias, targets, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradient(ctx, grad, _grad_partition):
-    hidden, weight, bias, targets, partition = ctx.saved_tensors
-    grads = _gradient_operation(grad.contiguous(), hidden, weight, bias, targets, partition, ctx.cap)
-    return grads[0], grads[1], None if bias is None else grads[2].to(bias.dtype), None, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = loss_operator("atma::softcap_loss_gpu", _forward, _backward)

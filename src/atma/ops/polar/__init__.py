@@ -53,13 +53,8 @@ def polar_attention(
         wide = tuple(x.to(work) for x in scalars)
         c, magnitude = native.attend(q, k, v, first, last, wide, count_limit, sharpening)
         return c.to(q.dtype), magnitude.to(q.dtype)
-    count = (last - first).to(work)[:, None]
-    log_count = count.log()
-    if count_limit is not None:
-        count = count.clamp(max=count_limit)
-        log_count = count.log() + sharpening * (log_count - count.log())
-    temperature = 1 + F.softplus(length_gain.to(work))[:, None] * log_count
-    floor = null_base.to(work)[:, None] + F.softplus(null_slope.to(work))[:, None] * (count + 1).log().sqrt()
+    count = (last - first).to(work)
+    temperature, floor = temperature_and_floor(count, length_gain, null_base, null_slope, count_limit, sharpening)
     S, L, Q, M = statistics_of(backend, q)(q, k, v, temperature * q.shape[-1] ** -0.5, first, last)
     c, magnitude = fold(S, L, Q, temperature * floor - M, magnitude_slope.to(work), null_value.to(work))
     return c.to(q.dtype), magnitude.to(q.dtype)
@@ -83,6 +78,28 @@ def softmax_attention(
     scales = torch.full((1,), scale, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
     S, L, _, _ = statistics_of(backend, q)(q, k, v, scales.expand(q.shape[:-1]), first, last)
     return (S / L.unsqueeze(-1)).to(q.dtype)
+
+
+def temperature_and_floor(
+    count: Tensor,
+    length_gain: Tensor,
+    null_base: Tensor,
+    null_slope: Tensor,
+    count_limit: int | None = None,
+    sharpening: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """t and ν (B, H, T), by which the logits of a query that sees n keys are t s and t ν (maths.md, section 4).
+
+    count (B, T): n, floating, whose dtype the results have; length_gain, null_base, null_slope (H,). With m = min(n,
+    count_limit): t = 1 + sp(length_gain) (ln m + sharpening ln(n/m)) and ν = null_base + sp(null_slope) √ln(m + 1).
+    """
+    count = count[:, None]
+    gain, base, slope = (x.to(count.dtype)[:, None] for x in (length_gain, null_base, null_slope))
+    log_count = count.log()
+    if count_limit is not None:
+        count = count.clamp(max=count_limit)
+        log_count = count.log() + sharpening * (log_count - count.log())
+    return 1 + F.softplus(gain) * log_count, base + F.softplus(slope) * (count + 1).log().sqrt()
 
 
 def statistics_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -165,4 +182,4 @@ def check_scalars(heads: int, width: int, scalars: tuple[Tensor, ...], count_lim
         raise ValueError(f"count_limit must be at least 1, not {count_limit}")
 
 
-__all__ = ["polar_attention", "softmax_attention"]
+__all__ = ["polar_attention", "softmax_attention", "temperature_and_floor"]

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from atma.ops.backend import recording
-from atma.ops.polar.operator import operator
+from atma.ops.polar.operator import statistics_operator
 from atma.ops.polar.poison import kept_apart
 
 QUERY_BLOCK = 256
@@ -26,7 +25,7 @@ def statistics(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference's arguments and results."""
-    return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+    return _operation(q, k, v, scale, first, last)
 
 
 def _blocks(group: int, first: Tensor, last: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
@@ -116,4 +115,4 @@ def _backward(
     return (grad_q * scale.unsqueeze(-1)).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_scale
 
 
-_operation = operator("atma::attention_statistics", _forward, _backward)
+_operation = statistics_operator("atma::attention_statistics", _forward, _backward)

@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import unit_stride
-from atma.ops.polar.operator import operator
+from atma.ops.operator import operator
+from atma.ops.polar.operator import statistics_operator
 
 WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -437,7 +437,7 @@ def statistics(
     """
     q, k = q.to(v.dtype), k.to(v.dtype)
     _check(q, k, v, scale, first, last)
-    return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+    return _operation(q, k, v, scale, first, last)
 
 
 def statistics_paged(
@@ -451,7 +451,7 @@ def statistics_paged(
     _check(q, k_pages, v_pages, scale, first, last, page_table)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_pages, v_pages, scale)):
         raise ValueError("paged statistics have no gradients: call them under torch.no_grad()")
-    return (_paged_operation if recording() else _paged_forward)(q, k_pages, v_pages, page_table, scale, first, last)
+    return _paged_operation(q, k_pages, v_pages, page_table, scale, first, last)
 
 
 def _check(
@@ -581,10 +581,5 @@ def _backward(
     return grad_q, grad_k, grad_v, grad_scale
 
 
-_operation = operator("atma::attention_statistics_gpu", _forward, _backward)
-_paged_operation = torch.library.custom_op("atma::attention_statistics_paged", _paged_forward, mutates_args=())
-
-
-@_paged_operation.register_fake
-def _(q, k_pages, v_pages, page_table, scale, first, last):
-    return _new(q)
+_operation = statistics_operator("atma::attention_statistics_gpu", _forward, _backward)
+_paged_operation = operator("atma::attention_statistics_paged", _paged_forward, None, lambda q, *_: _new(q))
