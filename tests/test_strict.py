@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from atma.bench.plan import Plan as BenchPlan
-from atma.commands.suite import Measured
 from atma.config import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrainConfig
 from atma.data.prepare import Preparation
 from atma.diagnose.plan import Plan as DiagnosisPlan
 from atma.eval.likelihood.suite import Likelihood
+from atma.eval.measured import Measured
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.recall.suite import Recall
 from atma.eval.recall.tasks import Copying

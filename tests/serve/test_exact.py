@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from atma.bench.conversations import Cold, Trace
 from atma.loading import load
 from atma.model import Model
 from atma.ops import native
@@ -18,6 +17,7 @@ from atma.ops.native import recorder
 from atma.serve.exact import Served
 from atma.serve.request import Request
 from atma.tokenizer import byte_tokenizer
+from tests.harness.conversations import Cold, Trace
 from tests.serve.conftest import SMALL, AuditedEngine, finish, random_model
 
 KINDS = [("polar", True, None), ("nope", True, None), ("rope", False, None), ("rope", True, 24), ("polar", True, 40)]

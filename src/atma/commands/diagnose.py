@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from atma.commands.bars import bars
+from atma.bars import bars
 from atma.commands.suite import check_page, command_line, print_table
 from atma.diagnose.plan import Plan
 
@@ -130,7 +130,7 @@ def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:
 
 def _share(row: Row) -> str:
     from atma.eval.needle import VALUE_TOKENS
-    from atma.eval.statistics import share_text
+    from atma.statistics import share_text
 
     return share_text(row, "token_accuracy", "token_", row["trials"] * VALUE_TOKENS)
 

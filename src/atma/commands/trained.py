@@ -50,7 +50,7 @@ def measured(recipe: Recipe, folder: Path, device: str | None, evaluates: bool) 
         return
     import torch
 
-    from atma.commands.bars import bars
+    from atma.bars import bars
     from atma.commands.eval_lengths import show
     from atma.data.dataset import TokenSet
     from atma.eval import evaluate

@@ -19,9 +19,9 @@ from atma.diagnose.interventions import unnoted
 from atma.diagnose.observed import Seen, observed
 from atma.diagnose.parts import CHANNELS, global_mixers
 from atma.diagnose.texts import VALUE_TOKENS, Record
-from atma.eval.statistics import mean_interval
 from atma.mixers import Attention
 from atma.model import Model
+from atma.statistics import mean_interval
 
 Row = dict[str, Any]
 Place = tuple[int, int | None, int]

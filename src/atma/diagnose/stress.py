@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from atma.diagnose.texts import Laid
-from atma.eval.statistics import mean_interval
 from atma.eval.stream import Advance
 from atma.model import Model
 from atma.state import GlobalState, LocalState
+from atma.statistics import mean_interval
 
 Row = dict[str, Any]
 DISTURBANCE = 0.02

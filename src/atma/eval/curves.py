@@ -14,8 +14,8 @@ import torch
 
 from atma.eval.documents import Documents, check_lengths
 from atma.eval.language_model import LanguageModel, by_length
-from atma.eval.statistics import interval_row, last_minus_first, mean_interval, slope
 from atma.eval.stream import Advance
+from atma.statistics import interval_row, last_minus_first, mean_interval, slope
 
 Row = dict[str, Any]
 FIRST_EDGE = 16

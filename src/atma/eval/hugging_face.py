@@ -22,8 +22,8 @@ from atma.eval.language_model import LOGITS, Row, Scored, check_prompt, finite, 
 from atma.eval.provenance import software
 from atma.eval.stream import DEFAULT, Advance, Streaming
 from atma.eval.suite import sha256
+from atma.eval.transformers_cache import cache_argument, cache_of
 from atma.hashes import module_hash
-from atma.integrations.transformers_cache import cache_argument, cache_of
 from atma.tokenizer import Tokenizer
 
 

@@ -13,8 +13,8 @@ import torch
 
 from atma.config import EvaluationConfig
 from atma.eval.language_model import LanguageModel, Row, Scored
-from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
+from atma.statistics import proportion
 from atma.tokenizer import Tokenizer
 
 CUE = " The access code for record {record} is"

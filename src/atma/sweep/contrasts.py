@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atma.eval.statistics import says
+from atma.statistics import says
 from atma.sweep.table import Cell, Level, Table, Where, holds, is_on, is_switch, level_text, stands_alone
 
 Choice = Mapping[str, Level]

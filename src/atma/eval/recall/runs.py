@@ -10,11 +10,11 @@ import torch
 from atma.config import ModelConfig, TrainConfig, canonical, identity, to_dict
 from atma.eval.recall.tasks import TEST, Capacity, Task, examples
 from atma.eval.recall.training import Learner, Practice, correct, token_cost
-from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
 from atma.model import Block
 from atma.state import leaves
+from atma.statistics import proportion
 
 LEARNED = 0.99
 """Held-out accuracy at which a task counts as learned."""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from atma.bench.conversations import Conversation
 from atma.serve.engine import Engine
 from atma.serve.handle import Handle, Output
 from atma.serve.sequence import Sequence
+from tests.harness.conversations import Conversation
 
 TURNS = ("append", "append", "append", "edit", "again", "branch")
 Compare = Callable[[list[int], Output], tuple[int, int]]
