@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for, check_indices, check_tensors, own_precision
-from atma.ops.delta import cpu, native, reference
+from atma.ops.backend import backend_for, check_indices, check_tensors, implementation, own_precision
 
 
 @own_precision
@@ -53,15 +52,7 @@ def gated_delta(
 
 def recurrence_of(chosen: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """The `recurrence(q, k, v, log_decay, beta, memory, segment_ids)` of a backend: out and the memory after."""
-    if chosen == "gpu":
-        from atma.ops.delta import gpu
-
-        return gpu.recurrence
-    if chosen == "fla":
-        from atma.ops.delta import fla
-
-        return fla.recurrence
-    return {"reference": reference, "cpu": cpu, "native": native}[chosen].recurrence
+    return implementation("delta", chosen).recurrence
 
 
 __all__ = ["gated_delta"]
