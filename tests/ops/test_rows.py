@@ -207,9 +207,8 @@ def test_the_delta_rule_in_token_order_is_that_of_the_reference(width, value_wid
     for start in (memory.to(dtype), memory.to(dtype).mT.contiguous().mT):
         found, held = gated_delta(*given, start, steady=True)
         assert (held is start) == start.is_contiguous()
-        tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
-        torch.testing.assert_close(found.double(), expected, **tolerance)
-        torch.testing.assert_close(held.double(), after, **tolerance)
+        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        torch.testing.assert_close(held.double(), after, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     from_nothing = gated_delta(*given, torch.zeros_like(held), steady=True)
     for found, expected in zip(gated_delta(*given, steady=True), from_nothing, strict=True):
         assert torch.equal(found, expected)
@@ -229,13 +228,13 @@ def test_token_order_is_refused_where_it_cannot_be() -> None:
 @torch.no_grad()
 def test_steady_rows_are_those_of_pytorch_and_of_their_numbers_alone(dtype) -> None:
     x = 20 * _random(2, 3, 9, 33, dtype=dtype).transpose(1, 2)
-    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     for steady, plain in ((sigmoid, torch.sigmoid), (log_sigmoid, F.logsigmoid)):
         whole = steady(x, True)
-        torch.testing.assert_close(whole.double(), plain(x.double()), **tolerance)
+        torch.testing.assert_close(whole.double(), plain(x.double()), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         assert torch.equal(steady(x[1:, 3:4, :, 5:7], True), whole[1:, 3:4, :, 5:7])
         assert torch.equal(steady(x, False), plain(x))
-    torch.testing.assert_close(unit(x, True).double(), F.normalize(x.double(), dim=-1), **tolerance)
+    expected = F.normalize(x.double(), dim=-1)
+    torch.testing.assert_close(unit(x, True).double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert torch.equal(unit(x[1:, 3:4, 2:], True), unit(x, True)[1:, 3:4, 2:])
     assert torch.equal(unit(x, False), F.normalize(x, dim=-1))
     assert torch.equal(unit(torch.zeros(1, 1, 2, 3, dtype=dtype), True).double(), torch.zeros(1, 1, 2, 3).double())

@@ -206,15 +206,17 @@ struct Units {  // y (B, H, T, K) = x / |x| of x with strides, as it is computed
 template <class E> void unit_rows(const Units& p) {
     using T = typename Compute<E>::T;
     long wide = padded<T>(p.width), count = p.batch * p.heads;
-#pragma omp parallel for num_threads(p.threads) schedule(static) if (count * p.tokens * p.width > (1 << 15))
-    for (long n = 0; n < count; ++n) {
-        Buffer<T> row(wide);
-        const E* x = static_cast<const E*>(p.x) + n / p.heads * p.x_batch + n % p.heads * p.x_head;
-        T* y = static_cast<T*>(p.y) + n * p.tokens * p.width;
-        for (long t = 0; t < p.tokens; ++t) {
-            unit<T, E>(x + t * p.x_token, p.width, wide, row);
-            std::copy_n(row.get(), p.width, y + t * p.width);
-        }
+#pragma omp parallel num_threads(p.threads) if (count * p.tokens * p.width > (1 << 15))
+    {
+        Buffer<T> room(wide);
+#pragma omp for schedule(static)
+        for (long n = 0; n < count; ++n)
+            for (long t = 0; t < p.tokens; ++t) {
+                const E* x = static_cast<const E*>(p.x) + n / p.heads * p.x_batch + n % p.heads * p.x_head + t * p.x_token;
+                T *y = static_cast<T*>(p.y) + (n * p.tokens + t) * p.width, *to = wide == p.width ? y : room.get();
+                unit<T, E>(x, p.width, wide, to);
+                if (to != y) std::copy_n(to, p.width, y);
+            }
     }
 }
 
@@ -254,23 +256,28 @@ template <class T> void resize(const T* from, long rows, long width, T* to, long
     for (long e = 0; e < rows; ++e) std::copy_n(from + e * width, std::min(width, wide), to + e * wide);
 }
 
+template <class T> const T* filled(const void* from, long at, long width, long wide, T* room) {  // with zeros up to wide
+    const T* x = static_cast<const T*>(from) + at;
+    return width == wide ? x : (std::fill(std::copy_n(x, width, room), room + wide, T(0)), room);
+}
+
 template <class T> void turns_of_head(const Turns& p, long b, long h) {
     long wide = padded<T>(p.width), tall = padded<T>(p.value_width), group = h / (p.heads / p.groups), n = b * p.heads + h;
     bool whole = wide == p.width && tall == p.value_width;
-    Buffer<T> room(2 * wide + 2 * tall + (whole ? 0 : tall * wide));
-    T *q = room, *k = q + wide, *v = k + wide, *read = v + tall;
+    Buffer<T> room(whole ? 0 : 2 * wide + 2 * tall + tall * wide);
+    T *q_room = room, *k_room = q_room + wide, *v_room = k_room + wide, *read = v_room + tall;
     T* held = static_cast<T*>(p.memory) + n * p.value_width * p.width;
     T* M = whole ? held : read + tall;
-    std::fill(q, read, T(0));
     if (!whole) std::fill(M, M + tall * wide, T(0)), resize(held, p.value_width, p.width, M, wide);
     for (long t = 0; t < p.tokens; ++t) {
-        std::copy_n(static_cast<const T*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token, p.width, q);
-        std::copy_n(static_cast<const T*>(p.k) + b * p.k_batch + group * p.k_head + t * p.k_token, p.width, k);
-        std::copy_n(static_cast<const T*>(p.v) + b * p.v_batch + group * p.v_head + t * p.v_token, p.value_width, v);
+        const T* q = filled<T>(p.q, b * p.q_batch + h * p.q_head + t * p.q_token, p.width, wide, q_room);
+        const T* k = filled<T>(p.k, b * p.k_batch + group * p.k_head + t * p.k_token, p.width, wide, k_room);
+        const T* v = filled<T>(p.v, b * p.v_batch + group * p.v_head + t * p.v_token, p.value_width, tall, v_room);
         long at = n * p.tokens + t;
         T decay = std::exp(static_cast<const T*>(p.log_decay)[at]), beta = static_cast<const T*>(p.beta)[at];
-        step<T>(M, q, k, v, decay, beta, tall, wide, read);
-        std::copy_n(read, p.value_width, static_cast<T*>(p.out) + at * p.value_width);
+        T* out = static_cast<T*>(p.out) + at * p.value_width;
+        step<T>(M, q, k, v, decay, beta, tall, wide, whole ? out : read);
+        if (!whole) std::copy_n(read, p.value_width, out);
     }
     if (!whole) resize(M, p.value_width, wide, held, p.width);
 }
