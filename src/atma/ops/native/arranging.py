@@ -95,8 +95,7 @@ def _embedding(_: "Recorder", y: Tensor, table: Tensor, index: Tensor, *__: Any)
 
 
 def _index(_: "Recorder", y: Tensor, x: Tensor, indices: list[Tensor | None]) -> None:
-    _, steps, found = _placed(x, indices)
-    indexed(y, x, steps, found)
+    indexed(y, x, *_placed(x, indices)[1:])
 
 
 def _index_put(_: "Recorder", y: Tensor, x: Tensor, indices: list[Tensor | None], values: Tensor, add: bool) -> None:

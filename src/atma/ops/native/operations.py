@@ -1,8 +1,8 @@
 """How each of PyTorch's own operations is recorded: the table that a `Recorder` looks in.
 
-A kernel here is given the recorder, the result's tensor, and the operation's arguments in the order of its schema, each
-of them. What an operation of the table also allows, but no kernel computes, is refused by `Unrecordable`. An operation in
-place is recorded as the one that is not, with its own argument as the result.
+A kernel here is given the recorder, the result's tensor, and all arguments of the operation in the order of its schema.
+What an operation of the table also allows, but no kernel computes, is refused by `Unrecordable`. An operation in place
+is recorded as the one that is not, with its own argument as the result.
 """
 
 from collections.abc import Callable

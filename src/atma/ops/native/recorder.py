@@ -1,9 +1,9 @@
 """A computation recorded once as a list of kernel calls, and replayed by one call without Python between them.
 
 Under a `Recorder` every kernel of this library is noted with its arguments. PyTorch's own operations are seen too: a
-view needs nothing, what does not depend on changing values is computed once and kept, and those of `operations`, which a
-mixer in plain PyTorch is written with, are made by kernels on the same memory. Anything else raises `Unrecordable`. So
-the model's code is what is recorded, and there is no second one. What is computed between lies in an `Arena`, where later
+view needs nothing, what does not depend on changing values is computed once and kept, and what a mixer in plain PyTorch
+is written with (`operations`) is made by kernels on the same memory. Anything else raises `Unrecordable`. So the
+model's code is what is recorded, and there is no second one. What is computed between lies in an `Arena`, where later
 results take the places of those that are gone.
 """
 
@@ -61,8 +61,8 @@ class Program:
         return calls + sum(x.nbytes() for place, x in self._kept.items() if place not in known)
 
     def replay(self) -> None:
-        """Compute again, from what the changing tensors now hold. IndexError: an index was beyond what it reads or writes,
-        which was then left as it is."""
+        """Compute again, from what the changing tensors now hold. IndexError: an index was beyond its tensor, and
+        nothing was read or written there."""
         check(self._replay(self.calls, self._length))
 
     def timed(self) -> list[tuple[str, float]]:

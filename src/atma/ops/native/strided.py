@@ -1,7 +1,7 @@
-"""Calls of the kernels that stand for PyTorch's own operations in a recording: tensors of any strides, handed over whole.
+"""Calls of the kernels that stand for PyTorch's own operations in a recording, on tensors of any strides.
 
-`pointwise` and `along` are plain.cpp, `product` is product.cpp, `indexed` is in step.cpp; each function fills the struct
-of its name. What they cannot take raises `Unrecordable`.
+`pointwise` and `along` are in plain.cpp, `product` in product.cpp, `indexed` in step.cpp; each function fills the
+struct of its name, and refuses what that cannot say by `Unrecordable`.
 """
 
 import struct
@@ -92,8 +92,8 @@ def product(y: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
 
 
 def indexed(dense: Tensor, table: Tensor, steps: Sequence[int], indices: Sequence[Index], write: bool = False) -> None:
-    """dense[…] = table[…], or with `write` the other way. `steps`: the table's strides along dense's dimensions, 0 where
-    an index says where. IndexError: one is beyond the table now; later, the replay raises it."""
+    """dense[…] = table[…], or with `write` the other way. `steps`: the table's strides along dense's dimensions, 0 for
+    those that an index says. IndexError: one is beyond the table now; later, the replay raises it."""
     if not dense.numel():
         return
     if dense.dtype != table.dtype or len(indices) > INDICES or not {x.numbers.dtype for x in indices} <= _INDEX_TYPES:
@@ -122,7 +122,7 @@ def _index(x: Index, item: int, strides: list[int]) -> list[int]:
 
 
 def _work(form: str, y: Tensor, a: Tensor | float, b: Tensor | float) -> int:
-    """The Type to compute in: of the result; of what is compared; and to a lower precision from float64 through that."""
+    """The Type to compute in: of the result, or of what is compared; from float64 to a lower precision through that."""
     if form in COMPARISONS:
         return _kind(torch.result_type(a, b))
     if form == "copy" and isinstance(a, Tensor) and a.dtype == torch.float64 and y.dtype.is_floating_point:
