@@ -230,6 +230,8 @@ def _is_free(function: Any) -> bool:
 
 def _is_view(function: Any) -> bool:
     returned = [x.alias_info for x in function._schema.returns]
+    if function is aten._unsafe_view.default:  # of a result that nothing else names, so its schema does not say it
+        return True
     return bool(returned) and all(info is not None and not info.is_write for info in returned)
 
 
