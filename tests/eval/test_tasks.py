@@ -236,7 +236,7 @@ def test_the_command_prints_each_figure_and_writes_rows(folder, capsys):
 def test_lm_eval_finds_the_model_by_name_and_takes_its_arguments():
     from lm_eval.api.registry import get_model
 
-    from atma.eval.eleuther import AtmaLM
+    from atma.integrations.lm_eval import AtmaLM
 
     assert get_model("atma") is AtmaLM
     lm = AtmaLM.create_from_arg_string("pretrained=nano,add_bos_token=False", {"batch_size": 1, "device": None})
