@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from atma.ops import gated_delta, native, use_backend
 from atma.ops.delta import reference
 from atma.ops.dense import rms_norm
+from atma.ops.native.recorder import Recorder
 from atma.ops.rows import (
     gate,
     gate_heads,
@@ -251,3 +252,20 @@ def test_rows_have_their_gradients_where_these_are_recorded() -> None:
     for operation in (unit, sigmoid, log_sigmoid):
         assert torch.autograd.gradcheck(lambda x, one=operation: one(x, True), (x,))
     assert torch.autograd.gradcheck(lambda x, opening: gate_heads(x, opening, True), (x, opening))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_operations_in_token_order_can_be_recorded_and_replayed(dtype) -> None:
+    attended, projected, memory = _memory(dtype, tokens=1)
+    (start, constants), retention = (memory.clone(), (3.9, 0.5, -0.01, 2.0**-23)), _random(4, seed=9).to(memory.dtype)
+    with Recorder([*attended, *projected, memory]) as recorder:
+        read = _in_turn(attended, projected, memory, constants, retention)
+    program, first, held = recorder.program(), read.clone(), memory.clone()
+    attended[0].copy_(attended[0].flip(0))
+    memory.copy_(start)
+    program.replay()
+    assert torch.equal(memory, held)
+    again = _in_turn(attended, projected, start, constants, retention)
+    assert torch.equal(read, again)
+    assert not torch.equal(read, first)
