@@ -230,3 +230,7 @@ def test_what_is_refused_is_named():
         x.sort()
     with torch.no_grad(), pytest.raises(Unrecordable, match=r"aten\.erfinv_"), Recorder([x]):
         x.erfinv_()
+    with torch.no_grad(), pytest.raises(Unrecordable, match=r"aten\._to_copy\.default: torch\.float16"), Recorder([x]):
+        x.half()
+    with torch.no_grad(), pytest.raises(Unrecordable, match=r"aten\.exp_\.default: the exp of integers"), Recorder([x]):
+        x.int().exp_()

@@ -159,7 +159,7 @@ def _triangle(keep: Callable[[Tensor, int], Tensor]) -> Kernel:
 def _product(recorder: "Recorder", y: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
     """Of matrices or of as many in a row."""
     if b.ndim == 2 and a.shape[0] > FEW_ROWS and not recorder.depends(b):
-        raise Unrecordable(f"aten.mm of {a.shape[0]} rows (more than {FEW_ROWS}) by a constant is left to PyTorch")
+        raise Unrecordable(f"{a.shape[0]} rows by a constant matrix (more than {FEW_ROWS}) are left to PyTorch")
     if y.ndim == 2:
         y, a, b = y[None], a[None], b[None]
     product(y, a, b, add)

@@ -27,6 +27,7 @@ aten = torch.ops.aten
 _UNWRITTEN = (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default)
 _BY_SHAPE = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default)
 _BY_SHAPE += aten.new_ones.default, aten.new_full.default
+_CONVERTING = (aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor)
 
 
 class TooLarge(Unrecordable):
@@ -156,7 +157,7 @@ class Recorder(TorchDispatchMode):
             if kernel is None:
                 raise Unrecordable(f"{function} has no compiled kernel")
             result = self._placed(function(*args, **(kwargs or {})))
-            kernel(self, next(_tensors(result)), *values)
+            self._by(kernel, function, next(_tensors(result)), values)
         else:
             result = self._free(function, function(*args, **(kwargs or {})), given)
         for x in _tensors((given, result)):
@@ -187,11 +188,20 @@ class Recorder(TorchDispatchMode):
             raise Unrecordable(f"{function} has no compiled kernel")
         if not self.depends(target):
             self._restore(function, target)
-        others = [x for x in values[1:] if isinstance(x, Tensor | int | float)]
+        others = [] if function in _CONVERTING else [x for x in values[1:] if isinstance(x, Tensor | int | float)]
         if not all(torch.can_cast(torch.result_type(target, x), target.dtype) for x in others):
             raise Unrecordable(f"{function} to a narrower dtype has no compiled kernel")
-        kernel(self, target, *values)
+        self._by(kernel, function, target, values)
         return target
+
+    def _by(self, kernel: Kernel, function: Any, y: Tensor, values: list[Any]) -> None:
+        """Compute and record; a refusal names the operation."""
+        try:
+            kernel(self, y, *values)
+        except TooLarge:
+            raise
+        except Unrecordable as reason:
+            raise Unrecordable(f"{function}: {reason}") from None
 
     def _restore(self, function: Any, target: Tensor) -> None:
         """A constant is written: from now on it is none, and each replay begins with what it has been until now."""

@@ -27,6 +27,7 @@ _OF_ONE = (
     *("sigmoid", "log_sigmoid", "silu", "gelu", "softplus", "elu"),
 )
 _OF_TWO = ("add", "sub", "mul", "div", "power", "remainder", "floor_divide", "minimum", "maximum")
+_OF_INTEGERS = ("copy", "abs", "add", "sub", "mul", "remainder", "floor_divide", "minimum", "maximum", "where")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 OPERATIONS = {name: number for number, name in enumerate((*_OF_ONE, *_OF_TWO, *COMPARISONS, "where"))}
 """As Operation of plain.cpp."""
@@ -60,6 +61,8 @@ def pointwise(form: str, y: Tensor, a: Tensor | float, b: Tensor | float = 0.0, 
     if any(step == 0 and size > 1 for size, step in zip(y.shape, y.stride(), strict=True)):
         raise Unrecordable("writing to a tensor whose numbers share memory has no compiled kernel")
     work = _work(form, y, a, b)
+    if work == TYPES[torch.int64] and form not in (*_OF_INTEGERS, *COMPARISONS):
+        raise Unrecordable(f"the {form} of integers has no compiled kernel")
     operands = [y, *(x.expand(y.shape) if isinstance(x, Tensor) else x for x in (a, b, c))]
     sizes, strides = _merged(y.shape, [_strides(x) for x in operands])
     packed = [part for x, steps in zip(operands, strides, strict=True) for part in _operand(x, steps)]
