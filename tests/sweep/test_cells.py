@@ -188,3 +188,44 @@ def test_the_short_nano_sweep_is_a_part_of_the_whole_one_with_a_second_seed():
     assert len(part) == 48
     assert {cell.id for cell in part if cell.seed == 0} <= whole
     assert not {cell.id for cell in part if cell.seed == 1} & whole
+
+
+LIKELIHOOD = {"texts": "stdlib", "lengths": [32, 64], "documents": 2}
+
+
+def test_suites_are_read_strictly_and_are_a_part_of_what_a_cell_is():
+    factors = {"factors": {"attention": ATTENTION}}
+    plain, asked = sweep(factors).cells, sweep(factors, suites={"likelihood": LIKELIHOOD}).cells
+    assert sweep(factors, suites={}).cells == plain
+    assert asked[0].suites["likelihood"].lengths == (32, 64)
+    assert asked[0].recipe == plain[0].recipe
+    assert len({cell.id for cell in (*plain, *asked)}) == 4
+    told = sweep(factors, suites={"likelihood": LIKELIHOOD | {"seed": 1234}}).cells
+    assert [cell.id for cell in told] == [cell.id for cell in asked]
+
+
+def test_a_factor_may_set_the_options_of_a_suite():
+    levels = {core: {"model.core": core, "suites.recall.mixers": [core]} for core in ("polar", "rope")}
+    cells = sweep({"factors": {"attention": levels}}, suites={"recall": {"task": "copy", "sizes": ["16"]}}).cells
+    assert [cell.suites["recall"].mixers for cell in cells] == [("polar",), ("rope",)]
+    assert {cell.suites["recall"].task for cell in cells} == {"copy"}
+
+
+@pytest.mark.parametrize(
+    ("suites", "said"),
+    [
+        ({"liklihood": {}}, "unknown suite 'suites.liklihood'; did you mean 'suites.likelihood'?"),
+        ({"likelihood": {"document": 2}}, "unknown key 'suites.likelihood.document'; did you mean 'suites.likelihood."),
+        ({"likelihood": {"documents": 0}}, "'documents' must be 1 or more, not 0"),
+        ({"likelihood": 3}, "'suites.likelihood' must be a table, not 3"),
+        (3, "'suites' must be tables such as [suites.likelihood], not 3"),
+    ],
+)
+def test_what_is_wrong_with_the_suites_of_a_sweep_is_said(suites, said: str):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        sweep({"factors": {"attention": ATTENTION}}, suites=suites)
+
+
+def test_an_unknown_option_of_a_suite_in_a_level_names_the_nearest():
+    with pytest.raises(ValueError, match=re.escape("did you mean 'suites.likelihood.documents'")):
+        sweep({"factors": {"suites.likelihood.document": [2, 4]}})
