@@ -248,3 +248,29 @@ def test_what_is_refused_is_named():
         x.half()
     with torch.no_grad(), pytest.raises(Unrecordable, match=r"aten\.exp_\.default: the exp of integers"), Recorder([x]):
         x.int().exp_()
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: x.sort(),
+        lambda x: x.int() ** 3,
+        lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        lambda x: x.norm(1, dim=0),
+        lambda x: x.to(torch.float16),
+        lambda x: x[x > 0],
+        lambda x: x.random_(),
+        lambda x: x.zero_().int().add_(x.int(), alpha=2).bitwise_and(3),
+        lambda x: torch.rand(3) + x[:, 0],
+    ],
+)
+def test_what_has_no_kernel_is_refused_rather_than_frozen(compute):
+    x = torch.randn(3, 4)
+    with pytest.raises(Unrecordable), torch.no_grad(), Recorder([x]):
+        compute(x)
+
+
+def test_a_copy_that_calls_itself_a_view_is_refused():
+    x = torch.randn(3, 4)
+    with torch.inference_mode(), pytest.raises(Unrecordable), Recorder([x]):
+        x.t().flatten().add(1)
