@@ -23,7 +23,7 @@ def installation() -> dict[str, str]:
     facts = environment()
     facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
     facts |= {f"{name} (extra)": _version_or_absent(name) for name in _EXTRAS}
-    facts["backends"] = ", ".join(f"{name}: {backend.backend_for(operation=name)}" for name in backend.KERNELS)
+    facts["backends"] = ", ".join(f"{name}: {backend.backend_for(operation=name)}" for name in backend.operations())
     facts["native kernels"] = native.status().reason
     facts["decoding"] = way("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     facts["packaged models"] = ", ".join(packaged()) or "none"

@@ -186,7 +186,9 @@ def test_packed_a_number_that_is_none_stays_in_its_document(subject, at, value):
 
 
 def test_reset_a_new_document_sees_nothing_of_the_old(subject):
-    """Bit-identical outputs and gradients of the new document when the old one changes."""
+    """Outputs and gradients of the new document when the old one changes: to the bit, but for a mixer from elsewhere,
+    which may take sums over both that cancel."""
+    exact = {"rtol": 0, "atol": 0} if subject.ours else TOLERANCE
     sizes = [40, 60]
     results = []
     for seed in (0, 1):
@@ -196,9 +198,9 @@ def test_reset_a_new_document_sees_nothing_of_the_old(subject):
         weights = torch.linspace(-1, 1, y[:, 40:].numel(), dtype=y.dtype).view_as(y[:, 40:])
         (gradient,) = torch.autograd.grad((y[:, 40:] * weights).sum(), x)
         results.append((y[:, 40:].detach(), gradient))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1][:, 40:], results[1][1][:, 40:])
-    assert not results[0][1][:, :40].any()
+    torch.testing.assert_close(results[0][0], results[1][0], **exact)
+    torch.testing.assert_close(results[0][1][:, 40:], results[1][1][:, 40:], **exact)
+    torch.testing.assert_close(results[0][1][:, :40], torch.zeros_like(results[0][1][:, :40]), **exact)
 
 
 def packed(subject, x, segment_ids):

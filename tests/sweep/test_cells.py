@@ -111,16 +111,19 @@ def test_infinity_is_a_level_as_any_other(tmp_path: Path):
     ("table", "said"),
     [
         ({"factor": {}}, "unknown key 'sweep.factor'; did you mean 'sweep.factors'?"),
-        ({"factors": {"model.cor": ["rope"]}}, "unknown setting 'model.cor'; did you mean 'model.core'?"),
+        ({"factors": {"model.cor": ["rope"]}}, "unknown key 'model.cor'; did you mean 'model.core'?"),
         (
             {"factors": {"w": {"on": {"model.windows": 4}}}},
-            "unknown setting 'model.windows'; did you mean 'model.window'?",
+            "unknown key 'model.windows'; did you mean 'model.window'?",
         ),
         ({"factors": {"w": {"field": "model.core", "value": []}}}, "unknown key 'sweep.factors.w.value'"),
         ({"factors": {"model.core": []}}, "at least one value"),
         ({"factors": {"model.core": ["rope", "rope"]}}, "different values"),
         ({"factors": {"model.pattern": [["local"]]}}, "name the levels"),
-        ({"factors": {"model.core": ["rop"]}}, "cell model.core=rop seed=0: 'model.core' must be one of"),
+        (
+            {"factors": {"model.core": ["rop"]}},
+            "cell model.core=rop seed=0: 'model.core': no core 'rop'; did you mean 'rope'",
+        ),
         ({"factors": {"w": {"on": 3}}}, "must be a table of settings, not 3"),
         ({"factors": {"w": 3}}, "must be a list of values or a table of levels, not 3"),
         ({"factors": {"train.seed": [1]}}, "list the seeds there"),
@@ -188,3 +191,44 @@ def test_the_short_nano_sweep_is_a_part_of_the_whole_one_with_a_second_seed():
     assert len(part) == 48
     assert {cell.id for cell in part if cell.seed == 0} <= whole
     assert not {cell.id for cell in part if cell.seed == 1} & whole
+
+
+LIKELIHOOD = {"texts": "stdlib", "lengths": [32, 64], "documents": 2}
+
+
+def test_suites_are_read_strictly_and_are_a_part_of_what_a_cell_is():
+    factors = {"factors": {"attention": ATTENTION}}
+    plain, asked = sweep(factors).cells, sweep(factors, suites={"likelihood": LIKELIHOOD}).cells
+    assert sweep(factors, suites={}).cells == plain
+    assert asked[0].suites["likelihood"].lengths == (32, 64)
+    assert asked[0].recipe == plain[0].recipe
+    assert len({cell.id for cell in (*plain, *asked)}) == 4
+    told = sweep(factors, suites={"likelihood": LIKELIHOOD | {"seed": 1234}}).cells
+    assert [cell.id for cell in told] == [cell.id for cell in asked]
+
+
+def test_a_factor_may_set_the_options_of_a_suite():
+    levels = {core: {"model.core": core, "suites.recall.mixers": [core]} for core in ("polar", "rope")}
+    cells = sweep({"factors": {"attention": levels}}, suites={"recall": {"task": "copy", "sizes": ["16"]}}).cells
+    assert [cell.suites["recall"].mixers for cell in cells] == [("polar",), ("rope",)]
+    assert {cell.suites["recall"].task for cell in cells} == {"copy"}
+
+
+@pytest.mark.parametrize(
+    ("suites", "said"),
+    [
+        ({"liklihood": {}}, "unknown suite 'suites.liklihood'; did you mean 'suites.likelihood'?"),
+        ({"likelihood": {"document": 2}}, "unknown key 'suites.likelihood.document'; did you mean 'suites.likelihood."),
+        ({"likelihood": {"documents": 0}}, "'documents' must be 1 or more, not 0"),
+        ({"likelihood": 3}, "'suites.likelihood' must be a table, not 3"),
+        (3, "'suites' must be tables such as [suites.likelihood], not 3"),
+    ],
+)
+def test_what_is_wrong_with_the_suites_of_a_sweep_is_said(suites, said: str):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        sweep({"factors": {"attention": ATTENTION}}, suites=suites)
+
+
+def test_an_unknown_option_of_a_suite_in_a_level_names_the_nearest():
+    with pytest.raises(ValueError, match=re.escape("did you mean 'suites.likelihood.documents'")):
+        sweep({"factors": {"suites.likelihood.document": [2, 4]}})

@@ -1,6 +1,6 @@
 """What an evaluation can never do, told before anything is trained: the plan of `evaluate`, made without a model."""
 
-from typing import NamedTuple, cast
+from typing import cast
 
 from atma.config import EvaluationConfig, Recipe
 from atma.data.dataset import TokenSet
@@ -9,13 +9,8 @@ from atma.eval.documents import text_tokens
 from atma.eval.language_model import LanguageModel
 from atma.eval.needle import check_room
 from atma.eval.plan import plan
+from atma.eval.suite import Untrained
 from atma.tokenizer import Tokenizer
-
-
-class _Untrained(NamedTuple):
-    """All that a plan asks of a model."""
-
-    tokenizer: Tokenizer
 
 
 def check_evaluation(evaluation: EvaluationConfig, token_set: TokenSet) -> list[str]:
@@ -23,7 +18,7 @@ def check_evaluation(evaluation: EvaluationConfig, token_set: TokenSet) -> list[
     if token_set.tokenizer is None:
         raise ValueError("[evaluation] needs a tokenizer, and the data has none; make the data with `atma prepare`")
     try:
-        plan(cast(LanguageModel, _Untrained(token_set.tokenizer)), token_set, evaluation, True)
+        plan(cast(LanguageModel, Untrained(token_set.tokenizer)), token_set, evaluation, True)
     except ValueError as error:
         raise ValueError(f"[evaluation] cannot work: {error}") from None
     room = text_tokens(token_set)

@@ -17,6 +17,7 @@ import torch
 from atma.eval.language_model import LanguageModel
 from atma.eval.results import add_rows, measurement_key, read_rows
 from atma.eval.stream import Advance
+from atma.tokenizer import Tokenizer
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -32,6 +33,14 @@ class Measurement(NamedTuple):
     tokens: int
     """That the model reads and writes; what `run` tells of its advance sums to it."""
     run: Callable[[Advance], list[Row]]
+
+
+class Untrained(NamedTuple):
+    """All that `measurements` asks of a model: enough to tell, before there is one, what can never be measured."""
+
+    tokenizer: Tokenizer
+    name: str = "the model"
+    longest: int | None = None
 
 
 class Suite(Protocol):

@@ -88,7 +88,7 @@ class Attention(Attending):
         super().__init__()
         own = self.config = config.own
         self.heads, self.groups, self.head_width = own.query_heads, own.key_value_heads, own.head_width
-        self.epsilon = place.epsilon
+        self.width, self.epsilon = place.width, place.epsilon
         shared, inner = self.groups * self.head_width, self.heads * self.head_width
         self.q_proj = Linear(place.width, 2 * inner)
         self.k_proj = Linear(place.width, shared)

@@ -11,7 +11,7 @@ from atma.layers import Linear, init_linear
 from atma.mixers.heads import Heads, Memory
 from atma.ops import gated_delta
 from atma.ops.dense import rms_norm
-from atma.ops.rows import remember
+from atma.ops.rows import gate_heads, log_sigmoid, sigmoid, unit
 from atma.strict import FOLLOWS, check_fields, require
 
 READ_EPSILON = 2.0**-23
@@ -56,7 +56,8 @@ class DeltaMemory(Memory):
         self.decay_bias, self.beta_bias = config.decay_bias, config.beta_bias
         self.max_half_life = math.inf if config.learned_half_life else config.max_half_life
         self.retention = nn.Parameter(torch.empty(heads.heads)) if config.learned_half_life else None
-        self.stepwise = False
+        self.in_turn = False
+        """Whether tokens are taken one after the other, however many a call has."""
 
     def init_weights(self, generator: torch.Generator | None) -> None:
         """`Memory.init_weights`."""
@@ -81,38 +82,29 @@ class DeltaMemory(Memory):
     def log_decay(self, x: Tensor) -> Tensor:
         """log γ ≤ 0 (B, H, T), float32 or wider. γ's half-life never exceeds its bound."""
         work = torch.promote_types(x.dtype, torch.float32)
-        log_decay = F.logsigmoid(self.decay_proj(x).to(work) + self.decay_bias)
+        log_decay = log_sigmoid(self.decay_proj(x).to(work) + self.decay_bias, self.in_turn)
         if math.isfinite(self.max_half_life):
             log_decay = log_decay.clamp(max=-math.log(2) / self.max_half_life)
         if self.retention is not None:
-            log_decay = log_decay + F.logsigmoid(self.retention.to(work))
+            log_decay = log_decay + log_sigmoid(self.retention.to(work), self.in_turn)
         return log_decay.mT
 
     def beta(self, x: Tensor) -> Tensor:
         """β in (0, 1), (B, H, T), float32 or wider: how much of a write is made."""
         work = torch.promote_types(x.dtype, torch.float32)
-        return torch.sigmoid(self.beta_proj(x).to(work) + self.beta_bias).mT
+        return sigmoid(self.beta_proj(x).to(work) + self.beta_bias, self.in_turn).mT
 
     def forward(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, *, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x (B, T, D), q (B, H, T, K), k and v (B, G, T, K), memory (B, H, K, K) or None. Returns (B, T, D), memory."""
-        if self.stepwise and memory is not None:
-            return self._step(x, (q, k, v), memory)
-        log_decay, beta = self.log_decay(x), self.beta(x)
-        unit_q, unit_k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        read, memory = gated_delta(unit_q, unit_k, v, log_decay, beta, memory, segment_ids)
+        gates = self.log_decay(x), self.beta(x)
+        unit_q, unit_k = unit(q, self.in_turn), unit(k, self.in_turn)
+        read, memory = gated_delta(unit_q, unit_k, v, *gates, memory, segment_ids, steady=self.in_turn)
         read = rms_norm(read, None, read.shape[-1], READ_EPSILON)
-        gated = read.transpose(1, 2).flatten(2) * torch.sigmoid(self.gate_proj(x))
-        return self.out_proj(gated), memory
+        return self.out_proj(gate_heads(read, self.gate_proj(x), self.in_turn)), memory
 
     def steady(self, on: bool = True) -> bool:
-        """`Memory.steady`."""
-        self.stepwise = on and self.retention is None
-        return self.stepwise
-
-    def _step(self, x: Tensor, attended: tuple[Tensor, Tensor, Tensor], memory: Tensor) -> tuple[Tensor, Tensor]:
-        projected = (self.decay_proj(x), self.beta_proj(x), self.gate_proj(x))
-        most = -math.log(2) / self.max_half_life if math.isfinite(self.max_half_life) else 0.0
-        read = remember(attended, projected, memory, (self.decay_bias, self.beta_bias, most, READ_EPSILON))
-        return self.out_proj(read), memory
+        """`Memory.steady`: tokens in turn, by operations whose bits are a row's own."""
+        self.in_turn = on
+        return on

@@ -123,6 +123,8 @@ class Attending(Mixer):
     memory: Memory | None
     groups: int
     head_width: int
+    width: int
+    """D, of the stream."""
 
     def project(self, x: Tensor, state: Any = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads, before positions."""

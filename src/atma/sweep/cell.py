@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import torch
 
 from atma.data.dataset import TokenSet
-from atma.eval import evaluate
+from atma.eval import Native, evaluate
 from atma.eval.provenance import provenance
 from atma.loading import load
 from atma.strict import to_dict
 from atma.sweep import files
 from atma.sweep.cells import Cell
-from atma.sweep.metrics import flat_metrics
+from atma.sweep.metrics import flat_metrics, suite_metrics
+from atma.sweep.suites import measure, options
 from atma.sweep.task import Claim, Task, worker
 from atma.train import Stopped, train
 from atma.train.record import NAME as RECORD
@@ -44,14 +45,16 @@ def run_cell(cell: Cell, claim: Claim, device: str | None, stop: Callable[[], bo
     folder = run_folder(claim.task.folder, claim.number)
     resume = inherit(claim.task.folder, claim.number)
     train(cell.recipe, folder, resume, _Training(told), device, stop)
-    rows, stamp = _measure(cell, folder, device, stop, told)
+    rows, suites, stamp = _measure(cell, folder, device, stop, told)
     stamp |= {"attempt": claim.number, "resumed": resume, "worker": worker()}
+    asked = {name: {"options": chosen, "rows": suites[name]} for name, chosen in options(cell.suites).items()}
     return {
         "cell": cell.id,
         "factors": cell.factors,
         "seed": cell.seed,
-        "metrics": flat_metrics(rows, folder),
+        "metrics": flat_metrics(rows, folder) | suite_metrics(suites),
         "rows": rows,
+        **({"suites": asked} if asked else {}),
         "config": to_dict(cell.recipe),
         "provenance": stamp,
         "started": started,
@@ -100,7 +103,9 @@ def tidy(task: Task, keep_model: bool) -> None:
 
 def _measure(
     cell: Cell, folder: Path, device: str | None, stop: Callable[[], bool], told: Told
-) -> tuple[list[Values], Values]:
+) -> tuple[list[Values], dict[str, list[Values]], Values]:
+    """Rows of the recipe's evaluation, rows of each suite, and what the evaluation was made with."""
+
     def progress(stage: str, done: int, of: int) -> None:
         told(stage, done, of)
         if stop():
@@ -111,7 +116,9 @@ def _measure(
         loaded.model.to(device or "cuda")
     tokens = TokenSet.open(cell.recipe.data.path, "validation")
     rows = evaluate(loaded, tokens, cell.recipe.evaluation, progress, folder / ROWS)
-    return rows, provenance(loaded, tokens, cell.recipe.evaluation.seed)
+    where = next(loaded.model.parameters()).device
+    suites = dict(measure(cell.suites, Native(loaded), str(where), folder / ROWS, progress))
+    return rows, suites, provenance(loaded, tokens, cell.recipe.evaluation.seed)
 
 
 class _Training:

@@ -4,12 +4,15 @@ A cell is what it trains and measures and nothing else: its identity is the hash
 level added later, or a factor whose first level changes nothing, leaves finished cells what they are.
 """
 
+import copy
+import hashlib
 import itertools
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from atma.config import Recipe, identity, recipe_of
+from atma.config import Recipe, canonical, identity, recipe_of
 from atma.strict import plain, read_toml
 from atma.sweep.recipe import (
     Factor,
@@ -23,6 +26,7 @@ from atma.sweep.recipe import (
     read_source,
     read_sweep,
 )
+from atma.sweep.suites import Suites, read_suites
 
 NAME = "cell"
 """Of every cell's recipe: a name is not part of what a cell is."""
@@ -36,10 +40,12 @@ class Cell:
     factors: dict[str, Scalar]
     """Levels as JSON has them: an infinite one is the text "inf"."""
     seed: int
+    suites: Suites = field(default_factory=dict)
+    """What it is asked beside the recipe's [evaluation]."""
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "id", identity(self.recipe))
+        object.__setattr__(self, "id", _identity(self.recipe, self.suites))
 
     @property
     def label(self) -> str:
@@ -78,10 +84,11 @@ def expand(values: dict[str, Any]) -> Sweep:
     if "sweep" not in values:
         raise ValueError("no table [sweep]; train a single recipe with `atma train`")
     base = {key: value for key, value in values.items() if key != "sweep"}
+    read_suites(base.get("suites", {}))
     config = read_sweep(values["sweep"])
     factors = read_factors(config)
     points = [*_product(factors, config.exclude), *_more(factors, config.cells)]
-    name = recipe_of(base).name
+    name = recipe_of({key: value for key, value in base.items() if key != "suites"}).name
     cells = [_cell(base, levels, settings, seed) for seed in config.seeds for levels, settings in points]
     _require_different(cells)
     return Sweep(name, config, factors, tuple(cells), read_source(config))
@@ -145,15 +152,29 @@ def _settings(factors: tuple[Factor, ...], chosen: dict[str, Scalar]) -> Setting
 
 
 def _cell(base: dict[str, Any], levels: dict[str, Scalar], settings: Settings, seed: int) -> Cell:
-    values = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
+    values = copy.deepcopy(base)
     for setting, value in settings.items():
-        table, _, key = setting.partition(".")
-        values.setdefault(table, {})[key] = value
+        *tables, key = setting.split(".")
+        table = values
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[key] = value
+    suites = values.pop("suites", {})
     try:
         recipe = recipe_of(values)
-        return Cell(replace(recipe, name=NAME, train=replace(recipe.train, seed=seed)), plain(levels), seed)
+        trained = replace(recipe, name=NAME, train=replace(recipe.train, seed=seed))
+        return Cell(trained, plain(levels), seed, read_suites(suites))
     except ValueError as error:
         raise ValueError(f"cell {label(levels, seed)}: {error}") from None
+
+
+def _identity(recipe: Recipe, suites: Suites) -> str:
+    """That of the recipe where no suite is asked."""
+    if not suites:
+        return identity(recipe)
+    said = [canonical(recipe), {name: canonical(suite) for name, suite in suites.items()}]
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _require_different(cells: list[Cell]) -> None:

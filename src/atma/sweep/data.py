@@ -11,6 +11,7 @@ from atma.eval.feasible import check_recipe, check_without_data
 from atma.sweep.cells import Sweep
 from atma.sweep.ledger import Ledger
 from atma.sweep.recipe import Source
+from atma.sweep.suites import check_suites
 from atma.sweep.task import Heart, Limits, Task, Watch
 from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 
@@ -48,17 +49,19 @@ def check_data(sweep: Sweep, ledger: Ledger) -> None:
 
 def check_evaluations(sweep: Sweep) -> list[str]:
     """What cells cannot measure, told before any is trained. ValueError names the first cell that would fail."""
-    seen: dict[tuple[str, EvaluationConfig], list[str]] = {}
+    seen: dict[tuple[str, EvaluationConfig, str], list[str]] = {}
     for cell in sweep.cells:
-        key = (cell.recipe.data.path, cell.recipe.evaluation)
+        key = (cell.recipe.data.path, cell.recipe.evaluation, repr(cell.suites))
         if key in seen:
             continue
         try:
             if Path(key[0]).exists():
                 seen[key] = check_recipe(cell.recipe, True)
+                check_suites(cell.suites, key[0])
             else:
                 check_without_data(cell.recipe.evaluation, _tokenizer_to_be(sweep.source))
-                seen[key] = [f"{key[0]}: not made yet; [evaluation] is checked on it before any cell is trained"]
+                told = "[evaluation] and [suites] are" if cell.suites else "[evaluation] is"
+                seen[key] = [f"{key[0]}: not made yet; {told} checked on it before any cell is trained"]
         except ValueError as error:
             raise ValueError(f"cell {cell.label}: {error}") from None
     return sorted({line for lines in seen.values() for line in lines})

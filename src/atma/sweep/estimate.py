@@ -7,6 +7,7 @@ from pathlib import Path
 from atma.config import EvaluationConfig
 from atma.sweep.cells import Sweep
 from atma.sweep.ledger import PLAN, Ledger
+from atma.sweep.suites import SUITES
 from atma.sweep.task import Task
 from atma.train.progress import clock
 
@@ -20,6 +21,8 @@ def estimate(sweep: Sweep, folder: Path, measure: bool = False) -> Iterator[str]
     seeds = len(sweep.config.seeds)
     yield f"{len(sweep.cells)} cells ({len(sweep.cells) // seeds} × {seeds} seeds)"
     yield f"{trained:,} tokens to train on, {read:,} to measure on"
+    if asked := [name for name in SUITES if any(name in cell.suites for cell in sweep.cells)]:
+        yield f"and what the suites read, which is not counted: {', '.join(asked)}"
     if (folder / PLAN).exists():
         ledger = Ledger.open(folder)
         yield from _left([ledger.task(cell.id) for cell in sweep.cells])

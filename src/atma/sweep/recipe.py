@@ -16,6 +16,7 @@ from typing import Any
 from atma.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from atma.data.prepare import Preparation
 from atma.strict import check_fields, from_dict
+from atma.sweep import suites
 
 Scalar = str | int | float | bool
 Settings = dict[str, Any]
@@ -116,8 +117,9 @@ def check_settings(settings: Settings, where: str) -> None:
     for name in settings:
         if name == "train.seed":
             raise ValueError(f"{where}: 'train.seed' is set by 'sweep.seeds'; list the seeds there")
-        if name not in SETTINGS:
-            near = difflib.get_close_matches(name, sorted(SETTINGS), 1, 0.0)[0]
+        known = suites.settings() if name.startswith("suites.") else SETTINGS
+        if name not in known and not name.startswith("model."):  # whose options its mixers know
+            near = difflib.get_close_matches(name, sorted(known), 1, 0.0)[0]
             raise ValueError(f"{where}: unknown setting '{name}'; did you mean '{near}'?")
 
 

@@ -6,11 +6,24 @@ from decimal import ROUND_HALF_UP, Decimal
 KNOWN = re.compile(
     r"params|final_val_loss_nats|mfu_percent|train_seconds|train_tokens_per_second|needle_absent_ce"
     r"|(clean_nll|junk_nll|fixed_nll|needle_token_acc|needle_exact_acc|needle_ce)_\d+"
+    r"|(likelihood|retrieval|reasoning|tasks|recall)_.+_(bits_per_byte|slope|spearman|\w*accuracy|recall|cross_entropy"
+    r"|answer_nats|named|tokens_to_learn|pairs_held|memory_bytes|acc|acc_norm|exact_match|\w*perplexity)(_\d+)?"
 )
 """Names that no factor has."""
 HEADLINE = ("needle_token_acc", "needle_exact_acc", "clean_nll", "final_val_loss_nats")
 """What a sweep is judged by unless told otherwise: the first of these that was measured, at its longest length."""
-RISING = ("acc", "accuracy", "tokens_per_second", "mfu_percent")
+RISING = (
+    "acc",
+    "accuracy",
+    "acc_norm",
+    "exact_match",
+    "f1",
+    "recall",
+    "named",
+    "pairs_held",
+    "tokens_per_second",
+    "mfu_percent",
+)
 """Ends of the names of metrics of which more is better; of all others less is."""
 
 
@@ -31,10 +44,10 @@ def rises(metric: str) -> bool:
 
 
 def digits_of(metric: str) -> int:
-    """Decimals to show of a metric: none of counts, one of seconds, four of nats, two of all else."""
-    if metric == "params":
+    """Decimals to show of a metric: none of counts, one of seconds, four of nats and bits, two of all else."""
+    if metric == "params" or metric.endswith(("_tokens_to_learn", "_memory_bytes")):
         return 0
-    if re.search("nll|loss|_ce", metric):
+    if re.search("nll|loss|_ce|bits_per_byte|cross_entropy|answer_nats|slope|spearman", metric):
         return 4
     return 1 if metric.endswith("seconds") else 2
 

@@ -70,7 +70,7 @@ def _one(call: CoreCall, count: int, generator: torch.Generator) -> Tensor:
 def noise(mixer: Attending, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Keys and values (1, H, count, K) that the layer makes of white noise, at the positions −count … −1."""
     weight = next(mixer.parameters())
-    white = torch.randn((1, count, weight.shape[1]), generator=generator).to(weight)
+    white = torch.randn((1, count, mixer.width), generator=generator).to(weight)
     projected = mixer.project(white)
     keys = mixer.core.turned(projected.k, torch.arange(-count, 0, device=weight.device)[None])
     share = mixer.heads // mixer.groups

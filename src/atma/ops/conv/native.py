@@ -7,9 +7,6 @@ from atma.ops import native
 from atma.ops.operator import operator
 from atma.ops.segments import tokens_before
 
-LANES = 16
-"""Channels come in multiples of this for the gated convolution: a vector of the widest machine."""
-
 
 def gated_conv(h: Tensor, weight: Tensor, segment_ids: Tensor | None) -> Tensor:
     return _gated(h, weight, segment_ids)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from atma.ops import native
+from atma.ops.backend import recording
 from atma.ops.operator import operator
 
 
@@ -19,19 +20,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
-    """Inference only."""
+def rms_norm(x: Tensor, weight: Tensor | None, width: int, epsilon: float, low: torch.dtype) -> Tensor:
+    """low: x's dtype, or bfloat16; without gradients any. With them x and the weight are kept."""
+    if recording():
+        wide = None if weight is None else weight.to(torch.promote_types(x.dtype, torch.float32))
+        return _norm(x, wide, epsilon, low != x.dtype)
     x, weight = x.contiguous(), None if weight is None else weight.to(x.dtype).contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1])
+    sizes = (x.numel() // width, width)
     native.call("rms_norm", x.dtype, (*sizes, *_places(x, weight, y), _bits(epsilon), torch.get_num_threads()))
-    return y
-
-
-def rms_norm_recorded(x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool) -> Tensor:
-    """For training: x and weight are kept for their gradients. lowered: of float32 x the result is bfloat16."""
-    work = torch.promote_types(x.dtype, torch.float32)
-    return _norm(x, None if weight is None else weight.to(work), epsilon, lowered)
+    return y.to(low)
 
 
 def _norm_forward(x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool) -> Tensor:

@@ -34,8 +34,10 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     loss, partition = hidden.new_empty(targets.shape, dtype=work), hidden.new_empty(targets.shape, dtype=work)
     for at in _blocks(hidden, weight):
         z = _raw(hidden[at], weight, bias)
+        # y = cap z / √(z² + cap²), in z's place.
         y = z.mul_((z.square().add_(cap * cap)).rsqrt_().mul_(cap))
         partition[at] = y.logsumexp(-1)
+        # log Σ exp y − y_target.
         loss[at] = partition[at] - y.gather(1, targets[at].unsqueeze(1)).squeeze(1)
     return loss, partition
 
@@ -50,9 +52,13 @@ def _backward(
     grad_bias = torch.zeros(weight.shape[:1], dtype=work, device=weight.device)
     for at in _blocks(hidden, weight):
         z = _raw(hidden[at], weight, bias)
+        # slope = y / z, and dy/dz = slope³.
         slope = z.square().add_(cap * cap).rsqrt_().mul_(cap)
+        # softmax(y), from logits computed again and the sums that were kept.
         p = (z.mul_(slope) - partition[at].unsqueeze(1)).exp_()
+        # ∂loss/∂y = softmax(y) − [word is the target]; an index tensor in place of a (n, V) table of them.
         p.scatter_add_(1, targets[at].unsqueeze(1), p.new_full((1, 1), -1.0).expand(p.shape[0], 1))
+        # ∂loss/∂z, rounded to the compute type before its two products and not before its sum.
         p.mul_(grad[at].unsqueeze(1)).mul_(slope.pow_(3))
         low = p.to(hidden.dtype)
         grad_hidden[at] = low @ weight

@@ -102,10 +102,13 @@ def _forward_kernel(
     for start in range(first, tl.minimum(first + slice_width, columns), COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         z = _logits(hidden, weight, bias, row, column, rows, columns, width, ROWS, COLUMNS, DEPTH, BIASED)
+        # y = cap z / √(z² + cap²); words past the last weigh nothing.
         y = z * (cap * tl.rsqrt(z * z + cap * cap))
         y = tl.where((column < columns)[None, :], y, float("-inf"))
+        # log Σ exp with a running maximum, as in attention; no logit is stored.
         higher = tl.maximum(highest, tl.max(y, 1))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(y - higher[:, None]), 1)
+        # The target's y, from the one program whose slice holds it; 0 from the others, which are added up later.
         found += tl.sum(tl.where(column[None, :] == target[:, None], y, 0.0), 1)
         highest = higher
     at = tl.program_id(1).to(tl.int64) * rows + row
@@ -139,17 +142,20 @@ def _slope_kernel(
     place = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     column = first + place
     z = _logits(hidden, weight, bias, row, column, rows, columns, width, ROWS, COLUMNS, DEPTH, BIASED)
+    # slope = y / z, and dy/dz = slope³.
     slope = cap * tl.rsqrt(z * z + cap * cap)
     inside = row < rows
     target = tl.load(targets + row, mask=inside, other=-1)
     normaliser = tl.load(partition + row, mask=inside, other=0.0)
     scale = tl.load(grad + row, mask=inside, other=0.0)
+    # ∂loss/∂y = softmax(y) − [word is the target].
     p = tl.exp(z * slope - normaliser[:, None]) - tl.where(column[None, :] == target[:, None], 1.0, 0.0)
     p = tl.where(inside[:, None], p * scale[:, None] * (slope * slope * slope), 0.0)
     real = place < slice_width
     offsets = row.to(tl.int64)[:, None] * slice_width + place[None, :]
     tl.store(slopes + offsets, narrow(p, slopes.dtype.element_ty), mask=inside[:, None] & real[None, :])
     if BIASED:
+        # A row of shares a program, summed afterwards in order: no atomics.
         tl.store(bias_shares + tl.program_id(0) * slice_width + place, tl.sum(p, 0), mask=real)
 
 
@@ -199,6 +205,7 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     if rows > 0:
         with torch.cuda.device_of(hidden):
             _forward_kernel[grid](*tensors, cap, *sizes, BIASED=bias is not None, **tiles)
+    # The slices of the vocabulary joined, in their order.
     partition = partitions.logsumexp(0)
     return (partition - chosen.sum(0)).masked_fill_(targets < 0, 0), partition
 
@@ -222,6 +229,7 @@ def _backward(
             part, words = slopes[: rows * count], slice(first, first + count)
             shares = _slopes((*tensors, scale, part), cap, (rows, columns, width, first, count))
             grad_bias[words] = shares.sum(0)
+            # grad hidden gains a slice's share; grad weight of these words is complete.
             _product(part, weight[words], grad_hidden, (rows, width, count), (count, 1), True)
             _product(part, hidden, grad_weight[words], (count, width, rows), (1, count), False)
     return grad_hidden.to(hidden.dtype), grad_weight, of_bias(grad_bias, bias, hidden)

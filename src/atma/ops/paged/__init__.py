@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atma.ops import native as kernels
-from atma.ops.backend import backend_for
+from atma.ops.backend import backend_for, implementation
 from atma.ops.paged import native
 from atma.ops.paged.pages import Pages
 
@@ -57,7 +57,8 @@ def polar_attention(
         return polar.polar_attention(q, k, v, *learned, start, None, window, count_limit, sharpening)
     work = torch.promote_types(q.dtype, torch.float32)
     wide = tuple(x.to(work) for x in scalars)
-    c, magnitude = polar.native.attend(q, keys, values, first, last, wide, count_limit, sharpening)
+    attend = implementation("polar", "native").attend
+    c, magnitude = attend(q, keys, values, first, last, wide, count_limit, sharpening)
     return c.to(q.dtype), magnitude.to(q.dtype)
 
 

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.ops.backend import backend_for, check_indices, check_tensors, own_precision, recording
-from atma.ops.polar import cpu, native, reference
+from atma.ops.backend import backend_for, check_indices, check_tensors, implementation, own_precision, recording
 from atma.ops.segments import document_start
 
 FEW_QUERIES = 16
@@ -51,7 +50,8 @@ def polar_attention(
     first, last = visible_range(q, start, segment_ids, window)
     if q.shape[2] <= FEW_QUERIES and not recording() and backend_for(backend, q, "polar") == "native":
         wide = tuple(x.to(work) for x in scalars)
-        c, magnitude = native.attend(q, k, v, first, last, wide, count_limit, sharpening)
+        attend = implementation("polar", "native").attend
+        c, magnitude = attend(q, k, v, first, last, wide, count_limit, sharpening)
         return c.to(q.dtype), magnitude.to(q.dtype)
     count = (last - first).to(work)
     temperature, floor = temperature_and_floor(count, length_gain, null_base, null_slope, count_limit, sharpening)
@@ -109,12 +109,7 @@ def statistics_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor
     L = Σ e^(a−M), Q = Σ e^(2(a−M)), S = Σ e^(a−M) v, float32 or wider. M is a constant for gradients: what is built
     from the sums does not depend on it.
     """
-    chosen = backend_for(backend, q, "polar")
-    if chosen == "gpu":
-        from atma.ops.polar import gpu
-
-        return gpu.statistics
-    return {"reference": reference, "cpu": cpu, "native": native}[chosen].statistics
+    return implementation("polar", backend_for(backend, q, "polar")).statistics
 
 
 def fold(
