@@ -210,7 +210,7 @@ def _against_first(table: Table, factor: str) -> Iterator[list[Arm]]:
 
 
 def _sets(table: Table, metric: str, arms: Sequence[Arm]) -> tuple[list[tuple[tuple, float]], int]:
-    """Each complete matched set as ((setting, seed), difference) in the table's order, and how many cells are in none."""
+    """Each complete matched set as ((setting, seed), difference) in the table's order, and how many cells lack one."""
     rest = [factor for factor in table.levels if factor not in arms[0].choice]
     found: dict[tuple, dict[int, float]] = {}
     chosen = 0

@@ -17,7 +17,7 @@ const subset = () => kept().map((levels, i) => (levels.length === data.factors[i
 const colour = (slot) => ({ color: COLOURS[slot % 8], symbol: MARKERS[slot % 4], dash: ["solid", "dash", "dot"][Math.floor(slot / 8) % 3] });
 
 function table(place, header, lines) {
-  const made = Object.assign(document.createElement("table"), {});
+  const made = document.createElement("table");
   for (const [i, line] of [header, ...lines].entries()) {
     const row = (i ? made.tBodies[0] ?? made.createTBody() : made.createTHead()).insertRow();
     for (const [j, text] of line.entries()) {
@@ -51,10 +51,10 @@ function drawCurves() {
   const cells = slots.flatMap((number, slot) => (number === null ? [] : [{ ...data.cells[number], slot, number }]));
   const line = (cell, x, y, name = cell.name) => ({ x, y, name: words(name), mode: "lines+markers", line: { ...colour(cell.slot), width: 2 }, marker: { ...colour(cell.slot), size: 7 } });
   const measures = data.metrics.map((metric, i) => ({ ...metric, i })).filter(({ family }) => family && family === form.elements.family.selectedOptions[0]?.text).sort((a, b) => a.length - b.length);
-  const mark = data.trained ? [{ type: "line", x0: data.trained, x1: data.trained, yref: "paper", y0: 0, y1: 1, line: { color: "#8a8f98", dash: "dash" }, label: { text: "trained here", textposition: "end", textangle: 0 } }] : [];
+  const mark = data.trained ? [{ type: "line", x0: data.trained, x1: data.trained, yref: "paper", y0: 0, y1: 1, line: { color: "#8a8f98", dash: "dash" }, label: { text: `trained at ${data.trainedSize}`, textposition: "end", textangle: 0 } }] : [];
   const lengths = { type: "log", title: { text: "tokens" }, tickvals: measures.map(({ length }) => length), ticktext: measures.map(({ size }) => size) };
   const title = measures.length ? `${words(measures[0].family)} (${measures[0].rises ? "higher" : "lower"} is better)` : "";
-  show(byId("length-chart"), { data: cells.map((cell) => line(cell, lengths.tickvals, measures.map(({ i }) => cell.metrics[i]))), layout: { xaxis: lengths, yaxis: { title: { text: title } }, shapes: mark, showlegend: true } });
+  show(byId("length-chart"), { data: cells.map((cell) => line(cell, lengths.tickvals, measures.map(({ i }) => cell.metrics[i]))), layout: { xaxis: lengths, yaxis: { title: { text: title }, rangemode: measures[0]?.rises ? "tozero" : "normal" }, shapes: mark, showlegend: true } });
   const text = ({ number }, i) => rows.find((row) => Number(row.dataset.number) === number).cells[1 + heads.findIndex((head) => head.dataset.metric === String(i))].textContent;
   table("length-table", ["cell", ...lengths.ticktext], cells.map((cell) => [cell.name, ...measures.map(({ i }) => text(cell, i))]));
   const budget = form.elements.budget.value;

@@ -73,7 +73,7 @@ def _options(texts: Iterable[str], chosen: int = 0) -> str:
 
 def _summary(table: Table) -> str:
     varied = ", ".join(f"{name} ({len(levels)})" for name, levels in table.levels.items())
-    told = f"; factors and their levels: {varied}" if varied else " of seeds, without factors"
+    told = f"; factors and their levels: {varied}" if varied else ", without factors"
     waiting = f" {len(table.unfinished)} more have no result yet." if table.unfinished else ""
     return f"{len(table.cells)} cells of {table.name}{told}.{waiting}"
 
@@ -91,7 +91,9 @@ def _filter(number: int, name: str, levels: list[str]) -> str:
 
 def _box(name: str, value: str, text: str, checked: bool) -> str:
     ticked = "checked" if checked else ""
-    return f'<label><input type="checkbox" form="controls" name="{name}" value="{value}" {ticked}> {escape(text)}</label>'
+    return (
+        f'<label><input type="checkbox" form="controls" name="{name}" value="{value}" {ticked}> {escape(text)}</label>'
+    )
 
 
 def _order(table: Table, headline: str) -> list[str]:
@@ -130,7 +132,8 @@ def _line(table: Table, cell: Cell, number: int, order: list[str], places: dict[
     levels = [(places[f][number], level_texts(known)[places[f][number]]) for f, known in table.levels.items()]
     values = [(cell.metrics.get(m, ""), number_text(cell.metrics.get(m), digits_of(m))) for m in order]
     told = "".join(f'<td data-value="{value}">{escape(words)}</td>' for value, words in [*levels, *values])
-    return f'<tr data-cell="{escape(cell.name)}" data-number="{number}"><td>{box}</td><th scope="row">{name}</th>{told}</tr>'
+    line = f'<td>{box}</td><th scope="row">{name}</th>{told}'
+    return f'<tr data-cell="{escape(cell.name)}" data-number="{number}">{line}</tr>'
 
 
 def _details(table: Table, number: int, cell: Cell) -> str:

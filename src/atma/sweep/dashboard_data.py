@@ -35,6 +35,7 @@ def payload(table: Table, metric: str | None = None) -> dict[str, Any]:
         "metrics": [_metric(name) for name in table.metrics],
         "headline": table.metrics.index(headline),
         "trained": _trained(table),
+        "trainedSize": size_text(_trained(table) or 0),
         "depth": most,
         "cells": cells,
         "settings": _settings(table, cells),

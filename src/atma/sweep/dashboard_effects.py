@@ -1,7 +1,7 @@
 """What a dashboard's filters can leave, judged beforehand: contrasts, interactions, means and fronts of each subset.
 
 A subset holds some factors at one level each. All subsets of up to so many held factors are computed as keep the page
-below `EFFECTS` effects; of others the page shows the cells and says that their contrasts are not in it.
+below `EFFECTS` effects; of other subsets the page shows the cells and says that their contrasts are not in it.
 """
 
 import itertools
@@ -17,7 +17,9 @@ from atma.sweep.table import Cell, Level, Table, same
 from atma.sweep.table_metrics import digits_of, number_text, rises
 
 EFFECTS = 12_500
-"""Most effects in a page: about 150 bytes and a millisecond each."""
+"""Most effects in a page whose filters reach contrasts: each takes about 200 bytes and a millisecond."""
+OTHER_LEVELS = 8
+"""Most levels of a factor whose levels are all set against each other, not only against the first."""
 Held = dict[str, Level]
 
 
@@ -122,17 +124,21 @@ def _judged(table: Table, metric: str, places: dict[str, np.ndarray]) -> dict[st
         "main": [row(effect) for effect in main_effects(table, metric)],
         "other": [row(effect) for effect in other_pairs(table, metric)],
         "pairs": [
-            {"rows": [row(effect) for effect in found], "means": _means(table, metric, [places[factor] for factor in pair])}
+            {
+                "rows": [row(effect) for effect in found],
+                "means": _means(table, metric, [places[factor] for factor in pair]),
+            }
             for pair, found in zip(pairs, _by_pair(table, metric), strict=True)
         ],
     }
 
 
 def other_pairs(table: Table, metric: str) -> list[Effect]:
-    """Every level minus every earlier one of its factor, but for those minus the first."""
+    """Every level minus every earlier one but the first, of factors of at most `OTHER_LEVELS`."""
     return [
         contrast(table, metric, {factor: more}, {factor: less})
         for factor, levels in table.levels.items()
+        if len(levels) <= OTHER_LEVELS
         for less, more in itertools.combinations(levels[1:], 2)
     ]
 
@@ -169,7 +175,7 @@ def _front(settings: Table, metric: str, cost: str) -> list[Cell]:
 
 def _size(table: Table, held: Held) -> int:
     counts = [1 if factor in held else len(levels) for factor, levels in table.levels.items()]
-    main = sum(n * (n - 1) // 2 for n in counts)
+    main = sum(n * (n - 1) // 2 if n <= OTHER_LEVELS else n - 1 for n in counts)
     return main + sum((a - 1) * (b - 1) for a, b in itertools.combinations(counts, 2))
 
 
