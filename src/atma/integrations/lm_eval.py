@@ -17,7 +17,6 @@ try:
 except ImportError as error:
     raise ValueError(f"tasks need lm-eval ({error}): pip install 'atma-lm[lm-eval]'") from None
 
-from atma.commands.suite import Measured
 from atma.eval.continuations import predict_continuations
 from atma.eval.language_model import LanguageModel, Native
 from atma.eval.ragged import score_each
@@ -51,6 +50,8 @@ class AtmaLM(TemplateLM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> "AtmaLM":
         """The same from a dictionary. Rows are batched by `batch_tokens`; lm-eval's batch sizes say nothing here."""
+        from atma.commands.suite import Measured  # only lm-eval's own command comes here; evaluation knows no command
+
         given = {k: v for k, v in ((additional_config or {}) | arg_dict).items() if v is not None}
         for name in ("batch_size", "max_batch_size"):
             given.pop(name, None)
