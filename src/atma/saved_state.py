@@ -9,9 +9,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 S = TypeVar("S")
+
+
+class Free(NamedTuple):
+    """Axes along which a saved tensor may have another size."""
+
+    grows: int | None = None
+    slides: int | None = None
 
 
 def save(state: Any, path: str | Path, metadata: dict[str, str] | None = None) -> None:
@@ -54,7 +62,7 @@ class Saved(NamedTuple):
         ValueError when it is the state of another model: nothing of the file chooses what is built.
         """
         try:
-            return _rebuild(self.shape, self.flat, like)
+            return _rebuild(self.shape, self.flat, like, Free())
         except RecursionError:
             raise ValueError(f"{self.path}: not a saved state, or damaged: nested without end") from None
         except ValueError as error:
@@ -108,18 +116,18 @@ def _named(shape: Any, flat: Mapping[str, Tensor]) -> Iterator[Tensor]:
         yield flat[str(shape)]
 
 
-def _rebuild(shape: Any, flat: Mapping[str, Tensor], like: Any, axis: int | None = None) -> Any:
+def _rebuild(shape: Any, flat: Mapping[str, Tensor], like: Any, free: Free) -> Any:
     """What `_describe` has told of, in the form of `like`. ValueError: it tells of something else."""
     if like is None:
         if shape is not None:
             raise ValueError(f"nothing is wanted where it has {str(shape)[:40]}")
         return None
     if isinstance(like, Tensor):
-        return _tensor(shape, flat, like, axis)
+        return _tensor(shape, flat, like, free)
     if not hasattr(like, "_fields"):
         if not isinstance(shape, list) or len(shape) != len(like):
             raise ValueError(f"a list of {len(like)} is wanted, not {str(shape)[:40]}")
-        return tuple(_rebuild(part, flat, one, axis) for part, one in zip(shape, like, strict=True))
+        return tuple(_rebuild(part, flat, one, free) for part, one in zip(shape, like, strict=True))
     kind = type(like)
     if isinstance(shape, dict) and shape.get("kind") != kind.__name__:
         shape, flat = _taken_over(shape, flat, like)
@@ -127,8 +135,9 @@ def _rebuild(shape: Any, flat: Mapping[str, Tensor], like: Any, axis: int | None
         raise ValueError(f"a state of kind {kind.__name__} is wanted, not {str(shape)[:40]}")
     if set(shape) != {"kind", *kind._fields}:
         raise ValueError(f"a {kind.__name__} has {', '.join(kind._fields)}, not {str(sorted(shape))[:80]}")
-    parts = ((name, getattr(like, name)) for name in kind._fields)
-    return kind(*(_rebuild(shape[name], flat, part, getattr(kind, "grows", {}).get(name)) for name, part in parts))
+    frees = [Free(*(getattr(kind, of, {}).get(name) for of in Free._fields)) for name in kind._fields]
+    parts = zip(kind._fields, like, frees, strict=True)
+    return kind(*(_rebuild(shape[name], flat, part, free) for name, part, free in parts))
 
 
 def _taken_over(shape: dict[str, Any], flat: Mapping[str, Tensor], like: Any) -> tuple[Any, Mapping[str, Tensor]]:
@@ -140,19 +149,27 @@ def _taken_over(shape: dict[str, Any], flat: Mapping[str, Tensor], like: Any) ->
     return shape | {"kind": type(like).__name__}, {**flat, **{shape[name]: x for name, x in own.items()}}
 
 
-def _tensor(shape: Any, flat: Mapping[str, Tensor], like: Tensor, axis: int | None) -> Tensor:
-    """The tensor of that name: of the shape and type of `like`, but for its rows and the room of what grows."""
+def _tensor(shape: Any, flat: Mapping[str, Tensor], like: Tensor, free: Free) -> Tensor:
+    """The tensor of that name: of the shape and type of `like`, but for its rows and the room of what grows.
+
+    Of a window that was not full yet, the places that were are enough.
+    """
     if not isinstance(shape, str) or shape not in flat:
         raise ValueError(f"no tensor of the file is named {str(shape)[:40]}")
-    found, free = flat[shape], {0, axis}
+    found = flat[shape]
     fits = found.ndim == like.ndim and all(
-        a == b or d in free for d, (a, b) in enumerate(zip(found.shape, like.shape, strict=True))
+        a == b or d in (0, free.grows) or (d == free.slides and a < b)
+        for d, (a, b) in enumerate(zip(found.shape, like.shape, strict=True))
     )
     if not fits or found.dtype != like.dtype:
         raise ValueError(
             f"'{shape}' is {tuple(found.shape)} of {found.dtype}, the model has {tuple(like.shape)} of {like.dtype}"
         )
-    return found
+    if free.slides is None or found.shape[free.slides] == like.shape[free.slides]:
+        return found
+    rest = list(found.shape)
+    rest[free.slides] = like.shape[free.slides] - found.shape[free.slides]
+    return torch.cat([found, found.new_zeros(rest)], free.slides)
 
 
 __all__ = ["Saved", "load", "read", "save"]
