@@ -81,8 +81,13 @@ def small(name: str) -> tuple[Mapping[str, Any], ...]:
     """The tiny options that a mixer is tested over, those that its entry contradicts left out."""
     found = find(name)
     every = getattr(sys.modules[found.cls.__module__], "SMALL", ({},))
-    fits = [some for some in every if all(found.fixed.get(key, value) == value for key, value in some.items())]
-    return tuple(fits)
+    return tuple(some for some in every if _allows(found, some))
+
+
+def _allows(found: Found, options: Mapping[str, Any]) -> bool:
+    """Whether an entry leaves these options to be set so."""
+    taken = found.cls.takes({**options, **found.fixed})
+    return all(key in taken and found.fixed.get(key, value) == value for key, value in options.items())
 
 
 @functools.cache
