@@ -10,7 +10,7 @@ PROBLEM(Problem,  // strides in elements; keys (pages, G, K, page), values (page
     int64_t batch, heads, groups, queries, width, page, table_row;
     int64_t q_batch, q_head, q_query;
     const void *q, *keys, *values, *scale;        // q and scale (B, H, T, ·)
-    const int32_t *table, *first, *last;          // (B, table_row), (B, T) twice
+    const int32_t *table, *first, *last;          // (B, table_row), a ring of pages; (B, T) twice
     void *S, *L, *Q, *M;
     int64_t threads;
 )
@@ -69,7 +69,7 @@ template <class T, class E> struct Strip {
     long at(long r) const { return (b * p.heads + g * group() + (from + r) % group()) * p.queries + query(r); }
     long first(long r) const { return p.first[b * p.queries + query(r)]; }
     long last(long r) const { return p.last[b * p.queries + query(r)]; }
-    long page(long n) const { return (p.table[b * p.table_row + n] * p.groups + g) * p.width * p.page; }
+    long page(long n) const { return (p.table[b * p.table_row + n % p.table_row] * p.groups + g) * p.width * p.page; }
 
     void gather(T* q, long wide) const {
         for (long r = 0; r < count; ++r) {
@@ -214,7 +214,7 @@ template <class E> void write(const Writing& p) {
         for (long t = 0; t < p.tokens; ++t) {
             // The page by the row's table, keys turned to (K, page) on the way in.
             long position = p.length[b] + t, slot = position % p.page;
-            long page = p.table[b * p.table_row + position / p.page];
+            long page = p.table[b * p.table_row + position / p.page % p.table_row];
             for (long g = 0; g < p.groups; ++g) {
                 const E* k = static_cast<const E*>(p.k) + b * p.k_batch + g * p.k_head + t * p.k_token;
                 const E* v = static_cast<const E*>(p.v) + b * p.v_batch + g * p.v_head + t * p.v_token;
