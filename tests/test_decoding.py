@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atma import state as states
 from atma.config import preset
-from atma.decoding import Decoder, _growing
+from atma.decoding import Decoder
 from atma.model import Model
 from atma.ops import native, use_backend
 from atma.ops.native.recorder import Recorder, Unrecordable
@@ -177,14 +177,6 @@ def test_a_state_that_becomes_larger_is_stepped_by_the_model():
     assert decoder.how.startswith("eager: ")
 
 
-def test_of_a_state_with_keys_only_what_is_carried_beside_them_is_kept_for_a_second_step():
-    state = started(randomise(Model(tiny())))
-    names = []
-    states.transform(state, lambda name, x: names.append(name) or x)
-    keys = {name for name, grows in zip(names, _growing(state), strict=True) if grows}
-    assert keys == {"keys", "values"}
-
-
 @needs_kernels
 def test_more_rows_than_the_compiled_product_takes_are_computed_by_the_model_and_it_says_so():
     model = randomise(Model(tiny()))
@@ -221,34 +213,6 @@ def test_tokens_of_another_shape_are_refused():
 def test_steps_without_grad_mode_of_the_caller_record_no_gradients():
     model = randomise(Model(tiny()))
     assert not Decoder(model, started(model)).step(torch.zeros(2, 1, dtype=torch.long)).requires_grad
-
-
-@needs_kernels
-@pytest.mark.parametrize(
-    "compute",
-    [
-        lambda x: x.sort(),
-        lambda x: x.int() ** 3,
-        lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-        lambda x: x.norm(1, dim=0),
-        lambda x: x.to(torch.float16),
-        lambda x: x[x > 0],
-        lambda x: x.random_(),
-        lambda x: x.zero_().int().add_(x.int(), alpha=2).bitwise_and(3),
-        lambda x: torch.rand(3) + x[:, 0],
-    ],
-)
-def test_what_has_no_kernel_is_refused_rather_than_frozen(compute):
-    x = torch.randn(3, 4)
-    with pytest.raises(Unrecordable), torch.no_grad(), Recorder([x]):
-        compute(x)
-
-
-@needs_kernels
-def test_a_copy_that_calls_itself_a_view_is_refused():
-    x = torch.randn(3, 4)
-    with torch.inference_mode(), pytest.raises(Unrecordable), Recorder([x]):
-        x.t().flatten().add(1)
 
 
 @needs_kernels

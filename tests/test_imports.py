@@ -39,16 +39,7 @@ LAYERS = (
 """
 CONCRETE = {place.partition(":")[0] for table in (MIXERS, CORES, MEMORIES) for place, _ in table.values()}
 """Modules of mixers, cores and memories: what is outside atma.mixers knows none of them, nor their states."""
-NOT_YET: set[tuple[str, str]] = {
-    ("atma/diagnose/attention.py", "atma.mixers.Attention"),
-    ("atma/diagnose/attention.py", "atma.mixers.attention.PolarCore"),
-    ("atma/diagnose/interventions.py", "atma.mixers.DeltaMemory"),
-    ("atma/diagnose/observed.py", "atma.mixers.Attention"),
-    ("atma/diagnose/parts.py", "atma.mixers.Attention"),
-    ("atma/diagnose/parts.py", "atma.mixers.DeltaMemory"),
-    ("atma/diagnose/parts.py", "atma.mixers.attention.PolarCore"),
-    ("atma/diagnose/probe.py", "atma.mixers.Attention"),
-}
+NOT_YET: set[tuple[str, str]] = set()
 """Imports that are still to go: (file, what it imports)."""
 
 

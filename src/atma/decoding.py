@@ -6,7 +6,7 @@ them. All of a step's memory can be fixed: the state is consumed anyway. So on t
 recorded is the model's own code; where that cannot be, the model is called as ever and `Decoder.how` says why.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -142,19 +142,12 @@ class _Carried:
     """
 
     def __init__(self, state: ModelState) -> None:
-        self._own = [x for x, grows in zip(states.tensors(state), _growing(state), strict=True) if not grows]
+        self._own = [leaf.tensor for leaf in states.leaves(state) if leaf.axis is None]
         self._copies = [x.clone() for x in self._own]
 
     def put_back(self) -> None:
         for own, copy in zip(self._own, self._copies, strict=True):
             own.copy_(copy)
-
-
-def _growing(state: ModelState) -> list[bool]:
-    """For each tensor of a state, whether it is larger in one with room for more."""
-    sizes = states.transform(state, lambda _, x: x.to("meta"))
-    wider = states.grow(sizes, states.capacity(state) + 1)
-    return [a.shape != b.shape for a, b in zip(states.tensors(sizes), states.tensors(wider), strict=True)]
 
 
 def _ordinary(x: Tensor) -> Tensor:
@@ -169,7 +162,11 @@ def _take(state: ModelState, after: ModelState | None, copy: Callable[[Tensor, T
     """Write what the state has become where it was. Unrecordable: it has become one of other shapes."""
     if after is None or _shapes(after) != _shapes(state):
         raise Unrecordable(OTHER_SHAPES)
-    before, now = states.tensors(state), states.tensors(after)
+    take(states.tensors(state), states.tensors(after), copy)
+
+
+def take(before: Sequence[Tensor], now: Sequence[Tensor], copy: Callable[[Tensor, Tensor], object]) -> None:
+    """Write each of the tensors `now` where its predecessor lies, by `copy`, if it does not lie there already."""
     places = {x.untyped_storage().data_ptr() for x in before}
     changed = [(old, new) for old, new in zip(before, now, strict=True) if _lies(old) != _lies(new)]
     # What lies elsewhere in the state may be written before it is read.

@@ -88,6 +88,7 @@ class ModelConfig:
     def _shared(self, options: Mapping[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
         """The options that some mixer has. ValueError for one given by name that none has."""
         known, fixed = _takes(self.pattern, self.mixers, {**options, **given}, where)
+        given = {key: value for key, value in given.items() if key in known or fixed.get(key, ("",))[1:] != (value,)}
         for key, value in given.items():
             if key not in known and key in fixed:
                 raise ValueError(f"'{where}{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', not {value!r}")

@@ -42,7 +42,7 @@ class Leaf(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.path[-1]
+        return self.path[-1] if self.path else ""
 
     @property
     def carried(self) -> bool:

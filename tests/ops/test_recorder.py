@@ -179,6 +179,20 @@ def test_an_operation_is_computed_again_from_new_values(name, dtype):
         torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
 
 
+def test_threads_share_what_is_large_and_give_the_same_bits():
+    x, threads, found = torch.randn(9, 70, 200, generator=torch.Generator().manual_seed(0)), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.no_grad(), Recorder([x]):
+                found.append((x.softmax(-1), x.sum(1), x @ x.mT))
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+    torch.testing.assert_close(found[0], (x.softmax(-1), x.sum(1), x @ x.mT), rtol=1e-4, atol=1e-4)
+
+
 def test_what_a_step_reads_before_it_writes_a_constant_is_as_the_first_time():
     x = torch.ones(3)
     with torch.no_grad(), Recorder([x]) as recorder:
@@ -234,3 +248,29 @@ def test_what_is_refused_is_named():
         x.half()
     with torch.no_grad(), pytest.raises(Unrecordable, match=r"aten\.exp_\.default: the exp of integers"), Recorder([x]):
         x.int().exp_()
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: x.sort(),
+        lambda x: x.int() ** 3,
+        lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        lambda x: x.norm(1, dim=0),
+        lambda x: x.to(torch.float16),
+        lambda x: x[x > 0],
+        lambda x: x.random_(),
+        lambda x: x.zero_().int().add_(x.int(), alpha=2).bitwise_and(3),
+        lambda x: torch.rand(3) + x[:, 0],
+    ],
+)
+def test_what_has_no_kernel_is_refused_rather_than_frozen(compute):
+    x = torch.randn(3, 4)
+    with pytest.raises(Unrecordable), torch.no_grad(), Recorder([x]):
+        compute(x)
+
+
+def test_a_copy_that_calls_itself_a_view_is_refused():
+    x = torch.randn(3, 4)
+    with torch.inference_mode(), pytest.raises(Unrecordable), Recorder([x]):
+        x.t().flatten().add(1)

@@ -122,7 +122,7 @@ def test_infinity_is_a_level_as_any_other(tmp_path: Path):
         ({"factors": {"model.pattern": [["local"]]}}, "name the levels"),
         (
             {"factors": {"model.core": ["rop"]}},
-            "cell model.core=rop seed=0: 'model.core': no core 'rop'; did you mean 'rope'",
+            "cell model.core=rop seed=0: 'model.core': no core 'rop'",
         ),
         ({"factors": {"w": {"on": 3}}}, "must be a table of settings, not 3"),
         ({"factors": {"w": 3}}, "must be a list of values or a table of levels, not 3"),

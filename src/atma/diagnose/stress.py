@@ -38,7 +38,9 @@ def gains(
         call = Call(x)
         for i, block in enumerate(model.blocks):
             delta = direction(x, generator)
-            left = Call(call.embedding, dict(call.left))  # a copy: what the disturbed block leaves is not for the blocks behind it
+            left = Call(
+                call.embedding, dict(call.left)
+            )  # a copy: what the disturbed block leaves is not for the blocks behind it
             other, disturbed[i] = block(x + delta, disturbed[i], call=left)
             pushed[i] += delta.double().square().sum().cpu()
             x, plain[i] = block(x, plain[i], call=call)

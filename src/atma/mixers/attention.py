@@ -25,7 +25,7 @@ CanonInit = Literal["uniform", "previous"]
 
 
 @dataclass(frozen=True)
-class Config:
+class AttentionConfig:
     """Heads, core, memory and Canon. Sizes are counts."""
 
     query_heads: int = 8
@@ -57,7 +57,7 @@ class Config:
 class Settings(NamedTuple):
     """The configuration of a global mixer and of its parts."""
 
-    own: Config
+    own: AttentionConfig
     core: Any
     memory: Any
     """None without one."""
@@ -82,7 +82,7 @@ class GlobalState(NamedTuple):
 class Attention(Attending):
     """q, k, v and gate → RMS → Canon → core → gate → out_proj, plus the core's and the memory's channel."""
 
-    Config = Config
+    Config = AttentionConfig
 
     def __init__(self, config: Settings, place: Place) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class Attention(Attending):
     @classmethod
     def takes(cls, options: Mapping[str, Any]) -> dict[str, Field[Any]]:
         """`Mixer.takes`: its own options and those of its core and its memory."""
-        own = {field.name: field for field in fields(Config)}
+        own = {field.name: field for field in fields(AttentionConfig)}
         core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
         known = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
         return own | {field.name: field for part in known for field in fields(part.Config)}
@@ -220,7 +220,7 @@ class Attention(Attending):
         def chosen(config: type) -> dict[str, Any]:
             return {field.name: options[field.name] for field in fields(config) if field.name in options}
 
-        own = from_dict(Config, chosen(Config), where)
+        own = from_dict(AttentionConfig, chosen(AttentionConfig), where)
         core = _part("core", own.core, where)
         memory = _part("memory", own.memory, where) if own.memory else None
         config = Settings(

@@ -19,7 +19,7 @@ READ_EPSILON = 2.0**-23
 
 
 @dataclass(frozen=True)
-class Config:
+class DeltaConfig:
     """How long the memory holds, and how it starts. Half-lives are tokens."""
 
     max_half_life: float = field(default=math.inf, metadata=FOLLOWS)
@@ -43,9 +43,9 @@ class Config:
 class DeltaMemory(Memory):
     """M ← γ M (I − β k kᵀ) + β v kᵀ on unit keys, read by unit queries; its output starts at zero."""
 
-    Config = Config
+    Config = DeltaConfig
 
-    def __init__(self, config: Config, heads: Heads) -> None:
+    def __init__(self, config: DeltaConfig, heads: Heads) -> None:
         super().__init__()
         width, inner = heads.place.width, heads.heads * heads.head_width
         self.config, self.shape = config, (heads.heads, heads.head_width, heads.head_width)

@@ -14,7 +14,7 @@ from atma.strict import check_fields, require
 
 
 @dataclass(frozen=True)
-class Config:
+class ConvConfig:
     """Taps of the convolution, and how it starts."""
 
     local_taps: int = 3
@@ -35,9 +35,9 @@ class LocalState(NamedTuple):
 class GatedConv(Mixer):
     """b, c, u = split(in_proj(x)); y = out_proj(c ⊙ conv(b ⊙ u))."""
 
-    Config = Config
+    Config = ConvConfig
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: ConvConfig, place: Place) -> None:
         super().__init__()
         self.config = config
         self.in_proj = Linear(place.width, 3 * place.width)

@@ -15,7 +15,7 @@ from atma.strict import FOLLOWS, check_fields, require
 
 
 @dataclass(frozen=True)
-class Config:
+class PolarConfig:
     """Initial values of the scalars, and what bounds the count."""
 
     count_limit: int | None = field(default=None, metadata=FOLLOWS)
@@ -43,9 +43,9 @@ class Config:
 class PolarCore(Core):
     """A direction that ignores how many keys matched, and a bounded magnitude in a channel of its own."""
 
-    Config = Config
+    Config = PolarConfig
 
-    def __init__(self, config: Config, heads: Heads) -> None:
+    def __init__(self, config: PolarConfig, heads: Heads) -> None:
         super().__init__(heads)
         self.config = config
         self.length_gain = nn.Parameter(torch.empty(heads.heads))

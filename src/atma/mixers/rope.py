@@ -26,7 +26,7 @@ LONG, SHORT = 1.0, 32.0
 
 
 @dataclass(frozen=True)
-class Config:
+class RopeConfig:
     """Canon of a rope layer, and how its positions are stretched."""
 
     rope_canon: bool = field(default=False, metadata=LATER)
@@ -51,9 +51,9 @@ class Config:
 class RopeCore(SoftmaxCore):
     """Softmax attention whose first K/4 frequency pairs are turned by position, the others left alone."""
 
-    Config = Config
+    Config = RopeConfig
 
-    def __init__(self, config: Config, heads: Heads) -> None:
+    def __init__(self, config: RopeConfig, heads: Heads) -> None:
         super().__init__(config, heads)  # pyright: ignore[reportArgumentType]
         width = heads.head_width
         require(width % 4 == 0, "head_width", width, "a multiple of 4 for rotary positions")
@@ -61,7 +61,7 @@ class RopeCore(SoftmaxCore):
         self.scale = logit_scale(config)
 
     @classmethod
-    def canon(cls, config: Config) -> bool:
+    def canon(cls, config: RopeConfig) -> bool:
         """`Core.canon`."""
         return config.rope_canon
 
@@ -81,7 +81,7 @@ class RopeCore(SoftmaxCore):
         self.config, self.scale = config, logit_scale(config)
 
 
-def frequencies(config: Config, head_width: int, device: torch.device | None = None) -> Tensor:
+def frequencies(config: RopeConfig, head_width: int, device: torch.device | None = None) -> Tensor:
     """Angle a token of each turning pair (K/4,) float64, stretched as the configuration says."""
     own = (1 / 1024) ** torch.linspace(0, 1, head_width // 4, dtype=torch.float64, device=device)
     if config.rope_scaling == "none":
@@ -95,7 +95,7 @@ def frequencies(config: Config, head_width: int, device: torch.device | None = N
     return kept * own + (1 - kept) * slowed
 
 
-def logit_scale(config: Config) -> float:
+def logit_scale(config: RopeConfig) -> float:
     """What a rope layer multiplies its scores by."""
     if config.rope_scaling != "yarn":
         return SCALE

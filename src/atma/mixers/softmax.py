@@ -11,16 +11,16 @@ from atma.ops.paged.pages import Pages
 
 
 @dataclass(frozen=True)
-class Config:
+class SoftmaxConfig:
     """There is nothing to choose."""
 
 
 class SoftmaxCore(Core):
     """softmax(scale · q kᵀ) v."""
 
-    Config = Config
+    Config = SoftmaxConfig
 
-    def __init__(self, config: Config, heads: Heads) -> None:
+    def __init__(self, config: SoftmaxConfig, heads: Heads) -> None:
         super().__init__(heads)
         self.scale = heads.head_width**-0.5
 

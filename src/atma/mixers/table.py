@@ -72,12 +72,22 @@ def find(name: str, what: str = "mixer", package: str = "") -> Found:
     return Found(getattr(importlib.import_module(f"atma.mixers.{module}"), cls), fixed)
 
 
+def package_of(name: str, what: str = "mixer") -> str:
+    """The installed package that has a name, with its version; "" for this one. Nothing is imported."""
+    return " and ".join(_package(point) for point in _points(what) if point.name == name)
+
+
 def small(name: str) -> tuple[Mapping[str, Any], ...]:
     """The tiny options that a mixer is tested over, those that its entry contradicts left out."""
     found = find(name)
     every = getattr(sys.modules[found.cls.__module__], "SMALL", ({},))
-    fits = [some for some in every if all(found.fixed.get(key, value) == value for key, value in some.items())]
-    return tuple(fits)
+    return tuple(some for some in every if _allows(found, some))
+
+
+def _allows(found: Found, options: Mapping[str, Any]) -> bool:
+    """Whether an entry leaves these options to be set so."""
+    taken = found.cls.takes({**options, **found.fixed})
+    return all(key in taken and found.fixed.get(key, value) == value for key, value in options.items())
 
 
 @functools.cache
@@ -110,4 +120,4 @@ def _imported(point: importlib.metadata.EntryPoint, what: str) -> Found:
     return Found(cls, {}, package)
 
 
-__all__ = ["CORES", "GROUPS", "MEMORIES", "MIXERS", "Found", "find", "names", "small"]
+__all__ = ["CORES", "GROUPS", "MEMORIES", "MIXERS", "Found", "find", "names", "package_of", "small"]

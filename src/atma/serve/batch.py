@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atma.decoding import RECORDED, way
+from atma.decoding import RECORDED, take, way
 from atma.ops.native.arena import Arena
 from atma.ops.native.beside import Beside
 from atma.ops.native.recorder import Program, Recorder, TooLarge, Unrecordable
@@ -147,15 +147,14 @@ class Batch:
         assert after is not None
         self.carrier.put_back(after, self._positions[some], [s.pages for s in self.sequences[some]], self.pool)
         logits = self.served.logits(hidden[:, -1])
-        for own, new in zip(rows, self.carrier.carried(after), strict=True):
-            if own.data_ptr() != new.data_ptr():
-                copy(own, new)
+        take(rows, self.carrier.carried(after), copy)
         copy(self._hidden[some], hidden[:, -1])
         return logits
 
     def record(self, count: int) -> Tensor | None:
         """A step of `count` rows, carried out and recorded. None where that cannot be: nothing has changed then."""
-        before = tuple(x[:count].clone() for x in self._rows)
+        own = (*self._rows, self._lengths)
+        before = [x[:count].clone() for x in own]
         try:
             logits, programs = self._programs(count)
         except Unrecordable as reason:
@@ -163,8 +162,8 @@ class Batch:
                 self._too_large.add(count)
             else:
                 self._recordable = False
-            for own, old in zip(self._rows, before, strict=True):
-                own[:count] = old
+            for x, old in zip(own, before, strict=True):
+                x[:count] = old
             return None
         known = {x.untyped_storage().data_ptr() for x in (*self._fixed(), *self.served.parameters())}
         one = _Recorded(Beside(programs), logits, sum(program.bytes(known) for program in programs))
@@ -196,7 +195,7 @@ class Batch:
     def _fixed(self) -> list[Tensor]:
         """What is where it is from step to step."""
         logits = [] if self._logits is None else [self._logits]
-        return [self._tokens, self._lengths, self._table, self._hidden, *logits, *self._rows]
+        return [self._tokens, self._lengths, self._table, self._hidden, *logits, *self._rows, *self.pool.pools]
 
     def _parts(self, count: int) -> list[slice]:
         """The rows that each thread works on."""

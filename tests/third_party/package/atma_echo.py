@@ -18,7 +18,7 @@ from atma.strict import check_fields, require
 
 
 @dataclass(frozen=True)
-class Config:
+class EchoConfig:
     """Sizes are counts."""
 
     echo_heads: int = 2
@@ -45,9 +45,9 @@ class EchoState(NamedTuple):
 class Echo(Mixer):
     """y = near_proj(Σ_s softmax_s(c_t·c_s) c_s) + far_proj(m_t), m_t = γ_t m_{t−1} + (1 − γ_t) c_t, for each head."""
 
-    Config = Config
+    Config = EchoConfig
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: EchoConfig, place: Place) -> None:
         super().__init__()
         self.config, self.heads = config, config.echo_heads
         inner = config.echo_heads * config.code_width

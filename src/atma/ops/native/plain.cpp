@@ -255,24 +255,26 @@ template <class T> bool along(int64_t form, long n, const T* x, T* y) {
     return true;
 }
 
-template <class T> void along(const Along& p) {
-    long n = p.sizes[3], count = p.sizes[0] * p.sizes[1] * p.sizes[2];
-#pragma omp parallel num_threads(p.threads) if (p.threads > 1 && count * n > (1 << 16))
-    {
-        Buffer<T> x(n), y(n);
-#pragma omp for schedule(static)
-        for (long row = 0; row < count; ++row) {
-            long at[3] = {row / p.sizes[2] / p.sizes[1], row / p.sizes[2] % p.sizes[1], row % p.sizes[2]};
-            auto start = [&](const Operand& x) {
-                char* place = x.place;
-                for (int i = 0; i < 3; ++i) place += at[i] * x.strides[i];
-                return place;
-            };
-            put<T>(p.y, start(p.y), along<T>(p.form, n, values(p.x, start(p.x), n, x.get()), y.get()) ? n : 1, y.get());
-        }
+template <class T> void along(const Along& p, long first, long last) {
+    long n = p.sizes[3];
+    Buffer<T> x(n), y(n);
+    for (long row = first; row < last; ++row) {
+        long at[3] = {row / p.sizes[2] / p.sizes[1], row / p.sizes[2] % p.sizes[1], row % p.sizes[2]};
+        auto start = [&](const Operand& x) {
+            char* place = x.place;
+            for (int i = 0; i < 3; ++i) place += at[i] * x.strides[i];
+            return place;
+        };
+        put<T>(p.y, start(p.y), along<T>(p.form, n, values(p.x, start(p.x), n, x.get()), y.get()) ? n : 1, y.get());
     }
 }
 
+template <class T> void along(const Along& p) {
+    long count = p.sizes[0] * p.sizes[1] * p.sizes[2];
+    if (p.threads == 1 || count * p.sizes[3] <= (1 << 16)) return along<T>(p, 0, count);
+#pragma omp parallel for num_threads(p.threads) schedule(static, 1)
+    for (long i = 0; i < p.threads; ++i) along<T>(p, count * i / p.threads, count * (i + 1) / p.threads);
+}
 }  // namespace
 
 extern "C" void pointwise(const Pointwise* p) {

@@ -40,27 +40,30 @@ template <class T, class E> void row_times(const Product& p, const T* a, const E
     }
 }
 
-template <class T, class E> void product(const Product& p) {
+template <class T, class E> void product(const Product& p, long piece, long last) {
     long pieces = (p.columns + COLUMNS - 1) / COLUMNS;
-#pragma omp parallel num_threads(p.threads) if (p.threads > 1 && p.batch * p.rows * p.columns * p.depth > (1 << 17))
-    {
-        Buffer<T> a(p.depth);
-        T sums[COLUMNS];
-#pragma omp for schedule(static)
-        for (long piece = 0; piece < p.batch * pieces; ++piece) {
-            long n = piece / pieces, first = piece % pieces * COLUMNS, columns = std::min(COLUMNS, long(p.columns) - first);
-            auto at = [&](const int64_t* s, long row, long column) { return n * s[0] + row * s[1] + column * s[2]; };
-            for (long r = 0; r < p.rows; ++r) {
-                const E* from = static_cast<const E*>(p.a) + at(p.a_strides, r, 0);
-                for (long d = 0; d < p.depth; ++d) a[d] = T(from[d * p.a_strides[2]]);
-                row_times<T, E>(p, a, static_cast<const E*>(p.b) + at(p.b_strides, 0, first), columns, sums);
-                for (long j = 0; j < columns; ++j) {
-                    T add = p.add == nullptr ? T(0) : T(static_cast<const E*>(p.add)[at(p.add_strides, r, first + j)]);
-                    static_cast<E*>(p.y)[at(p.y_strides, r, first + j)] = narrow(T(sums[j] + add), E());
-                }
+    Buffer<T> a(p.depth);
+    T sums[COLUMNS];
+    for (; piece < last; ++piece) {
+        long n = piece / pieces, first = piece % pieces * COLUMNS, columns = std::min(COLUMNS, long(p.columns) - first);
+        auto at = [&](const int64_t* s, long row, long column) { return n * s[0] + row * s[1] + column * s[2]; };
+        for (long r = 0; r < p.rows; ++r) {
+            const E* from = static_cast<const E*>(p.a) + at(p.a_strides, r, 0);
+            for (long d = 0; d < p.depth; ++d) a[d] = T(from[d * p.a_strides[2]]);
+            row_times<T, E>(p, a, static_cast<const E*>(p.b) + at(p.b_strides, 0, first), columns, sums);
+            for (long j = 0; j < columns; ++j) {
+                T add = p.add == nullptr ? T(0) : T(static_cast<const E*>(p.add)[at(p.add_strides, r, first + j)]);
+                static_cast<E*>(p.y)[at(p.y_strides, r, first + j)] = narrow(T(sums[j] + add), E());
             }
         }
     }
+}
+
+template <class T, class E> void product(const Product& p) {
+    long count = p.batch * ((p.columns + COLUMNS - 1) / COLUMNS);
+    if (p.threads == 1 || count * COLUMNS * p.rows * p.depth <= (1 << 17)) return product<T, E>(p, 0, count);
+#pragma omp parallel for num_threads(p.threads) schedule(static, 1)
+    for (long i = 0; i < p.threads; ++i) product<T, E>(p, count * i / p.threads, count * (i + 1) / p.threads);
 }
 }  // namespace
 

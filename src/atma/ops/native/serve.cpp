@@ -90,15 +90,15 @@ template <class T> typename Simd<T>::V sigmoid(typename Simd<T>::V x) {
     return (x < T(0) ? e : e * T(0) + T(1)) / (e + T(1));
 }
 
-// to[d] = x[d] factor σ(gate[d]); the last vector is filled up, so that every number is computed the same way.
-template <class T, class X, class E> void gated(const X* x, T factor, const E* gate, long width, E* to) {
+// to[d] = x[d] σ(gate[d]); the last vector is filled up, so that every number is computed the same way.
+template <class T, class X, class E> void gated(const X* x, const E* gate, long width, E* to) {
     using S = Simd<T>;
     for (long d = 0; d < width; d += S::lanes) {
         long count = std::min<long>(S::lanes, width - d);
         alignas(64) T g[S::lanes] = {}, y[S::lanes];
         for (long i = 0; i < count; ++i) g[i] = T(gate[d + i]);
         S::store(y, sigmoid<T>(S::load(g)));
-        for (long i = 0; i < count; ++i) to[d + i] = narrow(T(x[d + i]) * factor * y[i], E());
+        for (long i = 0; i < count; ++i) to[d + i] = narrow(T(x[d + i]) * y[i], E());
     }
 }
 
@@ -113,7 +113,7 @@ template <class X, class E> void gate_rows(const Gating& p) {  // x is X, the ga
     for (long b = 0; b < p.batch; ++b)
         for (long t = 0; t < p.tokens; ++t)
             for (long h = 0; h < p.heads; ++h)
-                gated<T, X, E>(static_cast<const X*>(p.x) + ((b * p.heads + h) * p.tokens + t) * p.width, T(1),
+                gated<T, X, E>(static_cast<const X*>(p.x) + ((b * p.heads + h) * p.tokens + t) * p.width,
                                static_cast<const E*>(p.gate) + b * p.gate_batch + h * p.gate_head + t * p.gate_token,
                                p.width, static_cast<E*>(p.y) + ((b * p.tokens + t) * p.heads + h) * p.width);
 }
@@ -147,22 +147,6 @@ template <class E> void rotate(const Rotation& p) {
                 }
             }
         }
-}
-
-struct Memory {  // the whole of mixers/delta_memory.py but its projections, token after token
-    int64_t batch, heads, groups, tokens, width;
-    int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
-    const void *q, *k, *v;            // before they are brought to length 1
-    const void *decay, *beta, *gate;  // projections (B, T, H) twice, (B, T, H·K)
-    void *memory, *y;                 // (B, H, K, K) in place; (B, T, H·K)
-    int64_t decay_bias, beta_bias, most, epsilon;  // bits of doubles; most: the largest log decay
-    int64_t threads;
-};
-
-inline double number(int64_t bits) {
-    double x;
-    std::memcpy(&x, &bits, 8);
-    return x;
 }
 
 template <class T> T dot(const T* x, const T* y, long wide) {  // wide: a multiple of the lanes
@@ -288,39 +272,6 @@ template <class T> void delta_in_turn(const Turns& p) {
         for (long h = 0; h < p.heads; ++h) turns_of_head<T>(p, b, h);
 }
 
-template <class T, class E> void remember_head(const Memory& p, long b, long h) {
-    long wide = padded<T>(p.width), group = h / (p.heads / p.groups);
-    bool whole = wide == p.width;
-    Buffer<T> room(4 * wide + (whole ? 0 : wide * wide));
-    T *q = room, *k = q + wide, *v = k + wide, *read = v + wide;
-    T* held = static_cast<T*>(p.memory) + (b * p.heads + h) * p.width * p.width;
-    T* M = whole ? held : read + wide;
-    std::fill(v, v + wide, T(0));
-    if (!whole) std::fill(M, M + wide * wide, T(0)), resize(held, p.width, p.width, M, wide);
-    for (long t = 0; t < p.tokens; ++t) {
-        long at = (b * p.tokens + t) * p.heads + h;
-        unit<T, E>(static_cast<const E*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token, p.width, wide, q);
-        unit<T, E>(static_cast<const E*>(p.k) + b * p.k_batch + group * p.k_head + t * p.k_token, p.width, wide, k);
-        const E* given = static_cast<const E*>(p.v) + b * p.v_batch + group * p.v_head + t * p.v_token;
-        for (long d = 0; d < p.width; ++d) v[d] = T(given[d]);
-        T logit = T(static_cast<const E*>(p.decay)[at]) + T(number(p.decay_bias));
-        T decay = std::exp(std::min(std::min(logit, T(0)) - std::log1p(std::exp(-std::abs(logit))), T(number(p.most))));
-        T beta = T(1) / (T(1) + std::exp(-(T(static_cast<const E*>(p.beta)[at]) + T(number(p.beta_bias)))));
-        step<T>(M, q, k, v, decay, beta, wide, wide, read);
-        T factor = T(1) / std::sqrt(dot<T>(read, read, wide) / T(p.width) + T(number(p.epsilon)));
-        gated<T, T, E>(read, factor, static_cast<const E*>(p.gate) + at * p.width, p.width,
-                       static_cast<E*>(p.y) + at * p.width);
-    }
-    if (!whole) resize(M, p.width, wide, held, p.width);
-}
-
-template <class E> void remember(const Memory& p) {
-    using T = typename Compute<E>::T;
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(dynamic) if (p.batch * p.heads * p.tokens > 8)
-    for (long b = 0; b < p.batch; ++b)
-        for (long h = 0; h < p.heads; ++h) remember_head<T, E>(p, b, h);
-}
-
 struct Largest {  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
     int64_t rows, width, x_row;
     const void* x;
@@ -361,8 +312,7 @@ extern "C" void delta_in_turn_float64(const Turns* p) { delta_in_turn<double>(*p
     extern "C" void rotate_##NAME(const Rotation* p) { rotate<E>(*p); }                                   \
     extern "C" void unit_rows_##NAME(const Units* p) { unit_rows<E>(*p); }                                \
     extern "C" void sigmoid_rows_##NAME(const Elements* p) { sigmoid_rows<E>(*p); }                       \
-    extern "C" void log_sigmoid_rows_##NAME(const Elements* p) { log_sigmoid_rows<E>(*p); }               \
-    extern "C" void remember_##NAME(const Memory* p) { remember<E>(*p); }
+    extern "C" void log_sigmoid_rows_##NAME(const Elements* p) { log_sigmoid_rows<E>(*p); }
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)

@@ -1,13 +1,16 @@
 """Operations on the rows of tokens whose result for a token is the same bits whatever else is in the call.
 
-They are compiled passes where these are there and no gradient is recorded (ops/native/serve.cpp); otherwise `product`,
-`row_of` and `remember` are not to be had, and the others are plain PyTorch, equal up to rounding. Serving stands on
+They are compiled passes where these are there and no gradient is recorded (ops/native/serve.cpp); otherwise `product`
+and `row_of` are not to be had, and the others are plain PyTorch, equal up to rounding. Serving stands on
 them: what a text reads must not depend on what is served beside it, or on how its tokens were cut into calls. Those
 that take `steady` are PyTorch's own to the bit without it, as a model that is not served computes them.
+
+Compiled and without gradients, `causal_conv`, `gated_conv`, `rms_norm`, `gated_square`, attention over pages and
+`gated_delta(steady=True)` are of this kind too. Attention over contiguous keys, a linear layer's own product and the
+delta rule in chunks are not: they go by the number of tokens. Nor are PyTorch's exponentials, by a number's place.
 """
 
 import ctypes
-import struct
 from typing import NamedTuple
 
 import torch
@@ -113,31 +116,6 @@ def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
     return torch.cat([turned[0], left[..., pairs:], turned[1], right[..., pairs:]], -1)
 
 
-def remember(
-    attended: tuple[Tensor, Tensor, Tensor],
-    projected: tuple[Tensor, Tensor, Tensor],
-    memory: Tensor,
-    constants: tuple[float, float, float, float],
-) -> Tensor:
-    """Tokens through a gated-delta memory one after the other, and what they read, normalised and gated (B, T, H·K).
-
-    attended: q (B, H, T, K), k and v (B, G, T, K); projected: decay and beta (B, T, H) before their biases, gate
-    (B, T, H·K); memory (B, H, K, K), written in place; constants: decay bias, beta bias, largest log decay, epsilon of
-    the norm. ValueError where the compiled kernels are not there. Inference only.
-    """
-    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in attended]
-    decay, beta, opening = [x.contiguous() for x in projected]
-    if not _compiled(q) or not memory.is_contiguous():
-        raise ValueError("a memory takes tokens one by one only on the CPU, by the compiled kernels")
-    y = torch.empty(opening.shape, dtype=q.dtype)
-    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3])
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    places = [x.data_ptr() for x in (q, k, v, decay, beta, opening, memory, y)]
-    bits = struct.unpack("4q", struct.pack("4d", *constants))
-    native.call("remember", q.dtype, (*sizes, *strides, *places, *bits, torch.get_num_threads()))
-    return y
-
-
 def largest(x: Tensor) -> Tensor:
     """Where each row of x (N, V), float32 or float64, is largest (N,) int64, the first of equals; −1 where that is not
     finite, or a number of the row is NaN. Inference only."""
@@ -181,7 +159,6 @@ __all__ = [
     "log_sigmoid",
     "pack",
     "product",
-    "remember",
     "rotate",
     "row_of",
     "sigmoid",
