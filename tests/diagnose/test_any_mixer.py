@@ -19,7 +19,7 @@ from atma.diagnose.plan import Plan
 from atma.diagnose.probe import Probe
 from atma.diagnose.reading import read
 from atma.diagnose.stress import gains
-from atma.eval.documents import Documents
+from atma.eval.likelihood.prefixes import Documents
 from atma.eval.provenance import model_provenance
 from atma.layers import Linear
 from atma.mixers import Mixer, Place, table
@@ -131,7 +131,9 @@ def of(rows, kind):
 
 def test_it_has_the_rows_of_what_it_has():
     rows = diagnosed(made("gated_conv", "tally", "polar", **NEAR), stress=1, heads="1.2", cap_half_life=5).rows
-    assert [(row["layer"], row["head"], row["bound"]) for row in of(rows, "retention")] == [(1, i, 500) for i in (0, 1, 2)]
+    assert [(row["layer"], row["head"], row["bound"]) for row in of(rows, "retention")] == [
+        (1, i, 500) for i in (0, 1, 2)
+    ]
     changes = [row["change"] for row in of(rows, "loss") if row["length"] == 128]
     assert changes == [
         "as it is",
