@@ -131,7 +131,9 @@ def of(rows, kind):
 
 def test_it_has_the_rows_of_what_it_has():
     rows = diagnosed(made("gated_conv", "tally", "polar", **NEAR), stress=1, heads="1.2", cap_half_life=5).rows
-    assert [(row["layer"], row["head"], row["bound"]) for row in of(rows, "retention")] == [(1, i, 500) for i in (0, 1, 2)]
+    assert [(row["layer"], row["head"], row["bound"]) for row in of(rows, "retention")] == [
+        (1, i, 500) for i in (0, 1, 2)
+    ]
     changes = [row["change"] for row in of(rows, "loss") if row["length"] == 128]
     assert changes == [
         "as it is",
