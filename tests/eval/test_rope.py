@@ -12,7 +12,7 @@ from atma.config import ModelConfig, identity
 from atma.eval import Documents, Native, Stretch, Stretched, length_curve, needle
 from atma.eval.rope import stretch_of
 from atma.loading import Loaded, load
-from atma.mixers.rope import Config, frequencies, logit_scale
+from atma.mixers.rope import RopeConfig, frequencies, logit_scale
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer
 from tests.laws.conftest import randomise
@@ -28,15 +28,15 @@ def loaded(seed: int = 0) -> Loaded:
 
 
 def test_interpolation_turns_every_pair_as_many_times_more_slowly():
-    linear = Config(rope_scaling="linear", rope_factor=8.0)
-    torch.testing.assert_close(frequencies(linear, 16) * 8, frequencies(Config(), 16), rtol=1e-15, atol=0)
-    assert logit_scale(linear) == logit_scale(Config()) == 0.12
+    linear = RopeConfig(rope_scaling="linear", rope_factor=8.0)
+    torch.testing.assert_close(frequencies(linear, 16) * 8, frequencies(RopeConfig(), 16), rtol=1e-15, atol=0)
+    assert logit_scale(linear) == logit_scale(RopeConfig()) == 0.12
 
 
 @pytest.mark.parametrize(("trained", "factor"), [(256, 4.0), (2048, 16.0), (64, 256.0)])
 def test_yarn_is_its_formula_pair_by_pair(trained, factor):
-    config = Config(rope_scaling="yarn", rope_factor=factor, rope_trained=trained)
-    for own, found in zip(frequencies(Config(), 16).tolist(), frequencies(config, 16).tolist(), strict=True):
+    config = RopeConfig(rope_scaling="yarn", rope_factor=factor, rope_trained=trained)
+    for own, found in zip(frequencies(RopeConfig(), 16).tolist(), frequencies(config, 16).tolist(), strict=True):
         turns = trained / (2 * math.pi / own)
         share = 0 if turns < 1 else 1 if turns > 32 else (turns - 1) / 31
         assert found == pytest.approx((1 - share) * own / factor + share * own, rel=1e-12)
@@ -44,8 +44,8 @@ def test_yarn_is_its_formula_pair_by_pair(trained, factor):
 
 
 def test_a_pair_that_turns_often_is_left_alone_and_one_that_turns_less_than_once_is_slowed():
-    config = Config(rope_scaling="yarn", rope_factor=4.0, rope_trained=256)
-    ratio = frequencies(config, 16) / frequencies(Config(), 16)
+    config = RopeConfig(rope_scaling="yarn", rope_factor=4.0, rope_trained=256)
+    ratio = frequencies(config, 16) / frequencies(RopeConfig(), 16)
     assert ratio[0] == 1 and ratio[-1] == 0.25
 
 

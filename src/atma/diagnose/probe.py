@@ -84,9 +84,9 @@ class Probe:
 def head_figures(mixer: Mixer, seen: Seen) -> list[dict[str, float]]:
     """Of each head, means over the queries of an observed call of one row; nothing of what its layer has not."""
     found = attention_figures(mixer, seen) if attends(mixer) else [{} for _ in range(mixer.heads)]
-    memory = memory_of(mixer, seen.after)
-    for head, figures in enumerate(found if memory is not None else []):
-        figures["memory_norm"] = float(torch.linalg.matrix_norm(memory[0, head]))
+    if (memory := memory_of(mixer, seen.after)) is not None:
+        for figures, held in zip(found, memory[0], strict=True):
+            figures["memory_norm"] = float(torch.linalg.matrix_norm(held))
     return found
 
 
