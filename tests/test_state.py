@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from atma import saved_state
 from atma import state as trees
 from atma.model import Model
 from tests.conftest import tiny

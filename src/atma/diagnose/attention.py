@@ -7,6 +7,7 @@ that no (queries, keys) matrix of a long text is held. Source: maths.md, section
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atma.diagnose.observed import Seen
@@ -41,8 +42,11 @@ class Sink(NamedTuple):
 def queries_of(mixer: Attending, seen: Seen) -> Queries:
     """The queries of an observed call of one row, with their softmax statistics in float32 or wider."""
     projected, start = mixer.project(seen.x, seen.before), seen.start
-    keys, values = mixer.held(seen.after)
-    q, _ = mixer.core.turn(projected.q, projected.k, start, None)
+    q, k = mixer.core.turn(projected.q, projected.k, start, None)
+    attended = mixer.attended(seen.before, k, projected.v)
+    assert isinstance(attended.keys, Tensor) and isinstance(attended.values, Tensor) and attended.start is not None
+    gone = int(start[0] - attended.start[0])  # keys that a window has left behind
+    keys, values = (F.pad(x, (0, 0, gone, 0)) for x in (attended.keys, attended.values))
     first, last = visible_range(q, start, None, mixer.core.window)
     work = torch.promote_types(q.dtype, torch.float32)
     scale, null_logit = mixer.core.scale_and_null(q, (last - first).to(work))
