@@ -19,7 +19,7 @@ from atma.diagnose.plan import Plan
 from atma.diagnose.probe import Probe
 from atma.diagnose.reading import read
 from atma.diagnose.stress import gains
-from atma.eval.documents import Documents
+from atma.eval.likelihood.prefixes import Documents
 from atma.eval.provenance import model_provenance
 from atma.layers import Linear
 from atma.mixers import Mixer, Place, table

@@ -11,7 +11,7 @@ from atma.cli import main
 from atma.diagnose import diagnosis
 from atma.diagnose.page import figures
 from atma.diagnose.plan import SIZES, Plan
-from atma.eval.documents import Documents
+from atma.eval.likelihood.prefixes import Documents
 from atma.tokenizer import byte_tokenizer
 from tests.diagnose.conftest import Loaded, made
 

@@ -9,10 +9,7 @@ import torch
 
 from atma.cli import main
 from atma.config import ModelConfig, identity
-from atma.eval import Native, Stretch, Stretched
-from atma.eval.curves import length_curve
-from atma.eval.documents import Documents
-from atma.eval.needle import needle
+from atma.eval import Documents, Native, Stretch, Stretched, length_curve, needle
 from atma.eval.rope import stretch_of
 from atma.loading import Loaded, load
 from atma.mixers.rope import RopeConfig, frequencies, logit_scale
