@@ -20,7 +20,7 @@ RECENT = 128
 
 
 class Queries(NamedTuple):
-    """The queries of one row's call, and what they see: key s of query i where first[i] ≤ s < last[i]."""
+    """The queries of one row's call, and what they see: the key of token s, for query i where first[i] ≤ s < last[i]."""
 
     scaled: Tensor  # (H, P, K): logits are scaled · key
     keys: Tensor  # (G, S, K)
@@ -40,7 +40,7 @@ class Sink(NamedTuple):
 
 @torch.inference_mode()
 def queries_of(mixer: Attending, seen: Seen) -> Queries:
-    """The queries of an observed call of one row, with their softmax statistics in float32 or wider."""
+    """The queries of an observed call of one row and of several tokens, with their statistics in float32 or wider."""
     projected = mixer.project(seen.x, seen.before)
     q, k = mixer.core.turn(projected.q, projected.k, seen.start, None)
     keys, values, start, _ = mixer.attended(seen.before, k, projected.v)
@@ -55,9 +55,9 @@ def queries_of(mixer: Attending, seen: Seen) -> Queries:
         total = torch.logaddexp(total, null_logit)
         null = (null_logit - total).exp()[0]
     scaled = q[0].to(work) * scale[0, ..., None]
-    before = int(seen.start - start)  # positions that are held no more: nothing is seen there
-    keys = F.pad(keys[0], (0, 0, before, 0))
-    return Queries(scaled, keys, first[0] + before, last[0] + before, total[0], (L.square() / Q)[0], null)
+    gone = int(seen.start - start)  # keys before the first that a layer with a window still holds
+    placed = F.pad(keys[0], (0, 0, gone, 0))
+    return Queries(scaled, placed, first[0] + gone, last[0] + gone, total[0], (L.square() / Q)[0], null)
 
 
 def weights(queries: Queries, start: int, stop: int) -> Tensor:

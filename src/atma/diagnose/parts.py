@@ -106,7 +106,8 @@ def held_by(head: Head, model: Model) -> list[str]:
 def memory_of(mixer: Mixer, state: object) -> Tensor | None:
     """What each head of a layer remembers, as (B, H, …, …); None where it remembers nothing, or in another form."""
     whole = mixer.retention() is mixer
-    held = [leaf.tensor for leaf in leaves(state) if leaf.carried and (whole or "memory" in leaf.path)]
+    kept = [leaf for leaf in leaves(state) if leaf.carried and leaf.slides is None]
+    held = [leaf.tensor for leaf in kept if whole or "memory" in leaf.path]
     found = [x for x in held if x.ndim == 4 and x.shape[1] == mixer.heads and torch.is_floating_point(x)]
     return found[0] if len(found) == 1 else None
 
