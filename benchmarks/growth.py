@@ -34,17 +34,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-import atma.layers
-import atma.mixers.attention
-import atma.mixers.delta_memory
-import atma.mixers.gated_conv
-import atma.model
+from atma import ops
 from atma.bench.models import SPARE, Ours, batch_of, rewind
 from atma.bench.table import duration
 from atma.config import ModelConfig, preset
 from atma.decoding import Decoder
 from atma.eval.stream import hidden_chunks
 from atma.model import Model
+from atma.ops import dense
 from atma.report.content import size_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table
 from atma.report.plain import plain_page
@@ -57,19 +54,18 @@ END = 1024
 MIB = 2**20
 DEVICE = torch.device("cpu")
 SPANS = {
-    (atma.mixers.attention, "polar_attention"): "attention",
-    (atma.mixers.attention, "softmax_attention"): "attention",
-    (atma.mixers.attention, "causal_conv"): "convolution",
-    (atma.mixers.gated_conv, "causal_conv"): "convolution",
-    (atma.mixers.delta_memory, "gated_delta"): "memory",
-    (atma.model, "softcap_loss"): "loss",
-    (atma.model, "linear"): "matrix products",
-    (atma.layers, "linear"): "matrix products",
-    (atma.layers, "rms_norm"): "norms and gates",
-    (atma.layers, "gated_square"): "norms and gates",
-    (atma.mixers.attention, "rms_norm"): "norms and gates",
-    (atma.mixers.delta_memory, "rms_norm"): "norms and gates",
+    operation: family
+    for family, operations in {
+        "attention": (ops.polar_attention, ops.softmax_attention),
+        "convolution": (ops.causal_conv, ops.gated_conv),
+        "memory": (ops.gated_delta,),
+        "loss": (ops.softcap_loss,),
+        "matrix products": (dense.linear,),
+        "norms and gates": (dense.rms_norm, dense.gated_square),
+    }.items()
+    for operation in operations
 }
+"""What the operations of a model are counted as, whichever module calls them."""
 
 
 class Built(NamedTuple):
@@ -304,14 +300,15 @@ def _spans() -> Iterator[None]:
 
         return call
 
-    before = {place: getattr(*place) for place in SPANS}
-    for (module, name), family in SPANS.items():
-        setattr(module, name, named(getattr(module, name), family))
+    loaded = [module for name, module in sys.modules.items() if name.startswith("atma.") and "atma.ops" not in name]
+    callers = [(m, operation) for operation in SPANS for m in loaded if vars(m).get(operation.__name__) is operation]
+    for module, operation in callers:
+        setattr(module, operation.__name__, named(operation, SPANS[operation]))
     try:
         yield
     finally:
-        for (module, name), operation in before.items():
-            setattr(module, name, operation)
+        for module, operation in callers:
+            setattr(module, operation.__name__, operation)
 
 
 def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

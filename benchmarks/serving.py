@@ -25,14 +25,22 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+from serving_harness import (
+    Cold,
+    Trace,
+    alone,
+    begin,
+    differences,
+    option_parser,
+    own_source,
+    random_requests,
+    speaking,
+    together,
+)
 
-import atma
-from atma.bench.conversations import Cold, Trace
-from atma.bench.invariance import alone, differences, random_requests, speaking, together
 from atma.config import preset
 from atma.generation import Generation
-from atma.loading import Loaded, load
+from atma.loading import Loaded
 from atma.serve import Engine, EngineConfig, Request
 from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
@@ -45,18 +53,14 @@ def main() -> int:
     if len(sys.argv) > 1 and sys.argv[1] in ELSEWHERE:
         return importlib.import_module(f"serving_{sys.argv[1]}").main(sys.argv[2:])
     options = _options()
-    torch.set_num_threads(options.threads)
-    loaded = load(options.model)
-    print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
+    loaded = begin(options)
     parts = {"exact": exact, "throughput": throughput, "invariance": invariance}
     return parts[options.part](loaded, options)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("part", choices=["exact", "throughput", "invariance", *ELSEWHERE])
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--answers", type=int, default=500)
     parser.add_argument("--traces", type=int, default=0, help="of exact: so many short conversations instead")
     parser.add_argument("--other-traces", type=int, default=0, help="of exact: and so many with each random model")
@@ -71,10 +75,10 @@ def _options() -> argparse.Namespace:
 def exact(loaded: Loaded, options: argparse.Namespace) -> int:
     """Answers of random conversations beside cold reads."""
     if options.traces:
-        return importlib.import_module("serving_traces").measure(loaded, options, _own_source())
+        return importlib.import_module("serving_traces").measure(loaded, options, own_source())
     tokenizer, model = loaded.tokenizer, loaded.model
     config = EngineConfig(16 << 20, 6 << 20, max_rows=4, step_tokens=96, page_tokens=32, snapshot_tokens=64, quantum=32)
-    corpus = tokenizer.encode(_own_source())
+    corpus = tokenizer.encode(own_source())
     cold, found = Cold(model, tokenizer.vocab_size, config.page_tokens), []
     cached = read = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +142,7 @@ def invariance(loaded: Loaded, options: argparse.Namespace) -> int:
     models, wrong = {"random nano-test": speaking(preset("nano-test")), options.model: loaded.model}, 0
     for name, model in models.items():
         tokenizer = tokenizers[name]
-        asked = random_requests(options.requests, tokenizer.encode(_own_source()), options.seed)
+        asked = random_requests(options.requests, tokenizer.encode(own_source()), options.seed)
         one = alone(Engine(model, tokenizer, EngineConfig(64 << 20, 0, max_rows=1)), asked)
         engine = Engine(model, tokenizer, EngineConfig(64 << 20, 16 << 20))
         other, rows = together(engine, asked, options.seed)
@@ -152,11 +156,6 @@ def invariance(loaded: Loaded, options: argparse.Namespace) -> int:
         print(f"  exact kernels: {engine.served.exact}")
         wrong += found.texts + found.tokens + (found.logprobs if engine.served.exact else 0)
     return int(wrong > 0)
-
-
-def _own_source() -> str:
-    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
-    return "\n".join(path.read_text(encoding="utf-8") for path in sources)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ former is below `--least`.
 import argparse
 import itertools
 import json
-import re
-import subprocess
-import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from serving_client import post, served
+from serving_harness import option_parser
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}{{ 'assistant\n' }}"
 LINES = (
@@ -32,8 +31,6 @@ ENDS: dict[str, dict[str, Any]] = {
     "a stop text": {"max_tokens": 200, "stop": ["\n    return", "\n\n", "):\n"], "ignore_eos": True},
     "max_tokens": {"max_tokens": 12, "ignore_eos": True},
 }
-
-
 FEW = 4
 
 
@@ -46,10 +43,7 @@ class Turn(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="serving.py chats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="nano")
+    parser = option_parser(__doc__, "chats")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--chats", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.8)
@@ -60,33 +54,25 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder, "turns.jinja")
         own.write_text(TEMPLATE, encoding="utf-8")
-        for name, extra in (("plain dialogue", []), ("with end-of-text", ["--chat-template", str(own)])):
-            worst = min(worst, _served(name, extra, options))
+        for name, extra in (("plain dialogue", ()), ("with end-of-text", ("--chat-template", str(own)))):
+            settings = ("--threads", str(options.threads), *extra)
+            with served(options.model, Path(folder, "log"), *settings) as server:
+                worst = min(worst, _shares(server.port, name, options))
     return int(worst < options.least)
 
 
-def _served(name: str, extra: list[str], options: argparse.Namespace) -> float:
+def _shares(port: int, name: str, options: argparse.Namespace) -> float:
     """One row for each end; the lowest share."""
-    command = [sys.executable, "-m", "atma", "serve", options.model, "--port", "0", "--threads", "1", *extra]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    try:
-        found = re.search(r":(\d+) ", process.stdout.readline())
-        if found is None:
-            raise RuntimeError("the server does not start")
-        port, shares = int(found[1]), []
-        [end] = _ask(port, "/tokenize", {"prompt": ""})["tokens"]
-        for kind, fields in ENDS.items():
-            fields = fields if "ignore_eos" in fields else fields | {"logit_bias": {str(end): 6}}
-            chats = [
-                _chat(port, fields | {"seed": i, "temperature": options.temperature}, options.turns, i)
-                for i in range(options.chats)
-            ]
-            shares.append(_row(name, kind, chats))
-        return min(shares)
-    finally:
-        process.terminate()
-        process.wait()
+    shares = []
+    [end] = _ask(port, "/tokenize", {"prompt": ""})["tokens"]
+    for kind, fields in ENDS.items():
+        fields = fields if "ignore_eos" in fields else fields | {"logit_bias": {str(end): 6}}
+        chats = [
+            _chat(port, fields | {"seed": i, "temperature": options.temperature}, options.turns, i)
+            for i in range(options.chats)
+        ]
+        shares.append(_row(name, kind, chats))
+    return min(shares)
 
 
 def _chat(port: int, fields: dict[str, Any], turns: int, seed: int) -> list[Turn]:
@@ -119,8 +105,4 @@ def _row(name: str, kind: str, chats: list[list[Turn]]) -> float:
 
 
 def _ask(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
+    return json.loads(post(port, path, body))

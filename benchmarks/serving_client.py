@@ -79,6 +79,15 @@ async def _heard(reader: asyncio.StreamReader, began: float) -> Heard:
     return Heard(status, "".join(parts), times, whole, time.perf_counter() - began)
 
 
+def post(port: int, path: str, body: dict[str, Any]) -> bytes:
+    """The answer to one request."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return response.read()
+
+
 def gauge(port: int, name: str) -> float:
     """One number of a server's metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:

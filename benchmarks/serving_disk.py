@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 
 import torch
+from serving_harness import begin, option_parser
 
-import atma
-from atma.loading import load
 from atma.serve import Engine, EngineConfig, Request
 
 WAYS = ("none evicted", "waited for", "by the thread")
@@ -25,9 +24,7 @@ WAYS = ("none evicted", "waited for", "by the thread")
 
 def main() -> int:
     options = _options()
-    torch.set_num_threads(options.threads)
-    loaded = load(options.model)
-    print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
+    loaded = begin(options)
     times: dict[str, list[tuple[float, bool]]] = {way: [] for way in WAYS}
     dropped = dict.fromkeys(WAYS, 0)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -53,9 +50,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = option_parser(__doc__)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=16384, help="of each state that is evicted")
     parser.add_argument("--steps", type=int, default=400, help="in each round and way")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from serving_harness import speaking
 
 from atma.bench.hugging_face import peers
-from atma.bench.invariance import speaking
 from atma.bench.models import Ours
 from atma.config import ModelConfig, preset
 from atma.loading import load

@@ -15,7 +15,6 @@ import random
 import statistics
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from serving_client import served
+from serving_client import post, served
 
 from atma.serve.http.options import ServerOptions
 from atma.serve.ray import deployment
@@ -112,14 +111,6 @@ def conversation(turns: int) -> list[dict[str, Any]]:
 
 def cached(usage: dict[str, Any]) -> int:
     return usage["prompt_tokens_details"]["cached_tokens"]
-
-
-def post(port: int, path: str, body: dict[str, Any]) -> bytes:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=300) as response:
-        return response.read()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How much of what can be reused is, when conversations are repeated exactly: `python benchmarks/serving.py reuse`.
 
 Conversations of several turns are held, a turn of each in turn, then each is repeated as a whole, in random order. What
-is reusable is defined in `atma.bench.reuse`. First the budget for kept states is ample; then it is shares of what they
-came to, at last with a folder for what does not fit. Exit status 1: less than 99% reused on repeats with an ample
+is reusable is defined in `tests/harness/reuse.py`. First the budget for kept states is ample; then it is shares of what
+they came to, at last with a folder for what does not fit. Exit status 1: less than 99% reused on repeats with an ample
 budget, or an answer other than the first time.
 """
 
@@ -10,11 +10,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import torch
+from serving_harness import Repeats, Reuse, begin, option_parser, own_source
 
-import atma
-from atma.bench.reuse import Repeats, Reuse
-from atma.loading import Loaded, load
+from atma.loading import Loaded
 from atma.serve import Engine, EngineConfig
 
 MIB = 1 << 20
@@ -22,10 +20,7 @@ MIB = 1 << 20
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    torch.set_num_threads(options.threads)
-    loaded = load(options.model)
-    count = f"{options.conversations} conversations of {options.turns} turns"
-    print(f"{options.model}, {count}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
+    loaded = begin(options, f"{options.conversations} conversations of {options.turns} turns")
     print("budget for kept states | kept at the end, MiB | let go | reused, first time | on repeats | other answers")
     whole, again = _run(loaded, options, options.ample << 20, None)
     failed = again.share < 0.99 or again.other > 0
@@ -37,11 +32,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="serving.py reuse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = option_parser(__doc__, "reuse")
     parser.add_argument("--conversations", type=int, default=100)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -56,7 +47,7 @@ def _run(loaded: Loaded, options: argparse.Namespace, budget: int, folder: Path 
     pending = 16 * MIB if folder else 0  # beside what is kept
     config = EngineConfig(budget + 128 * MIB, budget + pending, folder, pending_bytes=pending, max_rows=4)
     engine = Engine(loaded.model, loaded.tokenizer, config)
-    corpus = loaded.tokenizer.encode(_own_source())
+    corpus = loaded.tokenizer.encode(own_source())
     repeats = Repeats(engine, corpus, options.conversations, options.seed)
     first, again = repeats.hold(options.turns), repeats.repeat()
     stats, on_disk = engine.stats(), ", the rest on disk" if folder else ""
@@ -65,8 +56,3 @@ def _run(loaded: Loaded, options: argparse.Namespace, budget: int, folder: Path 
         f"{first.share:.2%} of {first.reusable:,} | {again.share:.2%} of {again.reusable:,} | {again.other}"
     )
     return stats["kept_bytes"], again
-
-
-def _own_source() -> str:
-    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
-    return "\n".join(path.read_text(encoding="utf-8") for path in sources)

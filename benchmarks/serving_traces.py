@@ -11,9 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from atma.bench.conversations import Cold
-from atma.bench.invariance import speaking
-from atma.bench.traces import Found, Traces
+from serving_harness import Cold, Found, Traces, speaking
+
 from atma.config import preset
 from atma.loading import Loaded
 from atma.model import Model

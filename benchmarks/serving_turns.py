@@ -15,10 +15,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from serving_harness import begin, option_parser, own_source
 
-import atma
-from atma.loading import Loaded, load
+from atma.loading import Loaded
 from atma.serve import Engine, EngineConfig, Request
 from atma.serve.handle import Output
 
@@ -36,9 +35,7 @@ class Turn(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    torch.set_num_threads(options.threads)
-    loaded = load(options.model)
-    print(f"{options.model}, {options.threads} threads, torch {torch.__version__}, atma {atma.__version__}")
+    loaded = begin(options)
     print("history | cold, ms | kept, ms | from disk, ms (wall) | closing, s | files, MiB")
     for length in options.lengths:
         _measure(loaded, length, options.repeats, options.memory)
@@ -46,11 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="serving.py turns", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = option_parser(__doc__, "turns")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 384, 1536, 3072, 16_384, 65_536])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", type=int, default=512, help="MiB of the engine, three eighths for kept states")
@@ -59,7 +52,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def _measure(loaded: Loaded, length: int, repeats: int, memory: int) -> None:
     """One row of the table."""
-    corpus = loaded.tokenizer.encode(_own_source())
+    corpus = loaded.tokenizer.encode(own_source())
     corpus = (corpus * (1 + (length + 2 * repeats * TURN) // len(corpus)))[: length + 2 * repeats * TURN]
     text, turns = corpus[:length], [corpus[at : at + TURN] for at in range(length, len(corpus), TURN)]
     with tempfile.TemporaryDirectory() as folder:
@@ -132,8 +125,3 @@ def _drop(folder: Path | None) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _own_source() -> str:
-    sources = sorted(Path(atma.__file__).parent.rglob("*.py"))
-    return "\n".join(path.read_text(encoding="utf-8") for path in sources)

@@ -38,14 +38,14 @@ def main() -> None:
 
 def muons() -> dict[str, Callable[[], object]]:
     """One step of each Muon on the matrices of the nano model; they must agree to the precision of bfloat16."""
-    settings = {"lr": 1e-3, "weight_decay": 0.0, "adjust_lr_fn": "original"}
+    settings = {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.95}
     steps, moved = {}, {}
     for name, rule in (("torch.optim.Muon", torch.optim.Muon), ("float32", Muon)):
         matrices = list(parameter_groups(Model(preset("nano"), generator(0)))["matrix"].values())
         for number, matrix in enumerate(matrices):
             nn.init.zeros_(matrix)
             matrix.grad = torch.randn(matrix.shape, generator=generator(number))
-        steps[name] = rule(matrices, **settings).step
+        steps[name] = rule([{"params": matrices}], **settings).step
         steps[name]()
         moved[name] = torch.cat([matrix.detach().flatten() for matrix in matrices])
     agree(*moved.values(), tolerance=15 * 2**-9)

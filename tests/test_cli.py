@@ -394,7 +394,7 @@ def test_train_tells_a_bad_recipe(tmp_path, capsys):
         "train.tokens=five": "'train.tokens' must be of type int, not 'five'",
         "tokens": "write KEY=VALUE",
         "name.x=1": "'name' is no table",
-        "model.core=ropes": "must be one of polar, nope, rope",
+        "model.core=ropes": "'model.core': no core 'ropes'; did you mean 'rope'?",
     }.items():
         assert told in failing(capsys, "train", tmp_path / "r.toml", "--set", setting)
 

@@ -55,7 +55,7 @@ def test_retention_is_bounded_by_the_configuration():
     memory = Model(config).blocks[2].mixer.memory
     with torch.no_grad():
         memory.decay_proj.bias.fill_(100.0)
-    log_decay, _ = memory.gates(torch.randn(1, 5, 16))
+    log_decay = memory.log_decay(torch.randn(1, 5, 16))
     half_life = torch.log(torch.tensor(0.5)) / log_decay
     torch.testing.assert_close(half_life, torch.full_like(half_life, 32.0))
 
@@ -66,9 +66,9 @@ def test_a_learned_bound_begins_at_the_configured_one_and_moves_by_head():
     with torch.no_grad():
         memory.decay_proj.bias.fill_(100.0)
         x = torch.randn(1, 5, 16)
-        torch.testing.assert_close(math.log(0.5) / memory.gates(x)[0], torch.full((1, 2, 5), 32.0), rtol=1e-4, atol=0)
+        torch.testing.assert_close(math.log(0.5) / memory.log_decay(x), torch.full((1, 2, 5), 32.0), rtol=1e-4, atol=0)
         memory.retention[1] += 3
-        half_life = math.log(0.5) / memory.gates(x)[0]
+        half_life = math.log(0.5) / memory.log_decay(x)
     assert (half_life[:, 1] > 10 * half_life[:, 0]).all()
     assert memory.bound(0) == pytest.approx(32) and memory.bound(1) == pytest.approx(
         float(half_life[0, 1, 0]), rel=1e-3

@@ -24,7 +24,7 @@ def advanced():
 def test_a_saved_state_comes_back_to_the_bit_with_its_metadata(advanced, tmp_path):
     _, state = advanced
     trees.save(state, tmp_path / "state.safetensors", {"weights": "abc"})
-    loaded, metadata = trees.load(tmp_path / "state.safetensors")
+    loaded, metadata = trees.load(tmp_path / "state.safetensors", advanced[0].init_state(1, 1))
     assert metadata == {"weights": "abc"}
     assert type(loaded) is type(state)
     assert all(torch.equal(a, b) for a, b in zip(trees.tensors(loaded), trees.tensors(state), strict=True))
@@ -42,7 +42,7 @@ def test_a_damaged_state_file_is_one_clear_error(advanced, tmp_path, damage):
     else:
         path.unlink()
     with pytest.raises(ValueError, match=r"state\.safetensors"):
-        trees.load(path)
+        trees.load(path, advanced[0].init_state(1, 1))
 
 
 def test_a_failed_save_keeps_the_old_file(advanced, tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_a_failed_save_keeps_the_old_file(advanced, tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         trees.save(advanced[1], path, {"version": "new"})
-    assert trees.load(path)[1] == {"version": "old"}
+    assert trees.load(path, advanced[1])[1] == {"version": "old"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.safetensors"]
 
 
@@ -113,10 +113,10 @@ def test_no_damage_of_what_a_file_says_of_its_tree_gets_further_than_one_line(ad
         text = "[" * 100_000 + "]" * 100_000 if told == "deep" else json.dumps(told)
         save_file({name: x.contiguous() for name, x in flat.items()}, path, {"state": text})
         try:
-            loaded, _ = trees.load(path)
+            loaded, _ = trees.load(path, state)
         except ValueError as error:
             assert "\n" not in str(error)
             assert str(path) in str(error)
-        else:  # an optional tensor is left out, or one stands for another
+        else:  # one tensor stands for another of its shape
             assert type(loaded) is type(state)
             assert all(isinstance(x, torch.Tensor) for x in trees.tensors(loaded))

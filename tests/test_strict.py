@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from atma.bench.plan import Plan as BenchPlan
-from atma.commands.suite import Measured
 from atma.config import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrainConfig
 from atma.data.prepare import Preparation
 from atma.diagnose.plan import Plan as DiagnosisPlan
 from atma.eval.likelihood.suite import Likelihood
+from atma.eval.measured import Measured
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.recall.suite import Recall
 from atma.eval.recall.tasks import Copying
@@ -25,8 +25,8 @@ from atma.sweep.recipe import SweepConfig
 @pytest.mark.parametrize(
     ("kind", "field", "value", "told"),
     [
-        (ModelConfig, "core", "polarr", "must be one of polar, nope, rope, not 'polarr'; did you mean 'polar'?"),
-        (ModelConfig, "memory", "no", "must be of type bool, not 'no'"),
+        (ModelConfig, "core", "polarr", "no core 'polarr'; did you mean 'polar'?"),
+        (ModelConfig, "memory", "no", "no memory 'no'; did you mean"),
         (ModelConfig, "memory", 1, "must be of type bool, not 1"),
         (ModelConfig, "width", 100.5, "must be of type int, not 100.5"),
         (ModelConfig, "width", True, "must be of type int, not True"),
@@ -36,7 +36,7 @@ from atma.sweep.recipe import SweepConfig
             ModelConfig,
             "pattern",
             ("local", "globl"),
-            "must be one of local, global, not 'globl'; did you mean 'global'?",
+            "no mixer 'globl'; did you mean 'global'?",
         ),
         (ModelConfig, "pattern", "local", "must be a list, not 'local'"),
         (ModelConfig, "window", 7.0, "must be of type int, not 7.0"),
@@ -68,7 +68,7 @@ from atma.sweep.recipe import SweepConfig
     ],
 )
 def test_what_a_setting_cannot_be_is_one_line_with_its_name(kind, field, value, told):
-    with pytest.raises(ValueError, match=f"^'{field}' .*{told}") as caught:
+    with pytest.raises(ValueError, match=f"^'{field}'.*{told}") as caught:
         kind(**{field: value})
     assert "\n" not in str(caught.value)
 
@@ -83,7 +83,7 @@ def test_what_means_the_same_is_taken_as_the_type_that_is_asked_for():
 
 
 def test_a_table_in_python_tells_the_whole_name():
-    with pytest.raises(ValueError, match=r"'model\.core' must be one of polar, nope, rope, not 'polarr'"):
+    with pytest.raises(ValueError, match=r"'model\.core': no core 'polarr'; did you mean 'polar'?"):
         Recipe(model={"core": "polarr"})
-    with pytest.raises(TypeError, match="wdith"):
+    with pytest.raises(ValueError, match=r"unknown key 'wdith'; did you mean 'width'\?"):
         ModelConfig(wdith=3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from atma.integrations.transformers_cache import cache_argument, cache_of
+from atma.eval.transformers_cache import cache_argument, cache_of
 
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed: pip install 'atma-lm[hf]'", allow_module_level=True)

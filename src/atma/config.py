@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from atma.model_config import PRESETS, CanonInit, Core, Kind, ModelConfig, RopeScaling, preset
-from atma.strict import check_fields, from_dict, plain, read_toml, read_value, require, to_dict, toml_value
+from atma.model_config import PRESETS, ModelConfig, preset
+from atma.strict import check_fields, from_dict, plain, read_toml, read_value, require, to_dict, toml_key, toml_value
 
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
 Precision = Literal["auto", "float32", "bfloat16"]
-FOLLOWING = ("count_limit", "max_half_life")
-"""Settings of a model that presets bound by the length of training."""
 
 
 @dataclass(frozen=True)
@@ -190,27 +188,30 @@ def assign(values: dict[str, Any], assignments: Sequence[str]) -> None:
 def recipe_of(values: dict[str, Any]) -> Recipe:
     """The recipe of the tables of a recipe file, its preset filled in. ValueError says which key.
 
-    What a preset bounds by its training length (`FOLLOWING`) is bounded by this recipe's, unless the table says it.
+    What a preset bounds by its training length is bounded by this recipe's, unless the table says it.
     """
     model = values.get("model", {})
     if isinstance(model, dict) and "preset" in model:
         own = {key: value for key, value in model.items() if key != "preset"}
-        values = values | {"model": _from_preset(preset(model["preset"]), values.get("train")) | own}
+        chosen = _from_preset(preset(model["preset"]), values.get("train"))
+        values = values | {"model": chosen.changed(own, "model.")}
     return from_dict(Recipe, values)
 
 
-def _from_preset(chosen: ModelConfig, train: Any) -> dict[str, Any]:
+def _from_preset(chosen: ModelConfig, train: Any) -> ModelConfig:
     length = train.get("length", TrainConfig.length) if isinstance(train, dict) else TrainConfig.length
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:  # an error that TrainConfig tells
-        return to_dict(chosen)
-    bounded = [name for name in FOLLOWING if getattr(chosen, name) not in (None, math.inf)]
-    return to_dict(chosen) | dict.fromkeys(bounded, length)
+        return chosen
+    bounded = [name for name, value in chosen.following.items() if value not in (None, math.inf)]
+    return chosen.changed(dict.fromkeys(bounded, length))
 
 
 def canonical(config: Any) -> dict[str, Any]:
     """`to_dict` without what came `LATER` and is at its default, so that a new setting changes no identity."""
 
     def said(config: Any) -> dict[str, Any]:
+        if isinstance(config, ModelConfig):
+            return config.canonical()
         pairs = [(one, getattr(config, one.name)) for one in dataclasses.fields(config)]
         kept = {one.name: value for one, value in pairs if not one.metadata.get("later") or value != one.default}
         return {name: said(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
@@ -230,26 +231,25 @@ def identity(config: Any) -> str:
 
 def dump_toml(recipe: Recipe) -> str:
     """The recipe as TOML that `load_recipe` reads back to an equal recipe."""
-    lines = [f"name = {toml_value(recipe.name)}"]
-    for table in ("model", "data", "train", "evaluation"):
-        lines.append(f"\n[{table}]")
-        items = dataclasses.asdict(getattr(recipe, table)).items()
-        lines += [f"{key} = {toml_value(value)}" for key, value in items if value is not None]
-    return "\n".join(lines) + "\n"
+    values = to_dict(recipe)
+    return f"name = {toml_value(values.pop('name'))}\n" + "".join(_toml(name, table) for name, table in values.items())
+
+
+def _toml(name: str, table: dict[str, Any]) -> str:
+    """A table, and behind it those within it."""
+    lines = [f"{key} = {toml_value(value)}\n" for key, value in table.items() if not isinstance(value, dict | None)]
+    inner = [_toml(f"{name}.{toml_key(key)}", value) for key, value in table.items() if isinstance(value, dict)]
+    return "".join([f"\n[{name}]\n", *lines, *inner])
 
 
 __all__ = [
     "PRESETS",
-    "CanonInit",
-    "Core",
     "DataConfig",
     "EvaluationConfig",
-    "Kind",
     "ModelConfig",
     "Precision",
     "Recipe",
     "Regulariser",
-    "RopeScaling",
     "TrainConfig",
     "assign",
     "canonical",

@@ -17,7 +17,7 @@ from atma import state as states
 from atma.checkpoint import reason
 from atma.decoding import Decoder
 from atma.disk import destination, sync
-from atma.eval.provenance import model_hash
+from atma.hashes import model_hash
 from atma.model import Model
 from atma.sampling import choose, of_tokens
 from atma.settings import Settings
@@ -140,12 +140,12 @@ class Generation:
 
         ValueError: not a saved text, or of another model or tokenizer.
         """
-        state, metadata = states.load(path)
-        about = _read_about(metadata, path)
-        if about.pop("sha256", None) != _digest(state, about):
-            raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")
+        about = _read_about(states.load_metadata(path), path)
         if about.get("weights") != model_hash(model) or about.get("tokenizer") != tokenizer.hash():
             raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
+        state, _ = states.load(path, model.init_state(1, 1))
+        if about.pop("sha256", None) != _digest(state, about):
+            raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")
         generation = cls(model, tokenizer, settings)
         try:
             generation._restore(state, about)
@@ -158,8 +158,8 @@ class Generation:
     def _restore(self, state: states.ModelState, about: dict[str, Any]) -> None:
         tokens, vocabulary = about["tokens"], self.tokenizer.vocab_size
         like = self.model.init_state(1, max(1, states.capacity(state)))
-        if [(x.shape, x.dtype) for x in states.tensors(state)] != [(x.shape, x.dtype) for x in states.tensors(like)]:
-            raise ValueError("its tensors are not those of this model's state")
+        if [x.shape for x in states.tensors(state)] != [x.shape for x in states.tensors(like)]:
+            raise ValueError("its tensors are not those of one text, all of one capacity")
         if not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
             raise ValueError(f"its tokens are not all of the vocabulary of {vocabulary}")
         if int(state.length[0]) != len(tokens) - 1:

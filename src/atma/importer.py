@@ -8,19 +8,20 @@ sections 4 and 5), so an imported model computes what it computed before.
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, get_args
+from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
 from atma.checkpoint import fill_model, load_tensors, read_json, require_replaceable, save_model
-from atma.config import Core, Kind, ModelConfig
+from atma.config import ModelConfig
+from atma.mixers import CORES
 from atma.model import Model
 from atma.tokenizer import load_tokenizer
 
 _WRAPPERS = ("_orig_mod.", "module.")
-_REGULAR: tuple[Kind, ...] = ("local", "local", "global", "local")
+_REGULAR: tuple[str, ...] = ("local", "local", "global", "local")
 _ROTARY = "rotary.angular_freq"
 
 _OUTER = {
@@ -109,11 +110,11 @@ def convert_config(tensors: Mapping[str, Tensor], published: Mapping[str, Any]) 
     """Our configuration, from the data of a published config.json and, where that is silent, the tensors' shapes."""
     depth, width, head_width = (_setting(published, name) for name in ("num_hidden_layers", "hidden_size", "head_dim"))
     core = _setting(published, "attn_type", str)
-    if core not in get_args(Core):
-        raise ValueError(f"config.json: attn_type '{core}' is none of {', '.join(get_args(Core))}")
+    if core not in CORES:
+        raise ValueError(f"config.json: attn_type '{core}' is none of {', '.join(CORES)}")
     if depth > len(tensors):
         raise ValueError(f"config.json: 'num_hidden_layers' is {depth}, but there are only {len(tensors)} tensors")
-    kinds: tuple[Kind, ...] = tuple(
+    kinds: tuple[str, ...] = tuple(
         "global" if f"blocks.{i}.attn.q.weight" in tensors else "local" for i in range(depth)
     )
     regular = all(kind == _REGULAR[i % 4] for i, kind in enumerate(kinds))

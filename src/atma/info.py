@@ -11,10 +11,12 @@ from atma.checkpoint import file_hash, load_config, load_info, tensor_shapes
 from atma.config import identity, to_dict
 from atma.decoding import way
 from atma.loading import model_folder, packaged
+from atma.mixers.table import names, package_of
 from atma.ops import backend, native
 from atma.report.content import environment
 
 _LIBRARIES = ("numpy", "safetensors", "tokenizers", "tyro", "rich", "plotly")
+_TABLES = {"mixers": "mixer", "attention cores": "core", "memories": "memory"}
 _EXTRAS = ("pyarrow", "zstandard", "tensorboard", "datasets")
 
 
@@ -23,11 +25,11 @@ def installation() -> dict[str, str]:
     facts = environment()
     facts |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
     facts |= {f"{name} (extra)": _version_or_absent(name) for name in _EXTRAS}
-    facts["backends"] = ", ".join(f"{name}: {backend.backend_for(operation=name)}" for name in backend.KERNELS)
+    facts["backends"] = ", ".join(f"{name}: {backend.backend_for(operation=name)}" for name in backend.operations())
     facts["native kernels"] = native.status().reason
     facts["decoding"] = way("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     facts["packaged models"] = ", ".join(packaged()) or "none"
-    return facts
+    return facts | {told: ", ".join(_named(what)) for told, what in _TABLES.items()}
 
 
 def model_facts(name: str | Path) -> dict[str, Any]:
@@ -47,6 +49,11 @@ def model_facts(name: str | Path) -> dict[str, Any]:
         **{f"  {key}": value for key, value in to_dict(config).items()},
         **{f"extra {key}": value for key, value in load_info(folder).get("extra", {}).items()},
     }
+
+
+def _named(what: str) -> list[str]:
+    """Every name of a table, with the package of those that are not of this one."""
+    return [name if not (package := package_of(name, what)) else f"{name} ({package})" for name in names(what)]
 
 
 def _version_or_absent(name: str) -> str:

@@ -7,41 +7,42 @@
 in chunks and decoding token by token are the same call as reading everything at once (maths.md, section 1).
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
 from atma.layers import MLP, RMSNorm, init_linear
-from atma.mixers import Attention, GatedConv
+from atma.mixers import Call
 from atma.ops import softcap_loss
 from atma.ops.dense import linear
 from atma.ops.loss import softcap
-from atma.state import GlobalState, LocalState, ModelState, capacity
+from atma.state import ModelState, capacity
 
 
 class Block(nn.Module):
     """x += mixer(norm(x)); x += mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig, kind: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.kind = kind
         self.norm_mixer = RMSNorm(config.width, config.norm_epsilon)
-        self.mixer = Attention(config) if kind == "global" else GatedConv(config)
+        self.mixer = config.mixer(layer)
         self.norm_mlp = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = MLP(config.width, config.mlp_multiple)
 
-    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
-        self.mixer.init_weights(config, generator)
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """Zero output projections: at the start a block is the identity."""
+        self.mixer.init_weights(generator)
         init_linear(self.mlp.in_proj, generator)
         init_linear(self.mlp.out_proj, generator, zero=True)
 
     def forward(
-        self, x: Tensor, state: LocalState | GlobalState | None = None, *, segment_ids: Tensor | None = None
-    ) -> tuple[Tensor, LocalState | GlobalState | None]:
+        self, x: Tensor, state: Any = None, *, segment_ids: Tensor | None = None, call: Call | None = None
+    ) -> tuple[Tensor, Any]:
         """x (B, T, D) to (B, T, D)."""
-        mixed, state = self.mixer(self.norm_mixer(x), state, segment_ids=segment_ids)
+        record = {"call": call} if self.mixer.reads_call else {}
+        mixed, state = self.mixer(self.norm_mixer(x), state, segment_ids=segment_ids, **record)
         x = x + mixed
         return x + self.mlp(self.norm_mlp(x)), state
 
@@ -53,7 +54,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config, kind) for kind in config.layers)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.head = nn.Linear(config.width, config.vocab_size)
         self.init_weights(generator)
@@ -66,7 +67,7 @@ class Model(nn.Module):
         nn.init.normal_(self.embed.weight, generator=generator)
         init_linear(self.head, generator, zero=True)
         for block in self.blocks:
-            cast(Block, block).init_weights(self.config, generator)
+            cast(Block, block).init_weights(generator)
 
     def init_state(self, batch: int, capacity: int) -> ModelState:
         """An empty state with room for `capacity` tokens in each of `batch` rows."""
@@ -91,9 +92,9 @@ class Model(nn.Module):
     ) -> tuple[Tensor, ModelState | None]:
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.embed(tokens)
-        states = []
+        call, states = Call(x), []
         for i, block in enumerate(self.blocks):
-            x, after = block(x, None if state is None else state.blocks[i], segment_ids=segment_ids)
+            x, after = block(x, None if state is None else state.blocks[i], segment_ids=segment_ids, call=call)
             states.append(after)
         hidden = self.norm(x)
         return hidden, None if state is None else ModelState(state.length + tokens.shape[1], tuple(states))

@@ -1,144 +1,279 @@
-"""What a model is, as frozen data: its shape, its initial values, and the named ones (`PRESETS`)."""
+"""What a model is, as frozen data: its shape, its mixers by name, and the named models (`PRESETS`).
 
-import math
+`pattern` names the mixer of each layer. A name is one of the table of mixers (atma.mixers.table), or a table of
+`mixers` that has its `kind` there and options of its own. An option that stands beside the model's own fields is
+shared: it is set in every mixer that has it. So `window = 64` is the window of every layer that has one.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atma.strict import LATER, check_fields, require
+from atma.strict import check_fields, require, unknown
 
-Core = Literal["polar", "nope", "rope"]
-CanonInit = Literal["uniform", "previous"]
-Kind = Literal["local", "global"]
-RopeScaling = Literal["none", "linear", "yarn"]
+if TYPE_CHECKING:
+    from atma.mixers.base import Mixer
+    from atma.mixers.table import Found
+
+KIND, PACKAGE = "kind", "package"
+"""Keys of a mixer's table that are no options: its name in the table of mixers, and the package it came from."""
 
 
-@dataclass(frozen=True)
+class Named(NamedTuple):
+    """A mixer as a configuration names it: its kind, what that stands for, and its configuration."""
+
+    kind: str
+    found: "Found"
+    config: Any
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option by name."""
+        return self.found.cls.options(self.config)
+
+
+@dataclass(frozen=True, init=False, eq=False)
 class ModelConfig:
-    """Shape and initial values of a model. Sizes are counts, half-lives tokens. Source: maths.md, sections 1 to 6."""
+    """Shape of a model, and the options of its mixers. Sizes are counts. Source: maths.md, sections 1 to 6."""
 
     vocab_size: int = 50_304
     width: int = 1024
     depth: int = 16
-    pattern: tuple[Kind, ...] = ("local", "local", "global", "local")
-    query_heads: int = 8
-    key_value_heads: int = 2
-    head_width: int = 128
-    core: Core = "polar"
-    memory: bool = True
-    window: int | None = None
+    pattern: tuple[str, ...] = ("local", "local", "global", "local")
+    """The mixer of each layer, by name, repeated to `depth`."""
     mlp_multiple: int = 4
-    local_taps: int = 3
-    canon_taps: int = 4
     logit_cap: float = 15.0
     norm_epsilon: float = 1e-6
     tied_head: bool = False
-    max_half_life: float = math.inf
-    """Upper bound, in tokens, of every memory head's half-life; inf is the published unbounded form. A recipe that
-    starts from a preset with a bound, and sets none, has its own training length here, and in `count_limit`."""
-    learned_half_life: bool = False
-    """Each memory head learns its own bound, beginning at max_half_life: a further factor of its γ."""
-    count_limit: int | None = None
-    """Visible keys beyond which a polar layer's null floor stays and its temperature grows `sharpening` times as fast;
-    None is the published form, both growing on. At the training length it changes nothing in training."""
-    sharpening: float = 2.0
-    """Growth of a polar layer's temperature with ln n beyond `count_limit`, relative to its growth before."""
-    direction_radius: float | None = None
-    """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
-    decay_bias: float = 3.9
-    beta_bias: float = 0.0
-    length_gain: float = -1.0
-    null_base: float = 2.0
-    null_slope: float = 0.5
-    magnitude_slope: float = -1.5
-    canon_init: CanonInit = "previous"
-    """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
-    share_query_key_init: bool = True
-    """Start every query projection equal to that of its key head, so that equal tokens match from the first step.
-    Cores with Canon only: without it every token would match itself. False is the published form."""
-    zero_input_projections: bool = False
-    """Also zero the local mixers' input projections, as the published training script does (they then never learn)."""
-    rope_canon: bool = field(default=False, metadata=LATER)
-    """Canon on q, k and v of rope layers too, before the rotation; `canon_init` and `share_query_key_init` then hold
-    for them as for the other cores. False is the published form: a rope layer without Canon."""
+    mixers: dict[str, Any] = field(default_factory=dict)
+    """Mixers with options of their own, by name: tables of a `kind` and options."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options shared by the mixers that have them; given so, those that none has are left out."""
 
-    rope_scaling: RopeScaling = field(default="none", metadata=LATER)
-    """How a rope layer's positions are stretched over longer texts: "linear" interpolation, or "yarn"."""
-    rope_factor: float = field(default=1.0, metadata=LATER)
-    """How many times as long as the trained length."""
-    rope_trained: int | None = field(default=None, metadata=LATER)
-    """The trained length in tokens, which "yarn" goes by."""
+    def __init__(
+        self,
+        vocab_size: int = 50_304,
+        width: int = 1024,
+        depth: int = 16,
+        pattern: Collection[str] = ("local", "local", "global", "local"),
+        mixers: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **given: Any,
+    ) -> None:
+        """The fields by name; every further keyword is a shared option. ValueError names what is wrong."""
+        own = {"vocab_size": vocab_size, "width": width, "depth": depth, "pattern": pattern, "mixers": mixers or {}}
+        self._fill(own | given, options or {}, "")
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        sizes = ("vocab_size", "width", "depth", "query_heads", "key_value_heads", "head_width", "mlp_multiple")
-        for name in (*sizes, "local_taps", "canon_taps"):
+    def _fill(self, given: Mapping[str, Any], options: Mapping[str, Any], where: str) -> None:
+        """Set every field. `given` are fields and shared options, whose names an error tells behind `where`."""
+        given = dict(given)
+        for one in dataclasses.fields(self):
+            default = {} if one.name in ("mixers", "options") else one.default
+            object.__setattr__(self, one.name, given.pop(one.name, default))
+        check_fields(self, where)
+        self._check()
+        shared = self._shared(options, given, where)
+        names = dict.fromkeys((*self.pattern, *self.mixers))
+        object.__setattr__(self, "_named", {name: _named(name, self.mixers.get(name), shared, where) for name in names})
+        object.__setattr__(self, "options", {key: self._coerced(key, value) for key, value in shared.items()})
+
+    def _check(self) -> None:
+        for name in ("vocab_size", "width", "depth", "mlp_multiple"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("decay_bias", "beta_bias", "length_gain", "null_base", "null_slope", "magnitude_slope"):
-            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
-        for name in ("logit_cap", "norm_epsilon", "max_half_life"):
+        for name in ("logit_cap", "norm_epsilon"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        bounded = not self.learned_half_life or 1 <= self.max_half_life < math.inf
-        require(bounded, "max_half_life", self.max_half_life, "finite and at least 1 for learned_half_life")
         require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
-        for name in ("window", "count_limit"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1, or left out")
-        require(0 <= self.sharpening < math.inf, "sharpening", self.sharpening, "a finite number of at least 0")
-        radius = self.direction_radius
-        require(radius is None or radius > 0, "direction_radius", radius, "positive, or left out")
-        divides = self.query_heads % self.key_value_heads == 0
-        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
-        single = self.canon_taps == 1 and self.canon_init == "previous" and self.has_canon
-        require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
-        self._check_rope()
 
-    def _check_rope(self) -> None:
-        scaling, trained, factor = self.rope_scaling, self.rope_trained, self.rope_factor
-        require(scaling == "none" or self.core == "rope", "rope_scaling", scaling, f"none for core {self.core}")
-        require(scaling != "none" or factor == 1, "rope_factor", factor, "left out without rope_scaling")
-        require(math.isfinite(factor) and factor >= 1, "rope_factor", factor, "a finite number of at least 1")
-        known = trained is not None or scaling != "yarn"
-        require(known and (trained is None or trained >= 1), "rope_trained", trained, "the trained length in tokens")
-        if self.core == "rope":
-            require(self.head_width % 4 == 0, "head_width", self.head_width, "a multiple of 4 for rotary positions")
+    def _shared(self, options: Mapping[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
+        """The options that some mixer has. ValueError for one given by name that none has."""
+        known, fixed = _takes(self.pattern, self.mixers, {**options, **given}, where)
+        given = {key: value for key, value in given.items() if key in known or fixed.get(key, ("",))[1:] != (value,)}
+        for key, value in given.items():
+            if key not in known and key in fixed:
+                raise ValueError(f"'{where}{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', not {value!r}")
+            if key not in known:
+                own = [one.name for one in dataclasses.fields(self) if one.name != "options"]
+                raise ValueError(unknown(key, (*own, *sorted(known)), where))
+        return {key: value for key, value in options.items() if key in known} | given
+
+    def _coerced(self, key: str, value: Any) -> Any:
+        """The value of a shared option as a mixer has taken it."""
+        for name, one in self._named.items():
+            if key in one.options and key not in one.found.fixed and key not in self.mixers.get(name, ()):
+                return one.options[key]
+        from atma.mixers import flat
+
+        return flat.checked(key, value) if key in flat.FIELDS else value
+
+    def __getattr__(self, name: str) -> Any:
+        """An option of the mixers, as the first that has it has it."""
+        if not name.startswith("_"):
+            for one in self._named.values():
+                if name in one.options:
+                    return one.options[name]
+            from atma.mixers import flat
+
+            if name in flat.FIELDS and flat.is_flat(self.pattern, self.mixers):
+                return flat.whole(self.options)[name]
+        raise AttributeError(f"a model has no '{name}', and no mixer of its pattern has it")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelConfig) and self.to_table() == other.to_table()
+
+    def __hash__(self) -> int:
+        return hash((self.vocab_size, self.width, self.depth, self.pattern))
 
     @property
-    def layers(self) -> tuple[Kind, ...]:
-        """The kind of each layer, first to last."""
+    def layers(self) -> tuple[str, ...]:
+        """The name of each layer's mixer, first to last."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
 
-    @property
-    def has_canon(self) -> bool:
-        """Whether global layers have Canon on q, k and v."""
-        return self.core != "rope" or self.rope_canon
+    def mixer(self, layer: int) -> "Mixer":
+        """A new mixer of a layer, its parameters not set."""
+        from atma.mixers.base import Place
+
+        one = self._named[self.layers[layer]]
+        return one.found.cls(one.config, Place(self.width, self.norm_epsilon, layer, self.depth))
+
+    def named(self) -> dict[str, Named]:
+        """Every mixer of the pattern and of the tables, by name."""
+        return dict(self._named)
 
     @property
-    def radius(self) -> float:
-        return math.sqrt(self.head_width) if self.direction_radius is None else self.direction_radius
+    def following(self) -> dict[str, Any]:
+        """Options of the mixers that a recipe's training length bounds, as they are."""
+        taken = [(one, one.found.cls.takes(one.options)) for one in self._named.values()]
+        return {key: one.options[key] for one, keys in taken for key in keys if keys[key].metadata.get("follows")}
+
+    @classmethod
+    def from_table(cls, values: Mapping[str, Any], where: str = "") -> "ModelConfig":
+        """From plain data: fields, shared options, and `mixers`. ValueError says which key is wrong."""
+        return cls().changed(values, where)
+
+    def changed(self, values: Mapping[str, Any], where: str = "") -> "ModelConfig":
+        """With these fields, shared options and tables of mixers; an option that no mixer has any more is left out."""
+        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        tables, options = values.get("mixers", {}), own.pop("options")
+        if not isinstance(tables, dict):
+            raise ValueError(f"'{where}mixers' must be tables, not {tables!r}")
+        if "options" in values:
+            raise ValueError(unknown("options", ("pattern", "mixers"), where))
+        made = object.__new__(ModelConfig)
+        made._fill({**own, **values, "mixers": own["mixers"] | tables}, options, where)
+        return made
+
+    def to_table(self) -> dict[str, Any]:
+        """Plain data that `from_table` reads to an equal configuration, whatever defaults become."""
+        from atma.mixers import flat
+
+        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        options, mixers = own.pop("options"), own.pop("mixers")
+        if flat.is_flat(self.pattern, mixers):
+            return own | flat.whole(options)
+        return own | {"mixers": {name: _table(one) for name, one in self._named.items()}}
+
+    def canonical(self) -> dict[str, Any]:
+        """`to_table` without what is no part of an identity: what came later and is not set, and packages."""
+        from atma.mixers import flat
+
+        table = self.to_table()
+        named = {name: {k: v for k, v in one.items() if k != PACKAGE} for name, one in table.pop("mixers", {}).items()}
+        own = {key: value for key, value in table.items() if not flat.came_later(key, value)}
+        return own | {"mixers": named} if named else own
+
+
+def _takes(
+    pattern: Collection[str], mixers: Mapping[str, Any], shared: Mapping[str, Any], where: str
+) -> tuple[set[str], dict[str, tuple[str, Any]]]:
+    """The shared options that there are to set, and those that a kind has fixed, by which and to what."""
+    from atma.mixers import flat
+
+    known, fixed = set(flat.FIELDS) if flat.is_flat(pattern, mixers) else set(), {}
+    for name in dict.fromkeys((*pattern, *mixers)):
+        table = mixers.get(name)
+        found = _found(name, table, where)
+        taken = found.cls.takes(dict(shared) | dict(table or {}) | dict(found.fixed))
+        known |= {key for key in taken if key not in found.fixed}
+        fixed |= {key: (name, value) for key, value in found.fixed.items()}
+    return known, fixed
+
+
+def _found(name: str, table: Any, where: str) -> "Found":
+    """What a name of the pattern stands for."""
+    from atma.mixers.table import find, names
+
+    if table is None:
+        try:
+            return find(name)
+        except ValueError as error:
+            raise ValueError(f"'{where}pattern': {error}") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"'{where}mixers.{name}' must be a table, not {table!r}")
+    if KIND not in table:
+        raise ValueError(f"'{where}mixers.{name}' has no kind; write kind = \"NAME\", one of {', '.join(names())}")
+    if table[KIND] != name and name in names():
+        raise ValueError(f"'{where}mixers.{name}': there is a mixer '{name}' already; give this one another name")
+    return find(str(table[KIND]), package=str(table.get(PACKAGE, "")))
+
+
+def _named(name: str, table: Any, shared: Mapping[str, Any], where: str) -> Named:
+    """The mixer of a name with its options: its own before the shared ones. ValueError."""
+    found = _found(name, table, where)
+    own = {key: value for key, value in (table or {}).items() if key not in (KIND, PACKAGE)}
+    taken = found.cls.takes(dict(shared) | own | dict(found.fixed))
+    for key, value in own.items():
+        if key not in taken:
+            raise ValueError(unknown(key, taken, f"{where}mixers.{name}."))
+        fixed = found.fixed.get(key, value)
+        require(fixed == value, f"{where}mixers.{name}.{key}", value, f"left out, or {fixed!r} as the kind has it")
+    mine = {key: value for key, value in shared.items() if key in taken}
+    inner = f"{where}mixers.{name}." if own else where
+    return Named(table[KIND] if table else name, found, found.cls.configure(mine | own | dict(found.fixed), inner))
+
+
+def _table(one: Named) -> dict[str, Any]:
+    package = {PACKAGE: one.found.package} if one.found.package else {}
+    return {KIND: one.kind, **package, **one.options}
 
 
 def preset(name: str) -> ModelConfig:
     """The named model configuration; ValueError names the known ones."""
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return ModelConfig(**PRESETS[name])
 
 
-PRESETS: dict[str, ModelConfig] = {
-    "nano-test": ModelConfig(257, 64, depth=4, query_heads=2, key_value_heads=1, head_width=16, mlp_multiple=2),
-    "nano": ModelConfig(
-        1024, width=128, depth=8, query_heads=2, key_value_heads=1, head_width=64, max_half_life=256, count_limit=256
-    ),
-    "small": ModelConfig(
-        16_384,
-        width=512,
-        depth=12,
-        query_heads=8,
-        key_value_heads=2,
-        head_width=64,
-        max_half_life=2048,
-        count_limit=2048,
-    ),
-    "base": ModelConfig(max_half_life=2048, count_limit=2048),
-    "base-published": ModelConfig(direction_radius=1.0, canon_init="uniform", share_query_key_init=False),
+PRESETS: dict[str, dict[str, Any]] = {
+    "nano-test": {
+        "vocab_size": 257,
+        "width": 64,
+        "depth": 4,
+        "query_heads": 2,
+        "key_value_heads": 1,
+        "head_width": 16,
+        "mlp_multiple": 2,
+    },
+    "nano": {
+        "vocab_size": 1024,
+        "width": 128,
+        "depth": 8,
+        "query_heads": 2,
+        "key_value_heads": 1,
+        "head_width": 64,
+        "max_half_life": 256,
+        "count_limit": 256,
+    },
+    "small": {
+        "vocab_size": 16_384,
+        "width": 512,
+        "depth": 12,
+        "query_heads": 8,
+        "key_value_heads": 2,
+        "head_width": 64,
+        "max_half_life": 2048,
+        "count_limit": 2048,
+    },
+    "base": {"max_half_life": 2048, "count_limit": 2048},
+    "base-published": {"direction_radius": 1.0, "canon_init": "uniform", "share_query_key_init": False},
 }

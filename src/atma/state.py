@@ -1,68 +1,81 @@
 """What a model remembers between calls, and the operations on it, each written once over the tree.
 
 A state is a NamedTuple of tensors and of further states, batch first. It is consumed by the call it is given to:
-without gradients it may be overwritten in place, so `fork` it first to keep it. Capacity, the number of keys a state
-has room for, is fixed within a call; `grow` widens it outside.
+without gradients it may be overwritten in place, so `fork` it first to keep it. States are known by behaviour: a state
+class says which of its fields grow with the text (`grows`, a mapping of their names to the axis of tokens), `length` is
+the reserved name of a position, and all else is *carried* from token to token. Capacity, the number of tokens that
+growing fields have room for, is fixed within a call; `grow` widens it outside.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from atma.ops.paged import Pages
 
-class LocalState(NamedTuple):
-    """Of a gated convolution: its last inputs (B, W − 1, D)."""
-
-    tail: Tensor
-
-
-class Pages(NamedTuple):
-    """Keys or values of many texts in one pool of pages (atma.serve); `table` says which pages are whose."""
-
-    pool: Tensor  # keys (pages, G, K, page), values (pages, G, page, K)
-    table: Tensor  # (B, P) int32: where row b holds its positions n·page … (n + 1)·page − 1
-
-
-class GlobalState(NamedTuple):
-    """Of a global mixer. Positions live here: `length` (B,) int32 tokens already seen, per row."""
-
-    length: Tensor
-    keys: Tensor | Pages  # (B, G, capacity, K)
-    values: Tensor | Pages  # (B, G, capacity, K)
-    q_tail: Tensor | None  # (B, W − 1, H·K): last inputs of the Canon convolutions, None without Canon
-    k_tail: Tensor | None  # (B, W − 1, G·K)
-    v_tail: Tensor | None
-    memory: Tensor | None  # (B, H, K, K) float32 or wider, None without a memory
+LENGTH = "length"
 
 
 class ModelState(NamedTuple):
     """Of a whole model: tokens seen per row (B,) int32, and each block's state."""
 
     length: Tensor
-    blocks: tuple[LocalState | GlobalState, ...]
+    blocks: tuple[Any, ...]
 
 
-State = LocalState | GlobalState | ModelState
-S = TypeVar("S", LocalState, GlobalState, ModelState)
+S = TypeVar("S")
 
-_KINDS = {kind.__name__: kind for kind in (LocalState, GlobalState, ModelState)}
-_CAPACITY_FIELDS = ("keys", "values")
-_OPTIONAL_FIELDS = ("q_tail", "k_tail", "v_tail", "memory")
+
+class Leaf(NamedTuple):
+    """A tensor of a state: the names on the way to it, the axis of its tokens (None: it does not grow), and itself."""
+
+    path: tuple[str, ...]
+    axis: int | None
+    tensor: Any
+    """A tensor, or `Pages` in place of one that grows."""
+    owner: type
+    """The state class that it is a field of."""
+
+    @property
+    def name(self) -> str:
+        return self.path[-1] if self.path else ""
+
+    @property
+    def carried(self) -> bool:
+        """Whether it is neither a position nor grows with the text."""
+        return self.axis is None and self.name != LENGTH
+
+
+def leaves(state: Any) -> Iterator[Leaf]:
+    """The leaves of the tree, in order."""
+    return _leaves(state, (), None, ModelState)
+
+
+def replaced(state: S, change: Callable[[Leaf], Any]) -> S:
+    """The same tree with every leaf replaced by `change(leaf)`."""
+    return _map(state, (), None, ModelState, change)
 
 
 def transform(state: S, change: Callable[[str, Tensor], Tensor]) -> S:
     """The same tree with every tensor replaced by `change(field name, tensor)`."""
-    return _map(state, "", change)
+    return replaced(state, lambda leaf: _in_pages(leaf.tensor, lambda x: change(leaf.name, x)))
 
 
 def fork(state: S) -> S:
     """A copy that shares no memory with the original."""
     return transform(state, lambda _, x: x.clone())
+
+
+def branch(state: S) -> S:
+    """A copy of all but what grows, which stays the original's: the branch writes behind the original's text.
+
+    The original goes on as if nothing had been written: what is behind its length is never seen, and written over.
+    """
+    return replaced(state, lambda leaf: leaf.tensor if leaf.axis is not None else leaf.tensor.clone())
 
 
 def rows(state: S, index: Tensor | Sequence[int] | slice) -> S:
@@ -84,38 +97,30 @@ def stack(states: Sequence[S]) -> S:
 
 
 def grow(state: S, size: int) -> S:
-    """The same state with room for `size` keys; never fewer than it has."""
+    """The same state with room for `size` tokens in what grows; never fewer than it has."""
     if size < capacity(state):
         raise ValueError(f"cannot shrink a state of capacity {capacity(state)} to {size}")
-
-    def widen(name: str, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, size - x.shape[2])) if name in _CAPACITY_FIELDS else x
-
-    return transform(state, widen)
+    return replaced(state, lambda leaf: leaf.tensor if leaf.axis is None else _widened(leaf.tensor, leaf.axis, size))
 
 
-def capacity(state: State) -> int:
-    """Keys the state has room for; 0 for one without attention."""
-    if isinstance(state, ModelState):
-        return max((capacity(block) for block in state.blocks), default=0)
-    if isinstance(state, GlobalState) and isinstance(state.values, Pages):
-        return state.values.table.shape[1] * state.values.pool.shape[2]
-    return state.keys.shape[2] if isinstance(state, GlobalState) and isinstance(state.keys, Tensor) else 0
+def capacity(state: Any) -> int:
+    """Tokens that the growing fields have room for; 0 for a state without any, which has room for every text."""
+    return max((_room(leaf) for leaf in leaves(state) if leaf.axis is not None), default=0)
 
 
-def nbytes(state: State) -> int:
+def nbytes(state: Any) -> int:
     """Bytes held by the state's tensors, spare capacity included."""
     return sum(x.numel() * x.element_size() for x in tensors(state))
 
 
-def tensors(state: State) -> list[Tensor]:
+def tensors(state: Any) -> list[Tensor]:
     """The tensors of the tree, in order."""
     found: list[Tensor] = []
-    _map(state, "", lambda _, x: found.append(x) or x)
+    transform(state, lambda _, x: found.append(x) or x)
     return found
 
 
-def save(state: State, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save(state: Any, path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write the state and text metadata to one safetensors file; an old file stays until the new one is whole."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -133,8 +138,28 @@ def save(state: State, path: str | Path, metadata: dict[str, str] | None = None)
         staging.unlink(missing_ok=True)
 
 
-def load(path: str | Path) -> tuple[Any, dict[str, str]]:
-    """A saved state and its metadata. ValueError when the file is not one, or is damaged."""
+def load(path: str | Path, like: S) -> tuple[S, dict[str, str]]:
+    """A saved state in the classes, shapes and types of `like`, and its metadata; room and rows are the file's own.
+
+    ValueError when the file is not a saved state, is damaged, or holds the state of another model: nothing of the file
+    chooses what is built.
+    """
+    flat, shape, metadata = _read(path)
+    try:
+        return _rebuild(shape, flat, like), metadata
+    except RecursionError:
+        raise ValueError(f"{path}: not a saved state, or damaged: nested without end") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a saved state of this model, or damaged: {error}") from None
+
+
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a saved state alone. ValueError when the file is not one, or is damaged."""
+    return _read(path)[2]
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], Any, dict[str, str]]:
+    """The tensors of a saved state by name, what is told of its shape, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -143,21 +168,58 @@ def load(path: str | Path) -> tuple[Any, dict[str, str]]:
         with safe_open(str(path), "pt") as file:
             metadata = dict(file.metadata() or {})
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _rebuild(json.loads(metadata.pop("state")), flat, tuple(_KINDS)), metadata
+        return flat, json.loads(metadata.pop("state")), metadata
     except RecursionError:
         raise ValueError(f"{path}: not a saved state, or damaged: nested without end") from None
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a saved state, or damaged: {' '.join(str(error).split())}") from None
 
 
-def _map(node: Any, name: str, change: Callable[[str, Tensor], Tensor]) -> Any:
+def _axes(kind: type) -> Mapping[str, int]:
+    return getattr(kind, "grows", {})
+
+
+def _is_tree(node: Any) -> bool:
+    return hasattr(node, "_fields") and not isinstance(node, Pages)
+
+
+def _leaves(node: Any, path: tuple[str, ...], axis: int | None, owner: type) -> Iterator[Leaf]:
+    if node is None:
+        return
+    if not isinstance(node, tuple) or isinstance(node, Pages):
+        yield Leaf(path, axis, node, owner)
+        return
+    names = node._fields if _is_tree(node) else [str(i) for i in range(len(node))]  # pyright: ignore
+    kind = type(node) if _is_tree(node) else owner
+    for name, part in zip(names, node, strict=True):
+        yield from _leaves(part, (*path, name), _axes(kind).get(name), kind)
+
+
+def _map(node: Any, path: tuple[str, ...], axis: int | None, owner: type, change: Callable[[Leaf], Any]) -> Any:
     if node is None:
         return None
-    if isinstance(node, Tensor):
-        return change(name, node)
-    if hasattr(node, "_fields"):
-        return type(node)(*(_map(part, field, change) for field, part in zip(node._fields, node, strict=True)))
-    return tuple(_map(part, name, change) for part in node)
+    if not isinstance(node, tuple) or isinstance(node, Pages):
+        return change(Leaf(path, axis, node, owner))
+    if not _is_tree(node):
+        return tuple(_map(part, (*path, str(i)), axis, owner, change) for i, part in enumerate(node))
+    kind = type(node)
+    parts = zip(node._fields, node, strict=True)  # pyright: ignore
+    return kind(*(_map(part, (*path, name), _axes(kind).get(name), kind, change) for name, part in parts))
+
+
+def _in_pages(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor changed, or those of pages."""
+    return x._replace(pool=change(x.pool), table=change(x.table)) if isinstance(x, Pages) else change(x)
+
+
+def _room(leaf: Leaf) -> int:
+    return leaf.tensor.capacity if isinstance(leaf.tensor, Pages) else leaf.tensor.shape[leaf.axis]
+
+
+def _widened(x: Tensor, axis: int, size: int) -> Tensor:
+    shape = list(x.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([x, x.new_zeros(shape)], axis)
 
 
 def _describe(node: Any, name: str, flat: dict[str, Tensor]) -> Any:
@@ -173,23 +235,57 @@ def _describe(node: Any, name: str, flat: dict[str, Tensor]) -> Any:
     return [_describe(part, f"{name}{i}.", flat) for i, part in enumerate(node)]
 
 
-def _rebuild(shape: Any, flat: dict[str, Tensor], kinds: tuple[str, ...]) -> Any:
-    """The state of one of `kinds` that `_describe` has told of. ValueError: it tells of none."""
-    if not isinstance(shape, dict) or shape.get("kind") not in kinds:
-        raise ValueError(f"a state of kind {' or '.join(kinds)} is wanted, not {str(shape)[:40]}")
-    kind = _KINDS[shape["kind"]]
+def _rebuild(shape: Any, flat: Mapping[str, Tensor], like: Any, axis: int | None = None) -> Any:
+    """What `_describe` has told of, in the form of `like`. ValueError: it tells of something else."""
+    if like is None:
+        if shape is not None:
+            raise ValueError(f"nothing is wanted where it has {str(shape)[:40]}")
+        return None
+    if isinstance(like, Tensor):
+        return _tensor(shape, flat, like, axis)
+    if not hasattr(like, "_fields"):
+        if not isinstance(shape, list) or len(shape) != len(like):
+            raise ValueError(f"a list of {len(like)} is wanted, not {str(shape)[:40]}")
+        return tuple(_rebuild(part, flat, one, axis) for part, one in zip(shape, like, strict=True))
+    kind = type(like)
+    if not isinstance(shape, dict) or shape.get("kind") != kind.__name__:
+        raise ValueError(f"a state of kind {kind.__name__} is wanted, not {str(shape)[:40]}")
     if set(shape) != {"kind", *kind._fields}:
         raise ValueError(f"a {kind.__name__} has {', '.join(kind._fields)}, not {str(sorted(shape))[:80]}")
-    return kind(*(_field(field, shape[field], flat, field in _OPTIONAL_FIELDS) for field in kind._fields))
+    parts = ((name, getattr(like, name)) for name in kind._fields)
+    return kind(*(_rebuild(shape[name], flat, part, _axes(kind).get(name)) for name, part in parts))
 
 
-def _field(name: str, shape: Any, flat: dict[str, Tensor], optional: bool) -> Any:
-    if name == "blocks":
-        if not isinstance(shape, list):
-            raise ValueError(f"blocks are a list, not {str(shape)[:40]}")
-        return tuple(_rebuild(part, flat, (LocalState.__name__, GlobalState.__name__)) for part in shape)
-    if shape is None and optional:
-        return None
+def _tensor(shape: Any, flat: Mapping[str, Tensor], like: Tensor, axis: int | None) -> Tensor:
+    """The tensor of that name: of the shape and type of `like`, but for its rows and the room of what grows."""
     if not isinstance(shape, str) or shape not in flat:
-        raise ValueError(f"'{name}' names no tensor of the file: {str(shape)[:40]}")
-    return flat[shape]
+        raise ValueError(f"no tensor of the file is named {str(shape)[:40]}")
+    found, free = flat[shape], {0, axis}
+    fits = found.ndim == like.ndim and all(
+        a == b or d in free for d, (a, b) in enumerate(zip(found.shape, like.shape, strict=True))
+    )
+    if not fits or found.dtype != like.dtype:
+        raise ValueError(
+            f"'{shape}' is {tuple(found.shape)} of {found.dtype}, the model has {tuple(like.shape)} of {like.dtype}"
+        )
+    return found
+
+
+__all__ = [
+    "Leaf",
+    "ModelState",
+    "branch",
+    "capacity",
+    "fork",
+    "grow",
+    "leaves",
+    "load",
+    "load_metadata",
+    "nbytes",
+    "replaced",
+    "rows",
+    "save",
+    "stack",
+    "tensors",
+    "transform",
+]

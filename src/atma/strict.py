@@ -7,15 +7,20 @@ import itertools
 import json
 import math
 import numbers
+import re
 import tomllib
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 MOST_DEPTH = 64
 LATER = {"later": True}
 """Metadata of a field that came after runs were made: at its default it is no part of a run's identity."""
+
+FOLLOWS = {"follows": "length"}
+"""Metadata of an option of a mixer that presets bound by the length of training: a recipe's own length bounds it."""
 
 
 def require(holds: bool, name: str, value: Any, rule: str) -> None:
@@ -25,19 +30,38 @@ def require(holds: bool, name: str, value: Any, rule: str) -> None:
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
-    """Build dataclass `kind` from plain data, strictly: an unknown key or a wrong type is a ValueError saying where."""
+    """Build dataclass `kind` from plain data, strictly: an unknown key or a wrong type is a ValueError saying where.
+
+    A class that reads tables in a way of its own has `from_table(values, where)`.
+    """
+    if hasattr(kind, "from_table"):
+        return kind.from_table(values, where)  # pyright: ignore
     hints = _hints(kind)
     known = set(hints)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-            raise ValueError(f"unknown key '{where}{key}'; did you mean '{where}{near}'?")
+            raise ValueError(unknown(key, known, where))
     return kind(**{key: _coerce(hints[key], value, where + key) for key, value in values.items()})
+
+
+def unknown(key: str, known: Collection[str], where: str = "") -> str:
+    """What is said of a key that is not one of those known."""
+    near = difflib.get_close_matches(key, known, 1, 0.0)[:1]
+    return f"unknown key '{where}{key}'" + (f"; did you mean '{where}{near[0]}'?" if near else "; there are none")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Data of a configuration as JSON has it: every field present, and `plain`."""
-    return plain(dataclasses.asdict(config))
+    return plain(_data(config))
+
+
+def _data(config: Any) -> Any:
+    """Fields by name, all the way down; a class with tables of its own tells them by `to_table()`."""
+    if hasattr(config, "to_table"):
+        return config.to_table()
+    if not dataclasses.is_dataclass(config):
+        return config
+    return {one.name: _data(getattr(config, one.name)) for one in dataclasses.fields(config)}
 
 
 def plain(value: Any) -> Any:
@@ -90,14 +114,20 @@ def toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def check_fields(config: Any) -> None:
+def toml_key(key: str) -> str:
+    """A key as TOML writes it."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def check_fields(config: Any, where: str = "") -> None:
     """Hold a dataclass made in Python to its annotations, as `from_dict` holds data: first in its `__post_init__`.
 
-    A whole number becomes the float that is asked for, a list the tuple, a text the path. ValueError names the field.
+    A whole number becomes the float that is asked for, a list the tuple, a text the path. ValueError names the field,
+    behind `where`.
     """
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
-        held = _coerce(hint, value, name)
+        held = _coerce(hint, value, where + name)
         if held is not value:
             object.__setattr__(config, name, held)
 
@@ -114,7 +144,12 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _table(typing.cast(type, hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _coerce(arguments[0], value, where)
+        exact = next((kind for kind in arguments if type(value) is kind), arguments[0])
+        return None if value is None and types.NoneType in arguments else _coerce(exact, value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"'{where}' must be a table, not {value!r}")
+        return value
     if origin is Literal:
         return _choice(arguments, value, where)
     if origin is tuple:

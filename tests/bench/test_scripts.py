@@ -12,10 +12,12 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 def script(name):
-    """A script as a module."""
+    """A script as a module, which finds what stands beside it as if it were run."""
     specification = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        specification.loader.exec_module(module)
     return module
 
 

@@ -15,8 +15,8 @@ from atma.diagnose.parts import memories
 from atma.diagnose.plan import Plan
 from atma.diagnose.reading import Reading
 from atma.diagnose.texts import documents_of_text
-from atma.eval.statistics import mean_interval
 from atma.loading import load
+from atma.statistics import mean_interval
 
 LENGTHS = (256, 4096)
 NOISE = (-0.01, 0.0, 0.01, 0.0)

@@ -5,7 +5,7 @@ import pytest
 from atma.cli import main
 from atma.eval.compare import compare, differences
 from atma.eval.results import write_rows
-from atma.eval.statistics import mcnemar, sign_test
+from atma.statistics import mcnemar, sign_test
 
 STAMP = {"weights_sha256": "a" * 64, "dtype": "float32", "threads": 1, "seed": 0}
 

@@ -11,7 +11,7 @@ from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare
 from atma.eval import Native, evaluate, provenance, read_rows, write_rows
 from atma.eval.lengths import plan
-from atma.eval.provenance import weights_hash
+from atma.hashes import weights_hash
 from atma.tokenizer import train_bpe
 
 SMALL = EvaluationConfig(lengths=(96, 128), documents=3, target_tokens=16, needle_trials=2)

@@ -12,7 +12,7 @@ from atma.config import ModelConfig, identity
 from atma.eval import Documents, Native, Stretch, Stretched, length_curve, needle
 from atma.eval.rope import stretch_of
 from atma.loading import Loaded, load
-from atma.mixers.rotary import frequencies, logit_scale
+from atma.mixers.rope import frequencies, logit_scale
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer
 from tests.laws.conftest import randomise

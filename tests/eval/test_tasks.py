@@ -106,7 +106,7 @@ def test_choices_are_scored_as_by_passes_of_their_own(tiny, suite):
 def test_log_likelihoods_are_those_of_one_pass_whether_the_context_is_read_once_or_again(tiny):
     from lm_eval.api.instance import Instance
 
-    from atma.integrations.lm_eval import AtmaLM
+    from atma.eval.eleuther import AtmaLM
 
     model = Native(tiny)
     pairs = [(q["question"], choice) for q in QUESTIONS for choice in q["choices"]] + [("", "abc")]
@@ -146,7 +146,7 @@ class Scripted:
 def answer(model, context, **options):
     from lm_eval.api.instance import Instance
 
-    from atma.integrations.lm_eval import AtmaLM
+    from atma.eval.eleuther import AtmaLM
 
     asked = Instance("generate_until", {}, (context, options), 0, ("t", 0, 1))
     return AtmaLM(model, "off").generate_until([asked])[0]
@@ -186,8 +186,8 @@ def test_results_of_transformers_are_those_of_lm_evals_own_model(kind, suite, tm
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    from atma.eval.eleuther import AtmaLM
     from atma.eval.hugging_face import load
-    from atma.integrations.lm_eval import AtmaLM
     from tests.eval.test_hugging_face import made
 
     path = made(kind, tmp_path / kind)

@@ -1,7 +1,6 @@
-"""The subjects of the laws: every mixer and the whole model, on every backend, as `y, state = f(x, state)`."""
+"""The subjects of the laws: every mixer over its own tiny options, installed ones too, and the whole model."""
 
 import dataclasses
-import itertools
 from typing import NamedTuple
 
 import pytest
@@ -9,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
-from atma.mixers import Attention, GatedConv
+from atma.mixers import MIXERS, find, names, small
 from atma.model import Model
 from atma.ops import use_backend
 from tests.conftest import tiny
 from tests.ops.backends import ALL
 
-CORES = list(itertools.product(("polar", "nope", "rope", "rope+canon"), (False, True), (None, 7)))
+MODELS = ("polar-memory", "nope", "rope-memory-window", "rope+canon-memory", "polar-tap")
 
 
 class Subject(NamedTuple):
@@ -24,6 +23,8 @@ class Subject(NamedTuple):
     name: str
     function: nn.Module
     config: ModelConfig
+    ours: bool = True
+    """Whether it is of this package, whose operations also keep numbers that are none apart."""
 
     @property
     def is_model(self) -> bool:
@@ -47,33 +48,28 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def make(name: str) -> Subject:
+    """A subject by its name: "model-" and what is in it, or a mixer's name and the number of its tiny options."""
     kind, *options = name.split("-")
-    if kind == "conv":
-        config = tiny()
-        mixer = GatedConv(config)
-        mixer.init_weights(config, None)
-        return Subject(name, randomise(mixer), config)
-    core, memory, window = options[0], "memory" in options, 7 if "window" in options else None
-    config = dataclasses.replace(tiny(core, memory, window), learned_half_life="learned" in options)
-    if "tap" in options:
-        config = dataclasses.replace(config, local_taps=1, canon_taps=1, canon_init="uniform")
     if kind == "model":
+        config = tiny(options[0], "memory" in options, 7 if "window" in options else None)
+        if "tap" in options:
+            config = dataclasses.replace(config, local_taps=1, canon_taps=1, canon_init="uniform")
         return Subject(name, randomise(Model(config)), config)
-    mixer = Attention(config)
-    mixer.init_weights(config, None)
-    return Subject(name, randomise(mixer), config)
+    kind, _, number = name.rpartition("-")
+    config = ModelConfig(16, width=16, depth=2, pattern=(kind,), **small(kind)[int(number)])
+    mixer = config.mixer(1)
+    mixer.init_weights(None)
+    return Subject(name, randomise(mixer), config, kind in MIXERS)
+
+
+def _mixers() -> list[str]:
+    """Each class by the first of its names that fixes nothing, once for each of its tiny options."""
+    first = {find(name).cls: name for name in reversed(names()) if not find(name).fixed}
+    return [f"{name}-{i}" for name in reversed(first.values()) for i in range(len(small(name)))]
 
 
 def _names() -> list[str]:
-    parts = ["-".join([core, *["memory"] * memory, *["window"] * bool(window)]) for core, memory, window in CORES]
-    models = [
-        "model-polar-memory",
-        "model-nope",
-        "model-rope-memory-window",
-        "model-rope+canon-memory",
-        "model-polar-tap",
-    ]
-    return ["conv", *(f"attention-{part}" for part in parts), "attention-polar-memory-learned", *models]
+    return [*_mixers(), *(f"model-{parts}" for parts in MODELS)]
 
 
 @pytest.fixture(params=_names())

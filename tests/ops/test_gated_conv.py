@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atma.ops import causal_conv, gated_conv
-from atma.ops.conv.native import LANES
+from atma.ops.conv import LANES
 from tests.ops.backends import NATIVE
 
 pytestmark = pytest.mark.parametrize("backend", [NATIVE])

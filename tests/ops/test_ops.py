@@ -1,6 +1,7 @@
 """Fast paths against the materialised oracles, custom-operator contracts, and what each operation refuses."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,15 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atma.ops import causal_conv, gated_delta, native, polar_attention, softcap_loss, softmax_attention, use_backend
 from atma.ops.backend import backend_for
-from atma.ops.conv import cpu as conv_cpu
-from atma.ops.conv import native as conv_native
-from atma.ops.delta import cpu as delta_cpu
-from atma.ops.delta import native as delta_native
-from atma.ops.dense import native as dense_native
-from atma.ops.loss import cpu as loss_cpu
 from atma.ops.polar import cpu as polar_cpu
 from atma.ops.polar import native as polar_native
-from atma.ops.polar import visible_range
+from atma.ops.polar import temperature_and_floor, visible_range
 from tests.ops.backends import FAST
 
 LENGTHS = [1, 2, 63, 64, 65, 200]
@@ -167,20 +162,30 @@ def operators():
         "start": (q, keys, values, scale, *visible_range(q, start, None, 3)),
         "one query": (q[:, :, :1], keys, values, scale[..., :1], *visible_range(q[:, :, :1], start, None, None)),
     }
-    cases = {"gate native": (dense_native._gate, (x.repeat(1, 1, 2),))}
-    for backend, conv, polar in (("", conv_cpu, polar_cpu), (" native", conv_native, polar_native)):
+    for name in ("conv.cpu", "conv.native", "delta.cpu", "delta.native", "dense.native", "loss.cpu", "loss.native"):
+        import_module(f"atma.ops.{name}")  # which registers its operators
+    ops = torch.ops.atma
+    cases = {"gate native": (ops.gated_square_native.default, (x.repeat(1, 1, 2),))}
+    for backend, conv, polar in (
+        ("", ops.causal_conv, ops.attention_statistics),
+        (" native", ops.causal_conv_native, ops.attention_statistics_native),
+    ):
         cases |= {
-            f"conv{backend}": (conv._operation, (x, taps, None, None)),
-            f"conv packed{backend}": (conv._operation, (x, taps, None, ids)),
-            f"conv tail{backend}": (conv._operation, (x, taps, tail, None)),
-            f"conv one token{backend}": (conv._operation, (x[:, :1], taps, tail, None)),
-            **{f"polar {view}{backend}": (polar._operation, given) for view, given in views.items()},
+            f"conv{backend}": (conv.default, (x, taps, None, None)),
+            f"conv packed{backend}": (conv.default, (x, taps, None, ids)),
+            f"conv tail{backend}": (conv.default, (x, taps, tail, None)),
+            f"conv one token{backend}": (conv.default, (x[:, :1], taps, tail, None)),
+            **{f"polar {view}{backend}": (polar.default, given) for view, given in views.items()},
         }
-    for backend, delta, shared in (("", delta_cpu, (unit, wide)), (" native", delta_native, (k, v))):
+    for backend, delta, shared in (("", ops.gated_delta, (unit, wide)), (" native", ops.gated_delta_native, (k, v))):
         for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
             given = tuple(z[:, :, :size] for z in (q, *shared, rates, rates.exp()))
-            cases[f"delta{name}{backend}"] = (delta._operation, (*given, memory, document))
-    return cases | {"loss": (loss_cpu._operation, (draw(5, 3), draw(7, 3), draw(7), torch.arange(5), 15.0))}
+            cases[f"delta{name}{backend}"] = (delta.default, (*given, memory, document))
+    hidden, weight, bias, targets = draw(5, 3), draw(7, 3), draw(7), torch.arange(5)
+    for backend, loss in (("", ops.softcap_loss), (" native", ops.softcap_loss_native)):
+        cases[f"loss{backend}"] = (loss.default, (hidden, weight, bias, targets, 15.0))
+        cases[f"loss without bias{backend}"] = (loss.default, (hidden, weight, None, targets, 15.0))
+    return cases
 
 
 def heads_beside_tokens(x):
@@ -268,6 +273,24 @@ def test_beyond_the_count_limit_the_floor_stays_and_the_temperature_sharpens():
     by_hand = (growth.expm1().log(), floor, torch.full((1,), -1e3, dtype=torch.float64), magnitude, null, start)
     for a, b in zip(limited, polar_attention(q, k, v, *by_hand), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.skipif(not native.available(torch.float64), reason=native.status().reason)
+@pytest.mark.parametrize(("count_limit", "sharpening"), [(None, 1.0), (1, 2.0), (24, 0.0), (24, 1.7)])
+def test_the_compiled_temperature_and_floor_are_those_of_the_one_formula(count_limit, sharpening):
+    q, start = draw(2, 4, 40, 8), torch.tensor([0, 1000])
+    scalars = tuple(10 * draw(4, seed=s) for s in range(3))
+    first, last = visible_range(q, start, None, 700)
+    t, floor = temperature_and_floor((last - first).double(), *scalars, count_limit, sharpening)
+    scale, null = polar_native.logit_scalars(q, first, last, scalars, count_limit, sharpening)
+    torch.testing.assert_close(scale, t / math.sqrt(8), rtol=1e-14, atol=0)
+    torch.testing.assert_close(null, t * floor, rtol=1e-13, atol=1e-13 * float(t.max()))
+
+
+def test_temperature_and_floor_have_the_gradients_of_their_scalars():
+    scalars = [draw(3, seed=s).requires_grad_() for s in range(3)]
+    count = torch.tensor([[1.0, 5.0, 90.0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *given: temperature_and_floor(count, *given, 12, 1.5), scalars)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atma.ops import native, paged, polar_attention, softmax_attention, use_backend
-from atma.state import Pages
+from atma.ops.paged import Pages
 
 needs_kernels = pytest.mark.skipif(not native.available(torch.float32), reason="needs the compiled kernels")
 SHAPES = [(1, 1, 8, 16), (4, 2, 16, 16), (6, 2, 24, 32), (3, 3, 64, 48), (8, 1, 40, 16)]

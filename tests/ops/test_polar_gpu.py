@@ -243,11 +243,11 @@ def test_no_queries_give_empty_results_and_zero_gradients():
 def test_the_operators_keep_their_contracts(view):
     q, k, v, scale, first, last = (x.to(DEVICE) for x in problem(2, view=view))
     inputs = [x.requires_grad_() for x in (q, k, v, scale)]
-    torch.library.opcheck(gpu._operation, (*inputs, first, last))
+    torch.library.opcheck(torch.ops.atma.attention_statistics_gpu.default, (*inputs, first, last))
     with torch.no_grad():
         table = torch.tensor([[0], [1]], dtype=torch.int32, device=DEVICE)
         paged = (*(x.detach() for x in (q, k, v)), table, scale.detach(), first, last)
-        torch.library.opcheck(gpu._paged_operation, paged)
+        torch.library.opcheck(torch.ops.atma.attention_statistics_paged.default, paged)
 
 
 def test_it_compiles_into_one_graph():

@@ -4,13 +4,13 @@ import functools
 
 import pytest
 
-from atma.bench.invariance import speaking
 from atma.config import ModelConfig
 from atma.model import Model
 from atma.serve.engine import Engine
 from atma.serve.request import Event
 from atma.serve.settings import EngineConfig
 from atma.tokenizer import byte_tokenizer
+from tests.harness.invariance import speaking
 
 KIB = 1 << 10
 SMALL = EngineConfig(

@@ -391,7 +391,7 @@ def test_a_budget_without_room_for_a_page_is_an_error_with_the_numbers(model) ->
 def test_the_pools_take_the_bytes_that_were_counted(model) -> None:
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
     budget, pool = engine.memory.budget, engine.memory.pool
-    assert sum(x.numel() * x.element_size() for x in (*pool.keys, *pool.values)) == budget.pages * budget.page_bytes
+    assert sum(x.numel() * x.element_size() for x in pool.pools) == budget.pages * budget.page_bytes
     assert budget.set_aside >= 2 * budget.rows * budget.row_bytes + budget.recording.room
     whole = budget.pages * budget.page_bytes + budget.snapshots * budget.row_bytes + budget.set_aside
     assert SMALL.memory_bytes - budget.page_bytes < whole <= SMALL.memory_bytes

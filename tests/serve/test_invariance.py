@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from atma.bench.invariance import alone, differences, random_requests, speaking, together
 from atma.config import preset
 from atma.loading import load
 from atma.serve.engine import Engine
 from atma.serve.settings import EngineConfig
 from atma.tokenizer import byte_tokenizer
+from tests.harness.invariance import alone, differences, random_requests, speaking, together
 
 
 @pytest.mark.parametrize("name", ["random nano-test", "nano"])

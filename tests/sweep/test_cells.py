@@ -111,16 +111,19 @@ def test_infinity_is_a_level_as_any_other(tmp_path: Path):
     ("table", "said"),
     [
         ({"factor": {}}, "unknown key 'sweep.factor'; did you mean 'sweep.factors'?"),
-        ({"factors": {"model.cor": ["rope"]}}, "unknown setting 'model.cor'; did you mean 'model.core'?"),
+        ({"factors": {"model.cor": ["rope"]}}, "unknown key 'model.cor'; did you mean 'model.core'?"),
         (
             {"factors": {"w": {"on": {"model.windows": 4}}}},
-            "unknown setting 'model.windows'; did you mean 'model.window'?",
+            "unknown key 'model.windows'; did you mean 'model.window'?",
         ),
         ({"factors": {"w": {"field": "model.core", "value": []}}}, "unknown key 'sweep.factors.w.value'"),
         ({"factors": {"model.core": []}}, "at least one value"),
         ({"factors": {"model.core": ["rope", "rope"]}}, "different values"),
         ({"factors": {"model.pattern": [["local"]]}}, "name the levels"),
-        ({"factors": {"model.core": ["rop"]}}, "cell model.core=rop seed=0: 'model.core' must be one of"),
+        (
+            {"factors": {"model.core": ["rop"]}},
+            "cell model.core=rop seed=0: 'model.core': no core 'rop'",
+        ),
         ({"factors": {"w": {"on": 3}}}, "must be a table of settings, not 3"),
         ({"factors": {"w": 3}}, "must be a list of values or a table of levels, not 3"),
         ({"factors": {"train.seed": [1]}}, "list the seeds there"),

@@ -146,14 +146,17 @@ def test_the_softmax_term_is_the_change_when_noise_is_put_before_the_real_keys(c
     torch.testing.assert_close(alignment([call], 16, seeded(7)), expected, rtol=1e-4, atol=0)
 
 
-def test_the_polar_term_is_the_mass_taken_from_the_null_alone():
-    _, calls = calls_of("polar")
+@pytest.mark.parametrize(("count_limit", "sharpening"), [(None, 2.0), (3, 2.0), (3, 0.5)])
+def test_the_polar_term_is_the_mass_taken_from_the_null_alone(count_limit, sharpening):
+    _, calls = calls_of("polar", count_limit=count_limit, sharpening=sharpening)
     call = calls[0]
     keys, _ = noise(call.mixer, 16, seeded(7))
     core, softplus = call.mixer.core, torch.nn.functional.softplus
     visible = torch.arange(16).remainder(8) + 1.0  # documents of 8
-    t = 1 + softplus(core.length_gain)[:, None] * visible.log()
-    floor = core.null_base[:, None] + softplus(core.null_slope)[:, None] * (visible + 1).log().sqrt()
+    limited = visible.clamp(max=count_limit or math.inf)
+    log_count = limited.log() + sharpening * (visible / limited).log()
+    t = 1 + softplus(core.length_gain)[:, None] * log_count
+    floor = core.null_base[:, None] + softplus(core.null_slope)[:, None] * (limited + 1).log().sqrt()
     scores = call.q @ keys.mT / math.sqrt(8)
     logits = t[..., None] * torch.cat([scores, floor[..., None].expand(4, -1, -1, 1)], -1)
     expected = 1 - logits.softmax(-1)[..., -1].mean()

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-from atma.ops.backend import KERNELS
+from atma.ops.backend import backends_of
 
 INSTALL = {"transformers": "pip install 'atma-lm[bench]'", "fla": "pip install flash-linear-attention"}
 
@@ -16,7 +16,7 @@ def ours(
 ) -> list[str]:
     """The backends of an operation, but for the reference, whose `probe` passes. ValueError where none does."""
     taken, refused = [], []
-    for name in KERNELS[operation]:
+    for name in backends_of(operation):
         if name == "reference":
             continue
         try:

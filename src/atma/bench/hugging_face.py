@@ -16,7 +16,7 @@ from torch import Tensor
 from atma.bench.available import peer
 from atma.bench.models import batch_of, weight_bytes
 from atma.config import ModelConfig
-from atma.integrations.transformers_cache import cache_argument, cache_of
+from atma.eval.transformers_cache import cache_argument, cache_of
 
 FIRST = 8
 """Tokens that a peer reads to make its cache; the keys and values of the whole context then take their place."""

@@ -15,6 +15,7 @@ from atma.bench.parity import FORWARD, GRADIENT, TOLERANCE, require, rms
 from atma.config import ModelConfig, TrainConfig
 from atma.decoding import Decoder
 from atma.eval.stream import hidden_chunks
+from atma.mixers.heads import Attending
 from atma.model import Model
 from atma.ops import use_backend
 from atma.settings import Settings
@@ -183,5 +184,7 @@ def _filled(context: int, field: str, x: Tensor) -> Tensor:
 
 def attention_cost(config: ModelConfig, rows: int, length: int) -> float:
     """Operations of the attention products over a prompt's visible pairs, all global layers."""
+    with torch.device("meta"):
+        mixers = [config.mixer(layer) for layer in range(config.depth)]
     pairs = length * (length + 1) / 2
-    return 4 * config.head_width * config.query_heads * rows * pairs * config.layers.count("global")
+    return sum(4 * one.head_width * one.heads * rows * pairs for one in mixers if isinstance(one, Attending))

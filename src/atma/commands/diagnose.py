@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from atma.commands.bars import bars
+from atma.bars import bars
 from atma.commands.suite import check_page, command_line, print_table
 from atma.diagnose.plan import Plan
 
@@ -55,7 +55,7 @@ def run(
     with bars() as progress:
         documents = _documents(loaded, data, text, plan, progress)
         found = diagnose(loaded, documents, plan, out, progress)
-    for number, sentence in enumerate(sentences(found.findings), 1):
+    for number, sentence in enumerate(sentences(found.rows, found.findings), 1):
         print(f"{number}. {sentence}")
     _tables(found.rows)
     if out is not None:
@@ -117,7 +117,8 @@ def _tables(rows: list[Row]) -> None:
     cells = [
         [f"{r['layer']}.{r['head']} at {r['length']:,}", *(_figure(r.get(key)) for key in names)] for r in channels
     ]
-    print_table("What each head does", ["head", *names.values()], cells)
+    if cells:
+        print_table("What each head does", ["head", *names.values()], cells)
 
 
 def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:
@@ -130,7 +131,7 @@ def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:
 
 def _share(row: Row) -> str:
     from atma.eval.retrieval.needles import VALUE_TOKENS
-    from atma.eval.statistics import share_text
+    from atma.statistics import share_text
 
     return share_text(row, "token_accuracy", "token_", row["trials"] * VALUE_TOKENS)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from atma.commands.bars import bars
+from atma.bars import bars
 from atma.config import EvaluationConfig
 
 
@@ -84,7 +84,7 @@ def _loss(row: dict[str, Any] | None) -> str:
 
 def _needle(row: dict[str, Any] | None) -> tuple[str, str]:
     from atma.eval.retrieval.needles import VALUE_TOKENS
-    from atma.eval.statistics import share_text
+    from atma.statistics import share_text
 
     if row is None:
         return "–", "–"

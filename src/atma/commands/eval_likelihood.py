@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, measure, print_table
+from atma.commands.suite import measure, print_table
 from atma.eval.likelihood import Likelihood
+from atma.eval.measured import Measured
 
 
 def run(

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, measure, print_table, tell
+from atma.commands.suite import measure, print_table, tell
+from atma.eval.measured import Measured
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.training import FineTuning
 
@@ -89,7 +90,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
-    from atma.eval.statistics import share_text
+    from atma.statistics import share_text
 
     told = share_text(row, "accuracy", "accuracy_", row["trials"])
     return f"{told}, {row['named']:.0%}" if row["kind"] == "generation" else told

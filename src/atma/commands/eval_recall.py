@@ -27,7 +27,7 @@ def run(
         budget: A time such as 30m: the training tokens of all runs are halved until about so much is needed.
         device: Where to train, such as cpu or cuda.
     """
-    from atma.commands.bars import bars
+    from atma.bars import bars
     from atma.commands.suite import check_page, command_line, print_table
     from atma.device import device_of
     from atma.eval.recall.suite import recall

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, check_page, command_line, measure, print_table, tell
+from atma.commands.suite import check_page, command_line, measure, print_table, tell
+from atma.eval.measured import Measured
 from atma.eval.retrieval.presets import Cell
 from atma.eval.retrieval.suite import Retrieval
 

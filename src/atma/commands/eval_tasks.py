@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from atma.commands.suite import Measured, measure, print_table
+from atma.commands.suite import measure, print_table
+from atma.eval.measured import Measured
 from atma.eval.tasks import Tasks
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from atma.commands.bars import bars
+from atma.bars import bars
 from atma.data.prepare import Preparation, prepare
 from atma.data.summary import lines
 from atma.loading import packaged

@@ -1,70 +1,14 @@
-"""What every suite's command shares: which model is measured, how, where rows go, and what is shown."""
+"""What every suite's command shares: where rows go, and what is shown."""
 
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from atma.strict import check_fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from atma.eval.language_model import LanguageModel
+    from atma.eval.measured import Measured
     from atma.eval.suite import Suite
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Which model is measured, and how."""
-
-    model: str = "nano"
-    """A packaged model, a model folder or a run folder; `hf:` and a folder or a name for a model of transformers."""
-    out: Path | None = None
-    """Keep the rows in this .jsonl file; what it already holds of the same measurement is not run again."""
-    budget: str = ""
-    """A time such as 10m: fewer trials, as many as fit."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    device: str = "cpu"
-    chunk: int = 1024
-    """Tokens of one row that are read at once."""
-    batch_tokens: int = 8192
-    """Tokens of all rows that are read at once."""
-    truncate: bool = False
-    """Let a model with a longest context drop the beginning of a longer text; the rows count it."""
-    rope_scaling: Literal["none", "linear", "yarn"] = "none"
-    """Stretch the positions of a rope model of ours over texts longer than it was trained on."""
-    rope_trained: int | None = None
-    """Its trained length in tokens. Default: what its folder says."""
-    rope_factor: float | None = None
-    """Stretch so many times at every length. Default: as much as each text needs."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def load(self) -> "LanguageModel":
-        """The model. ValueError: there is none, or an option makes no sense."""
-        import torch
-
-        from atma.device import device_of
-        from atma.eval import hugging_face
-        from atma.eval.language_model import Native
-        from atma.eval.rope import Stretched, stretch_of
-        from atma.eval.stream import Streaming
-        from atma.loading import load
-
-        if self.chunk < 1 or self.batch_tokens < 1:
-            raise ValueError(f"'chunk' and 'batch_tokens' must be 1 or more, not {self.chunk} and {self.batch_tokens}")
-        device_of(self.device)
-        streaming, dtype = Streaming(self.chunk, self.batch_tokens), getattr(torch, self.dtype)
-        if self.model.startswith("hf:"):
-            if self.rope_scaling != "none":
-                raise ValueError("--rope-scaling is for models of ours; set that of transformers in its config.json")
-            return hugging_face.load(self.model[3:], dtype, self.device, streaming, self.truncate)
-        loaded = load(self.model)
-        loaded.model.to(self.device, dtype)
-        stretch = stretch_of(loaded, self.rope_scaling, self.rope_trained, self.rope_factor)
-        return Native(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)
 
 
 class Rows(NamedTuple):
@@ -74,9 +18,9 @@ class Rows(NamedTuple):
     left_out: str
 
 
-def measure(suite: "Suite", measured: Measured) -> Rows:
+def measure(suite: "Suite", measured: "Measured") -> Rows:
     """The rows of a suite, with progress on the terminal."""
-    from atma.commands.bars import bars
+    from atma.bars import bars
     from atma.eval.suite import duration, run, within
 
     budget = duration(measured.budget) if measured.budget else None

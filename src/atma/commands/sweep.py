@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from atma.commands.bars import bars
+from atma.bars import bars
 
 if TYPE_CHECKING:
     from atma.sweep.cells import Sweep

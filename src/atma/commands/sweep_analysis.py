@@ -4,7 +4,7 @@ import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 
-from atma.eval.statistics import says
+from atma.statistics import says
 from atma.sweep.analysis import Analysis
 from atma.sweep.analysis_budget import Budget, Loss
 from atma.sweep.analysis_compare import Comparison

@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from atma.config import FOLLOWING, EvaluationConfig, Recipe
+from atma.config import EvaluationConfig, Recipe
 
 
 def announce(recipe: Recipe, evaluates: bool) -> None:
@@ -33,13 +33,11 @@ def announce(recipe: Recipe, evaluates: bool) -> None:
 def short_bounds(recipe: Recipe) -> list[str]:
     """A line for each bound of the model that is shorter than what it is trained on, which it then is not for."""
     model, length = recipe.model, recipe.train.length
-    used = {"count_limit": model.core == "polar", "max_half_life": model.memory}
-    short = [name for name in FOLLOWING if used[name] and getattr(model, name) is not None]
     return [
-        f"{name} = {getattr(model, name):g} is below train.length = {length}; "
+        f"{name} = {value:g} is below train.length = {length}; "
         f"leave it out of the recipe with a preset, or --set model.{name}={length}"
-        for name in short
-        if getattr(model, name) < length
+        for name, value in model.following.items()
+        if value is not None and value < length
     ]
 
 
@@ -52,7 +50,7 @@ def measured(recipe: Recipe, folder: Path, device: str | None, evaluates: bool) 
         return
     import torch
 
-    from atma.commands.bars import bars
+    from atma.bars import bars
     from atma.commands.eval_lengths import show
     from atma.data.dataset import TokenSet
     from atma.eval import evaluate

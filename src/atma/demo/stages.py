@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atma import threads
-from atma.commands.bars import bars
+from atma.bars import bars
 from atma.config import DataConfig, Recipe
 from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare

@@ -7,12 +7,10 @@ that no (queries, keys) matrix of a long text is held. Source: maths.md, section
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atma.diagnose.observed import Seen
-from atma.mixers import Attention
-from atma.mixers.attention import PolarCore
+from atma.mixers.heads import Attending
 from atma.ops.polar import statistics_of, visible_range
 
 KEY_BLOCK = 8192
@@ -40,18 +38,14 @@ class Sink(NamedTuple):
 
 
 @torch.inference_mode()
-def queries_of(mixer: Attention, seen: Seen) -> Queries:
+def queries_of(mixer: Attending, seen: Seen) -> Queries:
     """The queries of an observed call of one row, with their softmax statistics in float32 or wider."""
-    projected = mixer.project(seen.x, seen.before)
-    q, start = projected.q, seen.before.length
-    keys, values = seen.after.keys, seen.after.values
-    assert isinstance(keys, Tensor) and isinstance(values, Tensor)
-    if mixer.rotary is not None:
-        first, last = visible_range(q, start, None, None)
-        q = mixer.rotary(q, last - first - 1)
+    projected, start = mixer.project(seen.x, seen.before), seen.start
+    keys, values = mixer.held(seen.after)
+    q, _ = mixer.core.turn(projected.q, projected.k, start, None)
     first, last = visible_range(q, start, None, mixer.core.window)
     work = torch.promote_types(q.dtype, torch.float32)
-    scale, null_logit = _scale(mixer, q, (last - first).to(work))
+    scale, null_logit = mixer.core.scale_and_null(q, (last - first).to(work))
     _, L, Q, M = statistics_of("auto", q)(q, keys, values, scale, first, last)
     total = M + L.log()
     null = None
@@ -94,19 +88,3 @@ def copy_mass(queries: Queries, places: list[int]) -> Tensor:
     span = weights(queries, places[0], places[-1] + 1)[:, -len(places) :]
     at = torch.tensor([place - places[0] for place in places], device=span.device)
     return span[:, torch.arange(len(places), device=span.device), at].mean(1)
-
-
-def _scale(mixer: Attention, q: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of each query (1, H, P): the factor of q·k, and the null's logit; count (1, P) keys seen."""
-    core, width = mixer.core, q.shape[-1]
-    if not isinstance(core, PolarCore):
-        return torch.full(q.shape[:-1], core.scale, dtype=count.dtype, device=q.device), None
-    count = count[:, None]
-    bounded, log_count = count, count.log()
-    if core.count_limit is not None:
-        bounded = count.clamp(max=core.count_limit)
-        log_count = bounded.log() + core.sharpening * (count.log() - bounded.log())
-    gain, base, slope = (x.to(count.dtype)[:, None] for x in (core.length_gain, core.null_base, core.null_slope))
-    temperature = 1 + F.softplus(gain) * log_count
-    floor = base + F.softplus(slope) * (bounded + 1).log().sqrt()
-    return temperature * width**-0.5, temperature * floor

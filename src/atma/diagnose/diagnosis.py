@@ -15,7 +15,7 @@ import torch
 from atma.diagnose.effects import UNCHANGED, effect_rows, far_rows, reading_rows
 from atma.diagnose.findings import Finding, findings
 from atma.diagnose.interventions import capped, masked, noted_decays
-from atma.diagnose.parts import Head, channel_masks, global_mixers, head_masks, memories, parse_heads
+from atma.diagnose.parts import Head, channel_masks, forgetting, head_masks, held_by, parse_heads
 from atma.diagnose.plan import QUERIES, Plan
 from atma.diagnose.probe import Probe
 from atma.diagnose.reading import read, read_recent
@@ -75,11 +75,9 @@ def diagnose(
     """Read documents of at least the longest length, all of them; rows are plain JSON data with their provenance.
 
     With `results`, a .jsonl file, measurements are kept as they come and taken from it when they are there. ValueError,
-    before anything is measured: a model without a global layer, heads that are not there, texts too short.
+    before anything is measured: heads that are not there, texts too short.
     """
     plan = plan or Plan()
-    if not global_mixers(loaded.model):
-        raise ValueError("the model has no global layer: nothing in it reaches beyond its convolutions")
     parse_heads(plan.heads, loaded.model)
     lengths, seed = plan.extent.lengths, plan.seed
     texts = lay(tokenizer_of(loaded), documents, lengths[-1], plan.records, seed)
@@ -114,9 +112,9 @@ def _baseline(reader: _Reader) -> Measurement:
     model = reader.loaded.model
 
     def run(advance: Advance) -> list[Row]:
-        notes: dict[int, list[torch.Tensor]] = {layer: [] for layer in memories(model)}
+        notes: dict[int, list[torch.Tensor]] = {layer: [] for layer in forgetting(model)}
         probe, readings, recent = Probe(model, QUERIES, notes), [], []
-        decays: dict[int, list[torch.Tensor]] = {layer: [] for layer in memories(model)}
+        decays: dict[int, list[torch.Tensor]] = {layer: [] for layer in forgetting(model)}
         for text in reader.texts:
             with noted_decays(model, notes):
                 readings.append(read(model, text, reader.lengths, reader.chunk, probe, advance))
@@ -165,7 +163,10 @@ def _caps(reader: _Reader, rows: Sequence[Row]) -> dict[str, _Change]:
         groups[f"heads {', '.join(map(str, chosen))} capped at {cap:g}"] = chosen
     return {
         name: _Change(
-            partial(capped, model, heads, cap), list(map(str, heads)), [f"{head} memory" for head in heads], cap
+            partial(capped, model, heads, cap),
+            list(map(str, heads)),
+            [part for head in heads for part in held_by(head, model)],
+            cap,
         )
         for name, heads in groups.items()
     }

@@ -7,7 +7,7 @@ import numpy as np
 
 from atma.diagnose.reading import Reading
 from atma.diagnose.texts import VALUE_TOKENS
-from atma.eval.statistics import mean_interval, says, student, wilson
+from atma.statistics import mean_interval, says, student, wilson
 
 Row = dict[str, Any]
 UNCHANGED = "as it is"

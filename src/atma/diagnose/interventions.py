@@ -4,15 +4,18 @@ Both are context managers and leave the model exactly as it was, whatever happen
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from atma.diagnose.parts import Head, Part, check_heads, global_mixers, memories, projections
-from atma.mixers import DeltaMemory
+from atma.diagnose.parts import Head, Part, check_heads, forgetting, mixers
 from atma.model import Model
+
+Decays = Callable[[Tensor], Tensor]
+"""`log_decay` of what forgets: x (B, T, D) to log γ (B, H, T)."""
 
 
 @contextmanager
@@ -21,14 +24,14 @@ def masked(model: Model, part: Part) -> Iterator[None]:
 
     A projection's bias stays: it tells nothing of the text. ValueError where a layer has not such a channel.
     """
-    mixers = global_mixers(model)
     with ExitStack() as stack:
         for layer in part.layers:
-            had = projections(mixers[layer]) if layer in mixers else {}
+            mixer = mixers(model)[layer]
+            had = mixer.channels()
             for channel in part.channels:
                 if channel not in had:
                     raise ValueError(f"layer {layer} has no channel '{channel}'; it has {', '.join(had) or 'none'}")
-                columns = _columns(had[channel], part.head, mixers[layer].heads)
+                columns = _columns(had[channel], part.head, mixer.heads)
                 handle = had[channel].register_forward_pre_hook(_zero(columns))
                 stack.callback(handle.remove)
         yield
@@ -38,17 +41,16 @@ def masked(model: Model, part: Part) -> Iterator[None]:
 def capped(model: Model, heads: Sequence[Head], half_life: float) -> Iterator[None]:
     """Inside, these memory heads have γ ≤ 2^(−1 / half_life): what they hold halves within so many tokens.
 
-    Source: maths.md, section 5. ValueError for a head that is not there, a half-life that is not positive, and a model
-    whose memory takes its tokens one by one (atma.serve has then compiled its gates).
+    Source: maths.md, section 5. ValueError for a head that is not there, and for a half-life that is not positive.
     """
     if not 0 < half_life < math.inf:
         raise ValueError(f"a cap must be a positive, finite number of tokens, not {half_life}")
     check_heads(heads, model)
     with ExitStack() as stack:
-        for layer, memory in memories(model).items():
+        for layer, module in forgetting(model).items():
             mine = [head.head for head in heads if head.layer == layer]
             if mine:
-                stack.enter_context(_capped_gates(memory, mine, -math.log(2) / half_life))
+                stack.enter_context(_capped(module, mine, -math.log(2) / half_life))
         yield
 
 
@@ -56,8 +58,8 @@ def capped(model: Model, heads: Sequence[Head], half_life: float) -> Iterator[No
 def noted_decays(model: Model, notes: dict[int, list[Tensor]]) -> Iterator[None]:
     """Inside, each memory adds the log γ (B, H, T) that it uses to the notes of its layer, as float32 on the CPU."""
     with ExitStack() as stack:
-        for layer, memory in memories(model).items():
-            stack.enter_context(_noted_gates(memory, notes.setdefault(layer, [])))
+        for layer, module in forgetting(model).items():
+            stack.enter_context(_noted(module, notes.setdefault(layer, [])))
         yield
 
 
@@ -87,47 +89,45 @@ def _zero(columns: slice):
 
 
 @contextmanager
-def _capped_gates(memory: DeltaMemory, heads: list[int], most: float) -> Iterator[None]:
-    gates = _own_gates(memory)
+def _capped(module: nn.Module, heads: list[int], most: float) -> Iterator[None]:
+    log_decay = _decays(module)
 
-    def bounded(x: Tensor) -> tuple[Tensor, Tensor]:
-        log_decay, beta = gates(x)
-        bounds = torch.zeros(log_decay.shape[1], 1, dtype=log_decay.dtype, device=log_decay.device)
+    def bounded(x: Tensor) -> Tensor:
+        own = log_decay(x)
+        bounds = torch.zeros(own.shape[1], 1, dtype=own.dtype, device=own.device)
         bounds[heads] = most
-        return torch.minimum(log_decay, bounds), beta
+        return torch.minimum(own, bounds)
 
-    with _replaced(memory, bounded):
+    with _replaced(module, bounded):
         yield
 
 
 @contextmanager
-def _noted_gates(memory: DeltaMemory, notes: list[Tensor]) -> Iterator[None]:
-    gates = _own_gates(memory)
+def _noted(module: nn.Module, notes: list[Tensor]) -> Iterator[None]:
+    log_decay = _decays(module)
 
-    def noting(x: Tensor) -> tuple[Tensor, Tensor]:
-        log_decay, beta = gates(x)
-        notes.append(log_decay.float().cpu())
-        return log_decay, beta
+    def noting(x: Tensor) -> Tensor:
+        own = log_decay(x)
+        notes.append(own.float().cpu())
+        return own
 
-    with _replaced(memory, noting):
+    with _replaced(module, noting):
         yield
 
 
-def _own_gates(memory: DeltaMemory):
-    if memory.stepwise:
-        raise ValueError("this model's memory takes tokens one by one; load the model again to diagnose it")
-    return memory.gates
+def _decays(module: nn.Module) -> Decays:
+    return cast(Decays, module.log_decay)
 
 
 @contextmanager
-def _replaced(memory: DeltaMemory, gates) -> Iterator[None]:
-    """`memory.gates` is another function inside; what was there before is there again after."""
-    before = vars(memory).get("gates")
-    vars(memory)["gates"] = gates
+def _replaced(module: nn.Module, log_decay: Decays) -> Iterator[None]:
+    """`module.log_decay` is another function inside; what was there before is there again after."""
+    before = vars(module).get("log_decay")
+    vars(module)["log_decay"] = log_decay
     try:
         yield
     finally:
         if before is None:
-            del vars(memory)["gates"]
+            del vars(module)["log_decay"]
         else:
-            vars(memory)["gates"] = before
+            vars(module)["log_decay"] = before

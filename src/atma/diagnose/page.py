@@ -16,6 +16,10 @@ NOTHING = (
     "Nothing is sure over these documents: no change that was tried helps at the longest length, far context does no "
     "harm there, and neither does loss rise nor recall fall with length."
 )
+ONLY_LOSSES = (
+    "No layer of this model attends, forgets, or tells by which channels it adds to the stream: only losses by length "
+    "and block gains can be told."
+)
 NOTE = (
     "Each sentence is a difference over the same documents whose interval excludes zero; the intervals hold together "
     "with 95% over the lengths of one symptom, over all changes to the model, and over the heads of one “Beside it”. "
@@ -37,9 +41,10 @@ HEAD_FIGURES = (
 )
 
 
-def sentences(found: Sequence[Finding]) -> list[str]:
+def sentences(rows: Sequence[Row], found: Sequence[Finding]) -> list[str]:
     """What the page and the terminal begin with."""
-    return [one.text for one in found] or [NOTHING]
+    inside = {"channel", "branch", "retention"} & {row["kind"] for row in rows}
+    return [*([] if inside else [ONLY_LOSSES]), *([one.text for one in found] or [NOTHING])]
 
 
 def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Finding], command: str) -> Path:
@@ -48,7 +53,7 @@ def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Findi
     keys = ("model", "parameters", "core", "memory", "dtype", "weights_sha256", "texts_sha256", "seed")
     facts = {key: str(provenance[key]) for key in keys if key in provenance}
     title = f"Diagnosis of {name}"
-    return plain_page(path, title, figures(rows), command, environment() | facts, sentences(found), NOTE)
+    return plain_page(path, title, figures(rows), command, environment() | facts, sentences(rows, found), NOTE)
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
@@ -108,11 +113,13 @@ def _worth(rows: Sequence[Row]) -> list[Figure]:
 
 def _branches(rows: Sequence[Row]) -> list[Figure]:
     branches = _kind(rows, "branch")
+    if not branches:
+        return []
     energies = [
-        row | {"name": f"layer {row['layer']}, {name}", "rms": row[f"{name}_rms"]}
-        for name in ("residual", "read", "count", "memory")
+        row | {"name": f"layer {row['layer']}, {key.removesuffix('_rms')}", "rms": row[key]}
+        for key in dict.fromkeys(key for row in branches for key in row if key.endswith("_rms"))
         for row in branches
-        if f"{name}_rms" in row
+        if key in row
     ]
     cosines = [
         row | {"name": f"layer {row['layer']}, {key.removesuffix('_cosine').replace('_', ' · ')}", "cosine": row[key]}

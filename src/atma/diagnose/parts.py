@@ -1,4 +1,4 @@
-"""What of a model can be looked at and taken away: the channels of its global layers, and their heads.
+"""What of a model can be looked at and taken away: the channels of its layers, their heads, and what forgets.
 
 Layers and heads count from zero, as in maths.md: head 2.5 is head 5 of layer 2.
 """
@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from atma.mixers import Attention, DeltaMemory
-from atma.mixers.attention import PolarCore
+from atma.mixers import Mixer
+from atma.mixers.heads import Attending
 from atma.model import Block, Model
-
-CHANNELS = ("read", "count", "memory")
+from atma.state import leaves
 
 
 class Head(NamedTuple):
@@ -35,46 +35,47 @@ class Part(NamedTuple):
 
     def heads(self, model: Model) -> list[str]:
         """The heads that it concerns, as in 2.5."""
-        chosen = range(model.config.query_heads) if self.head is None else [self.head]
-        return [f"{layer}.{head}" for layer in self.layers for head in chosen]
+        had = mixers(model)
+        chosen = {i: range(had[i].heads) if self.head is None else [self.head] for i in self.layers}
+        return [f"{layer}.{head}" for layer, heads in chosen.items() for head in heads]
 
     def parts(self, model: Model) -> list[str]:
         """The channels of heads that it takes away, as in "2.5 memory"."""
         return [f"{head} {channel}" for head in self.heads(model) for channel in self.channels]
 
 
-def global_mixers(model: Model) -> dict[int, Attention]:
-    """The global mixer of each global layer."""
-    blocks = [cast(Block, block) for block in model.blocks]
-    return {i: block.mixer for i, block in enumerate(blocks) if isinstance(block.mixer, Attention)}
+def mixers(model: Model) -> dict[int, Mixer]:
+    """The mixer of each layer."""
+    return {i: cast(Block, block).mixer for i, block in enumerate(model.blocks)}
 
 
-def memories(model: Model) -> dict[int, DeltaMemory]:
-    """The memory of each layer that has one."""
-    return {i: mixer.memory for i, mixer in global_mixers(model).items() if mixer.memory is not None}
+def attending(model: Model) -> dict[int, Attending]:
+    """The mixers whose queries read keys, by layer."""
+    return {i: mixer for i, mixer in mixers(model).items() if isinstance(mixer, Attending)}
 
 
-def projections(mixer: Attention) -> dict[str, nn.Linear]:
-    """The projection by which each channel that the mixer has reaches the residual stream."""
-    found: dict[str, nn.Linear] = {"read": mixer.out_proj}
-    if isinstance(mixer.core, PolarCore):
-        found["count"] = mixer.core.count_proj
-    if mixer.memory is not None:
-        found["memory"] = mixer.memory.out_proj
-    return found
+def forgetting(model: Model) -> dict[int, nn.Module]:
+    """What forgets in each layer where something does: a memory, or the mixer itself."""
+    found = {i: mixer.retention() for i, mixer in mixers(model).items()}
+    return {i: module for i, module in found.items() if module is not None}
+
+
+def observable(model: Model) -> dict[int, Mixer]:
+    """The mixers that are looked at while they run, by layer: those that tell of a channel, attend or forget."""
+    found = {*attending(model), *forgetting(model)}
+    return {i: mixer for i, mixer in mixers(model).items() if i in found or mixer.channels()}
 
 
 def channels(model: Model) -> tuple[str, ...]:
-    """The channels that some layer has, in the order of `CHANNELS`."""
-    had = {name for mixer in global_mixers(model).values() for name in projections(mixer)}
-    return tuple(name for name in CHANNELS if name in had)
+    """The channels that some layer has, as they appear over the layers."""
+    return tuple(dict.fromkeys(name for mixer in mixers(model).values() for name in mixer.channels()))
 
 
 def channel_masks(model: Model) -> dict[str, Part]:
     """Each channel taken away in each layer, and in all of them where there are several; by what it is called."""
-    layers = tuple(global_mixers(model))
     masks = {}
     for channel in channels(model):
+        layers = tuple(i for i, mixer in mixers(model).items() if channel in mixer.channels())
         masks |= {f"without the {channel} of layer {layer}": Part((layer,), (channel,)) for layer in layers}
         if len(layers) > 1:
             masks[f"without any {channel}"] = Part(layers, (channel,))
@@ -84,15 +85,30 @@ def channel_masks(model: Model) -> dict[str, Part]:
 def head_masks(model: Model) -> dict[str, Part]:
     """Each head taken away with all its channels; by what it is called."""
     masks = {}
-    for layer, mixer in global_mixers(model).items():
-        had = tuple(projections(mixer))
-        masks |= {f"without head {layer}.{head}": Part((layer,), had, head) for head in range(mixer.heads)}
+    for layer, mixer in mixers(model).items():
+        if had := tuple(mixer.channels()):
+            masks |= {f"without head {layer}.{head}": Part((layer,), had, head) for head in range(mixer.heads)}
     return masks
 
 
+def held_by(head: Head, model: Model) -> list[str]:
+    """The channels of a head by which what forgets reaches the stream, as in "2.5 memory"."""
+    inside = set(forgetting(model)[head.layer].modules())
+    found = [name for name, projection in mixers(model)[head.layer].channels().items() if projection in inside]
+    return [f"{head} {name}" for name in found or ["memory"]]
+
+
+def memory_of(mixer: Mixer, state: object) -> Tensor | None:
+    """What each head of a layer remembers, as (B, H, …, …); None where it remembers nothing, or in another form."""
+    whole = mixer.retention() is mixer
+    held = [leaf.tensor for leaf in leaves(state) if leaf.carried and (whole or "memory" in leaf.path)]
+    found = [x for x in held if x.ndim == 4 and x.shape[1] == mixer.heads and torch.is_floating_point(x)]
+    return found[0] if len(found) == 1 else None
+
+
 def memory_heads(model: Model) -> list[Head]:
-    """All heads of all memories."""
-    return [Head(layer, head) for layer in memories(model) for head in range(model.config.query_heads)]
+    """All heads that forget."""
+    return [Head(layer, head) for layer in forgetting(model) for head in range(mixers(model)[layer].heads)]
 
 
 def parse_heads(text: str, model: Model) -> list[Head] | int:
@@ -116,8 +132,11 @@ def check_heads(heads: Sequence[Head], model: Model) -> None:
     known = memory_heads(model)
     for head in heads:
         if head not in known:
-            layers = ", ".join(map(str, memories(model))) or "none"
-            raise ValueError(
-                f"there is no memory head {head}; layers with a memory: {layers}, heads 0 to "
-                f"{model.config.query_heads - 1}"
-            )
+            raise ValueError(f"there is no memory head {head}; layers with a memory: {_listed(known)}")
+
+
+def _listed(heads: Sequence[Head]) -> str:
+    """Layers with as many heads together: "1, 3, heads 0 to 1"."""
+    last = {head.layer: head.head for head in heads}
+    layers = {most: [layer for layer in last if last[layer] == most] for most in last.values()}
+    return "; ".join(f"{', '.join(map(str, some))}, heads 0 to {most}" for most, some in layers.items()) or "none"

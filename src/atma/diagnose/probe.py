@@ -17,11 +17,12 @@ from torch.nn.functional import cosine_similarity
 from atma.diagnose.attention import RECENT, copy_mass, mean_weights, queries_of, sink
 from atma.diagnose.interventions import unnoted
 from atma.diagnose.observed import Seen, observed
-from atma.diagnose.parts import CHANNELS, global_mixers
+from atma.diagnose.parts import attending, memory_of, observable
 from atma.diagnose.texts import VALUE_TOKENS, Record
-from atma.eval.statistics import mean_interval
-from atma.mixers import Attention
+from atma.mixers import Mixer
+from atma.mixers.heads import Attending
 from atma.model import Model
+from atma.statistics import mean_interval
 
 Row = dict[str, Any]
 Place = tuple[int, int | None, int]
@@ -43,8 +44,9 @@ class Probe:
         with observed(self.model) as seen:
             yield
         self._settle()
-        for layer, mixer in global_mixers(self.model).items():
-            self._note((layer, None, length), branch_figures(seen[layer]))
+        for layer, mixer in observable(self.model).items():
+            if seen[layer].branches:
+                self._note((layer, None, length), branch_figures(seen[layer]))
             for head, figures in enumerate(head_figures(mixer, seen[layer])):
                 self._note((layer, head, length), figures)
 
@@ -54,7 +56,7 @@ class Probe:
         with unnoted(self.notes), observed(self.model) as seen:
             yield
         places = [record.place + i for i in range(VALUE_TOKENS)]
-        for layer, mixer in global_mixers(self.model).items():
+        for layer, mixer in attending(self.model).items():
             copied = copy_mass(queries_of(mixer, seen[layer]), places)
             for head, mass in enumerate(copied.tolist()):
                 self._asked.setdefault((layer, head, length), []).append(mass)
@@ -79,10 +81,19 @@ class Probe:
 
 
 @torch.inference_mode()
-def head_figures(mixer: Attention, seen: Seen) -> list[dict[str, float]]:
-    """Of each head, means over the queries of an observed call of one row."""
-    queries = queries_of(mixer, seen)
-    mass, start = mean_weights(queries), int(seen.before.length[0])
+def head_figures(mixer: Mixer, seen: Seen) -> list[dict[str, float]]:
+    """Of each head, means over the queries of an observed call of one row; nothing of what its layer has not."""
+    found = attention_figures(mixer, seen) if isinstance(mixer, Attending) else [{} for _ in range(mixer.heads)]
+    memory = memory_of(mixer, seen.after)
+    for head, figures in enumerate(found if memory is not None else []):
+        figures["memory_norm"] = float(torch.linalg.matrix_norm(memory[0, head]))
+    return found
+
+
+def attention_figures(mixer: Attending, seen: Seen) -> list[dict[str, float]]:
+    """Where the queries of each head look, and the magnitude that its core hands on, where it does one a head."""
+    queries, magnitude = queries_of(mixer, seen), magnitudes(mixer, seen)
+    mass, start = mean_weights(queries), int(seen.start[0])
     found = []
     for head in range(mixer.heads):
         second = sink(mass[head], start)
@@ -91,20 +102,22 @@ def head_figures(mixer: Attention, seen: Seen) -> list[dict[str, float]]:
         figures["sink_place"] = -1.0 if second.place is None else float(second.place)
         if queries.null is not None:
             figures["null_mass"] = float(queries.null[head].mean())
-        if seen.magnitude is not None:
-            figures["magnitude"] = float(seen.magnitude[0, :, head].mean())
-        if seen.after.memory is not None:
-            figures["memory_norm"] = float(torch.linalg.matrix_norm(seen.after.memory[0, head]))
+        if magnitude is not None:
+            figures["magnitude"] = float(magnitude[0, :, head].mean())
         found.append(figures)
     return found
+
+
+def magnitudes(mixer: Attending, seen: Seen) -> Tensor | None:
+    """The numbers (B, T, H), one a head, that the core projects into the stream; None where it projects none."""
+    single = [name for name, layer in mixer.core.channels().items() if layer.in_features == mixer.heads]
+    return seen.inputs[single[0]] if single else None
 
 
 @torch.inference_mode()
 def branch_figures(seen: Seen) -> dict[str, float]:
     """Root mean squares of the stream and of what each channel adds to it, and the mean cosine of each two."""
-    vectors = {"residual": seen.residual[0]} | {
-        name: seen.branches[name][0] for name in CHANNELS if name in seen.branches
-    }
+    vectors = {"residual": seen.residual[0]} | {name: branch[0] for name, branch in seen.branches.items()}
     found = {f"{name}_rms": _rms(x) for name, x in vectors.items()}
     for (one, x), (other, y) in combinations(vectors.items(), 2):
         found[f"{one}_{other}_cosine"] = float(cosine_similarity(x.double(), y.double(), -1).mean())

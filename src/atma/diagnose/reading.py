@@ -14,7 +14,7 @@ import torch
 from atma.diagnose.texts import VALUE_TOKENS, Laid, Record
 from atma.eval.stream import Advance, score
 from atma.model import Model
-from atma.state import GlobalState, ModelState, transform
+from atma.state import ModelState, branch
 
 
 class Watch(Protocol):
@@ -96,15 +96,6 @@ def read_recent(model: Model, text: Laid, lengths: Sequence[int]) -> list[float]
     return score(model, texts, window // 2).double().mean(1).tolist()
 
 
-def branch(state: ModelState) -> ModelState:
-    """A state to ask with: its own tails and memory, and the keys of the original, behind which it writes.
-
-    The original goes on as if nothing had been asked: what is behind its length is never seen, and written over.
-    """
-    held = {id(x) for block in state.blocks if isinstance(block, GlobalState) for x in (block.keys, block.values)}
-    return transform(state, lambda _, x: x if id(x) in held else x.clone())
-
-
 def _ask(model: Model, state: ModelState, length: int, record: Record, watch: Watch) -> tuple[float, int]:
     """Nats a token of the value, and how many of its tokens are the likeliest."""
     device = state.length.device
@@ -125,4 +116,4 @@ def _cuts(lengths: Sequence[int], chunk: int, queries: int) -> list[tuple[int, i
     return list(pairwise(edges))
 
 
-__all__ = ["Nobody", "Reading", "Watch", "branch", "read"]
+__all__ = ["Nobody", "Reading", "Watch", "read", "read_recent"]

@@ -6,13 +6,13 @@ within the configured bound.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from atma.diagnose.parts import Head, memories
+from atma.diagnose.parts import Head, forgetting
 from atma.model import Model
 
 Row = dict[str, Any]
@@ -31,10 +31,9 @@ def half_life(log_decay: float) -> float | None:
 @torch.inference_mode()
 def zero_input(model: Model) -> dict[Head, float]:
     """log γ of each memory head for an input of zeros."""
-    found = {}
-    for layer, memory in memories(model).items():
-        zeros = memory.decay_proj.weight.new_zeros(1, 1, memory.decay_proj.in_features)
-        log_decay, _ = memory.gates(zeros)
+    found, zeros = {}, model.embed.weight.new_zeros(1, 1, model.config.width)
+    for layer, module in forgetting(model).items():
+        log_decay = cast(Any, module).log_decay(zeros)
         found |= {Head(layer, head): float(value) for head, value in enumerate(log_decay[0, :, 0].double())}
     return found
 
@@ -52,7 +51,7 @@ def retention_rows(model: Model, decays: Mapping[int, Tensor]) -> list[Row]:
     """
     rows: list[Row] = []
     for (layer, head), log_decay in zero_input(model).items():
-        bound = memories(model)[layer].bound(head)
+        bound = cast(Any, forgetting(model)[layer]).bound(head)
         row: Row = {"kind": "retention", "layer": layer, "head": head, "gamma": math.exp(log_decay)}
         row |= {"half_life": half_life(log_decay), "bound": bound if math.isfinite(bound) else None}
         used = decays[layer][head].double().numpy()

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from atma.diagnose.texts import Laid
-from atma.eval.statistics import mean_interval
 from atma.eval.stream import Advance
+from atma.mixers import Call
 from atma.model import Model
-from atma.state import GlobalState, LocalState
+from atma.statistics import mean_interval
 
 Row = dict[str, Any]
 DISTURBANCE = 0.02
-States = list[LocalState | GlobalState | None]
 
 
 @torch.inference_mode()
@@ -36,11 +35,15 @@ def gains(
     edges = sorted({*range(0, lengths[-1], chunk), *lengths})
     for start, stop in pairwise(edges):
         x = model.embed(tokens[:, start:stop])
+        call = Call(x)
         for i, block in enumerate(model.blocks):
             delta = direction(x, generator)
-            other, disturbed[i] = block(x + delta, disturbed[i])
+            left = Call(
+                call.embedding, dict(call.left)
+            )  # a copy: what the disturbed block leaves is not for the blocks behind it
+            other, disturbed[i] = block(x + delta, disturbed[i], call=left)
             pushed[i] += delta.double().square().sum().cpu()
-            x, plain[i] = block(x, plain[i])
+            x, plain[i] = block(x, plain[i], call=call)
             moved[i] += (other - x).double().square().sum().cpu()
         if progress is not None:
             progress(stop - start)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atma.eval.statistics import mcnemar, mean_interval, says
+from atma.statistics import mcnemar, mean_interval, says
 
 Row = dict[str, Any]
 SIZES = ("trials", "documents")

@@ -19,10 +19,11 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from atma.eval.language_model import LOGITS, Row, Scored, check_prompt, finite, scored
-from atma.eval.provenance import module_hash, software
+from atma.eval.provenance import software
 from atma.eval.stream import DEFAULT, Advance, Streaming
 from atma.eval.suite import sha256
-from atma.integrations.transformers_cache import cache_argument, cache_of
+from atma.eval.transformers_cache import cache_argument, cache_of
+from atma.hashes import module_hash
 from atma.tokenizer import Tokenizer
 
 

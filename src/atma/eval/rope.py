@@ -12,17 +12,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from atma.config import RopeScaling
 from atma.eval.language_model import Native, Scored
 from atma.eval.loaded import Loaded
 from atma.eval.stream import DEFAULT, Advance, Streaming
-from atma.mixers import Attention
-from atma.mixers.rotary import stretched
 from atma.model import Model
 from atma.state import ModelState
 from atma.tokenizer import Tokenizer
 
 Kind = Literal["linear", "yarn"]
+Scaling = Literal["none", "linear", "yarn"]
 
 
 class Stretch(NamedTuple):
@@ -51,7 +49,6 @@ class Stretched(Native):
         shared = {id(x): x for x in (*loaded.model.parameters(), *loaded.model.buffers())}
         super().__init__(_Own(copy.deepcopy(loaded.model, shared), loaded.tokenizer, loaded.path), streaming)
         self.stretch, self.by_length = stretch, stretch.factor is None
-        self._config = loaded.model.config
         self._fit(stretch.trained)
 
     def score(self, tokens: Tensor, last: int | None = None, progress: Advance | None = None) -> np.ndarray:
@@ -76,10 +73,13 @@ class Stretched(Native):
 
     def _fit(self, length: int) -> None:
         kind, trained, factor = self.stretch
-        config = stretched(self._config, kind, trained, factor or max(1.0, length / max(1, trained)))
-        for module in self.loaded.model.modules():
-            if isinstance(module, Attention):
-                module.stretch(config)
+        for module in stretchable(self.loaded.model):
+            module.stretch(kind, trained, factor or max(1.0, length / max(1, trained)))
+
+
+def stretchable(model: Model) -> list[Any]:
+    """The modules of a model whose positions can be stretched: those with `stretch(kind, trained, factor)`."""
+    return [module for module in model.modules() if hasattr(module, "stretch")]
 
 
 def trained_length(loaded: Any) -> int | None:
@@ -89,15 +89,15 @@ def trained_length(loaded: Any) -> int | None:
     return train.get("length")
 
 
-def stretch_of(loaded: Any, kind: RopeScaling, trained: int | None, factor: float | None) -> Stretch | None:
+def stretch_of(loaded: Any, kind: Scaling, trained: int | None, factor: float | None) -> Stretch | None:
     """The stretching that options mean; None for "none". ValueError names the option that is missing or too much."""
     if kind == "none":
         given = {"--rope-trained": trained, "--rope-factor": factor}
         if wrong := [f"{name} {value}" for name, value in given.items() if value is not None]:
             raise ValueError(f"{wrong[0]}: stretches nothing; choose --rope-scaling linear or yarn with it")
         return None
-    if loaded.model.config.core != "rope":
-        raise ValueError(f"--rope-scaling {kind}: {loaded.path} has the core {loaded.model.config.core}, not rope")
+    if not stretchable(loaded.model):
+        raise ValueError(f"--rope-scaling {kind}: {loaded.path} has no rope layer, whose positions could be stretched")
     trained = trained_length(loaded) if trained is None else trained
     if trained is None:
         raise ValueError(f"--rope-scaling {kind}: {loaded.path} does not say its trained length; give --rope-trained")

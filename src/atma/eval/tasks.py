@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atma.eval.language_model import LanguageModel, Row
-from atma.eval.statistics import wilson
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
+from atma.statistics import wilson
 from atma.strict import check_fields
 
 PRESETS = {
@@ -135,7 +135,7 @@ class Tasks:
         spec |= {"num_fewshot": self.num_fewshot, "prefix": self.prefix, "documents": documents}
 
         def run(advance: Advance) -> list[Row]:
-            from atma.integrations.lm_eval import AtmaLM
+            from atma.eval.eleuther import AtmaLM
 
             adapter = AtmaLM(model, self.prefix)
             results = library.simple_evaluate(

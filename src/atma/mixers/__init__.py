@@ -1,7 +1,6 @@
-"""What moves information between tokens: the local gated convolution and the global attention with its memory."""
+"""What moves information between tokens: one module a mixer, what each keeps to (`base`), and their names (`table`)."""
 
-from atma.mixers.attention import Attention
-from atma.mixers.delta_memory import DeltaMemory
-from atma.mixers.gated_conv import GatedConv
+from atma.mixers.base import Call, Mixer, Place
+from atma.mixers.table import CORES, MEMORIES, MIXERS, find, names, small
 
-__all__ = ["Attention", "DeltaMemory", "GatedConv"]
+__all__ = ["CORES", "MEMORIES", "MIXERS", "Call", "Mixer", "Place", "find", "names", "small"]

@@ -1,134 +1,125 @@
-"""The global mixer: projections, Canon, gate and memory around one of three attention cores (maths.md, section 3)."""
+"""The global mixer: projections, Canon, gate and memory around an attention core (maths.md, section 3)."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from itertools import product
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from atma.config import ModelConfig
 from atma.layers import Linear, init_linear
-from atma.mixers.delta_memory import DeltaMemory
+from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
-from atma.mixers.rotary import Rotary, logit_scale
-from atma.ops import causal_conv, paged, polar_attention, softmax_attention
+from atma.mixers.heads import Attending, Core, Heads, Held, Memory, Projected
+from atma.mixers.table import find, names
+from atma.ops import causal_conv, paged
+from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
-from atma.ops.polar import visible_range
+from atma.ops.paged.pages import Pages
 from atma.ops.polar.held import hold
 from atma.ops.rows import gate
-from atma.state import GlobalState, Pages
+from atma.strict import check_fields, from_dict, require
 
-Held = Tensor | Pages
-
-
-class Projected(NamedTuple):
-    """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    gate: Tensor
-    inputs: tuple[Tensor, Tensor, Tensor]
+CanonInit = Literal["uniform", "previous"]
 
 
-class PolarCore(nn.Module):
-    """Polar attention with its learned scalars; the count channel is projected here (maths.md, section 4)."""
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Heads, core, memory and Canon. Sizes are counts."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    query_heads: int = 8
+    key_value_heads: int = 2
+    head_width: int = 128
+    core: str = "polar"
+    """How queries read keys; its own options stand beside these."""
+    memory: bool | str = True
+    """The third channel, by name, with its own options beside these; true is the gated-delta memory, false none."""
+    window: int | None = None
+    """Most keys that a query sees, its own among them."""
+    canon_taps: int = 4
+    canon_init: CanonInit = "previous"
+    """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
+    share_query_key_init: bool = True
+    """Start every query projection equal to that of its key head, so that equal tokens match from the first step.
+    Cores with Canon only: without it every token would match itself. False is the published form."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("query_heads", "key_value_heads", "head_width", "canon_taps"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
+        divides = self.query_heads % self.key_value_heads == 0
+        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
+        object.__setattr__(self, "memory", {"delta": True, "none": False}.get(str(self.memory), self.memory))
+
+
+class Settings(NamedTuple):
+    """The configuration of a global mixer and of its parts."""
+
+    own: AttentionConfig
+    core: Any
+    memory: Any
+    """None without one."""
+
+
+class GlobalState(NamedTuple):
+    """Of a global mixer. Positions live here: `length` (B,) int32 tokens already seen, per row."""
+
+    length: Tensor
+    keys: Tensor | Pages  # (B, G, capacity, K)
+    values: Tensor | Pages  # (B, G, capacity, K)
+    q_tail: Tensor | None  # (B, W − 1, H·K): last inputs of the Canon convolutions, None without Canon
+    k_tail: Tensor | None  # (B, W − 1, G·K)
+    v_tail: Tensor | None
+    memory: Any  # what the memory holds, (B, H, K, K) of the gated-delta memory; None without one
+
+    grows = {"keys": 2, "values": 2}  # noqa: RUF012 (a field otherwise)
+    pages = {"keys": 3, "values": 2}  # noqa: RUF012
+    """Where in a page of the pool its positions lie: keys (G, K, page), values (G, page, K)."""
+
+
+class Attention(Attending):
+    """q, k, v and gate → RMS → Canon → core → gate → out_proj, plus the core's and the memory's channel."""
+
+    Config = AttentionConfig
+
+    def __init__(self, config: Settings, place: Place) -> None:
         super().__init__()
-        heads = config.query_heads
-        self.length_gain = nn.Parameter(torch.empty(heads))
-        self.null_base = nn.Parameter(torch.empty(heads))
-        self.null_slope = nn.Parameter(torch.empty(heads))
-        self.magnitude_slope = nn.Parameter(torch.empty(heads))
-        self.null_value = nn.Parameter(torch.empty(heads, config.head_width))
-        self.count_proj = Linear(heads, config.width)
-        self.radius, self.window = config.radius, config.window
-        self.count_limit, self.sharpening = config.count_limit, config.sharpening
-
-    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
-        for name in ("length_gain", "null_base", "null_slope", "magnitude_slope"):
-            nn.init.constant_(getattr(self, name), getattr(config, name))
-        nn.init.zeros_(self.null_value)
-        init_linear(self.count_proj, generator, zero=True)
-
-    def attend(
-        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Direction (B, H, T, K), before the radius, and magnitude (B, H, T)."""
-        scalars = (self.length_gain, self.null_base, self.null_slope, self.magnitude_slope, self.null_value)
-        if isinstance(k, Pages) and isinstance(v, Pages):
-            return paged.polar_attention(q, k, v, scalars, start, self.window, self.count_limit, self.sharpening)
-        assert isinstance(k, Tensor) and isinstance(v, Tensor)
-        return polar_attention(q, k, v, *scalars, start, segment_ids, self.window, self.count_limit, self.sharpening)
-
-    def forward(
-        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        direction, magnitude = self.attend(q, k, v, start, segment_ids)
-        return direction * self.radius, self.count_proj(magnitude.mT)
-
-
-class SoftmaxCore(nn.Module):
-    """Plain softmax attention of the controls: nope at 1/√K, rope at a fixed scale."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.scale = logit_scale(config) if config.core == "rope" else config.head_width**-0.5
-        self.window = config.window
-
-    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
-        """Nothing is learned here."""
-
-    def forward(
-        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
-    ) -> tuple[Tensor, None]:
-        if isinstance(k, Pages) and isinstance(v, Pages):
-            return paged.softmax_attention(q, k, v, self.scale, start, self.window), None
-        assert isinstance(k, Tensor) and isinstance(v, Tensor)
-        return softmax_attention(q, k, v, self.scale, start, segment_ids, self.window), None
-
-
-class Attention(nn.Module):
-    """q, k, v and gate → RMS → Canon → core → gate → out_proj, plus the count and the memory where configured."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads, self.groups, self.head_width = config.query_heads, config.key_value_heads, config.head_width
-        self.epsilon = config.norm_epsilon
-        shared = config.key_value_heads * config.head_width
-        inner = config.query_heads * config.head_width
-        self.q_proj = Linear(config.width, 2 * inner)
-        self.k_proj = Linear(config.width, shared)
-        self.v_proj = Linear(config.width, shared)
-        self.out_proj = Linear(inner, config.width)
-        self.rotary = Rotary(config) if config.core == "rope" else None
+        own = self.config = config.own
+        self.heads, self.groups, self.head_width = own.query_heads, own.key_value_heads, own.head_width
+        self.width, self.epsilon = place.width, place.epsilon
+        shared, inner = self.groups * self.head_width, self.heads * self.head_width
+        self.q_proj = Linear(place.width, 2 * inner)
+        self.k_proj = Linear(place.width, shared)
+        self.v_proj = Linear(place.width, shared)
+        self.out_proj = Linear(inner, place.width)
+        core = _part("core", own.core)
+        self.has_canon = core.canon(config.core)
         self.canon_q, self.canon_k, self.canon_v = (
-            nn.Parameter(torch.empty(size, config.canon_taps)) if config.has_canon else None
+            nn.Parameter(torch.empty(size, own.canon_taps)) if self.has_canon else None
             for size in (inner, shared, shared)
         )
-        self.core = PolarCore(config) if config.core == "polar" else SoftmaxCore(config)
-        self.memory = DeltaMemory(config) if config.memory else None
+        heads = Heads(place, self.heads, self.groups, self.head_width, own.window)
+        self.core: Core = core(config.core, heads)
+        self.memory: Memory | None = _part("memory", own.memory)(config.memory, heads) if own.memory else None
 
     @torch.no_grad()
-    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """`Mixer.init_weights`."""
         for layer in (self.q_proj, self.k_proj, self.v_proj):
             init_linear(layer, generator)
         init_linear(self.out_proj, generator, zero=True)
         for taps in self._canon():
             if taps is not None:
                 init_taps(taps, generator)
-        if config.canon_init == "previous" and self.canon_k is not None:
+        if self.config.canon_init == "previous" and self.canon_k is not None:
             start_at_previous(self.canon_k, self.head_width)
-        if config.share_query_key_init and config.has_canon:
+        if self.config.share_query_key_init and self.has_canon:
             share_projection(self.q_proj, self.k_proj, self.heads, self.groups)
-        self.core.init_weights(config, generator)
+        self.core.init_weights(generator)
         if self.memory is not None:
-            self.memory.init_weights(config, generator)
-
-    def stretch(self, config: ModelConfig) -> None:
-        """Take the positions of `config`, of the same weights, from here on: none for a core without positions."""
-        if self.rotary is not None and isinstance(self.core, SoftmaxCore):
-            self.rotary.config, self.core.scale = config, logit_scale(config)
+            self.memory.init_weights(generator)
 
     def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.canon_q, self.canon_k, self.canon_v
@@ -139,10 +130,7 @@ class Attention(nn.Module):
         held = weight.new_zeros(batch, self.groups, capacity, self.head_width)
         taps = self._canon()
         q, k, v = (None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in taps)
-        memory = None
-        if self.memory is not None:
-            work = torch.promote_types(weight.dtype, torch.float32)
-            memory = weight.new_zeros(batch, self.heads, self.head_width, self.head_width, dtype=work)
+        memory = None if self.memory is None else self.memory.init_state(batch)
         length = torch.zeros(batch, dtype=torch.int32, device=weight.device)
         return GlobalState(length, held, held.clone(), q, k, v, memory)
 
@@ -163,37 +151,92 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, state: GlobalState | None = None, *, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, GlobalState | None]:
-        """x (B, T, D) to y (B, T, D). Keys and values are held after Canon and rotation."""
+        """x (B, T, D) to y (B, T, D). Keys and values are held after Canon and with their positions."""
         projected = self.project(x, state, segment_ids)
-        q, k, v = projected.q, projected.k, projected.v
         start = None if state is None else state.length
-        if self.rotary is not None:
-            first, last = visible_range(q, start, segment_ids, None)
-            position = last - first - 1
-            q, k = self.rotary(q, position), self.rotary(k, position)
-        keys, values = k, v
+        q, keys = self.core.turn(projected.q, projected.k, start, segment_ids)
+        values = projected.v
         if state is not None:
-            keys, values = _held(state, k, v)
-        read, count = self.core(q, keys, values, start, segment_ids)
+            keys, values = _held(state, keys, values)
+        read, added = self.core(q, keys, values, start, segment_ids)
         y = self.out_proj(gate(read, projected.gate))
-        if count is not None:
-            y = y + count
+        if added is not None:
+            y = y + added
         memory = None
         if self.memory is not None:
             held = None if state is None else state.memory
-            unrotated = (projected.q, projected.k, projected.v)
-            written, memory = self.memory(x, *unrotated, held, segment_ids=segment_ids)
+            unturned = (projected.q, projected.k, projected.v)
+            written, memory = self.memory(x, *unturned, held, segment_ids=segment_ids)
             y = y + written
         if state is None:
             return y, None
         return y, self._advance(state, keys, values, projected.inputs, memory)
 
     def _advance(
-        self, state: GlobalState, keys: Held, values: Held, inputs: tuple[Tensor, ...], memory: Tensor | None
+        self, state: GlobalState, keys: Held, values: Held, inputs: tuple[Tensor, ...], memory: Any
     ) -> GlobalState:
         tails = (state.q_tail, state.k_tail, state.v_tail)
         q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
         return GlobalState(state.length + inputs[0].shape[1], keys, values, q, k, v, memory)
+
+    def held(self, state: GlobalState) -> tuple[Tensor, Tensor]:
+        """`Attending.held`."""
+        assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
+        return state.keys, state.values
+
+    def channels(self) -> dict[str, nn.Linear]:
+        """`Mixer.channels`: what is attended, what the core adds, and the memory."""
+        memory = {} if self.memory is None else {"memory": self.memory.out_proj}
+        return {"read": self.out_proj, **self.core.channels(), **memory}
+
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: with the compiled operations, and a core and a memory that have such a form."""
+        compiled = all(backend_for("auto", self.k_proj.weight, name) == "native" for name in ("dense", "polar", "conv"))
+        on = on and compiled and self.core.steady(on)
+        return on if self.memory is None else self.memory.steady(on)
+
+    @property
+    def reach(self) -> int | None:
+        """`Mixer.reach`."""
+        canon = self.config.canon_taps - 1 if self.has_canon else 0
+        return None if self.config.window is None else self.config.window - 1 + canon
+
+    def retention(self) -> nn.Module | None:
+        """`Mixer.retention`: the memory, where it has decays."""
+        return self.memory if hasattr(self.memory, "log_decay") else None
+
+    @classmethod
+    def takes(cls, options: Mapping[str, Any]) -> dict[str, Field[Any]]:
+        """`Mixer.takes`: its own options and those of its core and its memory."""
+        own = {field.name: field for field in fields(AttentionConfig)}
+        core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
+        known = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
+        return own | {field.name: field for part in known for field in fields(part.Config)}
+
+    @classmethod
+    def configure(cls, options: Mapping[str, Any], where: str = "") -> Settings:
+        """`Mixer.configure`."""
+
+        def chosen(config: type) -> dict[str, Any]:
+            return {field.name: options[field.name] for field in fields(config) if field.name in options}
+
+        own = from_dict(AttentionConfig, chosen(AttentionConfig), where)
+        core = _part("core", own.core, where)
+        memory = _part("memory", own.memory, where) if own.memory else None
+        config = Settings(
+            own,
+            from_dict(core.Config, chosen(core.Config), where),
+            None if memory is None else from_dict(memory.Config, chosen(memory.Config), where),
+        )
+        single = own.canon_taps == 1 and own.canon_init == "previous" and core.canon(config.core)
+        require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
+        return config
+
+    @classmethod
+    def options(cls, config: Settings) -> dict[str, Any]:
+        """`Mixer.options`."""
+        parts = [part for part in config if part is not None]
+        return {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
 
 
 def start_at_previous(taps: Tensor, head_width: int) -> None:
@@ -209,9 +252,32 @@ def share_projection(q_proj: nn.Linear, k_proj: nn.Linear, heads: int, groups: i
     q_proj.weight.unflatten(0, (heads, 2, -1))[:, 0] = keys
 
 
+def _part(what: str, name: Any, where: str = "") -> Any:
+    """The class of a core or a memory."""
+    try:
+        return find(_name(name), what).cls
+    except ValueError as error:
+        raise ValueError(f"'{where}{what}': {error}") from None
+
+
+def _name(name: Any) -> str:
+    return "delta" if name is True else str(name)
+
+
 def _held(state: GlobalState, k: Tensor, v: Tensor) -> tuple[Held, Held]:
     """The state's keys and values with the new ones, contiguous or in pages."""
     if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
         return paged.hold(state.keys, state.values, k, v, state.length)
     assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
     return hold(state.keys, state.values, k, v, state.length)
+
+
+_TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}
+SMALL = (
+    *(
+        _TINY | {"core": core, "memory": memory, "window": window}
+        for core, memory, window in product(("polar", "nope", "rope"), (True, False), (None, 7))
+    ),
+    _TINY | {"core": "rope", "rope_canon": True, "window": 7},
+    _TINY | {"core": "polar", "learned_half_life": True, "max_half_life": 32.0, "count_limit": 9},
+)

@@ -1,25 +1,52 @@
 """The local mixer: a short causal convolution between two gates (maths.md, section 2; LFM2, 2511.23404)."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from atma.config import ModelConfig
 from atma.layers import Linear, init_linear
+from atma.mixers.base import Mixer, Place
 from atma.ops import causal_conv, gated_conv
-from atma.state import LocalState
+from atma.ops.backend import backend_for
+from atma.strict import check_fields, require
 
 
-class GatedConv(nn.Module):
+@dataclass(frozen=True)
+class ConvConfig:
+    """Taps of the convolution, and how it starts."""
+
+    local_taps: int = 3
+    zero_input_projections: bool = False
+    """Also zero the input projection, as the published training script does (it then never learns)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(self.local_taps >= 1, "local_taps", self.local_taps, "at least 1")
+
+
+class LocalState(NamedTuple):
+    """The last inputs of the convolution (B, W − 1, D)."""
+
+    tail: Tensor
+
+
+class GatedConv(Mixer):
     """b, c, u = split(in_proj(x)); y = out_proj(c ⊙ conv(b ⊙ u))."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.in_proj = Linear(config.width, 3 * config.width)
-        self.taps = nn.Parameter(torch.empty(config.width, config.local_taps))
-        self.out_proj = Linear(config.width, config.width)
+    Config = ConvConfig
 
-    def init_weights(self, config: ModelConfig, generator: torch.Generator | None) -> None:
-        init_linear(self.in_proj, generator, zero=config.zero_input_projections)
+    def __init__(self, config: ConvConfig, place: Place) -> None:
+        super().__init__()
+        self.config = config
+        self.in_proj = Linear(place.width, 3 * place.width)
+        self.taps = nn.Parameter(torch.empty(place.width, config.local_taps))
+        self.out_proj = Linear(place.width, place.width)
+
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """`Mixer.init_weights`."""
+        init_linear(self.in_proj, generator, zero=self.config.zero_input_projections)
         init_linear(self.out_proj, generator, zero=True)
         init_taps(self.taps, generator)
 
@@ -39,6 +66,15 @@ class GatedConv(nn.Module):
         y = self.out_proj(c * causal_conv(inputs, self.taps, tail, segment_ids))
         return y, LocalState(advance(tail, inputs))
 
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: the compiled convolution is, as it is."""
+        return backend_for("auto", self.taps, "conv") == "native"
+
+    @property
+    def reach(self) -> int:
+        """`Mixer.reach`."""
+        return self.config.local_taps - 1
+
 
 def advance(tail: Tensor, inputs: Tensor) -> Tensor:
     """The last W − 1 of tail (B, W − 1, C) followed by inputs (B, T, C)."""
@@ -52,3 +88,6 @@ def init_taps(taps: Tensor, generator: torch.Generator | None) -> None:
     """Uniform in ±1/√W, as PyTorch initialises a depthwise convolution of W taps."""
     bound = taps.shape[1] ** -0.5
     nn.init.uniform_(taps, -bound, bound, generator=generator)
+
+
+SMALL = ({}, {"local_taps": 1}, {"local_taps": 5, "zero_input_projections": True})

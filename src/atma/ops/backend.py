@@ -5,35 +5,35 @@ GPU nor a compiler, and for any device when asked for by name. `native` are the 
 `gpu` the Triton kernels; `fla` is flash-linear-attention's delta rule, by name only. `auto` takes the best that is
 there for the tensor's device and dtype. A backend that a call asks for by name is never replaced by another;
 `use_backend` speaks for many operations, and one without it takes `cpu`.
+
+An operation has the backends whose files its folder holds. A file is imported when its backend is first chosen, so
+that Triton is not where there is no GPU.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+import atma.ops
 from atma.ops import native
 
 BACKENDS = ("reference", "cpu", "native", "gpu", "fla")
-KERNELS = {
-    "conv": ("reference", "cpu", "native", "gpu"),
-    "delta": BACKENDS,
-    "dense": ("cpu", "native"),
-    "loss": ("reference", "cpu", "native", "gpu"),
-    "polar": ("reference", "cpu", "native", "gpu"),
-}
-"""The backends that each operation has."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 """What the operations compute on; of these, some backends take only some."""
 
+_FOLDER = Path(__file__).parent
 _META = torch.device("meta")
 _chosen = "auto"
 _decided: dict[tuple, str] = {}
+_loaded: set[tuple[str, str]] = set()
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,6 +42,31 @@ def _constant(function: Callable[P, R]) -> Callable[P, R]:
     """The mark of `torch.compiler.assume_constant_result`, without importing the compiler, which takes seconds."""
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+def operations() -> tuple[str, ...]:
+    """The operations that have backends: the folders with a `cpu.py`, which every one has."""
+    return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/cpu.py")))
+
+
+@_constant
+def backends_of(operation: str) -> tuple[str, ...]:
+    """Those of BACKENDS that an operation has, by the files of its folder."""
+    return tuple(name for name in BACKENDS if (_FOLDER / operation / f"{name}.py").is_file())
+
+
+def implementation(operation: str, backend: str) -> Any:
+    """The module of a backend of an operation, imported when it is first asked for."""
+    _load(operation, backend)
+    return getattr(getattr(atma.ops, operation), backend)
+
+
+@_constant
+def _load(operation: str, backend: str) -> None:
+    """Import it, which a compiler must not look into; it reads a module's attributes as they are."""
+    if (operation, backend) not in _loaded:
+        importlib.import_module(f"atma.ops.{operation}.{backend}")
+        _loaded.add((operation, backend))
 
 
 def backend_for(name: str = "auto", x: Tensor | None = None, operation: str = "polar") -> str:
@@ -56,7 +81,7 @@ def backend_for(name: str = "auto", x: Tensor | None = None, operation: str = "p
 
 
 def _decide(name: str, x: Tensor | None, operation: str) -> str:
-    kernels = KERNELS[operation]
+    kernels = backends_of(operation)
     if name == "auto" and _chosen != "auto":
         name = _chosen if _chosen in kernels else "cpu"
     if name == "auto":

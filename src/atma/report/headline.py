@@ -4,14 +4,10 @@ A word such as "higher" follows an interval, never a sign: where zero is in it, 
 Intervals over documents are Student's here: the bootstrap is too narrow for the few that a short time allows.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from atma.report.content import Row, Run, Section, size_text
-
-if TYPE_CHECKING:
-    from atma.eval.statistics import Interval
+from atma.statistics import Interval, mean_interval, says, slope
 
 
 def headline(section: Section) -> list[str]:
@@ -82,8 +78,6 @@ def times(row: Row, run: Run) -> str:
 
 def _change(summary: Row | None, first: Row, last: Row) -> str:
     """The difference and its interval over documents, where the summary spans the same two lengths, in words."""
-    from atma.eval.statistics import says
-
     difference, low, high = last["loss"] - first["loss"], None, None
     if summary and (summary["lengths"][0], summary["lengths"][-1]) == (first["length"], last["length"]):
         low, high = (summary.get(f"change_t_{end}", summary.get(f"change_{end}")) for end in ("low", "high"))
@@ -116,17 +110,13 @@ def _losses(ours: Run, other: Run, kind: str) -> tuple[list[int], np.ndarray, np
     return lengths, first, second
 
 
-def _slope_between(ours: Run, other: Run, kind: str) -> "Interval | None":
+def _slope_between(ours: Run, other: Run, kind: str) -> Interval | None:
     """Ours minus the other's, nats a doubling."""
-    from atma.eval.statistics import slope
-
     losses = _losses(ours, other, kind)
     return None if losses is None or len(losses[0]) < 2 else slope(losses[1] - losses[2], losses[0])
 
 
-def _slope_words(ours: str, other: str, found: "Interval") -> str:
-    from atma.eval.statistics import says
-
+def _slope_words(ours: str, other: str, found: Interval) -> str:
     told = f"{_signed(found.value)} nats a doubling, {_span(found.t_low, found.t_high)}"
     words = says(
         found.t_low,
@@ -139,8 +129,6 @@ def _slope_words(ours: str, other: str, found: "Interval") -> str:
 
 
 def _start_words(section: Section, ours: Run, other: Run) -> str:
-    from atma.eval.statistics import mean_interval, says
-
     kind = "fixed" if endpoints(ours, "fixed") else "nested"
     losses = _losses(ours, other, kind)
     if losses is None:

@@ -5,6 +5,7 @@ from html import escape
 from atma.report.content import Recall
 from atma.report.figures import Table
 from atma.report.parts import items, table_html
+from atma.statistics import wilson
 
 
 def recall_html(recall: Recall) -> str:
@@ -69,7 +70,5 @@ def _questions(recall: Recall) -> list[tuple[tuple[str, int], list[str]]]:
 
 
 def _interval(right: int, asked: int) -> str:
-    from atma.eval.statistics import wilson
-
     low, high = wilson(right, asked)
     return f"[{low:.0%}, {high:.0%}]"

@@ -18,17 +18,20 @@ function look() {
   };
 }
 
+function show(place, { data, layout }) {
+  const shared = {
+    template: look(),
+    margin: { l: 8, r: 12, t: 24, b: 8 },
+    hovermode: "x unified",
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
+    dragmode: false,
+  };
+  return Plotly.react(place, data, { ...shared, ...layout }, { displayModeBar: false, responsive: true });
+}
+
 function draw() {
-  for (const place of document.querySelectorAll(".chart")) {
-    const figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
-    const shared = {
-      template: look(),
-      margin: { l: 8, r: 12, t: 24, b: 8 },
-      hovermode: "x unified",
-      legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
-      dragmode: false,
-    };
-    Plotly.react(place, figure.data, { ...shared, ...figure.layout }, { displayModeBar: false, responsive: true });
+  for (const place of document.querySelectorAll(".chart[data-figure]")) {
+    show(place, JSON.parse(document.getElementById(place.dataset.figure).textContent));
   }
 }
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atma.decoding import RECORDED, way
+from atma.decoding import RECORDED, take, way
 from atma.ops.native.arena import Arena
 from atma.ops.native.beside import Beside
 from atma.ops.native.recorder import Program, Recorder, TooLarge, Unrecordable
@@ -64,7 +64,10 @@ class Batch:
         self._logits: Tensor | None = None
         """Of rows that threads compute in parts."""
         self._too_large: set[int] = set()
-        self._recordable = served.exact and way(device.type, served.dtype) == RECORDED and recording.room > 0
+        self._positions: list[int] = []
+        self._recordable = (
+            served.exact and carrier.recordable and way(device.type, served.dtype) == RECORDED and recording.room > 0
+        )
 
     @property
     def recorded_bytes(self) -> int:
@@ -116,7 +119,8 @@ class Batch:
         count = len(self.sequences)
         device = self._tokens.device
         self._tokens[:count, 0] = torch.tensor([s.tokens[-1] for s in self.sequences], device=device)
-        self._lengths[:count] = torch.tensor([s.position for s in self.sequences], dtype=torch.int32, device=device)
+        self._positions = [s.position for s in self.sequences]
+        self._lengths[:count] = torch.tensor(self._positions, dtype=torch.int32, device=device)
         recorded = self._recorded.get(count)
         if recorded is not None:
             self._recorded[count] = self._recorded.pop(count)
@@ -141,16 +145,16 @@ class Batch:
         state = self.carrier.state(rows, self._lengths[some], table, self.pool)
         hidden, after = self.served.model.unchecked(self._tokens[some], state)
         assert after is not None
+        self.carrier.put_back(after, self._positions[some], [s.pages for s in self.sequences[some]], self.pool)
         logits = self.served.logits(hidden[:, -1])
-        for own, new in zip(rows, self.carrier.carried(after), strict=True):
-            if own.data_ptr() != new.data_ptr():
-                copy(own, new)
+        take(rows, self.carrier.carried(after), copy)
         copy(self._hidden[some], hidden[:, -1])
         return logits
 
     def record(self, count: int) -> Tensor | None:
         """A step of `count` rows, carried out and recorded. None where that cannot be: nothing has changed then."""
-        before = tuple(x[:count].clone() for x in self._rows)
+        own = (*self._rows, self._lengths)
+        before = [x[:count].clone() for x in own]
         try:
             logits, programs = self._programs(count)
         except Unrecordable as reason:
@@ -158,8 +162,8 @@ class Batch:
                 self._too_large.add(count)
             else:
                 self._recordable = False
-            for own, old in zip(self._rows, before, strict=True):
-                own[:count] = old
+            for x, old in zip(own, before, strict=True):
+                x[:count] = old
             return None
         known = {x.untyped_storage().data_ptr() for x in (*self._fixed(), *self.served.parameters())}
         one = _Recorded(Beside(programs), logits, sum(program.bytes(known) for program in programs))
@@ -191,7 +195,7 @@ class Batch:
     def _fixed(self) -> list[Tensor]:
         """What is where it is from step to step."""
         logits = [] if self._logits is None else [self._logits]
-        return [self._tokens, self._lengths, self._table, self._hidden, *logits, *self._rows]
+        return [self._tokens, self._lengths, self._table, self._hidden, *logits, *self._rows, *self.pool.pools]
 
     def _parts(self, count: int) -> list[slice]:
         """The rows that each thread works on."""
@@ -210,7 +214,7 @@ class Batch:
 
 def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Recording:
     """What recording a step of every number of rows takes, found by recording one of the most rows."""
-    pool = PagePool(served.config, 1, config.page_tokens, served.dtype, served.device)
+    pool = PagePool(carrier.growing, 1, config.page_tokens, served.device)
     batch = Batch(served, carrier, pool, config.max_rows, Recording(ENOUGH, ENOUGH))
     if not (config.recorded_bytes and batch._recordable):
         return NONE

@@ -12,14 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from atma.ops import paged
 from atma.serve.carry import Carrier, Standing
 from atma.serve.disk import DiskStates
 from atma.serve.pages import PagePool
 from atma.serve.settings import Budget
-from atma.state import GlobalState, ModelState
 
 
 class Kept(NamedTuple):
@@ -153,14 +150,14 @@ class StateCache:
         count = self.pool.pages_for(position)
         if self.pool.free + self.reclaimable() < count or not self.budget.snapshots:
             return None
-        read = self.disk.read(position, key, self.carrier.empty()[0])
+        read = self.disk.read(position, key, self.carrier.like, self.carrier.hidden)
         if read is None:
             return None
         while self.pool.free < count:
             self.evict()
         state, hidden = read
         pages = self.pool.take(count)
-        self._spread(state, pages)
+        self.carrier.spread(state, pages, self.pool)
         kept = self._insert(key, Standing(position, self.carrier.carried(state), hidden), pages)
         self.pool.release(pages)
         return self._kept[key] if kept else None
@@ -171,27 +168,8 @@ class StateCache:
         position, _, hidden = kept.standing
         size = self.budget.row_bytes + len(kept.pages) * self.budget.page_bytes
         if not self.disk.has(position, key) and self.disk.admit(size, wait):
-            self.disk.write(position, key, self._copy(kept), hidden, size)
-
-    def _copy(self, kept: Kept) -> ModelState:
-        """A state whose keys and values are in no page."""
-        position, carried, hidden = kept.standing
-        table = torch.tensor([kept.pages], dtype=torch.int32, device=hidden.device)
-        state, blocks, layer = self.carrier.state(carried, self.carrier.lengths([position]), table, self.pool), [], 0
-        for block in state.blocks:
-            if isinstance(block, GlobalState):
-                k, v = self.pool.contiguous(layer, kept.pages, position)
-                block = block._replace(length=block.length.clone(), keys=k, values=v)
-                layer += 1
-            blocks.append(block)
-        return ModelState(state.length, tuple(blocks))
-
-    def _spread(self, state: ModelState, pages: list[int]) -> None:
-        table = torch.tensor([pages], dtype=torch.int32, device=state.length.device)
-        held = [block for block in state.blocks if isinstance(block, GlobalState)]
-        for layer, block in enumerate(held):
-            keys, values = self.pool.layer(layer, table)
-            paged.hold(keys, values, block.keys, block.values, torch.zeros_like(block.length))  # pyright: ignore
+            state = self.carrier.copy(kept.standing.carried, position, kept.pages, self.pool)
+            self.disk.write(position, key, state, hidden, size)
 
     def _key(self, tokens: Sequence[int], position: int, salt: str) -> str:
         return next(self._keys(tokens, [position], salt))[1]

@@ -1,6 +1,7 @@
-"""What a text carries from token to token besides its keys and values: tails of convolutions and memories, by row.
+"""What a text carries from token to token besides what grows with it: tails of convolutions, memories, sums, by row.
 
-The engine keeps these as a flat tuple of tensors (rows, …), and builds the model's state of it for each call.
+The engine keeps these as a flat tuple of tensors (rows, …), and builds the model's state of it for each call. Which
+leaves of a state are carried and which grow is found in `model.init_state`.
 """
 
 from collections.abc import Sequence
@@ -10,20 +11,35 @@ import torch
 from torch import Tensor
 
 from atma.model import Model
-from atma.serve.pages import PagePool
-from atma.state import GlobalState, LocalState, ModelState
+from atma.serve.pages import PagePool, in_pages
+from atma.state import LENGTH, Leaf, ModelState, leaves, replaced
 
 Carried = tuple[Tensor, ...]
-_FIELDS = ("q_tail", "k_tail", "v_tail", "memory")
 
 
 class Carrier:
-    """Between flat rows and the state of a model whose keys and values are in `pool`."""
+    """Between flat rows and the state of a model whose growing leaves are in a pool of pages.
+
+    ValueError: a mixer's state cannot be served so.
+    """
 
     def __init__(self, model: Model) -> None:
-        self._blocks = model.init_state(1, 1).blocks
+        self.like = model.init_state(1, 1)
+        """A state of one row that has read nothing."""
         self._device = model.embed.weight.device
-        self.hidden_bytes = model.config.width * model.embed.weight.element_size()
+        check_served(self.like, model.init_state(2, 3))
+        self.growing = [leaf for leaf in leaves(self.like) if leaf.axis is not None]
+        """What lies in pages."""
+        self._whole = [i for i, leaf in enumerate(self.growing) if not in_pages(leaf)]
+        weight = model.embed.weight
+        self.hidden = weight.new_empty(0)
+        """Of the type of a hidden state."""
+        self.hidden_bytes = model.config.width * weight.element_size()
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step touches the same memory each time: all that grows is read where it lies."""
+        return not self._whole
 
     @property
     def row_bytes(self) -> int:
@@ -32,26 +48,34 @@ class Carrier:
 
     def empty(self) -> Carried:
         """One row that has read nothing."""
-        found = []
-        for block in self._blocks:
-            if isinstance(block, LocalState):
-                found.append(torch.zeros_like(block.tail))
-            else:
-                held = (getattr(block, name) for name in _FIELDS)
-                found += [torch.zeros_like(x) for x in held if x is not None]
-        return tuple(found)
+        return tuple(leaf.tensor.clone() for leaf in leaves(self.like) if leaf.carried)
 
     def state(self, carried: Carried, length: Tensor, table: Tensor, pool: PagePool) -> ModelState:
-        """The model's state of rows that stand at `length` (rows,) int32."""
-        rest, blocks, layer = iter(carried), [], 0
-        for block in self._blocks:
-            if isinstance(block, LocalState):
-                blocks.append(LocalState(next(rest)))
-                continue
-            held = (None if getattr(block, name) is None else next(rest) for name in _FIELDS)
-            blocks.append(GlobalState(length, *pool.layer(layer, table), *held))
-            layer += 1
-        return ModelState(length, tuple(blocks))
+        """The model's state of rows that stand at `length` (rows,) int32 and have the pages `table` (rows, P) int32."""
+        rest, index = iter(carried), iter(range(len(self.growing)))
+
+        def build(leaf: Leaf) -> object:
+            if leaf.axis is not None:
+                at = next(index)
+                return pool.view(at, table) if in_pages(leaf) else _in_one_piece(pool, at, table)
+            return length if leaf.name == LENGTH else next(rest)
+
+        return replaced(self.like, build)
+
+    def put_back(
+        self, after: ModelState, starts: Sequence[int], pages: Sequence[Sequence[int]], pool: PagePool
+    ) -> None:
+        """Write into the pages what a call has put behind `starts` in leaves that were given in one piece."""
+        if not self._whole:
+            return
+        grown = [leaf for leaf in leaves(after) if leaf.axis is not None]
+        ends = after.length.tolist()
+        for i in self._whole:
+            leaf = grown[i]
+            assert leaf.axis is not None
+            for row, (start, own) in enumerate(zip(starts, pages, strict=True)):
+                x = leaf.tensor[row : row + 1].narrow(leaf.axis, start, ends[row] - start)
+                pool.write(i, own, x, start)
 
     def lengths(self, positions: Sequence[int]) -> Tensor:
         """Positions of rows as a state has them."""
@@ -59,13 +83,52 @@ class Carrier:
 
     def carried(self, state: ModelState) -> Carried:
         """The flat rows of a state."""
-        found = []
-        for block in state.blocks:
-            if isinstance(block, LocalState):
-                found.append(block.tail)
-            else:
-                found += [x for name in _FIELDS if (x := getattr(block, name)) is not None]
-        return tuple(found)
+        return tuple(leaf.tensor for leaf in leaves(state) if leaf.carried)
+
+    def copy(self, carried: Carried, position: int, pages: Sequence[int], pool: PagePool) -> ModelState:
+        """The state of one row that has read `position` tokens, of which nothing lies in pages."""
+        rest, index = iter(carried), iter(range(len(self.growing)))
+
+        def build(leaf: Leaf) -> Tensor:
+            if leaf.axis is not None:
+                return pool.read(next(index), pages, position)
+            return self.lengths([position]) if leaf.name == LENGTH else next(rest)
+
+        return replaced(self.like, build)
+
+    def spread(self, state: ModelState, pages: Sequence[int], pool: PagePool) -> None:
+        """Write what grows in a state of one row into these pages."""
+        grown = (leaf.tensor for leaf in leaves(state) if leaf.axis is not None)
+        for i, x in enumerate(grown):
+            pool.write(i, pages, x)
+
+
+def check_served(small: ModelState, large: ModelState) -> None:
+    """ValueError unless a state of one row and token, and one of two rows and three tokens, differ as states served do.
+
+    Rows come first; what grows has a place a token on its axis, and what does not is as large for any text.
+    """
+    for one, other in zip(leaves(small), leaves(large), strict=True):
+        wanted = [2, *one.tensor.shape[1:]]
+        if one.axis is not None and 0 < one.axis < one.tensor.ndim:
+            wanted[one.axis] = 3
+        named = f"'{'.'.join(one.path)}' of {one.owner.__name__}"
+        if one.axis is not None and not 0 < one.axis < one.tensor.ndim:
+            raise ValueError(f"{named} cannot be served: it grows along axis {one.axis} of {one.tensor.ndim}")
+        if list(other.tensor.shape) != wanted:
+            grows = f"grows along axis {one.axis}" if one.axis is not None else "does not grow"
+            raise ValueError(
+                f"{named} cannot be served: it {grows}, so with 2 rows and room for 3 tokens it must be "
+                f"{tuple(wanted)}, not {tuple(other.tensor.shape)}"
+            )
+
+
+def _in_one_piece(pool: PagePool, index: int, table: Tensor) -> Tensor:
+    """A leaf of rows with these pages, copied out of them."""
+    leaf, axis = pool.leaves[index], pool.view(index, table).axis
+    assert leaf.axis is not None
+    x = pool.pools[index][table.long()]  # (B, P, …) with a page's positions at axis + 1
+    return x.movedim(axis + 1, 2).flatten(1, 2).movedim(1, leaf.axis).contiguous()
 
 
 def row(carried: Carried, index: int) -> Carried:

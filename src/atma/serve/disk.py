@@ -102,8 +102,13 @@ class DiskStates:
         with self._changed:
             self._changed.wait_for(lambda: not self._writing)
 
-    def read(self, position: int, key: str, like: Tensor) -> tuple[states.ModelState, Tensor] | None:
-        """A state and its last hidden state, of the type of `like`; None, and no file any more, if it is damaged."""
+    def read(
+        self, position: int, key: str, like: states.ModelState, hidden: Tensor
+    ) -> tuple[states.ModelState, Tensor] | None:
+        """A state like `like` and its last hidden state, of the type of `hidden`.
+
+        None, and no file any more, if it is damaged or of another form.
+        """
         name = _name(position, key)
         with self._changed:
             if name in self._pending:
@@ -111,22 +116,22 @@ class DiskStates:
             if name not in self._sizes:
                 return None
             try:
-                found = self._load(name, position, key, like)
+                state, text = self._load(name, position, key, like)
                 self._sizes[name] = self._sizes.pop(name)
-                return found
+                return state, _tensor_of(text, hidden)
             except Exception:  # whatever is wrong with a file, it is a miss
                 self.damaged += 1
                 self._forget(name)
         self._unlink([name])
         return None
 
-    def _load(self, name: str, position: int, key: str, like: Tensor) -> tuple[states.ModelState, Tensor]:
-        state, metadata = states.load(self.folder / name)
+    def _load(self, name: str, position: int, key: str, like: states.ModelState) -> tuple[states.ModelState, str]:
+        state, metadata = states.load(self.folder / name, like)
         about = json.loads(metadata["kept"])
         whole = about.pop("sha256") == _digest(state, about) and about["format"] == FORMAT
         if not whole or (about["position"], about["key"]) != (position, key):
             raise ValueError(f"{name}: contents differ from what was written")
-        return state, _tensor_of(about["hidden"], like)
+        return state, about["hidden"]
 
     def _work(self) -> None:
         """The thread: what has waited longest comes first."""

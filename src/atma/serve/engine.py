@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atma.eval.provenance import model_hash
+from atma.hashes import model_hash
 from atma.model import Model
 from atma.sampling import of_tokens
 from atma.serve.answers import Answers, prompt_tokens

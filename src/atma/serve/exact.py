@@ -2,7 +2,7 @@
 
 What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut
 into calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served
-as it is, equal up to rounding, and so is a model whose half-lives are learned: its decay has no kernel of that kind.
+as it is, equal up to rounding, and so is a model with a mixer that has no such form (`Mixer.steady`).
 """
 
 import copy
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.layers import Linear
-from atma.mixers.delta_memory import DeltaMemory
+from atma.mixers import Mixer
 from atma.model import Model
 from atma.ops.backend import backend_for
 from atma.ops.loss import softcap
@@ -51,8 +51,6 @@ class Served(nn.Module):
 
     def __init__(self, model: Model, keep: bool = True) -> None:
         super().__init__()
-        chosen = {backend_for("auto", model.embed.weight, name) for name in ("dense", "polar", "conv")}
-        self.exact = chosen == {"native"} and not model.config.learned_half_life
         self.cap = model.config.logit_cap
         self.config, self.dtype, self.device = model.config, model.embed.weight.dtype, model.embed.weight.device
         if keep:
@@ -60,6 +58,7 @@ class Served(nn.Module):
             model = copy.deepcopy(model, shared)
         self.model: Model = model.eval()
         self.head = None
+        self.exact = _steady(self.model)
         if self.exact:
             self.head = PackedLinear(self.model.head)
             _pack(self.model)
@@ -83,11 +82,20 @@ class Served(nn.Module):
         return softcap(self.head(hidden).to(work), self.cap)
 
 
+def _steady(model: Model) -> bool:
+    """Whether every mixer has a form whose bits depend neither on cuts nor on rows; it has taken it then."""
+    compiled = backend_for("auto", model.embed.weight, "dense") == "native"
+    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+    if compiled and all(mixer.steady() for mixer in mixers):
+        return True
+    for mixer in mixers:
+        mixer.steady(False)
+    return False
+
+
 def _pack(model: Model) -> None:
     cast(nn.Module, model).head = nn.Identity()
     for module in [module for module in model.modules() if not isinstance(module, Linear)]:
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):  # after which nothing here holds it
                 setattr(module, name, PackedLinear(child))
-        if isinstance(module, DeltaMemory):
-            module.stepwise = True

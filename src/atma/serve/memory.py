@@ -19,9 +19,9 @@ class Memory:
 
     def __init__(self, served: Served, carrier: Carrier, config: EngineConfig, reserve: Reserve, weights: str) -> None:
         self.carrier = carrier
-        page_bytes = PagePool.page_bytes(served.config, config.page_tokens, served.dtype)
+        page_bytes = PagePool.page_bytes(carrier.growing, config.page_tokens)
         self.budget = Budget.of(config, carrier.row_bytes, page_bytes, reserve)
-        self.pool = PagePool(served.config, self.budget.pages, config.page_tokens, served.dtype, served.device)
+        self.pool = PagePool(carrier.growing, self.budget.pages, config.page_tokens, served.device)
         self.disk = None
         if config.cache_folder is not None:
             self.disk = DiskStates(config.cache_folder, config.cache_folder_bytes, self.budget.pending_bytes)

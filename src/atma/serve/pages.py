@@ -1,34 +1,37 @@
-"""The pool of pages that hold every text's keys and values, counted by who refers to them."""
+"""The pool of pages that hold what grows with every text, counted by who refers to them."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from atma.config import ModelConfig
-from atma.state import Pages
+from atma.ops.paged import Pages
+from atma.state import Leaf
 
 
 class PagePool:
-    """`count` pages of `size` positions; a page has room for these positions' keys and values in every global layer.
+    """`count` pages of `size` positions; a page has room for what these have in every growing leaf of a state.
 
     A page is written only by the one text it was taken for; kept states and later texts read it for as long as they
     refer to it. It is free again when nobody does.
     """
 
-    def __init__(self, config: ModelConfig, count: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        layers, shape = config.layers.count("global"), (count, config.key_value_heads)
-        self.size, self.count = size, count
-        self.keys = [torch.empty(*shape, config.head_width, size, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.empty(*shape, size, config.head_width, dtype=dtype, device=device) for _ in range(layers)]
+    def __init__(self, leaves: Sequence[Leaf], count: int, size: int, device: torch.device) -> None:
+        self.size, self.count, self.leaves = size, count, leaves
+        shapes = [_page_shape(leaf, size) for leaf in leaves]
+        self.pools = [
+            torch.empty(count, *shape, dtype=leaf.tensor.dtype, device=device)
+            for shape, leaf in zip(shapes, leaves, strict=True)
+        ]
         self.references = [0] * count
         self.freed = 0
         """Pages that have become free since the start."""
         self._free = list(range(count - 1, -1, -1))
 
     @staticmethod
-    def page_bytes(config: ModelConfig, size: int, dtype: torch.dtype) -> int:
-        """Bytes of a page over all layers."""
-        numbers = 2 * config.layers.count("global") * config.key_value_heads * config.head_width * size
-        return max(1, numbers * dtype.itemsize)
+    def page_bytes(leaves: Sequence[Leaf], size: int) -> int:
+        """Bytes of a page over all leaves."""
+        return max(1, sum(size * leaf.tensor.nbytes for leaf in leaves))
 
     @property
     def free(self) -> int:
@@ -61,20 +64,58 @@ class PagePool:
 
     def copy(self, source: int, target: int) -> None:
         """Everything in one page to another."""
-        for pool in (*self.keys, *self.values):
+        for pool in self.pools:
             pool[target] = pool[source]
 
-    def contiguous(self, index: int, pages: list[int], count: int) -> tuple[Tensor, Tensor]:
-        """A copy of a global layer's keys and values (1, G, count, K) at the first `count` positions of `pages`."""
-        keys, values = self.keys[index], self.values[index]
-        shape = 1, values.shape[1], count, values.shape[3]
-        k, v = keys.new_empty(shape), values.new_empty(shape)
-        for page, at in zip(pages, range(0, count, self.size), strict=True):
-            some = min(self.size, count - at)
-            k[0, :, at : at + some] = keys[page].mT[:, :some]
-            v[0, :, at : at + some] = values[page][:, :some]
-        return k, v
+    def view(self, index: int, table: Tensor) -> Pages:
+        """A leaf of rows whose pages are `table` (B, P) int32, where it lies."""
+        return Pages(self.pools[index], table, page_axis(self.leaves[index]))
 
-    def layer(self, index: int, table: Tensor) -> tuple[Pages, Pages]:
-        """Keys and values of a global layer, for rows whose pages are `table` (B, P) int32."""
-        return Pages(self.keys[index], table), Pages(self.values[index], table)
+    def read(self, index: int, pages: Sequence[int], count: int) -> Tensor:
+        """A copy of a leaf (1, …) with the first `count` positions of these pages."""
+        leaf, pool = self.leaves[index], self._by_token(index)
+        shape = list(leaf.tensor.shape)
+        shape[_axis(leaf)] = count
+        found = pool.new_empty(shape)
+        by_token = found[0].movedim(_axis(leaf) - 1, 0)
+        for page, at in zip(pages, range(0, count, self.size), strict=False):
+            some = min(self.size, count - at)
+            by_token[at : at + some] = pool[page, :some]
+        return found
+
+    def write(self, index: int, pages: Sequence[int], x: Tensor, start: int = 0) -> None:
+        """Positions from `start` on of a text with these pages take x (1, …)."""
+        pool, by_token = self._by_token(index), x[0].movedim(_axis(self.leaves[index]) - 1, 0)
+        at, end = start, start + len(by_token)
+        while at < end:
+            slot = at % self.size
+            some = min(self.size - slot, end - at)
+            pool[pages[at // self.size], slot : slot + some] = by_token[at - start : at - start + some]
+            at += some
+
+    def _by_token(self, index: int) -> Tensor:
+        """A leaf's pool as (pages, page, …)."""
+        return self.pools[index].movedim(page_axis(self.leaves[index]), 1)
+
+
+def in_pages(leaf: Leaf) -> bool:
+    """Whether the mixer reads a leaf where it lies in pages, and does not ask for it in one piece."""
+    return leaf.name in getattr(leaf.owner, "pages", {})
+
+
+def page_axis(leaf: Leaf) -> int:
+    """The axis of a page's positions in the leaf's pool: where its mixer says, or else where they are in a state."""
+    return getattr(leaf.owner, "pages", {}).get(leaf.name, leaf.axis)
+
+
+def _axis(leaf: Leaf) -> int:
+    assert leaf.axis is not None
+    return leaf.axis
+
+
+def _page_shape(leaf: Leaf, size: int) -> list[int]:
+    """Of a page of this leaf."""
+    shape = list(leaf.tensor.shape[1:])
+    del shape[_axis(leaf) - 1]
+    shape.insert(page_axis(leaf) - 1, size)
+    return shape

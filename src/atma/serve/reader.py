@@ -58,6 +58,7 @@ class Reader:
         carried = join(parts) if len(parts) > 1 else parts[0]
         state = carrier.state(carried, carrier.lengths(starts), table, self.memory.pool)
         hidden, after = self.served(torch.tensor(tokens, device=self._device), state)
+        carrier.put_back(after, starts, [s.pages for s in sequences], self.memory.pool)
         rows = carrier.carried(after)
         for i, sequence in enumerate(sequences):
             sequence.carried = tuple(x[i : i + 1] for x in rows)

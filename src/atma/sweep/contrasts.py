@@ -5,9 +5,11 @@ difference: +1 and −1 for a contrast, four arms for an interaction (a differen
 levels of the other factors; seeds of one setting are not independent of it, so intervals resample settings, and seeds
 only where there is one setting. Source of the contrasts: the paper's stage I, maths.md section 8.
 
-The resamples come from a counter and a hash instead of a generator, so that the dashboard draws the very same ones.
+The resamples come from a counter and a hash, so that an interval is the same number wherever and in whatever order it
+is computed.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atma.eval.statistics import says
-from atma.sweep.table import Cell, Level, Table, Where, holds, is_on, is_switch, level_text, stands_alone
+from atma.statistics import says
+from atma.sweep.table import Cell, Level, Table, Where, holds, is_on, is_switch, level_text, same, stands_alone
 
 Choice = Mapping[str, Level]
 RESAMPLES = 5000
@@ -103,8 +105,7 @@ def matched(table: Table, metric: str, arms: Sequence[Arm], label: str = "") -> 
     for arm in arms:
         for factor, level in arm.choice.items():
             table.check_level(factor, level)
-    sets, used = _sets(table, metric, arms)
-    chosen = sum(any(_fits(cell, arm.choice) for arm in arms) for cell in table.cells)
+    sets, unmatched = _sets(table, metric, arms)
     clusters: dict[tuple, list[float]] = {}
     for (setting, _), difference in sets:
         clusters.setdefault(setting, []).append(difference)
@@ -116,7 +117,7 @@ def matched(table: Table, metric: str, arms: Sequence[Arm], label: str = "") -> 
     low, high = bootstrap(groups)
     p = sign_test([math.fsum(group) for group in groups]) if sets else None
     label = label or arms_text(arms, table)
-    return Effect(label, metric, tuple(differences), len(clusters), chosen - used, mean, median, low, high, p)
+    return Effect(label, metric, tuple(differences), len(clusters), unmatched, mean, median, low, high, p)
 
 
 def main_effects(table: Table, metric: str) -> list[Effect]:
@@ -140,12 +141,18 @@ def bootstrap(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | 
     n = len(groups)
     if n < 2:
         return None, None
-    drawn = (hashed(np.arange(RESAMPLES * n, dtype=np.uint32)).astype(np.uint64) * np.uint64(n)) >> np.uint64(32)
-    picks = drawn.astype(np.int64).reshape(RESAMPLES, n)
+    picks = _picks(n)
     sums = np.array([math.fsum(group) for group in groups])
     counts = np.array([len(group) for group in groups])
     low, high = np.percentile(sums[picks].sum(1) / counts[picks].sum(1), [2.5, 97.5])
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=64)
+def _picks(n: int) -> np.ndarray:
+    """Which of n groups each resample draws, (RESAMPLES, n) int64."""
+    drawn = (hashed(np.arange(RESAMPLES * n, dtype=np.uint32)).astype(np.uint64) * np.uint64(n)) >> np.uint64(32)
+    return drawn.astype(np.int64).reshape(RESAMPLES, n)
 
 
 def hashed(counter: np.ndarray) -> np.ndarray:
@@ -203,19 +210,20 @@ def _against_first(table: Table, factor: str) -> Iterator[list[Arm]]:
 
 
 def _sets(table: Table, metric: str, arms: Sequence[Arm]) -> tuple[list[tuple[tuple, float]], int]:
-    """Each complete matched set as ((setting, seed), difference) in the table's order, and how many cells they use."""
+    """Each complete matched set as ((setting, seed), difference) in the table's order, and how many cells lack one."""
     rest = [factor for factor in table.levels if factor not in arms[0].choice]
     found: dict[tuple, dict[int, float]] = {}
+    chosen = 0
     for cell in table.cells:
-        if metric not in cell.metrics:
-            continue
-        for index, arm in enumerate(arms):
-            if _fits(cell, arm.choice):
+        index = next((i for i, arm in enumerate(arms) if _fits(cell, arm.choice)), None)
+        if index is not None:
+            chosen += 1
+            if metric in cell.metrics:
                 key = (tuple((isinstance(cell.factors[f], bool), cell.factors[f]) for f in rest), cell.seed)
                 found.setdefault(key, {})[index] = cell.metrics[metric]
     full = {key: values for key, values in found.items() if len(values) == len(arms)}
     sets = [(key, _difference([(arm.sign, values[i]) for i, arm in enumerate(arms)])) for key, values in full.items()]
-    return sets, len(full) * len(arms)
+    return sets, chosen - len(full) * len(arms)
 
 
 def _difference(terms: Sequence[tuple[int, float]]) -> float:
@@ -224,4 +232,4 @@ def _difference(terms: Sequence[tuple[int, float]]) -> float:
 
 
 def _fits(cell: Cell, choice: Choice) -> bool:
-    return all(holds(cell.factors[factor], (level,)) for factor, level in choice.items())
+    return all(same(cell.factors[factor], level) for factor, level in choice.items())

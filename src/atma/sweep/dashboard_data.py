@@ -4,15 +4,16 @@ Levels are numbers into their factor's list and metrics stand in one list a cell
 cut to their ends, the shorter the more cells there are, so that a page of hundreds of cells stays light.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 
+from atma.report.content import size_text
 from atma.sweep.analysis_budget import Curve, read_curves
-from atma.sweep.contrasts import RESAMPLES, SEED, TIE
-from atma.sweep.table import Cell, Table, holds, is_on, is_switch, label, level_text, stands_alone
-from atma.sweep.table_metrics import digits_of, family_of, length_of, rises
+from atma.sweep.dashboard_effects import depth, fronts, judged, level_numbers, strongest
+from atma.sweep.pareto import over_seeds
+from atma.sweep.table import Cell, Levels, Table, is_on, is_switch, label, level_text
+from atma.sweep.table_metrics import digits_of, family_of, length_of, number_text, rises
 
 CURVE_POINTS = 24_000
 """Points of training curves in a page, shared between the cells: from 20 to 200 each."""
@@ -24,18 +25,29 @@ def payload(table: Table, metric: str | None = None) -> dict[str, Any]:
     """The table as plain JSON data, judged at first by `metric` (see `Table.metric`)."""
     headline = table.metric(metric)
     points = min(200, max(20, CURVE_POINTS // len(table.cells)))
-    characters = min(8000, max(500, LOG_CHARACTERS // len(table.cells)))
+    most = depth(table)
+    places = level_numbers(table)
+    cells = [_cell(table, cell, points) for cell in table.cells]
+    for i, cell in enumerate(cells):
+        cell["levels"] = [int(numbers[i]) for numbers in places.values()]
     return {
-        "name": table.name,
-        "factors": [_factor(table, name) for name in table.levels],
+        "factors": [{"name": name, "levels": level_texts(levels)} for name, levels in table.levels.items()],
         "metrics": [_metric(name) for name in table.metrics],
         "headline": table.metrics.index(headline),
-        "columns": [table.metrics.index(name) for name in columns(table, headline)],
         "trained": _trained(table),
-        "unfinished": list(table.unfinished),
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "tie": TIE},
-        "cells": [_cell(table, cell, points, characters) for cell in table.cells],
+        "trainedSize": size_text(_trained(table) or 0),
+        "depth": most,
+        "cells": cells,
+        "settings": _settings(table, cells),
+        "judged": judged(table, most),
+        "fronts": fronts(table, most),
+        "strongest": strongest(table, headline),
     }
+
+
+def log_characters(table: Table) -> int:
+    """How much of the end of each log a page of this table shows."""
+    return min(8000, max(500, LOG_CHARACTERS // len(table.cells)))
 
 
 def columns(table: Table, headline: str) -> list[str]:
@@ -48,22 +60,31 @@ def columns(table: Table, headline: str) -> list[str]:
     return [name for name in dict.fromkeys(found) if name in table.metrics]
 
 
-def _factor(table: Table, name: str) -> dict[str, Any]:
-    levels = table.levels[name]
-    switch = is_switch(levels)
-    texts = [level_text(is_on(level)) if switch else level_text(level) for level in levels]
-    alone = [stands_alone(level, table.levels) for level in levels]
-    return {"name": name, "levels": texts, "switch": switch, "alone": alone}
+def level_texts(levels: Levels) -> list[str]:
+    """The levels of one factor in words."""
+    return [level_text(is_on(level)) if is_switch(levels) else level_text(level) for level in levels]
+
+
+def metric_text(name: str) -> str:
+    """A metric in words: clean nll 64K."""
+    length = length_of(name)
+    return f"{family_of(name)} {size_text(length)}".replace("_", " ") if length else name.replace("_", " ")
+
+
+def cell_text(table: Table, cell: Cell) -> str:
+    """A cell in words, its seed with it where there are several."""
+    words = label(cell.factors, table.levels)
+    return f"{words}, seed {cell.seed}" if len({other.seed for other in table.cells}) > 1 else words
 
 
 def _metric(name: str) -> dict[str, Any]:
     length = length_of(name)
     return {
-        "name": name,
+        "name": metric_text(name),
         "rises": rises(name),
-        "digits": digits_of(name),
         "length": length,
-        "family": family_of(name) if length else None,
+        "size": size_text(length),
+        "family": family_of(name).replace("_", " ") if length else None,
     }
 
 
@@ -73,28 +94,27 @@ def _trained(table: Table) -> int | None:
     return told.pop() if len(told) == 1 else None
 
 
-def _cell(table: Table, cell: Cell, points: int, characters: int) -> dict[str, Any]:
-    levels = [
-        next(i for i, known in enumerate(levels) if holds(cell.factors[factor], (known,)))
-        for factor, levels in table.levels.items()
-    ]
-    found: dict[str, Any] = {
-        "name": cell.name,
-        "label": label(cell.factors, table.levels),
-        "levels": levels,
-        "seed": cell.seed,
-        "metrics": [cell.metrics.get(name) for name in table.metrics],
-    }
-    if cell.config:
-        found["config"] = json.dumps(cell.config, indent=1, ensure_ascii=False, default=str)
-    if logs := _logs(cell, characters):
-        found["log"] = logs
-    if curves := read_curves(cell):
-        found["curves"] = {kind: _thinned(curve, points) for kind, curve in curves.items()}
+def _cell(table: Table, cell: Cell, points: int) -> dict[str, Any]:
+    curves = {kind: _thinned(curve, points) for kind, curve in read_curves(cell).items()}
+    values = [cell.metrics.get(name) for name in table.metrics]
+    return {"name": cell_text(table, cell), "metrics": values, "curves": curves}
+
+
+def _settings(table: Table, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells that differ in the seed alone as one, averaged; `cells` are their numbers."""
+    found = []
+    settings = over_seeds(table)
+    numbers = level_numbers(settings)
+    for i, setting in enumerate(settings.cells):
+        levels = [int(places[i]) for places in numbers.values()]
+        texts = [number_text(setting.metrics.get(name), digits_of(name)) for name in table.metrics]
+        values = [setting.metrics.get(name) for name in table.metrics]
+        alike = [i for i, cell in enumerate(cells) if cell["levels"] == levels]
+        found.append({"name": setting.name, "levels": levels, "metrics": values, "texts": texts, "cells": alike})
     return found
 
 
-def _logs(cell: Cell, characters: int) -> str:
+def log_text(cell: Cell, characters: int) -> str:
     """The ends of the cell's logs and of its training record, each under its name."""
     paths = sorted(cell.folder.glob("*.log")) if cell.folder else []
     parts = []

@@ -118,7 +118,7 @@ def check_settings(settings: Settings, where: str) -> None:
         if name == "train.seed":
             raise ValueError(f"{where}: 'train.seed' is set by 'sweep.seeds'; list the seeds there")
         known = suites.settings() if name.startswith("suites.") else SETTINGS
-        if name not in known:
+        if name not in known and not name.startswith("model."):  # whose options its mixers know
             near = difflib.get_close_matches(name, sorted(known), 1, 0.0)[0]
             raise ValueError(f"{where}: unknown setting '{name}'; did you mean '{near}'?")
 

@@ -160,9 +160,14 @@ def order(levels: Any) -> Levels:
     return tuple(sorted(once, key=rank))
 
 
+def same(one: Level, other: Level) -> bool:
+    """Are two levels equal? True is not 1 here, and 2 is 2.0."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
 def holds(level: Level, wanted: Sequence[Level]) -> bool:
-    """Is the level among those wanted? True is not 1 here, and 2 is 2.0."""
-    return _key(level) in map(_key, wanted)
+    """Is the level `same` as one of those wanted?"""
+    return any(same(level, other) for other in wanted)
 
 
 def is_switch(levels: Sequence[Level]) -> bool:

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from atma.mixers.attention import Attention, PolarCore, SoftmaxCore
+from atma.mixers.heads import Attending
 from atma.model import Model
 from atma.ops.polar import statistics_of, visible_range
 
@@ -24,7 +23,7 @@ _QUERIES = 128
 class CoreCall(NamedTuple):
     """What one attention core was given: q (B, H, T, K), k and v (B, G, T, K), segment_ids (B, T) or None."""
 
-    mixer: Attention
+    mixer: Attending
     q: Tensor
     k: Tensor
     v: Tensor
@@ -36,14 +35,14 @@ def core_calls(model: Model) -> Iterator[list[CoreCall]]:
     """Collect the calls of every attention core, in order, of the forward passes run inside."""
     seen: list[CoreCall] = []
 
-    def listen(mixer: Attention) -> torch.utils.hooks.RemovableHandle:
+    def listen(mixer: Attending) -> torch.utils.hooks.RemovableHandle:
         def note(_core: object, given: tuple) -> None:
             q, k, v, _, segment_ids = given
             seen.append(CoreCall(mixer, q, k, v, segment_ids))
 
         return mixer.core.register_forward_pre_hook(note)
 
-    hooks = [listen(module) for module in model.modules() if isinstance(module, Attention)]
+    hooks = [listen(module) for module in model.modules() if isinstance(module, Attending)]
     try:
         yield seen
     finally:
@@ -59,43 +58,37 @@ def alignment(calls: list[CoreCall], count: int, generator: torch.Generator) -> 
 
 def _one(call: CoreCall, count: int, generator: torch.Generator) -> Tensor:
     keys, values = noise(call.mixer, count, generator)
-    core, q = call.mixer.core, call.q.float()
-    if isinstance(core, PolarCore):
-        return null_mass(core, q, keys, call.segment_ids)
-    return output_change(core, call, keys, values)
+    first, last = visible_range(call.q, None, call.segment_ids, call.mixer.core.window)
+    q = call.q.float()
+    scale, null = call.mixer.core.scale_and_null(q, (last - first).to(q))
+    if null is None:
+        return output_change(call, scale, keys, values)
+    return null_mass(q, scale, null, keys)
 
 
 @torch.no_grad()
-def noise(mixer: Attention, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Keys and values (1, H, count, K) that the layer makes of white noise; a rope layer turns them to −count … −1."""
-    weight = mixer.k_proj.weight
-    white = torch.randn((1, count, weight.shape[1]), generator=generator).to(weight)
+def noise(mixer: Attending, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Keys and values (1, H, count, K) that the layer makes of white noise, at the positions −count … −1."""
+    weight = next(mixer.parameters())
+    white = torch.randn((1, count, mixer.width), generator=generator).to(weight)
     projected = mixer.project(white)
-    keys = projected.k
-    if mixer.rotary is not None:
-        keys = mixer.rotary(keys, torch.arange(-count, 0, device=weight.device)[None])
+    keys = mixer.core.turned(projected.k, torch.arange(-count, 0, device=weight.device)[None])
     share = mixer.heads // mixer.groups
     return keys.float().repeat_interleave(share, 1), projected.v.float().repeat_interleave(share, 1)
 
 
-def null_mass(core: PolarCore, q: Tensor, keys: Tensor, segment_ids: Tensor | None) -> Tensor:
+def null_mass(q: Tensor, scale: Tensor, null: Tensor, keys: Tensor) -> Tensor:
     """Mean over queries of Σ e^{t s_j} / (Σ e^{t s_j} + e^{t ν}), s over the noise keys alone, t and ν by position."""
-    first, last = visible_range(q, None, segment_ids, core.window)
-    visible = (last - first).to(q)[:, None]
-    temperature = 1 + F.softplus(core.length_gain)[:, None] * visible.log()
-    floor = core.null_base[:, None] + F.softplus(core.null_slope)[:, None] * (visible + 1).log().sqrt()
-    scaled = q * (temperature * q.shape[-1] ** -0.5).unsqueeze(-1)
-    total, _ = _read(scaled, keys, None)
-    return torch.sigmoid(total - temperature * floor).mean()
+    total, _ = _read(q * scale.unsqueeze(-1), keys, None)
+    return torch.sigmoid(total - null).mean()
 
 
-def output_change(core: SoftmaxCore, call: CoreCall, keys: Tensor, values: Tensor) -> Tensor:
+def output_change(call: CoreCall, scale: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Mean squared change of the softmax read when noise keys and values stand before the real ones."""
-    scaled = call.q.float() * core.scale
-    seen = visible_range(call.q, None, call.segment_ids, core.window)
+    seen = visible_range(call.q, None, call.segment_ids, call.mixer.core.window)
     q, k, v = call.q.float(), call.k.float(), call.v.float()
-    S, L, _, M = statistics_of("auto", q)(q, k, v, torch.full_like(q[..., 0], core.scale), *seen)
-    total, read = _read(scaled, keys, values)
+    S, L, _, M = statistics_of("auto", q)(q, k, v, scale, *seen)
+    total, read = _read(q * scale.unsqueeze(-1), keys, values)
     assert read is not None
     share = torch.sigmoid(total - (L.log() + M)).unsqueeze(-1)
     return (share * (read - S / L.unsqueeze(-1))).square().mean()

@@ -1,10 +1,12 @@
 """Which parameter is moved by which rule, and Muon at full precision where there is no GPU.
 
-Linear weights inside blocks go to Muon, all else to AdamW at three rates: embeddings, head, and everything small
-(biases, taps, per-head scalars). Source: maths.md, section 6.
+Inside blocks, linear weights and parameters of three dimensions, a matrix for each head, go to Muon; all else goes to
+AdamW at three rates: embeddings, head, and everything small (biases, taps, per-head scalars). Source: maths.md,
+section 6.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,27 +27,54 @@ SMALL_SIDE = 256
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` (Nesterov momentum, update scaled by sqrt(max(1, rows/cols))), in float32 on a CPU.
 
+    A parameter is a matrix, or a matrix for each head (heads, rows, columns), each with an update of its own.
+
     torch's runs its Newton-Schulz rounds in bfloat16, which a CPU without bfloat16 instructions emulates: the 46
     matrices of the nano model took 2071 ms on one core limited to AVX2 and 64 ms with AVX512-BF16, this form 59 ms on
     both (benchmarks/training_choices.py). It is also accurate to 1e-4 where bfloat16 is off by 65%: a gradient of rank
-    4. On a GPU, matrices up to `SMALL_SIDE` go together like this too, since a launch costs more than their products;
-    larger ones take torch's own step.
+    4. On a GPU, matrices up to `SMALL_SIDE` go together like this too, since a launch costs more than their products,
+    and so do those of heads, which torch does not take; larger ones take torch's own step.
     """
 
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, weight_decay: float, momentum: float) -> None:
+        """groups: dictionaries as torch's optimisers take them; those of heads become groups of their own."""
+        single, headed = [], []
+        for group in groups:
+            single.append(group | {"params": [p for p in group["params"] if p.ndim != 3]})
+            headed.append(group | {"params": [p for p in group["params"] if p.ndim == 3]})
+        super().__init__(single, lr, weight_decay, momentum, adjust_lr_fn="original")
+        for group in headed:
+            if group["params"]:
+                self.add_param_group(group)
+
     @torch.no_grad()
-    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient."""
-        every = [parameter for group in self.param_groups for parameter in group["params"]]
-        if closure is not None or any(p.device.type != "cpu" and min(p.shape) > SMALL_SIDE for p in every):
-            return super().step(closure)
-        for group in self.param_groups:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient; returns what `closure` does, which is called first."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        groups = self.param_groups
+        if any(_is_large(parameter) for group in groups for parameter in group["params"]):
+            groups = self._step_of_torch()
+        for group in groups:
             for parameters in _alike([p for p in group["params"] if p.grad is not None]):
                 directions = [self._direction(parameter, group["momentum"]) for parameter in parameters]
                 for parameter, update in zip(parameters, orthogonalise_all(directions), strict=True):
-                    rows, columns = parameter.shape
+                    rows, columns = parameter.shape[-2:]
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
-        return None
+        return loss
+
+    def _step_of_torch(self) -> list[dict[str, Any]]:
+        """torch's own step of every single matrix; the groups that are left."""
+        groups, headed = self.param_groups, []
+        self.param_groups = []
+        for group in groups:
+            (headed if any(p.ndim == 3 for p in group["params"]) else self.param_groups).append(group)
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return headed
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
@@ -56,18 +85,35 @@ class Muon(torch.optim.Muon):
         return gradient.lerp(state["momentum_buffer"], momentum)
 
 
+def _is_large(parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and parameter.device.type != "cpu" and min(parameter.shape) > SMALL_SIDE
+
+
 def _alike(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Those of one smaller side together, one for each thread at least, or as many as make `GRAM_NUMBERS`."""
+    """Those of one smaller side together: a matrix for each thread at least, or as many as make `GRAM_NUMBERS`."""
     sizes: dict[int, list[Tensor]] = {}
     for parameter in parameters:
-        sizes.setdefault(min(parameter.shape), []).append(parameter)
+        sizes.setdefault(min(parameter.shape[-2:]), []).append(parameter)
     for size, alike in sizes.items():
         most = max(torch.get_num_threads(), GRAM_NUMBERS // max(1, size * size))
-        yield from (alike[i : i + most] for i in range(0, len(alike), most))
+        some: list[Tensor] = []
+        for parameter in alike:
+            if some and sum(map(_count, some)) + _count(parameter) > most:
+                yield some
+                some = []
+            some.append(parameter)
+        yield some
+
+
+def _count(matrices: Tensor) -> int:
+    return matrices.shape[0] if matrices.ndim == 3 else 1
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """A (rows, columns) matrix with singular values near 1, from `matrix` by five Newton-Schulz rounds."""
+    """A (rows, columns) matrix with singular values near 1, from `matrix` by five Newton-Schulz rounds.
+
+    Of (heads, rows, columns), each of the matrices.
+    """
     return orthogonalise_all([matrix])[0]
 
 
@@ -78,16 +124,24 @@ def orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
     product with X at the end. That is the same polynomial for two thirds of the operations, its products are symmetric,
     and small matrices of different shapes go together.
     """
-    tall = [matrix.size(0) > matrix.size(1) for matrix in matrices]
-    grams = torch.stack([x.mT @ x if high else x @ x.mT for x, high in zip(matrices, tall, strict=True)])
+    tall = [matrix.size(-2) > matrix.size(-1) for matrix in matrices]
+    each = [x.mT @ x if high else x @ x.mT for x, high in zip(matrices, tall, strict=True)]
+    grams = torch.cat([gram if gram.ndim == 3 else gram[None] for gram in each])
     norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=_TINY)[:, None, None]
     factors = newton_schulz(grams / norms.square(), _COEFFICIENTS, _ROUNDS) / norms
-    return [x @ f if high else f @ x for x, f, high in zip(matrices, factors, tall, strict=True)]
+    shares = [f.view_as(gram) for f, gram in zip(factors.split([_count(x) for x in matrices]), each, strict=True)]
+    return [x @ f if high else f @ x for x, f, high in zip(matrices, shares, tall, strict=True)]
 
 
 def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:
-    """Every parameter by name, once, under "matrix" (Muon), "embedding", "head" or "vector" (AdamW)."""
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    """Every parameter by name, once, under "matrix" (Muon), "embedding", "head" or "vector" (AdamW).
+
+    Inside blocks, matrices are the weights of linear layers and (heads, rows, columns), a matrix for each head; a class
+    of modules keeps its own from Muon by naming them in its `vectors`.
+    """
+    modules = dict(model.named_modules())
+    linear = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Linear)}
+    kept = {f"{name}.{own}" for name, module in modules.items() for own in getattr(type(module), "vectors", ())}
     groups: dict[str, dict[str, nn.Parameter]] = {"matrix": {}, "embedding": {}, "head": {}, "vector": {}}
     for name, parameter in model.named_parameters():
         if name.startswith("embed."):
@@ -95,7 +149,8 @@ def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:
         elif name.startswith("head."):
             kind = "head"
         else:
-            kind = "matrix" if name in linear and name.startswith("blocks.") else "vector"
+            matrix = name.startswith("blocks.") and (name in linear or parameter.ndim == 3) and name not in kept
+            kind = "matrix" if matrix else "vector"
         groups[kind][name] = parameter
     return groups
 
@@ -109,11 +164,7 @@ class Optimisers:
         self.rates = {"matrix": train.muon_rate, "embedding": train.embedding_rate}
         self.rates |= {"head": train.head_rate, "vector": train.vector_rate}
         self._muon = Muon(
-            _rows(groups, ["matrix"]),
-            lr=train.muon_rate,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-            adjust_lr_fn="original",
+            _rows(groups, ["matrix"]), lr=train.muon_rate, momentum=train.momentum, weight_decay=train.weight_decay
         )
         self._adam = torch.optim.AdamW(
             _rows(groups, ["embedding", "head", "vector"]),
@@ -146,13 +197,18 @@ class Optimisers:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor], where: object) -> None:
-        """Restore what `tensors` returned; ValueError (naming `where`) when a name or shape does not belong here."""
-        by_name = {name: parameter for parameter, name in self.names.items()}
+        """Restore what `tensors` returned. ValueError names, behind `where`, one of another name, rule or shape."""
+        known = {
+            (rule, self.names[parameter]): parameter
+            for rule, optimiser in self._both.items()
+            for group in optimiser.param_groups
+            for parameter in group["params"]
+        }
         for key, value in tensors.items():
             rule, _, rest = key.partition("/")
             name, _, quantity = rest.rpartition("/")
-            parameter = by_name.get(name)
-            if parameter is None or rule not in self._both:
+            parameter = known.get((rule, name))
+            if parameter is None:
                 raise ValueError(f"{where}: unexpected tensor '{key}': state of another model")
             if value.ndim and value.shape != parameter.shape:
                 found, wanted = tuple(value.shape), tuple(parameter.shape)

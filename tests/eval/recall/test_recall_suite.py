@@ -13,7 +13,7 @@ from atma.eval.recall import suite as suites
 from atma.eval.recall.suite import Recall, recall
 from atma.eval.recall.summary import figures, groups, table
 from atma.eval.results import read_rows
-from atma.eval.statistics import wilson
+from atma.statistics import wilson
 
 TINY = Recall(
     task="copy",

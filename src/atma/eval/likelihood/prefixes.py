@@ -15,8 +15,8 @@ import torch
 from atma.data.dataset import TokenSet
 from atma.eval.language_model import LanguageModel, Row, by_length
 from atma.eval.likelihood.texts import consecutive
-from atma.eval.statistics import interval_row, last_minus_first, mean_interval, slope
 from atma.eval.stream import Advance
+from atma.statistics import interval_row, last_minus_first, mean_interval, slope
 
 FIRST_EDGE = 16
 

@@ -20,9 +20,9 @@ from atma.eval.likelihood.reading import Ending, Reading, Unit, from_beginning, 
 from atma.eval.likelihood.texts import Text, choose, read_source, stretches
 from atma.eval.likelihood.trend import trend
 from atma.eval.ragged import score_each
-from atma.eval.statistics import interval_row, mean_row
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
+from atma.statistics import interval_row, mean_row
 from atma.strict import check_fields
 
 Measure = Literal["clean", "junk", "fixed"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atma.eval.statistics import Interval, last_minus_first, says, slope, student_95
+from atma.statistics import Interval, last_minus_first, says, slope, student_95
 
 LEVEL = 0.05
 

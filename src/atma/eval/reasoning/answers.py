@@ -16,10 +16,10 @@ import torch
 from atma.data.batches import NOT_SCORED
 from atma.eval.language_model import LanguageModel, Native, Row, finite
 from atma.eval.reasoning.prompts import Prompt
-from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
 from atma.model import Model
 from atma.state import ModelState, rows
+from atma.statistics import proportion
 
 Scoring = Literal["both", "ranking", "generation"]
 SPARE = 8

@@ -3,15 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from atma.config import ModelConfig, from_dict, preset, to_dict
+import torch
+
+from atma.config import ModelConfig, preset
 from atma.eval.recall.tasks import Capacity, Task, ids
+from atma.mixers import CORES, names
 from atma.strict import read_value
 
 SMALL = ModelConfig(
     width=64, depth=2, pattern=("local", "global"), query_heads=2, key_value_heads=1, head_width=32, mlp_multiple=4
 )
 
+GLOBAL = "global"
+"""The layers of SMALL and of the presets that a mixer's name replaces."""
 CHOSEN = {
     "vocab_size": "the vocabulary is that of the task; set --vocabulary",
     "core": "the core is named first in each of --mixers",
@@ -36,33 +42,38 @@ def base(task: Task, model_preset: str = "", settings: Sequence[str] = ()) -> Mo
 
 
 def mixer(words: str, start: ModelConfig) -> ModelConfig:
-    """The model of a mixer "CORE", "CORE+memory", and ",KEY=VALUE" for settings of its own. ValueError: not one."""
+    """The model of a mixer in words: of its global layers "CORE" or "CORE+MEMORY", "memory" being the delta memory, or
+    the name of any mixer, which then takes their place; and ",KEY=VALUE" for settings of its own. ValueError: not one.
+    """
     name, *settings = words.split(",")
     core, plus, memory = name.partition("+")
-    if plus and memory != "memory":
-        raise ValueError(f"a mixer is polar, nope or rope, with +memory or without, not '{name}'")
-    return _changed(from_dict(ModelConfig, to_dict(start) | {"core": core, "memory": bool(plus)}), settings)
+    if core in CORES:
+        held: bool | str = True if memory == "memory" else memory or bool(plus)
+        return _changed(start.changed({"core": core, "memory": held}), settings)
+    if plus or core not in names():
+        known = f"{', '.join(CORES)} with +memory or without, or {', '.join(names())}"
+        raise ValueError(f"a mixer is {known}, not '{name}'")
+    pattern = tuple(core if layer == GLOBAL else layer for layer in start.pattern)
+    return _changed(start.changed({"pattern": pattern}), settings)
 
 
 def reach(config: ModelConfig) -> int | None:
-    """How many tokens back anything but a memory can carry a token to an output; None where attention has no window."""
-    if config.window is None and "global" in config.layers:
-        return None
-    canon = config.canon_taps - 1 if config.has_canon else 0
-    of_kind = {"local": config.local_taps - 1, "global": (config.window or 1) - 1 + canon}
-    return sum(of_kind[kind] for kind in config.layers)
+    """How many tokens back anything but a memory can carry a token to an output; None where there is no bound."""
+    with torch.device("meta"):
+        found = [config.mixer(layer).reach for layer in range(config.depth)]
+    return None if None in found else sum(found)  # pyright: ignore[reportArgumentType]
 
 
 def _changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
-    values, given = to_dict(config), set[str]()
+    values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise ValueError(f"'{setting}': write a setting of the model as KEY=VALUE, such as window=16")
-        if key.strip() in CHOSEN:
-            raise ValueError(f"'{setting}': {CHOSEN[key.strip()]}")
-        if key.strip() in given:
-            raise ValueError(f"'{setting}': '{key.strip()}' is set twice; keep the one that you mean")
-        given.add(key.strip())
-        values[key.strip()] = read_value(text)
-    return from_dict(ModelConfig, values)
+        if key in CHOSEN:
+            raise ValueError(f"'{setting}': {CHOSEN[key]}")
+        if key in values:
+            raise ValueError(f"'{setting}': '{key}' is set twice; keep the one that you mean")
+        values[key] = read_value(text)
+    return config.changed(values)

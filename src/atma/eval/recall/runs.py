@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,10 +10,11 @@ import torch
 from atma.config import ModelConfig, TrainConfig, canonical, identity, to_dict
 from atma.eval.recall.tasks import TEST, Capacity, Task, examples
 from atma.eval.recall.training import Learner, Practice, correct, token_cost
-from atma.eval.statistics import proportion
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
-from atma.state import GlobalState
+from atma.model import Block
+from atma.state import leaves
+from atma.statistics import proportion
 
 LEARNED = 0.99
 """Held-out accuracy at which a task counts as learned."""
@@ -129,10 +130,12 @@ def batched(train: TrainConfig, length: int) -> TrainConfig:
 
 
 def memory_bytes(learner: Learner) -> int:
-    """Bytes of the memories of one row, whatever its length; 0 without any."""
-    state = learner.model.init_state(1, 1)
-    held = [block.memory for block in state.blocks if isinstance(block, GlobalState) and block.memory is not None]
-    return sum(memory.nbytes for memory in held)
+    """Bytes that what forgets carries of one row, whatever its length: memories, and mixers that are one."""
+    model = learner.model
+    forgets = {i for i, block in enumerate(model.blocks) if cast(Block, block).mixer.retention() is not None}
+    held = [leaf for leaf in leaves(model.init_state(1, 1)) if leaf.carried and int(leaf.path[1]) in forgets]
+    parts = {leaf.path[1] for leaf in held if "memory" in leaf.path}
+    return sum(leaf.tensor.nbytes for leaf in held if "memory" in leaf.path or leaf.path[1] not in parts)
 
 
 def _last_of_each_length(curve: Sequence[Row]) -> list[float]:

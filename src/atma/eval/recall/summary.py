@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from atma.eval.statistics import share_text
 from atma.report.content import size_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table, Trace
+from atma.statistics import share_text
 
 Row = dict[str, Any]
 PLACE = ("task", "size", "mixer", "rate")

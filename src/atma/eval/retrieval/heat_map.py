@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atma.eval.language_model import Row
-from atma.eval.statistics import share_text
 from atma.report.content import environment, size_text
 from atma.report.figures import Figure, Table
 from atma.report.plain import plain_page
+from atma.statistics import share_text
 
 SCALE = [[0.0, "#8c1d40"], [0.5, "#e8a33d"], [1.0, "#16976c"]]
 Group = tuple[str, str, str, str]

@@ -13,8 +13,8 @@ import torch
 
 from atma.eval.language_model import LanguageModel, Row
 from atma.eval.retrieval.prompts import Ask, Prompt
-from atma.eval.statistics import mean_interval, proportion
 from atma.eval.stream import Advance
+from atma.statistics import mean_interval, proportion
 
 SHOWN = 3
 """Free answers that a row holds as they were written."""

@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
-from atma.ops.backend import backend_for, check_indices, check_tensors
-from atma.ops.conv import cpu, native, reference
+from atma.ops.backend import backend_for, check_indices, check_tensors, implementation
+
+LANES = 16
+"""Channels come in multiples of this for the compiled gated convolution: a vector of the widest machine."""
 
 
 def causal_conv(
@@ -28,12 +30,8 @@ def causal_conv(
         raise ValueError("segment_ids marks packed documents in training; a call with a tail continues one document")
     check_indices("segment_ids", segment_ids, (x.shape[0], x.shape[1]), x.device)
     weight = weight.to(x.dtype)
-    chosen = backend_for(backend, x, "conv")
-    if chosen == "gpu":
-        from atma.ops.conv import gpu
-
-        return gpu.causal_conv(x, weight, tail, segment_ids)
-    return {"reference": reference, "cpu": cpu, "native": native}[chosen].causal_conv(x, weight, tail, segment_ids)
+    chosen = implementation("conv", backend_for(backend, x, "conv"))
+    return chosen.causal_conv(x, weight, tail, segment_ids)
 
 
 def gated_conv(h: Tensor, weight: Tensor, segment_ids: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -46,9 +44,9 @@ def gated_conv(h: Tensor, weight: Tensor, segment_ids: Tensor | None = None, bac
     channels = weight.shape[0]
     if h.ndim != 3 or weight.ndim != 2 or 0 in h.shape or 0 in weight.shape or h.shape[-1] != 3 * channels:
         raise ValueError(f"h {tuple(h.shape)} and weight {tuple(weight.shape)} must be (B, T, 3C) and (C, W), none 0")
-    if channels % native.LANES == 0 and backend_for(backend, h, "conv") == "native":
+    if channels % LANES == 0 and backend_for(backend, h, "conv") == "native":
         check_indices("segment_ids", segment_ids, (h.shape[0], h.shape[1]), h.device)
-        return native.gated_conv(h, weight.to(h.dtype), segment_ids)
+        return implementation("conv", "native").gated_conv(h, weight.to(h.dtype), segment_ids)
     b, c, u = h.chunk(3, -1)
     return c * causal_conv(b * u, weight, None, segment_ids, backend)
 

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import narrow
+from atma.ops.operator import operator
 
 MAX_TAPS = 8
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -26,7 +26,7 @@ def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Ten
     for tensor in (x, weight, x if tail is None else tail):
         if tensor.dtype not in DTYPES:
             raise ValueError(f"the Triton convolution takes float16, bfloat16 and float32, not {tensor.dtype}")
-    return (_operation if recording() else _forward)(x, weight, tail, segment_ids)
+    return _operation(x, weight, tail, segment_ids)
 
 
 @triton.jit
@@ -63,9 +63,11 @@ def _forward_kernel(
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(2).to(tl.int64)
     inside, real = at < length, channel < channels
+    # Whether a token is of the document of the one `lag` before it: carried along as the lag grows.
     together = inside
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for lag in tl.static_range(TAPS):
+        # y[t] = Σ_lag w[W − 1 − lag] x[t − lag]; the last tap is the current token's.
         tap = tl.load(weight + channel * TAPS + (TAPS - 1 - lag), mask=real, other=0.0).to(tl.float32)
         seen = inside & (at >= lag)
         if PACKED and lag > 0:
@@ -73,6 +75,7 @@ def _forward_kernel(
             seen = seen & together
         value = _rows(x, row, at - lag, seen, channel, real, length, channels)
         if TAILED:
+            # Before this call the inputs are the tail's; one of the two reads is zero.
             value += _rows(tail, row, at - lag + TAPS - 1, inside & (at < lag), channel, real, TAPS - 1, channels)
         total += value * tap[None, :]
     offsets = (row * length + at)[:, None] * channels + channel[None, :]
@@ -100,6 +103,7 @@ def _backward_kernel(
     """Inputs at times `at`, negative ones in the tail; `partial` (B · blocks, taps, C) is this program's share."""
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     if TAILED:
+        # The tail's W − 1 inputs stand before x and are treated as it is.
         at -= TAPS - 1
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(2).to(tl.int64)
@@ -116,6 +120,7 @@ def _backward_kernel(
         if PACKED and lag > 0:
             together = together & _continues(segment_ids, row, at + lag, seen, length)
             seen = seen & together
+        # Input t meets the gradient of token t + lag: w · that for itself, that · itself for the tap.
         later = _rows(grad, row, at + lag, seen, channel, real, length, channels)
         total += later * tap[None, :]
         tl.store(partial + (share + TAPS - 1 - lag) * channels + channel, tl.sum(later * value, 0), mask=real)
@@ -123,6 +128,7 @@ def _backward_kernel(
     tl.store(grad_x + offsets, narrow(total, grad_x.dtype.element_ty), mask=inside[:, None] & real[None, :])
     if TAILED:
         offsets = (row * (TAPS - 1) + at + TAPS - 1)[:, None] * channels + channel[None, :]
+        # What fell before the call is the tail's gradient.
         low = narrow(total, grad_tail.dtype.element_ty)
         tl.store(grad_tail + offsets, low, mask=(at < 0)[:, None] & real[None, :])
 
@@ -146,15 +152,6 @@ def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor
     return y
 
 
-_operation = torch.library.custom_op("atma::causal_conv_gpu", _forward, mutates_args=())
-
-
-@_operation.register_fake
-def _(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("atma::causal_conv_gpu_backward", mutates_args=())
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,6 +164,7 @@ def _backward(
     rows, columns = _blocks(count, channels)
     grid = triton.cdiv(count, rows), triton.cdiv(channels, columns), batch
     grad_x, grad_tail = torch.empty_like(x), x.new_empty(0) if tail is None else torch.empty_like(tail)
+    # Shares of grad W by program, summed in order below.
     partial = x.new_empty(batch * grid[0], taps, channels, dtype=torch.float32)
     packed = segment_ids is not None
     tensors = grad, x, weight, tail, segment_ids, grad_x, grad_tail, partial
@@ -175,23 +173,4 @@ def _backward(
     return grad_x, partial.sum(0).mT.contiguous().to(weight.dtype), grad_tail
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_tail = x.new_empty(0) if tail is None else tail.new_empty(tail.shape)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_tail
-
-
-def _save(ctx, inputs, output) -> None:
-    x, weight, tail, segment_ids = inputs
-    ctx.save_for_backward(x, weight, tail, segment_ids)
-
-
-def _gradient(ctx, grad: Tensor):
-    x, weight, tail, segment_ids = ctx.saved_tensors
-    grad_x, grad_weight, grad_tail = _backward(grad, x, weight, tail, segment_ids)
-    return grad_x, grad_weight, grad_tail if tail is not None else None, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = operator("atma::causal_conv_gpu", _forward, _backward, lambda x, *_: x.new_empty(x.shape))

@@ -4,19 +4,16 @@ import torch
 from torch import Tensor
 
 from atma.ops import native
-from atma.ops.backend import recording
+from atma.ops.operator import operator
 from atma.ops.segments import tokens_before
-
-LANES = 16
-"""Channels come in multiples of this for the gated convolution: a vector of the widest machine."""
 
 
 def gated_conv(h: Tensor, weight: Tensor, segment_ids: Tensor | None) -> Tensor:
-    return (_gated if recording() else _gated_forward)(h, weight, segment_ids)
+    return _gated(h, weight, segment_ids)
 
 
 def causal_conv(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
-    return (_operation if recording() else _forward)(x, weight, tail, segment_ids)
+    return _operation(x, weight, tail, segment_ids)
 
 
 def _forward(x: Tensor, weight: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> Tensor:
@@ -69,50 +66,10 @@ def _call_gated(
     native.call(name, h.dtype, (*h.shape[:2], *weight.shape, *places, torch.get_num_threads()))
 
 
-_operation = torch.library.custom_op("atma::causal_conv_native", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::causal_conv_native_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(x, weight, tail, segment_ids):
-    return x.new_empty(x.shape)
-
-
-@_gradient_operation.register_fake
-def _(grad, x, weight, tail, segment_ids):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(0 if tail is None else tail.shape)
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradient(ctx, grad: Tensor):
-    inputs = ctx.saved_tensors  # read once: under activation checkpointing they are computed again for it
-    grad_x, grad_weight, grad_tail = _gradient_operation(grad, *inputs)
-    return grad_x, grad_weight, None if inputs[2] is None else grad_tail, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
-
-_gated = torch.library.custom_op("atma::gated_conv_native", _gated_forward, mutates_args=())
-_gated_gradient_operation = torch.library.custom_op(
-    "atma::gated_conv_native_backward", _gated_backward, mutates_args=()
+_operation = operator("atma::causal_conv_native", _forward, _backward, lambda x, *_: x.new_empty(x.shape))
+_gated = operator(
+    "atma::gated_conv_native",
+    _gated_forward,
+    _gated_backward,
+    lambda h, *_: h.new_empty((*h.shape[:2], h.shape[2] // 3)),
 )
-
-
-@_gated.register_fake
-def _(h, weight, segment_ids):
-    return h.new_empty((*h.shape[:2], h.shape[2] // 3))
-
-
-@_gated_gradient_operation.register_fake
-def _(grad, h, weight, segment_ids):
-    return h.new_empty(h.shape), weight.new_empty(weight.shape)
-
-
-def _gated_gradient(ctx, grad: Tensor):
-    return *_gated_gradient_operation(grad, *ctx.saved_tensors), None
-
-
-_gated.register_autograd(_gated_gradient, setup_context=_save)

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import dot, narrow, unit_stride
+from atma.ops.operator import operator
 
 CHUNK = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
 """Tokens of a chunk. Float32 has no tensor core to fill; its products in chunks of 64 would not fit in registers."""
@@ -43,9 +43,8 @@ def recurrence(
                 f"log_decay, beta and memory must be float32 for the Triton delta rule, not {tensor.dtype}"
             )
     if q.shape[2] == 1 and not torch.is_grad_enabled():
-        step = _step_operation if torch.compiler.is_compiling() else _step
-        return step(q, k, v, log_decay, beta, memory)
-    out, after, _, _ = (_operation if recording() else _forward)(q, k, v, log_decay, beta, memory, segment_ids)
+        return _one_token(q, k, v, log_decay, beta, memory)
+    out, after, _, _ = _chunked(q, k, v, log_decay, beta, memory, segment_ids)
     return out, after
 
 
@@ -79,6 +78,7 @@ def _decays(log_decay, segment_ids, start, length, C: tl.constexpr, PACKED: tl.c
     """
     p = tl.arange(0, C)
     rates = _load_row(log_decay, start, length, C)
+    # Column s sums log γ from s + 1 on: D never is a difference of sums, which would cancel and cross documents.
     sums = tl.cumsum(tl.where(p[:, None] > p[None, :], rates[:, None], 0.0), 0)
     within = p[:, None] >= p[None, :]
     entry = tl.exp(tl.cumsum(rates, 0))
@@ -87,6 +87,7 @@ def _decays(log_decay, segment_ids, start, length, C: tl.constexpr, PACKED: tl.c
         followed = (at > 0) & (at < length)
         ids = tl.load(segment_ids + at, mask=followed, other=0)
         before = tl.load(segment_ids + at - 1, mask=followed, other=0)
+        # Tokens of one document have seen the same number of births; D between others, and g after the first, are 0.
         births = tl.cumsum((ids != before).to(tl.int32), 0)
         within = within & (births[:, None] == births[None, :])
         entry = tl.where(births == 0, entry, 0.0)
@@ -111,6 +112,7 @@ def _joined(blocks, A, PAIRS: tl.constexpr, SIZE: tl.constexpr):
     below = (half[:, None, None, None, None] > half[None, None, None, :, None])[None]
     between = tl.where(same & below, tl.reshape(A, (PAIRS, 2, SIZE, PAIRS, 2, SIZE)), 0.0)
     between = tl.sum(tl.sum(tl.sum(between, 4), 3), 1)
+    # [[F, 0], [B, S]]⁻¹ = [[F⁻¹, 0], [−S⁻¹ B F⁻¹, S⁻¹]], for all pairs of blocks at once.
     corner = -tl.dot(tl.dot(second, between, input_precision="ieee"), first, input_precision="ieee")
     row, column = half[None, :, None, None, None], half[None, None, None, :, None]
     left = tl.where(row == 0, first[:, None, :, None, :], corner[:, None, :, None, :])
@@ -131,6 +133,7 @@ def _inverse(A, C: tl.constexpr):
     a = tl.sum(tl.where(diagonal, tl.reshape(A, (COUNT, SMALL, COUNT, SMALL)), 0.0), 2)
     blocks = tl.where((i == j) & (block >= 0)[:, None, None], 1.0, 0.0)
     for r in range(1, SMALL):
+        # Row r of each block's inverse: e_r less A's row r times the rows already there.
         row = tl.sum(tl.where(i == r, a, 0.0), 1)
         solved = tl.sum(row[:, :, None] * blocks, 1)
         blocks = tl.where(i == r, blocks - solved[:, None, :], blocks)
@@ -156,11 +159,14 @@ def _solve_kernel(
     keys = _load(k + row * k_row + key_head * k_head, start, k_step, length, width, C, WIDTH)
     rates = _load_row(beta + head * length, start, length, C)
     decay, entry = _decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
+    # A = β ∘ strictly-lower(D ∘ K Kᵀ), T = (I + A)⁻¹.
     A = tl.where(p[:, None] > p[None, :], dot(keys, tl.trans(keys)) * decay * rates[:, None], 0.0)
     low = narrow(_inverse(A, C), keys.dtype)
     _store(inverse + chunk * C * C, low, 0, C, C, C, C, C)
     tl.store(entries + chunk * C + p, entry)
+    # g, and D's last row: what each write is still worth at the chunk's end.
     tl.store(lasts + chunk * C + p, _last_row(decay, C))
+    # U = T β V − (T β g K) N: neither factor knows the memory N, so all chunks make theirs at once.
     taken = dot(low, narrow((rates * entry)[:, None] * keys, keys.dtype))
     _store(removed + head * length * width, taken, start, width, length, width, C, WIDTH)
     values = _load(v + row * v_row + key_head * v_head, start, v_step, length, depth, C, DEPTH)
@@ -182,18 +188,22 @@ def _pass_kernel(call, solved, memory, before, after, C: tl.constexpr, WIDTH: tl
     k = inputs[1] + head // heads * k_row + head % heads // group * k_head
     removed += head * length * width
     writes += head * length * depth + first
+    # N = Mᵀ, of which these value rows depend on no others.
     held = tl.trans(_load(memory + head * depth * width, first, width, depth, width, BLOCK, WIDTH))
     chunks = tl.cdiv(length, C)
     for n in range(chunks):
         start, chunk = n * C, head * chunks + n
+        # The memory before this chunk is kept, for the reads and for the gradient.
         low = narrow(held, k.dtype.element_ty)
         _store(before + chunk * depth * width + first, low, 0, depth, width, depth - first, WIDTH, BLOCK)
         taken = _load(removed, start, width, length, width, C, WIDTH)
         written = _load(writes, start, depth, length, depth - first, C, BLOCK).to(tl.float32)
+        # U = fresh − removed N.
         written -= dot(taken, low)
         _store(writes, written, start, depth, length, depth - first, C, BLOCK)
         last = tl.load(lasts + chunk * C + tl.arange(0, C))
         keys = _load(k, start, k_step, length, width, C, WIDTH)
+        # N ← g_C N + Kᵀ (last ∘ U).
         held = held * tl.load(entries + chunk * C + C - 1) + dot(
             tl.trans(keys), narrow(last[:, None] * written, keys.dtype)
         )
@@ -214,6 +224,7 @@ def _read_kernel(
     queries = _load(q + row * q_row + head % heads * q_head, start, q_step, length, width, C, WIDTH)
     keys = _load(k + row * k_row + head % heads // group * k_head, start, k_step, length, width, C, WIDTH)
     decay, entry = _decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
+    # R = g ∘ Q N + (D ∘ Q Kᵀ) U; D is 0 above the diagonal.
     scores = narrow(dot(queries, tl.trans(keys)) * decay, keys.dtype)
     before += (head * tl.num_programs(0) + n) * depth * width
     for first in range(0, depth, BLOCK):
@@ -241,9 +252,11 @@ def _grad_local_kernel(
     decay, entry = _decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
     tl.store(entries + chunk * C + tl.arange(0, C), entry)
     tl.store(lasts + chunk * C + tl.arange(0, C), _last_row(decay, C))
+    # T β g K again; T itself was kept, as solving for it is the longest step.
     scaled = (_load_row(beta + head * length, start, length, C) * entry)[:, None] * keys
     taken = dot(_load(inverse + chunk * C * C, 0, C, C, C, C, C), narrow(scaled, keys.dtype))
     _store(removed + head * length * width, taken, start, width, length, width, C, WIDTH)
+    # grad U from the chunk's own reads: (D ∘ Q Kᵀ)ᵀ grad R.
     scores = dot(queries, tl.trans(keys)) * decay
     upper = _load(grad + head * length * depth, start, depth, length, depth, C, DEPTH)
     _store(grad_writes + head * length * depth, dot(tl.trans(scores), upper), start, depth, length, depth, C, DEPTH)
@@ -277,9 +290,11 @@ def _grad_pass_kernel(
         last = tl.load(lasts + chunk * C + tl.arange(0, C))
         keys = _load(k, start, k_step, length, width, C, WIDTH)
         written = _load(grad_writes, start, depth, length, depth - first, C, BLOCK).to(tl.float32)
+        # … and from the memory after the chunk, which U lives on in: (last ∘ K) grad N.
         written += last[:, None] * dot(keys, low)
         _store(grad_writes, written, start, depth, length, depth - first, C, BLOCK)
         entry = tl.load(entries + chunk * C + tl.arange(0, C))
+        # grad N ← g_C grad N + Qᵀ (g ∘ grad R) − (T β g K)ᵀ grad U.
         read = narrow(entry[:, None] * _load(grad, start, depth, length, depth - first, C, BLOCK), keys.dtype)
         queries = _load(q, start, q_step, length, width, C, WIDTH)
         held = held * tl.load(entries + chunk * C + C - 1) + dot(tl.trans(queries), read)
@@ -292,8 +307,10 @@ def _grad_pass_kernel(
 def _rate_gradient(within, since, to_last, across, C: tl.constexpr):
     """Gradient of each log decay: the sum over every product of decays with it. Sums stay inside a document."""
     p = tl.arange(0, C)
+    # `last` is D's last row, and the memory's own decay g's last entry.
     within += tl.where((p == C - 1)[:, None], to_last[None, :], 0.0)
     since += tl.where(p == C - 1, across, 0.0)
+    # log γ_i is in D[p, s] for s < i ≤ p, and in g_p for p ≥ i: sums from the end.
     spanning = tl.where(p[:, None] > p[None, :], tl.cumsum(within, 0, reverse=True), 0.0)
     return tl.sum(spanning, 1) + tl.cumsum(since, 0, reverse=True)
 
@@ -326,31 +343,38 @@ def _grad_chunk_kernel(
         old = _load(before + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
         new = _load(after + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
         upper = _load(grad + at, start, depth, length, rest, C, BLOCK)
+        # U and the errors again: β (V − g ∘ K N) through T.
         expected = dot(keys, old)
         values = _load(v + row * v_row + key_head * v_head + first, start, v_step, length, rest, C, BLOCK)
         errors = values - entry[:, None] * expected
         written = narrow(dot(solution, narrow(rates[:, None] * errors, keys.dtype)), keys.dtype)
+        # U = T (β ∘ errors): Tᵀ grad U is the gradient of β ∘ errors, and −Tᵀ grad U Uᵀ that of A.
         solved = dot(tl.trans(solution), _load(grad_writes + at, start, depth, length, rest, C, BLOCK))
         grad_error = rates[:, None] * solved
         _store(grad_v + at, grad_error, start, depth, length, rest, C, BLOCK)
+        # Tables (C, C) and rows (C, K) that sum over value columns.
         corrected += dot(solved, tl.trans(written))
         scored += dot(upper, tl.trans(written))
         read += dot(upper, tl.trans(old))
         scaled = last[:, None] * written
+        # grad K: through N after the chunk, less through the errors' K N before it.
         through += dot(scaled, tl.trans(new)) - dot(entry[:, None] * grad_error, tl.trans(old))
         carried += tl.sum(scaled * dot(keys, new), 1)
         learned += tl.sum(solved * errors, 1)
         kept += tl.sum(grad_error * expected, 1)
         across += tl.sum(new.to(tl.float32) * old.to(tl.float32), 1)
     queries = _load(q + row * q_row + head % heads * q_head, start, q_step, length, width, C, WIDTH)
+    # Gradients of log g: by what is read of N, less by what the errors take of it; and by N's own decay.
     since = entry * (tl.sum(read * queries, 1) - kept)
     through_end = tl.sum(across, 0) * tl.sum(tl.where(p == C - 1, entry, 0.0), 0)
     decay, _ = _decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
+    # Of D ∘ Q Kᵀ: with D it is the gradient of Q Kᵀ, and with Q Kᵀ that of log D.
     scored *= decay
     read = entry[:, None] * read + dot(scored, keys)
     _store(grad_q + head * length * width, read, start, width, length, width, C, WIDTH)
     through += dot(tl.trans(scored), queries)
     within = scored * dot(queries, tl.trans(keys))
+    # Of A = β ∘ D ∘ K Kᵀ in the same way; K enters K Kᵀ from both sides.
     grad_A = tl.where(p[:, None] > p[None, :], -corrected * decay, 0.0)
     products = dot(keys, tl.trans(keys))
     learned += tl.sum(grad_A * products, 1)
@@ -372,6 +396,7 @@ def _step_kernel(inputs, sizes, memory, out, after, WIDTH: tl.constexpr, BLOCK: 
     key_head = head // heads * (heads // group) + head % heads // group
     column, place = tl.arange(0, WIDTH), first + tl.arange(0, BLOCK)
     held = _load(memory + head * depth * width, first, width, depth, width, BLOCK, WIDTH)
+    # M ← γ M; M ← M + β (v − M k) kᵀ; out = M q.
     held *= tl.exp(tl.load(log_decay + head))
     key = tl.load(k + key_head * width + column, mask=column < width, other=0.0).to(tl.float32)
     value = tl.load(v + key_head * depth + place, mask=place < depth, other=0.0).to(tl.float32)
@@ -507,38 +532,23 @@ def _step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memo
     return out, after
 
 
-_operation = torch.library.custom_op("atma::gated_delta_gpu", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::gated_delta_gpu_backward", _backward, mutates_args=())
-_step_operation = torch.library.custom_op("atma::gated_delta_step_gpu", _step, mutates_args=())
-
-
-@_operation.register_fake
-def _(q, k, v, log_decay, beta, memory, segment_ids):
+def _shapes(q, k, v, log_decay, beta, memory, segment_ids):
     chunk = CHUNK[q.dtype]
     shape = (*q.shape[:2], -(-q.shape[2] // chunk))
     out, inverse = q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(*shape, chunk, chunk)
     return out, memory.new_empty(memory.shape), q.new_empty(*shape, q.shape[3], v.shape[3]), inverse
 
 
-@_gradient_operation.register_fake
-def _(grad_out, grad_after, q, k, v, log_decay, beta, segment_ids, before, inverse):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, log_decay, beta, grad_after))
-
-
-@_step_operation.register_fake
-def _(q, k, v, log_decay, beta, memory):
+def _step_shapes(q, k, v, log_decay, beta, memory):
     return q.new_empty(*q.shape[:3], v.shape[3]), memory.new_empty(memory.shape)
 
 
-def _save(ctx, inputs, output) -> None:
-    q, k, v, log_decay, beta, _, segment_ids = inputs
-    ctx.save_for_backward(q, k, v, log_decay, beta, segment_ids, *output[2:])
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _gradient(ctx, grad_out, grad_after, _grad_before, _grad_inverse):
-    *inputs, before, inverse = ctx.saved_tensors
-    return *_gradient_operation(grad_out, grad_after, *inputs, before, inverse), None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_chunked = operator(
+    "atma::gated_delta_gpu",
+    _forward,
+    _backward,
+    _shapes,
+    ("out", "after", "before", "inverse"),
+    {"memory": "grad_after"},
+)
+_one_token = operator("atma::gated_delta_step_gpu", _step, None, _step_shapes)

@@ -8,6 +8,7 @@ from torch import Tensor
 from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.delta.poison import kept_apart
+from atma.ops.operator import operator
 from atma.ops.segments import begins
 
 CHUNK = 64
@@ -23,6 +24,19 @@ def recurrence(
         return _run(q, k, v, log_decay, beta, memory, segment_ids)
     out, after = kept_apart(_run, q, k, v, log_decay, beta, memory, segment_ids)
     return out, after
+
+
+def in_turn(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference's arguments and results, each token by itself (ops/native/serve.cpp): what one gives depends on
+    nothing else in the call. A contiguous memory is overwritten. Inference only."""
+    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
+    log_decay, beta, memory = log_decay.contiguous(), beta.contiguous(), memory.contiguous()
+    out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype)
+    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    places = [x.data_ptr() for x in (q, k, v, log_decay, beta, memory, out)]
+    native.call("delta_in_turn", q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
+    return out, memory
 
 
 def _run(
@@ -91,29 +105,11 @@ def _call(
     native.call(name, q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
 
 
-_operation = torch.library.custom_op("atma::gated_delta_native", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::gated_delta_native_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(q, k, v, log_decay, beta, memory, segment_ids):
+def _shapes(q, k, v, log_decay, beta, memory, segment_ids) -> tuple[Tensor, Tensor, Tensor]:
     before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], v.shape[3])
     return q.new_empty(*q.shape[:3], v.shape[3]), memory.new_empty(memory.shape), before
 
 
-@_gradient_operation.register_fake
-def _(grad_out, grad_after, q, k, v, log_decay, beta, segment_ids, before):
-    return *(x.new_empty(x.shape) for x in (q, k, v, log_decay, beta)), grad_after.new_empty(grad_after.shape)
-
-
-def _save(ctx, inputs, output) -> None:
-    q, k, v, log_decay, beta, _, segment_ids = inputs
-    ctx.save_for_backward(q, k, v, log_decay, beta, segment_ids, output[2])
-    ctx.mark_non_differentiable(output[2])
-
-
-def _gradient(ctx, grad_out, grad_after, _grad_before):
-    return *_gradient_operation(grad_out, grad_after, *ctx.saved_tensors), None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = operator(
+    "atma::gated_delta_native", _forward, _backward, _shapes, ("out", "after", "before"), {"memory": "grad_after"}
+)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import recording
+from atma.ops.operator import operator
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -19,19 +20,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
-    """Inference only."""
+def rms_norm(x: Tensor, weight: Tensor | None, width: int, epsilon: float, low: torch.dtype) -> Tensor:
+    """low: x's dtype, or bfloat16; without gradients any. With them x and the weight are kept."""
+    if recording():
+        wide = None if weight is None else weight.to(torch.promote_types(x.dtype, torch.float32))
+        return _norm(x, wide, epsilon, low != x.dtype)
     x, weight = x.contiguous(), None if weight is None else weight.to(x.dtype).contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1])
+    sizes = (x.numel() // width, width)
     native.call("rms_norm", x.dtype, (*sizes, *_places(x, weight, y), _bits(epsilon), torch.get_num_threads()))
-    return y
-
-
-def rms_norm_recorded(x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool) -> Tensor:
-    """For training: x and weight are kept for their gradients. lowered: of float32 x the result is bfloat16."""
-    work = torch.promote_types(x.dtype, torch.float32)
-    return _norm(x, None if weight is None else weight.to(work), epsilon, lowered)
+    return y.to(low)
 
 
 def _norm_forward(x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool) -> Tensor:
@@ -61,7 +59,7 @@ def _like_weight(x: Tensor, weight: Tensor | None) -> Tensor:
 
 def gated_square(h: Tensor) -> Tensor:
     """Of h (…, 2F); keeps only h for its gradient."""
-    return (_gate if recording() else _gate_forward)(h)
+    return _gate(h)
 
 
 def _gate_forward(h: Tensor) -> Tensor:
@@ -99,54 +97,15 @@ def _places(*tensors: Tensor | None) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-_gate = torch.library.custom_op("atma::gated_square_native", _gate_forward, mutates_args=())
-_gate_gradient = torch.library.custom_op("atma::gated_square_native_backward", _gate_backward, mutates_args=())
-
-
-@_gate.register_fake
-def _(h):
-    return h.new_empty((*h.shape[:-1], h.shape[-1] // 2))
-
-
-@_gate_gradient.register_fake
-def _(grad, h):
-    return h.new_empty(h.shape)
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradient(ctx, grad: Tensor):
-    return _gate_gradient(grad, *ctx.saved_tensors)
-
-
-_gate.register_autograd(_gradient, setup_context=_save)
-
-
-_norm = torch.library.custom_op("atma::rms_norm_native", _norm_forward, mutates_args=())
-_norm_gradient = torch.library.custom_op("atma::rms_norm_native_backward", _norm_backward, mutates_args=())
-
-
-@_norm.register_fake
-def _(x, weight, epsilon, lowered):
-    return x.new_empty(x.shape, dtype=torch.bfloat16 if lowered else x.dtype)
-
-
-@_norm_gradient.register_fake
-def _(grad, x, weight, epsilon, lowered):
-    return x.new_empty(x.shape), _like_weight(x, weight)
-
-
-def _save_norm(ctx, inputs, output) -> None:
-    x, weight, ctx.epsilon, ctx.lowered = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _gradient_of_norm(ctx, grad: Tensor):
-    x, weight = ctx.saved_tensors
-    grad_x, grad_weight = _norm_gradient(grad, x, weight, ctx.epsilon, ctx.lowered)
-    return grad_x, None if weight is None else grad_weight, None, None
-
-
-_norm.register_autograd(_gradient_of_norm, setup_context=_save_norm)
+_gate = operator(
+    "atma::gated_square_native",
+    _gate_forward,
+    _gate_backward,
+    lambda h: h.new_empty((*h.shape[:-1], h.shape[-1] // 2)),
+)
+_norm = operator(
+    "atma::rms_norm_native",
+    _norm_forward,
+    _norm_backward,
+    lambda x, _weight, _epsilon, lowered: x.new_empty(x.shape, dtype=torch.bfloat16 if lowered else x.dtype),
+)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for, check_indices, check_tensors
-from atma.ops.loss import cpu, native, reference
+from atma.ops.backend import backend_for, check_indices, check_tensors, implementation
 
 IGNORE = -100
 
@@ -38,13 +37,8 @@ def softcap_loss(
         hidden, weight = hidden.to(low), weight.to(low)
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}; they must be of one dtype")
-    chosen = backend_for(backend, hidden, "loss")
-    if chosen == "gpu":
-        from atma.ops.loss import gpu
-
-        return gpu.losses(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
-    implementation = {"reference": reference, "cpu": cpu, "native": native}[chosen].losses
-    return implementation(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
+    chosen = implementation("loss", backend_for(backend, hidden, "loss"))
+    return chosen.losses(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
 
 
 __all__ = ["softcap", "softcap_loss"]

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import add_dot, narrow
+from atma.ops.loss.operator import loss_operator, of_bias
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORWARD_SLICE = 4096
@@ -32,7 +32,7 @@ def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
     if hidden.dtype not in DTYPES or weight.dtype != hidden.dtype:
         found = f"{hidden.dtype} and {weight.dtype}"
         raise ValueError(f"the Triton loss takes hidden and weight both float16, bfloat16 or float32, not {found}")
-    return (_operation if recording() else _forward)(hidden, weight, bias, targets, cap)[0]
+    return _operation(hidden, weight, bias, targets, cap)[0]
 
 
 @triton.jit
@@ -102,10 +102,13 @@ def _forward_kernel(
     for start in range(first, tl.minimum(first + slice_width, columns), COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         z = _logits(hidden, weight, bias, row, column, rows, columns, width, ROWS, COLUMNS, DEPTH, BIASED)
+        # y = cap z / √(z² + cap²); words past the last weigh nothing.
         y = z * (cap * tl.rsqrt(z * z + cap * cap))
         y = tl.where((column < columns)[None, :], y, float("-inf"))
+        # log Σ exp with a running maximum, as in attention; no logit is stored.
         higher = tl.maximum(highest, tl.max(y, 1))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(y - higher[:, None]), 1)
+        # The target's y, from the one program whose slice holds it; 0 from the others, which are added up later.
         found += tl.sum(tl.where(column[None, :] == target[:, None], y, 0.0), 1)
         highest = higher
     at = tl.program_id(1).to(tl.int64) * rows + row
@@ -139,17 +142,20 @@ def _slope_kernel(
     place = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     column = first + place
     z = _logits(hidden, weight, bias, row, column, rows, columns, width, ROWS, COLUMNS, DEPTH, BIASED)
+    # slope = y / z, and dy/dz = slope³.
     slope = cap * tl.rsqrt(z * z + cap * cap)
     inside = row < rows
     target = tl.load(targets + row, mask=inside, other=-1)
     normaliser = tl.load(partition + row, mask=inside, other=0.0)
     scale = tl.load(grad + row, mask=inside, other=0.0)
+    # ∂loss/∂y = softmax(y) − [word is the target].
     p = tl.exp(z * slope - normaliser[:, None]) - tl.where(column[None, :] == target[:, None], 1.0, 0.0)
     p = tl.where(inside[:, None], p * scale[:, None] * (slope * slope * slope), 0.0)
     real = place < slice_width
     offsets = row.to(tl.int64)[:, None] * slice_width + place[None, :]
     tl.store(slopes + offsets, narrow(p, slopes.dtype.element_ty), mask=inside[:, None] & real[None, :])
     if BIASED:
+        # A row of shares a program, summed afterwards in order: no atomics.
         tl.store(bias_shares + tl.program_id(0) * slice_width + place, tl.sum(p, 0), mask=real)
 
 
@@ -199,6 +205,7 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     if rows > 0:
         with torch.cuda.device_of(hidden):
             _forward_kernel[grid](*tensors, cap, *sizes, BIASED=bias is not None, **tiles)
+    # The slices of the vocabulary joined, in their order.
     partition = partitions.logsumexp(0)
     return (partition - chosen.sum(0)).masked_fill_(targets < 0, 0), partition
 
@@ -211,20 +218,21 @@ def _backward(
     grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros(columns, device=hidden.device)
     if rows == 0:
-        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+        return grad_hidden.to(hidden.dtype), grad_weight, of_bias(grad_bias, bias, hidden)
     widest = min(columns, max(SMALLEST_SLICE, BACKWARD_LOGITS // rows))
     slopes = hidden.new_empty(rows * widest)
     tensors = hidden, weight, None if bias is None else bias.contiguous(), targets, partition
-    scale = grad.masked_fill(targets < 0, 0)
+    scale = grad.contiguous().masked_fill(targets < 0, 0)
     with torch.cuda.device_of(hidden):
         for first in range(0, columns, widest):
             count = min(widest, columns - first)
             part, words = slopes[: rows * count], slice(first, first + count)
             shares = _slopes((*tensors, scale, part), cap, (rows, columns, width, first, count))
             grad_bias[words] = shares.sum(0)
+            # grad hidden gains a slice's share; grad weight of these words is complete.
             _product(part, weight[words], grad_hidden, (rows, width, count), (count, 1), True)
             _product(part, hidden, grad_weight[words], (count, width, rows), (1, count), False)
-    return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+    return grad_hidden.to(hidden.dtype), grad_weight, of_bias(grad_bias, bias, hidden)
 
 
 def _slopes(tensors: tuple, cap: float, sizes: tuple[int, ...]) -> Tensor:
@@ -242,32 +250,4 @@ def _product(a: Tensor, b: Tensor, out: Tensor, sizes: tuple[int, int, int], str
     _product_kernel[grid](a, b, out, *sizes, *strides, ADDED=added, **tiles)
 
 
-_operation = torch.library.custom_op("atma::softcap_loss_gpu", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::softcap_loss_gpu_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(hidden, weight, bias, targets, cap):
-    loss = hidden.new_empty(targets.shape, dtype=torch.float32)
-    return loss, torch.empty_like(loss)
-
-
-@_gradient_operation.register_fake
-def _(grad, hidden, weight, bias, targets, partition, cap):
-    grad_bias = partition.new_empty(weight.shape[:1])
-    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), grad_bias
-
-
-def _save(ctx, inputs, output) -> None:
-    hidden, weight, bias, targets, ctx.cap = inputs
-    ctx.save_for_backward(hidden, weight, bias, targets, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradient(ctx, grad, _grad_partition):
-    hidden, weight, bias, targets, partition = ctx.saved_tensors
-    grads = _gradient_operation(grad.contiguous(), hidden, weight, bias, targets, partition, ctx.cap)
-    return grads[0], grads[1], None if bias is None else grads[2].to(bias.dtype), None, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = loss_operator("atma::softcap_loss_gpu", _forward, _backward)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from atma.ops import native
-from atma.ops.backend import recording
 from atma.ops.loss import asked
+from atma.ops.loss.operator import loss_operator, of_bias
 
 BLOCK_LOGITS = 1 << 21
 """Logits held at once: 8 MiB in float32, 4 in bfloat16."""
@@ -23,7 +23,7 @@ LEAST_WORDS = 64
 def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> Tensor:
     """(N,) nats for hidden (N, D): float32, float64 or bfloat16, the weight of the same dtype; sums are float32."""
     bias = None if bias is None else bias.to(torch.promote_types(hidden.dtype, torch.float32))
-    return (_operation if recording() else _forward)(hidden, weight, bias, targets, cap)[0]
+    return _operation(hidden, weight, bias, targets, cap)[0]
 
 
 @asked.forward
@@ -43,7 +43,7 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
 def _backward(
     grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, partition: Tensor, cap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    targets, work = targets.contiguous(), partition.dtype
+    targets, grad, work = targets.contiguous(), grad.contiguous(), partition.dtype
     grad_hidden = torch.zeros(hidden.shape, dtype=work)
     one = 0 < targets.numel() <= MOST_ROWS  # each word's gradient is then a single product
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype) if one else torch.zeros(weight.shape, dtype=work)
@@ -56,7 +56,7 @@ def _backward(
             torch.mm(z.mT, hidden, out=grad_weight[words])
         else:
             _add_product(grad_weight[words], z.mT, hidden[tokens])
-    return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias
+    return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), of_bias(grad_bias, bias, hidden)
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -91,31 +91,4 @@ def _call(name: str, z: Tensor, words: slice, bias: Tensor | None, rows: list[Te
     native.call(name, z.dtype, (*z.shape, words.start, *places, bits, torch.get_num_threads()))
 
 
-_operation = torch.library.custom_op("atma::softcap_loss_native", _forward, mutates_args=())
-_gradient_operation = torch.library.custom_op("atma::softcap_loss_native_backward", _backward, mutates_args=())
-
-
-@_operation.register_fake
-def _(hidden, weight, bias, targets, cap):
-    loss = hidden.new_empty(targets.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return loss, torch.empty_like(loss)
-
-
-@_gradient_operation.register_fake
-def _(grad, hidden, weight, bias, targets, partition, cap):
-    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), partition.new_empty(weight.shape[:1])
-
-
-def _save(ctx, inputs, output) -> None:
-    hidden, weight, bias, targets, ctx.cap = inputs
-    ctx.save_for_backward(hidden, weight, bias, targets, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradient(ctx, grad, _grad_partition):
-    hidden, weight, bias, targets, partition = ctx.saved_tensors
-    grads = _gradient_operation(grad.contiguous(), hidden, weight, bias, targets, partition, ctx.cap)
-    return grads[0], grads[1], None if bias is None else grads[2], None, None
-
-
-_operation.register_autograd(_gradient, setup_context=_save)
+_operation = loss_operator("atma::softcap_loss_native", _forward, _backward)

@@ -35,6 +35,7 @@ template <class E> struct Lane {  // CHANNELS neighbouring channels of one row
 template <class E>
 inline __attribute__((always_inline)) void convolve_token(const Lane<E>& lane, long t, long width, const typename Compute<E>::T* weight) {
     using T = typename Compute<E>::T;
+    // y[t] = Σ_lag w[W − 1 − lag] x[t − lag], 64 channels at a time: their sums stay in registers over the taps.
     T sums[CHANNELS] = {};
     for (long lag = 0; lag < lane.p.taps; ++lag) {
         const E* x = lane.before(t, lag);
@@ -52,16 +53,19 @@ template <class E> void convolve(const Convolution& p) {
     Buffer<T> weight(p.taps * lanes * CHANNELS);
     for (long c = 0; c < p.channels; ++c)
         for (long w = 0; w < p.taps; ++w)
+            // Taps turned once, so that a tap's channels lie side by side as x's do.
             weight[(c / CHANNELS * p.taps + w) * CHANNELS + c % CHANNELS] = T(static_cast<const E*>(p.weight)[c * p.taps + w]);
 #pragma omp parallel for num_threads(p.threads) collapse(2) schedule(static) if (p.batch * p.length * p.channels > (1 << 14))
     for (long b = 0; b < p.batch; ++b)
         for (long n = 0; n < lanes; ++n) {
             Lane<E> lane{p, b, n * CHANNELS, std::min(CHANNELS, long(p.channels) - n * CHANNELS)};
             for (long t = 0; t < p.length; ++t) {
+                // A width the compiler knows is unrolled; the last lane may be narrower.
                 if (lane.width == CHANNELS) convolve_token<E>(lane, t, CHANNELS, weight + n * p.taps * CHANNELS);
                 else convolve_token<E>(lane, t, lane.width, weight + n * p.taps * CHANNELS);
             }
             for (long i = 0; p.after != nullptr && i < p.taps - 1; ++i) {
+                // The next tail: the last W − 1 inputs, of this call or of the tail it was given.
                 const E* x = lane.before(p.length - 1, p.taps - 2 - i);
                 E* after = static_cast<E*>(p.after) + (b * (p.taps - 1) + i) * p.channels + lane.c;
                 for (long d = 0; d < lane.width; ++d) after[d] = x == nullptr ? narrow(T(0), E()) : x[d];
@@ -81,10 +85,13 @@ template <class E> void convolve_backward(const Convolution& p) {
             for (long d = 0; d < width; ++d) weight[w * CHANNELS + d] = T(static_cast<const E*>(p.weight)[(c + d) * p.taps + w]);
         for (long b = 0; b < p.batch; ++b) {
             Lane<E> lane{p, b, c, width};
+            // One buffer for tail and x: a gradient W − 1 tokens back lands in the right one by itself.
             T* grad_x = rows + kept * CHANNELS;  // before it, the gradient of the tail
             std::fill(rows.get(), rows + (p.length + kept) * CHANNELS, T(0));
             for (long t = 0; t < p.length; ++t)
                 for (long lag = 0; lag < p.taps; ++lag) {
+                    // Every pair (input, later gradient) is met once and gives both gradients; where forward read zero,
+                    // none.
                     const E *x = lane.before(t, lag), *grad = static_cast<const E*>(p.grad) + lane.at(t);
                     if (x == nullptr) continue;
                     long w = (p.taps - 1 - lag) * CHANNELS;
@@ -149,6 +156,7 @@ template <class E, int VECTORS> void gated_strand(const Strand<E, VECTORS>& stra
         const E *b = strand.part(0, t), *c = strand.part(1, t), *u = strand.part(2, t);
         V sums[VECTORS];
         for (int i = 0; i < VECTORS; ++i) {
+            // x = b ⊙ u is made once a token and kept for the W − 1 tokens after it: no tensor of it is stored.
             V x = widen(b + i * lanes) * widen(u + i * lanes);
             ring[t % p.taps * VECTORS + i] = x;
             sums[i] = weight[i] * x;
@@ -156,6 +164,7 @@ template <class E, int VECTORS> void gated_strand(const Strand<E, VECTORS>& stra
         for (long lag = 1, reach = strand.seen(t); lag <= reach; ++lag)
             for (int i = 0; i < VECTORS; ++i) sums[i] += weight[lag * VECTORS + i] * ring[(t - lag) % p.taps * VECTORS + i];
         E* y = static_cast<E*>(p.y) + strand.at(t);
+        // y = c ⊙ conv(x), rounded once to E.
         for (int i = 0; i < VECTORS; ++i) put(y + i * lanes, widen(c + i * lanes) * sums[i]);
     }
 }
@@ -177,6 +186,7 @@ template <class E, int VECTORS> void gated_strand_backward(const Strand<E, VECTO
             V x = widen(b + i * lanes) * widen(u + i * lanes);
             ring[t % p.taps * VECTORS + i] = x;
             sums[i] = weight[i] * x;
+            // Gradient of conv(x) is grad ⊙ c; with the ring of x it gives that of each tap.
             along[i] = widen(grad + i * lanes) * widen(c + i * lanes);
             grad_weight[i] += along[i] * x;
         }
@@ -186,18 +196,22 @@ template <class E, int VECTORS> void gated_strand_backward(const Strand<E, VECTO
                 sums[i] += weight[lag * VECTORS + i] * x;
                 grad_weight[lag * VECTORS + i] += along[i] * x;
             }
+        // grad c = grad ⊙ conv(x), which is computed again rather than kept.
         for (int i = 0; i < VECTORS; ++i) put(result(1, t) + i * lanes, widen(grad + i * lanes) * sums[i]);
     }
     for (long t = p.length - 1; t >= 0; --t) {
         const E *b = strand.part(0, t), *c = strand.part(1, t), *u = strand.part(2, t), *grad = grads + strand.at(t);
         V sums[VECTORS];
         for (int i = 0; i < VECTORS; ++i) {
+            // Backwards the ring holds gradients of conv(x): grad x[t] = Σ_lag w[lag] · that of token t + lag.
             ring[t % p.taps * VECTORS + i] = widen(grad + i * lanes) * widen(c + i * lanes);
             sums[i] = weight[i] * ring[t % p.taps * VECTORS + i];
         }
+        // Only while the later token's document reaches back to t; once it does not, no later one does.
         for (long lag = 1; lag < p.taps && t + lag < p.length && strand.seen(t + lag) >= lag; ++lag)
             for (int i = 0; i < VECTORS; ++i) sums[i] += weight[lag * VECTORS + i] * ring[(t + lag) % p.taps * VECTORS + i];
         for (int i = 0; i < VECTORS; ++i) {
+            // x = b ⊙ u, so each gets the gradient times the other.
             put(result(0, t) + i * lanes, sums[i] * widen(u + i * lanes));
             put(result(2, t) + i * lanes, sums[i] * widen(b + i * lanes));
         }
@@ -207,6 +221,7 @@ template <class E, int VECTORS> void gated_strand_backward(const Strand<E, VECTO
 template <class E> void gated(const Gated& p) {
     using Wide = Strand<E, 4>;
     long strands = p.channels / Wide::width, rest = strands * Wide::width, lanes = Wide::S::lanes;
+    // Four vectors of channels a strand, and what is left over in single vectors: channels are whole vectors here.
     long narrow_ones = (p.channels - rest) / lanes, all = strands + narrow_ones;
 #pragma omp parallel for num_threads(p.threads) collapse(2) schedule(static)
     for (long b = 0; b < p.batch; ++b)
@@ -220,6 +235,7 @@ template <class E, int VECTORS> void gated_channels_backward(const Gated& p, lon
     using St = Strand<E, VECTORS>;
     Buffer<typename St::V> sums(p.taps * VECTORS);
     std::fill(sums.get(), sums + p.taps * VECTORS, typename St::V{});
+    // A thread owns its channels through all rows: grad W is one sum in one order.
     for (long b = 0; b < p.batch; ++b) gated_strand_backward(St{p, b, c}, sums.get());
     E* grad = static_cast<E*>(p.grad_weight);
     for (long lag = 0; lag < p.taps; ++lag)

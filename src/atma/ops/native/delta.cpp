@@ -27,6 +27,7 @@ template <class T> struct Head {
     const T* q(long t) const { return static_cast<const T*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token; }
     const T* k(long t) const { return static_cast<const T*>(p.k) + b * p.k_batch + group * p.k_head + t * p.k_token; }
     const T* v(long t) const { return static_cast<const T*>(p.v) + b * p.v_batch + group * p.v_head + t * p.v_token; }
+    // log γ_t; β_t.
     T rate(long t) const { return static_cast<const T*>(p.log_decay)[row() + t]; }
     T beta(long t) const { return static_cast<const T*>(p.beta)[row() + t]; }
     bool born(long t) const { return p.born != nullptr && p.born[b * p.length + t] != 0; }
@@ -82,6 +83,7 @@ template <class T> struct Chunk {
         copy_padded(head.q(t), p.q_token, size, p.width, K, q.get());
         copy_padded(head.k(t), p.k_token, size, p.width, K, k.get());
         copy_padded(head.v(t), p.v_token, size, p.value_width, V, v.get());
+        // Kᵀ beside K: K Kᵀ and q Kᵀ then read both sides in the order they lie in.
         zero(k_turned.get(), K * CHUNK);
         transpose<T>(k, size, K, K, k_turned, CHUNK);
         for (long i = 0; i < size; ++i) beta[i] = head.beta(t + i);
@@ -92,28 +94,37 @@ template <class T> struct Chunk {
         constexpr T log2e = T(1.4426950408889634);
         Buffer<T> sums(CHUNK);
         zero(sums.get(), CHUNK), zero(D.get(), CHUNK * CHUNK);
+        // sums[s] = log2 of γ_{s+1} … γ_i at row i, begun at s itself. Differences of one running sum would cancel, and
+        // would carry what an earlier document left into this one by rounding.
         T since = 0;
         for (long i = 0; i < size; ++i) {
             bool born = head.born(t + i);
+            // A document that begins here is γ = 0: what was before it weighs 2^−1e30 = 0, exactly.
             T rate = born ? T(-1e30) : head.rate(t + i) * log2e;
             since += rate;
+            // g_i = γ_1 … γ_i, the decay of the memory from before the chunk.
             g[i] = exp2_of_one(std::min(since, T(0)));
             for (long s = 0; s < i; ++s) sums[s] += rate;
             for (long s = 0; s <= i; s += S::lanes) S::store(D + i * CHUNK + s, exp2_of(S::load(sums + s)));
             zero(D + i * CHUNK + i + 1, CHUNK - i - 1);
         }
+        // How much of token i's write is left when the chunk ends.
         for (long i = 0; i < size; ++i) last[i] = D[(size - 1) * CHUNK + i];
     }
     // A, and the writes U from the memory N before the chunk; `products` gets K Kᵀ if asked for.
     void write(T* products) {
+        // k_p·k_s of every pair, and K N: what the memory from before the chunk says of each key.
         lower_product<T>(size, K, k, K, k_turned, A);
         if (products != nullptr) std::copy(A.get(), A + size * CHUNK, products);
         product<T>(size, V, K, k, K, 1, N, V, held, V, false);
         for (long i = 0; i < size; ++i) {
+            // A = β ∘ D ∘ K Kᵀ strictly below the diagonal: how far earlier writes of the chunk already answer key i.
             for (long s = 0; s < i; ++s) A[i * CHUNK + s] *= beta[i] * D[i * CHUNK + s];
             zero(A + i * CHUNK + i, CHUNK - i);
+            // R = β (v − g K N): each token's error as if it were the only one of the chunk.
             for (long d = 0; d < V; ++d) U[i * V + d] = beta[i] * (v[i * V + d] - g[i] * held[i * V + d]);
         }
+        // U = (I + A)⁻¹ R takes off what the others write before it.
         solve();
     }
     // (I + A) U = U in place, six rows at a time: what earlier rows wrote, then the rows among themselves.
@@ -122,6 +133,7 @@ template <class T> struct Chunk {
         for (long i = 0; i < size * CHUNK; ++i) negative[i] = -A[i];
         for (long i = 0; i < size; i += TILE_ROWS) {
             long count = std::min<long>(TILE_ROWS, size - i);
+            // A is unit lower triangular after I: substitution from the top, stable however alike the keys are.
             strip<T>(count, V, i, negative + i * CHUNK, CHUNK, 1, U.get(), V, U + i * V, V, true);
             for (long r = i + 1; r < i + count; ++r)
                 strip<T>(1, V, r - i, negative + r * CHUNK + i, CHUNK, 1, U + i * V, V, U + r * V, V, true);
@@ -133,6 +145,7 @@ template <class T> struct Chunk {
         for (long i = 0; i < size * CHUNK; ++i) negative[i] = -A[i];
         for (long end = size; end > 0; end -= TILE_ROWS) {
             long i = std::max(0L, end - TILE_ROWS);
+            // The transpose is upper triangular: substitution from the bottom.
             strip<T>(end - i, V, size - end, negative + end * CHUNK + i, 1, CHUNK, X + end * V, V, X + i * V, V, true);
             for (long r = end - 2; r >= i; --r)
                 strip<T>(1, V, end - 1 - r, negative + (r + 1) * CHUNK + r, 1, CHUNK, X + (r + 1) * V, V, X + r * V, V, true);
@@ -165,19 +178,23 @@ template <class T> void forward_head(const Problem& p, long index) {
     Chunk<T> c(p.width, p.value_width);
     Buffer<T> room(CHUNK * c.K), out(CHUNK * c.V);
     zero(c.N.get(), c.K * c.V);
+    // M (V, K) as N = Mᵀ (K, V): every product then has the value width as its columns.
     transpose(head.state(static_cast<const T*>(p.memory)), p.value_width, p.width, p.width, c.N.get(), c.V);
     long chunks = (p.length + CHUNK - 1) / CHUNK;
     for (long n = 0; n < chunks; ++n) {
+        // Kept for the backward pass, which goes back over the chunks and cannot undo a decay.
         if (p.before != nullptr)
             copy_padded<T>(c.N, c.V, p.width, p.value_width, p.value_width,
                            static_cast<T*>(p.before) + (index * chunks + n) * p.width * p.value_width);
         c.read(head, n * CHUNK);
         c.write(nullptr);
         c.score(nullptr);
+        // R_out = g ∘ Q N, what is left of the memory, …
         c.scaled(c.q, c.g, c.K, room);
         product<T>(c.size, c.V, c.K, room, c.K, 1, c.N, c.V, out, c.V, false);
         for (long i = 0; i < c.size; i += TILE_ROWS) {
             long count = std::min<long>(TILE_ROWS, c.size - i);
+            // … + (D ∘ Q Kᵀ) U, what the chunk itself wrote up to and with each token.
             strip<T>(count, c.V, i + count, c.P + i * CHUNK, CHUNK, 1, c.U.get(), c.V, out + i * c.V, c.V, true);
         }
         copy_padded<T>(out, c.V, c.size, p.value_width, p.value_width,
@@ -195,17 +212,21 @@ template <class T> void step_head(const Problem& p, long index) {
     const T* old = head.state(static_cast<const T*>(p.memory));
     long whole = p.width / S::lanes * S::lanes;
     for (long t = 0; t < p.length; ++t, old = M) {
+        // Decay first, then write, then read.
         T decay = head.born(t) ? T(0) : std::exp(head.rate(t)), beta = head.beta(t);
         const T *q = head.q(t), *k = head.k(t), *v = head.v(t);
         for (long e = 0; e < p.value_width; ++e) {
             const T* from = old + e * p.width;
             T* row = M + e * p.width;
+            // A row e of M holds value channel e: rows do not meet, so one pass over each is enough.
             typename S::V seen{}, read{};
             T seen_rest = 0, read_rest = 0;
             for (long d = 0; d < whole; d += S::lanes) seen += S::load(from + d) * S::load(k + d);
             for (long d = whole; d < p.width; ++d) seen_rest += from[d] * k[d];
+            // β (v − γ M k): γ times the old row's product, the decayed row is never stored.
             T error = beta * (v[e] - decay * (S::sum(seen) + seen_rest));
             for (long d = 0; d < whole; d += S::lanes) {
+                // γ M + β (v − γ M k) kᵀ, and M q of it while it is in the register.
                 typename S::V next = decay * S::load(from + d) + error * S::load(k + d);
                 S::store(row + d, next);
                 read += next * S::load(q + d);
@@ -231,13 +252,16 @@ template <class T> struct Gradients {  // of one chunk
 template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradients<T>& d, long t) {
     const Problem& p = head.p;
     long size = c.size, K = c.K, V = c.V;
+    // The chunk's U, A and P again from N before it: cheaper than keeping them.
     c.write(d.products);
     c.score(d.overlaps);
     copy_padded(static_cast<const T*>(p.grad_out) + (head.row() + t) * p.value_width, p.value_width, size, p.value_width, V,
                 d.out.get());
+    // A write is read by the chunk's own later queries (P) and lives on in the memory after it (last ∘ k).
     product<T>(size, V, size, c.P, 1, CHUNK, d.out, V, d.U, V, false);   // grad U = Pᵀ dO + (last ∘ K) dN
     c.scaled(c.k, c.last, K, d.room);
     product<T>(size, V, K, d.room, K, 1, d.N, V, d.U, V, true);
+    // U = (I + A)⁻¹ R, so grad R = (I + A)⁻ᵀ grad U and grad A = −grad R Uᵀ below the diagonal.
     std::copy(d.U.get(), d.U + size * V, d.R.get());
     c.solve_turned(d.R);
     zero(d.turned.get(), V * CHUNK);
@@ -246,6 +270,7 @@ template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradien
     lower_product<T>(size, V, d.out, V, d.turned, d.P);
     for (long i = 0; i < size; ++i) {
         for (long s = 0; s <= i; ++s) {
+            // Both tables carry D: with it they are the gradients of β k·k and of q·k.
             d.A[i * CHUNK + s] *= -c.D[i * CHUNK + s];
             d.P[i * CHUNK + s] *= c.D[i * CHUNK + s];
         }
@@ -258,20 +283,27 @@ template <class T> void backward_rates(const Head<T>& head, const Chunk<T>& c, c
     const Problem& p = head.p;
     long size = c.size, K = c.K, V = c.V;
     Buffer<T> since(CHUNK), read(CHUNK * V), below(CHUNK);
+    // Three things depend on a decay: g (the memory from before the chunk), D (between two tokens), last (to its end).
     product<T>(size, V, K, c.q, K, 1, c.N, V, read, V, false);
     for (long i = 0; i < size; ++i) {
+        // grad β: R = β (v − g K N) directly, and through A = β ∘ D ∘ K Kᵀ.
         T errors = dot<T>(d.R + i * V, c.v + i * V, V) - c.g[i] * dot<T>(d.R + i * V, c.held + i * V, V);
         static_cast<T*>(p.grad_beta)[head.row() + t + i] = errors + dot<T>(d.A + i * CHUNK, d.products + i * CHUNK, i);
+        // g_i ∂/∂g_i: through what the query reads of N, and through the error's K N.
         since[i] = c.g[i] * dot<T>(d.out + i * V, read + i * V, V) - dot<T>(entered + i * V, c.held + i * V, V);
     }
+    // N after = g_last N + …: the whole memory decays by the chunk.
     since[size - 1] += c.g[size - 1] * dot<T>(d.N, c.N, K * V);
     zero(below.get(), CHUNK);  // below[s]: Σ over p ≥ the row at hand of what depends on D[p, s]
     T later = 0;
     for (long i = size - 1; i >= 0; --i) {
+        // log γ_i is in g_p for every p ≥ i: sums from the end.
         later += since[i];
         T spanning = 0;
         for (long s = 0; s < i; ++s) {
             long at = i * CHUNK + s;
+            // … and in D[p, s] for s < i ≤ p: rows from the end, columns before i. Never a difference of sums, as
+            // forward.
             below[s] += d.P[at] * d.overlaps[at] + c.beta[i] * d.A[at] * d.products[at];
             if (i == size - 1) below[s] += c.last[s] * dot<T>(c.k + s * K, d.carried + s * K, K);
             spanning += below[s];
@@ -297,11 +329,13 @@ template <class T> void backward_head(const Problem& p, long index) {
         long size = c.size;
         for (long i = 0; i < size; ++i)
             for (long e = 0; e < V; ++e) {
+                // grad v = β ∘ grad R; g ∘ that is the gradient of K N.
                 T error = c.beta[i] * d.R[i * V + e];
                 if (e < p.value_width) static_cast<T*>(p.grad_v)[(head.row() + t + i) * p.value_width + e] = error;
                 entered[i * V + e] = c.g[i] * error;
             }
         for (long i = 0; i < size; ++i)
+            // Gradient of K Kᵀ, which k enters from both sides.
             for (long s = 0; s < CHUNK; ++s) mixed[i * CHUNK + s] = c.beta[i] * d.A[i * CHUNK + s];
         transpose<T>(d.N, K, V, V, d.turned, K);                                    // carried = U dNᵀ
         product<T>(size, K, V, c.U, V, 1, d.turned, K, d.carried, K, false);
@@ -315,10 +349,12 @@ template <class T> void backward_head(const Problem& p, long index) {
         product<T>(size, K, size, mixed, CHUNK, 1, c.k, K, d.k, K, true);
         product<T>(size, K, size, mixed, 1, CHUNK, c.k, K, d.k, K, true);
         for (long i = 0; i < size; ++i)
+            // Through N after = … + (last ∘ K)ᵀ U.
             for (long j = 0; j < K; ++j) d.k[i * K + j] += c.last[i] * d.carried[i * K + j];
         long at = (head.row() + t) * p.width;
         copy_padded<T>(d.q, K, size, p.width, p.width, static_cast<T*>(p.grad_q) + at);
         copy_padded<T>(d.k, K, size, p.width, p.width, static_cast<T*>(p.grad_k) + at);
+        // grad N before the chunk: through its decay, through the reads, and through the errors of its writes.
         for (long i = 0; i < K * V; ++i) d.N_before[i] = c.g[size - 1] * d.N[i];
         product<T>(K, V, size, c.q, 1, K, d.room, V, d.N_before, V, true);          // + qᵀ (g ∘ dO) − Kᵀ entered
         product<T>(K, V, size, c.k, 1, K, entered, V, d.N_before, V, true);
@@ -330,6 +366,7 @@ template <class T> void backward_head(const Problem& p, long index) {
 }
 
 template <class T> void forward(const Problem& p) {
+    // Few tokens are bound by reading M, not by products: a chunk's tables would not pay.
     bool few = p.length <= FEW_TOKENS && p.before == nullptr;
     long heads = p.batch * p.heads, work = heads * p.length * p.width * p.value_width;
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (work > 65536)

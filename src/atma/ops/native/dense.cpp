@@ -29,6 +29,7 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
     T rests[ROWS][S::lanes] = {};
     for (long o = 0; o < count; ++o) {
         typename S::V sums[ROWS][SUMS] = {};
+        // One output's weights from the first to the last: y[r, o] = Σ_d x[r, d] W[o, d], SUMS partial vectors a row.
         const E* weight = static_cast<const E*>(p.weight) + (output + o) * p.inputs;
         long d = 0;
 #ifdef __AVX512BF16__
@@ -44,6 +45,7 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
                 }
         }
 #endif
+        // Whatever pairs did not take, or all of it in another dtype, widened to T.
         for (; d + SUMS * S::lanes <= p.inputs; d += SUMS * S::lanes)
             for (int i = 0; i < SUMS; ++i) {
                 typename S::V w = widen(weight + d + i * S::lanes);
@@ -51,6 +53,7 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
             }
         for (int r = 0; r < ROWS; ++r) {
             parts[r][o] = sums[r][0] + sums[r][1];
+            // Inputs that fill no vector are summed on their own, so that nothing is read past the row.
             for (long rest = d; rest < p.inputs; ++rest) rests[r][o] += x[(row + r) * p.inputs + rest] * T(weight[rest]);
         }
     }
@@ -58,6 +61,7 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
     for (int r = 0; r < ROWS; ++r) {
         for (long o = count; o < S::lanes; ++o) parts[r][o] = typename S::V{};
         T totals[S::lanes];
+        // A vector of outputs at once by one tree of shuffles: adding up each output by itself took most of the time.
         S::store(totals, S::sums(parts[r]) + S::load(rests[r]));
         E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + output;
         for (long o = 0; o < count; ++o) y[o] = narrow(bias == nullptr ? totals[o] : totals[o] + T(bias[o]), E());
@@ -69,9 +73,11 @@ template <class E> void linear(const Linear& p) {
     constexpr long lanes = Simd<T>::lanes;
     Buffer<T> x(p.rows * p.inputs);
     for (long r = 0; r < p.rows; ++r)
+        // x is widened once, not once for every output.
         for (long d = 0; d < p.inputs; ++d) x[r * p.inputs + d] = T(static_cast<const E*>(p.x)[r * p.x_row + d]);
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.inputs * p.outputs > (1 << 17))
     for (long output = 0; output < p.outputs; output += lanes)
+        // Rows inside outputs: a weight is read from memory once, and from the cache for the rows after the fourth.
         for (long r = 0; r < p.rows; r += 4) {
             long rows = p.rows - r, count = std::min(lanes, long(p.outputs) - output);
             auto some = rows >= 4 ? products<E, 4> : rows == 3 ? products<E, 3> : rows == 2 ? products<E, 2> : products<E, 1>;
@@ -94,11 +100,13 @@ void norm_row(const E* x, const W* weight, long width, typename Compute<E>::T ep
     long d = 0;
     typename S::V squares{};
     for (; d + S::lanes <= width; d += S::lanes) squares += widen(x + d) * widen(x + d);
+    // x / sqrt(mean x² + ε): sums in T, whatever x is stored as.
     T total = S::sum(squares);
     for (; d < width; ++d) total += T(x[d]) * T(x[d]);
     T factor = T(1) / std::sqrt(total / T(width) + epsilon);
     for (d = 0; d + S::lanes <= width; d += S::lanes) {
         typename S::V unit = widen(x + d) * factor;
+        // Rounded to O once, after the weight.
         put(y + d, weight == nullptr ? unit : unit * widen(weight + d));
     }
     for (; d < width; ++d) y[d] = narrow(T(x[d]) * factor * (weight == nullptr ? T(1) : T(weight[d])), O());
@@ -141,12 +149,14 @@ void norm_row_backward(const NormGradient& p, long r, typename Compute<E>::T* gr
     V squares{}, products{};
     for (; d + S::lanes <= p.width; d += S::lanes) {
         V at = widen(x + d), given = widen(grad + d);
+        // Σ x² and Σ x g in one pass over x.
         squares += at * at, products += at * (weight == nullptr ? given : given * widen(weight + d));
     }
     T square = S::sum(squares), along = S::sum(products);
     for (; d < p.width; ++d)
         square += T(x[d]) * T(x[d]), along += T(x[d]) * T(grad[d]) * (weight == nullptr ? T(1) : weight[d]);
     T factor = T(1) / std::sqrt(square / T(p.width) + T(real(p.epsilon_bits)));
+    // u mean(g u) / rms = x · (Σ x g / width) / rms³: one factor is left for the pass below.
     T back = along / T(p.width) * factor * factor;
     for (d = 0; d + S::lanes <= p.width; d += S::lanes) {
         V at = widen(x + d), given = widen(grad + d);
@@ -166,6 +176,7 @@ template <class E, class O> void rms_norm_backward(const NormGradient& p) {
     std::fill(sums.get(), sums + NORM_PARTS * p.width, T(0));
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.rows * p.width > (1 << 15))
     for (long part = 0; part < NORM_PARTS; ++part)
+        // Rows of a part are fixed by their number, so grad_weight has the same bits with any number of threads.
         for (long r = part * p.rows / NORM_PARTS; r < (part + 1) * p.rows / NORM_PARTS; ++r)
             norm_row_backward<E, O>(p, r, p.grad_weight == nullptr ? nullptr : sums + part * p.width);
     for (long d = 0; d < p.width && p.grad_weight != nullptr; ++d) {
@@ -193,6 +204,7 @@ template <class E> void gate_forward(const Gate& p) {
         E* y = static_cast<E*>(p.y) + r * p.width;
         long d = 0;
         for (; d + S::lanes <= p.width; d += S::lanes) {
+            // relu(a); relu(a)² g is rounded once.
             typename S::V up = above_zero(widen(a + d));
             put(y + d, widen(g + d) * up * up);
         }
@@ -214,6 +226,7 @@ template <class E> void gate_backward(const Gate& p) {
         long d = 0;
         for (; d + S::lanes <= p.width; d += S::lanes) {
             typename S::V up = above_zero(widen(a + d)), along = widen(grad + d) * up;
+            // ∂/∂a of g relu(a)² = 2 g relu(a), ∂/∂g = relu(a)².
             put(grad_a + d, (along + along) * widen(g + d));
             put(grad_g + d, along * up);
         }

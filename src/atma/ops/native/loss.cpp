@@ -69,17 +69,22 @@ template <class E> void forward_row(const Sums& p, long r) {
     for (long c = 0; c < p.columns; c += CHUNK) {
         long columns = std::min(CHUNK, p.columns - c), wide = padded<T>(columns);
         read(z + c, bias == nullptr ? nullptr : bias + c, columns, y);
+        // Words in pieces of CHUNK, with a running maximum and sum as in attention: log Σ exp needs one pass.
         V highest = V{} + top, sums{};
         for (long d = 0; d < wide; d += S::lanes) {
             V x = S::load(y + d);
+            // y = cap z / √(z² + cap²).
             x *= cap * inverse_root(x * x + cap * cap);
             S::store(y + d, x);
         }
+        // y of the target, if its word is in this piece: the loss is log Σ exp y − y_target.
         if (target >= c && target < c + columns) static_cast<T*>(p.chosen)[r] = y[target - c];
+        // The rest of the last vector must not be the maximum, and weighs nothing.
         std::fill(y + columns, y + wide, -INFINITY);
         for (long d = 0; d < wide; d += S::lanes) highest = S::load(y + d) > highest ? S::load(y + d) : highest;
         T high = S::max(highest);
         for (long d = 0; d < wide; d += S::lanes) sums += exp2_of((S::load(y + d) - high) * T(LOG2E));
+        // The sum so far shrinks to the new maximum, then this piece joins.
         total = total * exp2_of_one((top - high) * T(LOG2E)) + S::sum(sums);
         top = high;
     }
@@ -100,19 +105,23 @@ template <class E> void backward_columns(const Slopes& p, long c, long columns) 
     alignas(64) T share[CHUNK], slope[CHUNK], sums[CHUNK] = {};
     for (long r = 0; r < p.rows; ++r) {
         E* z = static_cast<E*>(p.z) + r * p.columns + c;
+        // Of this row; threads own columns, so that grad_bias is one sum over the rows in order.
         T partition = static_cast<const T*>(p.partition)[r], grad = static_cast<const T*>(p.grad)[r];
         read(z, bias == nullptr ? nullptr : bias + c, columns, share);
         for (long d = 0; d < columns; d += S::lanes) {
             V x = S::load(share + d), s = cap * inverse_root(x * x + cap * cap);
+            // softmax of y, of the logits computed again; s = y / z = cap / √(z² + cap²), and dy/dz = s³.
             S::store(share + d, exp2_of((x * s - partition) * T(LOG2E)));
             S::store(slope + d, s * s * s * grad);
         }
         long target = p.targets[r] - p.first - c;
+        // ∂loss/∂y = softmax(y) − [word is the target].
         if (target >= 0 && target < columns) share[target] -= 1;
         long d = 0;
         for (; d + S::lanes <= columns; d += S::lanes) {
             V found = S::load(share + d) * S::load(slope + d);
             S::store(sums + d, S::load(sums + d) + found);
+            // ∂loss/∂z takes the logits' place: the two products that follow read it there.
             put(z + d, found);
         }
         for (; d < columns; ++d) sums[d] += share[d] * slope[d], z[d] = narrow(share[d] * slope[d], E());
@@ -121,6 +130,7 @@ template <class E> void backward_columns(const Slopes& p, long c, long columns) 
 }
 
 template <class E> void backward(const Slopes& p) {
+    // Pieces no wider than a thread's share, so that few words still use every thread.
     long share = (p.columns + p.threads - 1) / p.threads, step = std::min(CHUNK, padded<typename Compute<E>::T>(share));
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.rows * p.columns > (1 << 14))
     for (long c = 0; c < p.columns; c += step) backward_columns<E>(p, c, std::min(step, long(p.columns) - c));

@@ -14,6 +14,7 @@ struct Problem {  // strides in elements; keys (pages, G, K, page), values (page
     int64_t threads;
 };
 
+// ROW_BLOCK rows share the reading of a page; a wave is how many pages threads hold results of at once.
 constexpr long ROW_BLOCK = 48, WAVE = 32;
 constexpr double LOG2E = 1.4426950408889634;
 
@@ -26,6 +27,7 @@ template <class T> Sums<T> soften(T* a, long from, long to, long low, long high)
     using S = Simd<T>;
     for (long j = low; j < from; ++j) a[j] = T(-1e30);
     for (long j = to; j < high; ++j) a[j] = T(-1e30);
+    // M of this page, then p = 2^(a − M), L and Q; no maximum is carried on, so a page's sums are its own.
     typename S::V best = S::load(a + low);
     for (long j = low + S::lanes; j < high; j += S::lanes) {
         typename S::V x = S::load(a + j);
@@ -43,12 +45,15 @@ template <class T> Sums<T> soften(T* a, long from, long to, long low, long high)
 }
 
 template <class E> bool finite(const E* x, long size) {
+    // x − x is 0 for a finite number and NaN for any other.
     bool all = true;
     for (long i = 0; i < size; ++i) all &= float(x[i]) - float(x[i]) == 0.0f;
     return all;
 }
 
 template <class T> __attribute__((noinline)) void merge(T* S, Sums<T>& sums, const T* other_S, const Sums<T>& other, long wide) {
+    // Pages join as any two disjoint sets of keys: L by 2^(M − M_new), Q by its square. Not inlined, so that it is the
+    // same code, and rounding, wherever it is called from.
     T top = std::max(sums.top, other.top), mine = exp2_of_one(sums.top - top), theirs = exp2_of_one(other.top - top);
     for (long d = 0; d < wide; ++d) S[d] = S[d] * mine + other_S[d] * theirs;
     sums = {top, sums.sum * mine + other.sum * theirs, sums.squares * mine * mine + other.squares * theirs * theirs};
@@ -69,6 +74,7 @@ template <class T, class E> struct Strip {
         for (long r = 0; r < count; ++r) {
             const E* x = static_cast<const E*>(p.q) + b * p.q_batch + (g * group() + (from + r) % group()) * p.q_head +
                          query(r) * p.q_query;
+            // t/√K and log₂e go into q, in T: scores are then logits to base 2.
             T scale = static_cast<const T*>(p.scale)[at(r)] * T(LOG2E);
             for (long d = 0; d < wide; ++d) q[r * wide + d] = d < p.width ? T(x[d]) * scale : T(0);
         }
@@ -79,11 +85,14 @@ template <class T, class E> struct Strip {
         long base = n * p.page, low = std::max(0L, first(0) - base) / lanes * lanes;
         long end = std::min<long>(p.page, last(count - 1) - base), high = padded<T>(end);
         const E* keys = static_cast<const E*>(p.keys) + page(n) + low;
+        // a = q kᵀ: keys lie as (K, page), which is how a product wants its right side.
         strip<T>(count, high - low, p.width, q, wide, 1, keys, p.page, a + low, p.page, false);
+        // Tokens that every row of the strip sees are [seen_by_all, seen_until).
         long seen_by_all = low, seen_until = end;
         for (long r = 0; r < count; ++r) {
             long from = std::max(0L, first(r) - base), to = std::min(end, last(r) - base);
             if (from < to) {
+                // A row's own columns of the page; what it does not see has p = 0.
                 sums[r] = soften(a + r * p.page, from, to, low, high);
             } else {
                 std::fill(a + r * p.page + low, a + r * p.page + high, T(0));
@@ -94,6 +103,7 @@ template <class T, class E> struct Strip {
         }
         seen_until = std::max(seen_until, low);
         const E* values = static_cast<const E*>(p.values) + page(n);
+        // 0 · NaN is NaN: where a token that some row does not see is not finite, each row reads only what it sees.
         if (finite(values + low * p.width, (seen_by_all - low) * p.width) && finite(values + seen_until * p.width, (end - seen_until) * p.width)) {
             read(values, 0, count, low, end, wide, a, S);
             return;
@@ -141,6 +151,7 @@ template <class T, class E> void attend_block(const Problem& p, long b, long g, 
             if (strip.last(strip.count - 1) <= n * p.page || strip.first(0) >= (n + 1) * p.page) continue;
             strip.attend(n, q + r * wide, wide, a, part, of_page);
             for (long i = 0; i < strip.count; ++i)
+                // A page of which a row sees nothing must not touch its sums, not even by a factor of 1 at M = −1e30.
                 if (of_page[i].sum != T(0)) merge<T>(S + (r + i) * wide, sums[r + i], part + i * wide, of_page[i], wide);
         }
     all.put(S, sums, wide);
@@ -157,6 +168,8 @@ template <class T, class E> void attend_strip(const Problem& p, const Strip<T, E
     strip.gather(q, wide);
     long begin = strip.first(0) / p.page, end = (strip.last(strip.count - 1) + p.page - 1) / p.page;
     for (long wave = begin; wave < end; wave += WAVE) {
+        // Pages side by side, each into its own place, then joined in their order: the same bits as one after the
+        // other.
         long count = std::min(WAVE, end - wave);
 #pragma omp parallel for num_threads(p.threads) schedule(static)
         for (long i = 0; i < count; ++i) {
@@ -176,6 +189,7 @@ template <class T, class E> void forward(const Problem& p) {
     long rows = p.queries * p.heads / p.groups, blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
     long longest = 0;
     for (long b = 0; b < p.batch; ++b) longest = std::max<long>(longest, p.last[b * p.queries + p.queries - 1]);
+    // One long text and few queries: the pages are what there is to share out. Either way a row has the same bits.
     if (rows <= TILE_ROWS && p.threads > 1 && p.batch * p.groups < p.threads && longest > 4 * p.page) {
         for (long i = 0; i < p.batch * p.groups; ++i) attend_strip<T, E>(p, {p, i / p.groups, i % p.groups, 0, rows});
         return;
@@ -197,6 +211,7 @@ struct Writing {  // new keys and values (B, G, T, K) into the pages of their po
 template <class E> void write(const Writing& p) {
     for (long b = 0; b < p.batch; ++b)
         for (long t = 0; t < p.tokens; ++t) {
+            // The page by the row's table, keys turned to (K, page) on the way in.
             long position = p.length[b] + t, slot = position % p.page;
             long page = p.table[b * p.table_row + position / p.page];
             for (long g = 0; g < p.groups; ++g) {

@@ -19,6 +19,9 @@ struct Problem {  // what ops/polar/native.py hands over; strides in elements, t
     int64_t keys, threads;
 };
 
+// Six rows by KEY_BLOCK scores are 6 KiB of the first-level cache; with ROW_BLOCK query rows its keys and values stay
+// in the second. FEW_ROWS: up to these a call is bound by reading keys, which then are not laid out anew but read in
+// place.
 constexpr long KEY_BLOCK = 256, ROW_BLOCK = 144, SPLIT_KEYS = 512, FEW_ROWS = 16;
 constexpr long LAID_OUT = 8192;  // keys laid out for products at once: bounds what a call needs beside its results
 
@@ -35,6 +38,8 @@ template <class T> struct Block {  // of one key/value head: what the rows of a 
     }
 };
 
+// Logits are to base 2 throughout, t log₂e in one factor: 2^x needs no multiplication where e^x has one. M leaves in
+// nats.
 constexpr double LOG2E = 1.4426950408889634;
 
 template <class T, class E> const E* query(const Problem& p, long b, long h, long i) {
@@ -91,11 +96,14 @@ template <class T> T soften(T* a, long from, long to, long low, long high, Sums<
     constexpr long lanes = S::lanes;
     for (long j = low; j < from; ++j) a[j] = T(-1e30);
     for (long j = std::max(to, low); j < high; ++j) a[j] = T(-1e30);
+    // M of these columns, four times: hidden columns hold −1e30, which no score is below, so the mask costs no
+    // comparison.
     typename S::V best = S::load(a + low);
     for (long j = low + lanes; j < high; j += lanes) {
         typename S::V x = S::load(a + j);
         best = x > best ? x : best;
     }
+    // The running maximum M, and p = 2^(a − M) ≤ 1: nothing overflows, however large t grows.
     T top = std::max(sums.top, S::max(best));
     typename S::V sum{}, squares{};
     for (long j = low; j < high; j += lanes) {
@@ -104,6 +112,7 @@ template <class T> T soften(T* a, long from, long to, long low, long high, Sums<
         sum += x;
         squares += x * x;
     }
+    // α = 2^(M_old − M_new): L grows to the new maximum by α, Q by α², since its terms are squares.
     T shrink = exp2_of_one(sums.top - top);
     sums = {top, sums.sum * shrink + S::sum(sum), sums.squares * shrink * shrink + S::sum(squares)};
     return shrink;
@@ -116,11 +125,13 @@ template <class T>
 void attend(const Block<T>& block, const T* q, const T* panels, const T* values, long base, long end, long wide, T* a, T* S,
             Sums<T>* sums) {
     constexpr long lanes = Simd<T>::lanes, panel = Simd<T>::panel;
+    // Blocks before the first row's window, or after the last row's position, are not visited at all.
     long rows = block.rows(), begin = base + std::max(0L, block.first(0) - base) / panel * panel;
     for (long j = begin; j < std::min(end, block.last(rows - 1)); j += KEY_BLOCK)
         for (long r = 0; r < rows; r += TILE_ROWS) {
             long count = std::min<long>(TILE_ROWS, rows - r), size = std::min(KEY_BLOCK, end - j);
             Span<T> span(block, r, count, j, size);
+            // Of the blocks visited, a strip of six rows takes the columns that any of them sees, to a whole vector.
             if (span.from >= span.to) continue;
             long low = span.from / lanes * lanes, high = (span.to + lanes - 1) / lanes * lanes;
             score_strip(q + r * wide, count, wide, panels + (j - base) * wide, span, a, KEY_BLOCK);
@@ -128,13 +139,17 @@ void attend(const Block<T>& block, const T* q, const T* panels, const T* values,
                 T* row = a + (i - r) * KEY_BLOCK;
                 Span<T> seen(block, i, 1, j, size);
                 if (seen.from >= seen.to) {
+                    // A row of the strip that sees nothing here must add nothing to S below: p = 0, with M, L, Q left
+                    // alone.
                     zero(row + low, high - low);
                     continue;
                 }
                 T shrink = soften(row, seen.from, seen.to, low, high, sums[i]);
+                // S ← α S, before this block's p v are added. Mostly M stays and this is skipped.
                 if (shrink != T(1))
                     for (long d = 0; d < wide; ++d) S[i * wide + d] *= shrink;
             }
+            // S += p V of the six rows at once.
             strip<T>(count, wide, high - low, a + low, KEY_BLOCK, 1, values + (j - base + low) * wide, wide, S + r * wide,
                      wide, true);
         }
@@ -147,6 +162,7 @@ template <class T> void put(const Block<T>& block, const T* S, const Sums<T>* su
         std::copy(S + r * wide, S + r * wide + p.width, static_cast<T*>(p.S) + at * p.width);
         static_cast<T*>(p.L)[at] = sums[r].sum;
         static_cast<T*>(p.Q)[at] = sums[r].squares;
+        // M as the backward pass and the null sink want it: a natural logarithm's.
         static_cast<T*>(p.M)[at] = T(sums[r].top / LOG2E);
     }
 }
@@ -177,17 +193,21 @@ template <class T, class E> void forward_head(const Problem& p, long index) {
     Buffer<Sums<T>> sums(rows);
     zero(S.get(), rows * wide);
     std::fill(sums.get(), sums + rows, Sums<T>{T(-1e30), 0, 0});
+    // S, L, Q, M are carried over stretches of LAID_OUT keys, so that the room for keys does not grow with the text.
     for (long base = head.from; base < head.to; base += LAID_OUT) {
         long end = std::min(base + LAID_OUT, head.to);
         head.in_stretches(base, end, [&](long s, long e, long at) {
+            // Keys as columns for q kᵀ, values as rows for p V, both widened to T: once for all query blocks.
             transpose<T, E>(head.key(0), p.k_key, s, e, p.width, wide, panels + at);
             copy_rows<T, E>(head.value(0), p.v_key, s, e, p.width, wide, values + at);
         });
+        // What lies behind the last key meets p = 0; it must be finite all the same.
         zero(values + (end - base) * wide, KEY_BLOCK * wide);
 #pragma omp parallel num_threads(p.threads)
         {
             Buffer<T> q(step * head.group * wide), a(TILE_ROWS * KEY_BLOCK);
 #pragma omp for schedule(dynamic)
+            // The last block sees most keys: longest first, so that threads end together.
             for (long i = blocks - 1; i >= 0; --i) {
                 Block<T> block = head.block(i, step);
                 if (block.last(block.rows() - 1) <= base || block.first(0) >= end) continue;
@@ -260,6 +280,7 @@ void forward_split(const Head<T, E>& head, const E* q, const T* factor, long s, 
     Block<T> block = head.block(0, head.p.queries);
     long rows = block.rows(), wide = head.wide, width = head.p.width, stride = head.p.k_key;
     for (long r = 0; r < rows; r += 4) {
+        // Four rows share one pass over the keys; more would not leave a register for the key.
         auto score = rows - r >= 4 ? score_few<T, E, 4> : rows - r == 3 ? score_few<T, E, 3> : rows - r == 2 ? score_few<T, E, 2> : score_few<T, E, 1>;
         score(q + r * wide, factor + r, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS);
     }
@@ -271,6 +292,8 @@ void forward_split(const Head<T, E>& head, const E* q, const T* factor, long s, 
     }
     for (long r = 0; r < rows; r += TILE_ROWS) {
         long count = std::min<long>(TILE_ROWS, rows - r);
+        // Whole vectors: values are read where they lie. Otherwise a copy, filled up with zeros, keeps reads inside the
+        // tensor.
         if (wide == width) {
             strip<T>(count, wide, e - s, a + r * SPLIT_KEYS, SPLIT_KEYS, 1, head.value(s), head.p.v_key, S + r * wide, wide, false);
         } else {
@@ -282,6 +305,7 @@ void forward_split(const Head<T, E>& head, const E* q, const T* factor, long s, 
 }
 
 template <class T> void merge(T* S, Sums<T>& sums, const T* other_S, const Sums<T>& other, long wide) {
+    // Two partial results over disjoint keys: both shrink to the larger M, then L, Q and S add.
     T top = std::max(sums.top, other.top), mine = exp2_of_one(sums.top - top), theirs = exp2_of_one(other.top - top);
     for (long d = 0; d < wide; ++d) S[d] = S[d] * mine + other_S[d] * theirs;
     sums = {top, sums.sum * mine + other.sum * theirs, sums.squares * mine * mine + other.squares * theirs * theirs};
@@ -306,6 +330,8 @@ template <class T, class E> void forward_few(const Problem& p) {
             for (long r = 0; r < rows; ++r) {
                 const E* x = query<T, E>(p, block.b, block.g * block.group + r % block.group, r / block.group);
                 std::copy(x, x + p.width, q + (i * rows + r) * wide);
+                // q stays as stored, so that bfloat16 pairs can be multiplied; t/√K and log₂e are applied to the
+                // finished score.
                 factors[i * rows + r] = block.scale(r) * T(LOG2E);
             }
         }
@@ -313,6 +339,7 @@ template <class T, class E> void forward_few(const Problem& p) {
         for (long i = 0; i < heads; ++i)
             for (long c = 0; c < splits; ++c) {
                 Head<T, E> head(p, i);
+                // Every split by itself, whatever thread it falls to: its M, L, Q, S depend on its keys alone.
                 long s = std::min(head.from + c * SPLIT_KEYS, head.to), e = std::min(s + SPLIT_KEYS, head.to);
                 long at = (i * splits + c) * rows;
                 forward_split<T, E>(head, q + i * rows * wide, factors + i * rows, s, e, a, S + at * wide, sums + at);
@@ -320,6 +347,7 @@ template <class T, class E> void forward_few(const Problem& p) {
 #pragma omp for
         for (long i = 0; i < heads; ++i) {
             long at = i * splits * rows;
+            // Joined in the order of the keys, not of the threads: the same bits with any number of them.
             for (long c = 1; c < splits; ++c)
                 for (long r = 0; r < rows; ++r)
                     merge<T>(S + (at + r) * wide, sums[at + r], S + (at + c * rows + r) * wide, sums[at + c * rows + r], wide);
@@ -345,6 +373,7 @@ template <class T> struct Rows {  // of all queries of one key/value head, gathe
             const T* from = static_cast<const T*>(p.S) + at * p.width;
             for (long d = 0; d < wide; ++d) grad_S[r * wide + d] = d < p.width ? from[d] : T(0);
             grad_L[r] = static_cast<const T*>(p.L)[at];
+            // ∂Q/∂p = 2p: the factor 2 is put in once here.
             grad_Q[r] = 2 * static_cast<const T*>(p.Q)[at];
             top[r] = static_cast<const T*>(p.M)[at] * T(LOG2E);
         }
@@ -354,11 +383,14 @@ template <class T> struct Rows {  // of all queries of one key/value head, gathe
 // p = 2^(a − top) in place of a, and da = p (dp + grad_L + 2 grad_Q p) in place of dp, zero where the row sees nothing.
 template <class T> void differentiate(T* a, T* da, Span<T> seen, long low, long high, T top, T grad_L, T grad_Q) {
     using S = Simd<T>;
+    // Hidden before the exponential, so p and da are exactly 0, and no −∞ · 0 becomes NaN.
     for (long j = low; j < std::min(seen.from, high); ++j) a[j] = T(-1e30);
     for (long j = std::max(seen.to, low); j < high; ++j) a[j] = T(-1e30);
     for (long j = low; j < high; j += S::lanes) {
         typename S::V x = exp2_of(S::load(a + j) - top);
         S::store(a + j, x);
+        // da_j = p_j (g_S·v_j + g_L + 2 p_j g_Q); dp = g_S·v_j stands in da. M is a constant: it cancels in what
+        // follows.
         S::store(da + j, x * (S::load(da + j) + grad_L + grad_Q * x));
     }
 }
@@ -378,10 +410,12 @@ void backward_keys(const Head<T, E>& head, const Rows<T>& rows, const T* k_panel
     long wide = head.wide, size = std::min(KEY_BLOCK, head.to - j), high_end = padded<T>(size);
     zero<T>(grads.k, KEY_BLOCK * wide), zero<T>(grads.v, KEY_BLOCK * wide);
     const int32_t *first = p.first + head.b * p.queries, *last = p.last + head.b * p.queries;
+    // first and last never go back along the queries, so the rows that see this block are one interval.
     long begin = (std::upper_bound(last, last + p.queries, int32_t(j)) - last) * head.group;
     long end = (std::lower_bound(first, first + p.queries, int32_t(j + size)) - first) * head.group;
     for (long r0 = begin; r0 < end; r0 += ROW_BLOCK) {
         long stop = std::min(r0 + ROW_BLOCK, end), least = high_end, most = 0;
+        // Columns that any strip of these rows sees: the tables are one rectangle for the two products over rows below.
         for (long r = r0; r < stop; r += TILE_ROWS) {
             long count = std::min<long>(TILE_ROWS, stop - r);
             Span<T> span(all, r, count, j, size);
@@ -390,6 +424,7 @@ void backward_keys(const Head<T, E>& head, const Rows<T>& rows, const T* k_panel
         for (long r = r0; r < stop; r += TILE_ROWS) {
             long count = std::min<long>(TILE_ROWS, stop - r);
             Span<T> span(all, r, count, j, size);
+            // Scores again from q and k, dp = g_S Vᵀ beside them: two of the five products.
             T *weights = grads.weights + (r - r0) * KEY_BLOCK, *da = grads.da + (r - r0) * KEY_BLOCK;
             score_strip<T>(rows.q + r * wide, count, wide, k_panels + (j - head.from) * wide, span, weights, KEY_BLOCK);
             score_strip<T>(rows.grad_S + r * wide, count, wide, v_panels + (j - head.from) * wide, span, da, KEY_BLOCK);
@@ -397,12 +432,15 @@ void backward_keys(const Head<T, E>& head, const Rows<T>& rows, const T* k_panel
             for (long i = r; i < r + count; ++i) {
                 T *w = weights + (i - r) * KEY_BLOCK, *d = da + (i - r) * KEY_BLOCK;
                 differentiate<T>(w, d, Span<T>(all, i, 1, j, size), low, high, rows.top[i], rows.grad_L[i], rows.grad_Q[i]);
+                // What this strip does not see of the rectangle is 0 in both tables.
                 zero(w + least, low - least), zero(d + least, low - least);
                 zero(w + high, most - high), zero(d + high, most - high);
             }
+            // grad q += da K, not yet times t/√K: the caller does that, and takes from it the gradient of t.
             strip<T>(count, wide, high - low, da + low, KEY_BLOCK, 1, keys + (j - head.from + low) * wide, wide,
                      grad_q + r * wide, wide, true);
         }
+        // grad V += pᵀ g_S, and grad K += daᵀ (q t/√K log₂e), whose log₂e is taken out again at the end.
         product<T>(most - least, wide, stop - r0, grads.weights + least, 1, KEY_BLOCK, rows.grad_S + r0 * wide, wide,
                    grads.v + least * wide, wide, true);
         product<T>(most - least, wide, stop - r0, grads.da + least, 1, KEY_BLOCK, rows.q + r0 * wide, wide,
@@ -423,6 +461,7 @@ template <class T, class E> void backward_head(const Problem& p, long index, lon
     long wide = head.wide, size = all.rows() * wide;
     Rows<T> rows(all, wide);
     gather_queries<T, E>(all, T(LOG2E), rows.q, wide);
+    // Both products of scores want columns (k for a, v for dp); da K wants keys as rows.
     Buffer<T> k_panels(head.room()), v_panels(head.room()), keys(head.room()), grad_q(splits * size);
     head.in_stretches(head.from, head.to, [&](long s, long e, long at) {
         transpose<T, E>(head.key(0), p.k_key, s, e, p.width, wide, k_panels + at);
@@ -440,12 +479,14 @@ template <class T, class E> void backward_head(const Problem& p, long index, lon
     for (long r = 0; r < all.rows(); ++r)
         for (long d = 0; d < p.width; ++d) {
             T total = 0;
+            // Each thread owned every `splits`-th key block; its shares of grad q are added in a fixed order.
             for (long c = 0; c < splits; ++c) total += grad_q[c * size + r * wide + d];
             static_cast<T*>(p.grad_q)[all.at(r) * p.width + d] = total;
         }
 }
 
 template <class T, class E> void backward(const Problem& p) {
+    // With a head for every thread, heads are shared out; with fewer, the key blocks of each.
     long heads = p.batch * p.groups, splits = heads >= p.threads ? 1 : p.threads;
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (splits == 1)
     for (long i = 0; i < heads; ++i) backward_head<T, E>(p, i, splits);
@@ -465,11 +506,15 @@ template <class T> void scalars(const Scalars& p) {
     std::memcpy(&sharpening, &p.sharpening_bits, 8);
     for (long row = 0; row < p.batch * p.heads * p.queries; ++row) {
         long h = row / p.queries % p.heads, at = row / (p.queries * p.heads) * p.queries + row % p.queries;
+        // n, the keys this query sees, itself among them: at least 1.
         T count = T(p.last[at] - p.first[at]), log_count = std::log(count);
         if (p.count_limit > 0) {
+            // Beyond m = min(n, limit): ln m + sharpening · ln(n/m) in place of ln n for t, and m in place of n for ν.
             count = std::min(count, T(p.count_limit));
             log_count = std::log(count) + T(sharpening) * (log_count - std::log(count));
         }
+        // t = 1 + sp(length_gain) ln n; ν = null_base + sp(null_slope) √ln(n + 1): `temperature_and_floor` of
+        // ops/polar.
         T temperature = 1 + softplus(static_cast<const T*>(p.length_gain)[h]) * log_count;
         T floor = static_cast<const T*>(p.null_base)[h] +
                   softplus(static_cast<const T*>(p.null_slope)[h]) * std::sqrt(std::log(count + 1));
@@ -487,15 +532,20 @@ struct Fold {  // direction (B, H, T, K) and magnitude (B, H, T): `fold` of ops/
 template <class T> void fold(const Fold& p) {
     for (long row = 0; row < p.rows; ++row) {
         long h = row / p.queries % p.heads;
+        // The null's logit t ν against M: where it is above, everything shrinks to it instead, so e^(tν − M) cannot
+        // overflow.
         T above = static_cast<const T*>(p.null)[row] - static_cast<const T*>(p.M)[row], shift = above < T(0) ? T(0) : above;
         T null = std::exp(above - shift), small = std::exp(-shift), sum = static_cast<const T*>(p.L)[row];
+        // Z = L + p0.
         T kept = sum * small, total = kept + null, squares = 0;
         const T *S = static_cast<const T*>(p.S) + row * p.width, *value = static_cast<const T*>(p.null_value) + h * p.width;
         T* direction = static_cast<T*>(p.direction) + row * p.width;
+        // d = S + p0 · null_value; 1/Z cancels in c = d / ‖d‖, and 1e-6 of the formula stands for Z · 1e-6 here.
         for (long d = 0; d < p.width; ++d) direction[d] = S[d] * small + null * value[d];
         for (long d = 0; d < p.width; ++d) squares += direction[d] * direction[d];
         T length = std::sqrt(squares), factor = T(1) / (length < T(1e-6) * total ? T(1e-6) * total : length);
         for (long d = 0; d < p.width; ++d) direction[d] *= factor;
+        // m_eff = n_eff (1 − w_N) = L²/Q · L/Z; μ = tanh(sp(magnitude_slope) log(1 + m_eff)).
         T effective = sum * sum / static_cast<const T*>(p.Q)[row] * (kept / total);
         T slope = softplus(static_cast<const T*>(p.magnitude_slope)[h]);
         static_cast<T*>(p.magnitude)[row] = std::tanh(slope * std::log1p(effective));

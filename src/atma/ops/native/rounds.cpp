@@ -37,10 +37,13 @@ template <class T> void multiply(const Matrix<T>& A, const Matrix<T>& B, Matrix<
 #pragma omp for schedule(dynamic)
         for (long block = (size - 1) / side; block >= 0; --block)
             for (long i = block * side; i < std::min(size, (block + 1) * side); i += TILE_ROWS) {
+                // Rows i … of A B up to their own diagonal alone. A is read by its columns, which as it is symmetric
+                // are its rows.
                 long count = std::min<long>(TILE_ROWS, size - i);
                 strip<T>(count, padded<T>(i + count), size, A.x + i, 1, row, B.x.get(), row, to.x + i * row, row, false);
             }
 #pragma omp for schedule(static, 1)
+        // The upper half mirrors the lower, block by block, so that neither side strides through the cache.
         for (long i0 = 0; i0 < size; i0 += side)
             for (long j0 = 0; j0 <= i0; j0 += side)
                 for (long i = i0; i < std::min(size, i0 + side); ++i)
@@ -55,19 +58,23 @@ template <class T> void rounds(const Problem& p, long index, long threads) {
     const T* given = static_cast<const T*>(p.gram) + index * size * size;
     for (long i = 0; i < size; ++i) std::copy(given + i * size, given + (i + 1) * size, G.x + i * G.row);
     for (long turn = 0; turn < p.turns; ++turn) {
+        // P = a + b G + c G², in place of G².
         multiply(G, G, P, threads);
         for (long i = 0; i < size; ++i) {
             T *to = P.x + i * P.row, *from = G.x + i * G.row;
             for (long j = 0; j < size; ++j) to[j] = real<T>(p.c) * to[j] + real<T>(p.b) * from[j];
             to[i] += real<T>(p.a);
         }
+        // F = P in the first round, where F was 1.
         if (turn == 0) {
             std::copy(P.x.get(), P.x + size * P.row, F.x.get());
         } else {
             multiply(P, F, room, threads);
             F.swap(room);
         }
+        // The last G is not asked for.
         if (turn + 1 == p.turns) break;
+        // G ← P G P; P and G commute, so each product is symmetric.
         multiply(P, G, room, threads);
         multiply(room, P, G, threads);
     }

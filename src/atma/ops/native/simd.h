@@ -10,6 +10,7 @@
 #include <utility>
 
 #if defined(__AVX512F__)
+// 6 × 4 sums, four vectors of the right side and a number of the left fit 32 registers; AVX2 has 16.
 constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4;
 #elif defined(__AVX2__)
 constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 2;
@@ -23,6 +24,7 @@ template <class T> struct Simd {
     static constexpr int panel = TILE_VECTORS * lanes;  // columns of one tile
     using Word = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     typedef T V __attribute__((vector_size(VECTOR_BYTES)));
+    // A vector at any address of T, which may alias anything: tensors are aligned to their numbers alone.
     typedef T Loose __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
     typedef Word Words __attribute__((vector_size(VECTOR_BYTES)));
 
@@ -76,6 +78,7 @@ struct bfloat16 {
 inline bfloat16 narrow(float x, bfloat16) {  // to the nearest, ties to even; NaN stays NaN
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
+    // Rounding could carry a NaN's bits over into infinity.
     if (x != x) return {uint16_t((bits >> 16) | 64)};
     return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
@@ -106,6 +109,7 @@ inline Simd<float>::V exp2_of(Simd<float>::V x) {
     using S = Simd<float>;
     const float magic = 12582912.0f;  // adding it rounds to an integer, which then stands in the low bits
     S::V t = x + magic, f = x - (t - magic);
+    // 2^f for |f| ≤ ½ by Horner's rule, times 2^t by adding t to the exponent's bits.
     S::V y = 1.535336188319500e-4f * f + 1.339887440266574e-3f;
     y = y * f + 9.618437357674640e-3f;
     y = y * f + 5.550332471162809e-2f;
@@ -128,6 +132,7 @@ inline __attribute__((always_inline)) void accumulate(const T* a, long a_row, lo
                                                       long depth, typename Simd<T>::V (&sums)[ROWS][VECTORS]) {
     using S = Simd<T>;
     for (long d = 0; d < depth; ++d, a += a_depth, b += b_depth) {
+        // B's row once for all ROWS; each number of A is spread over a vector: ROWS × VECTORS sums without a store.
         typename S::V right[VECTORS];
         for (int j = 0; j < VECTORS; ++j) right[j] = widen(b + j * S::lanes);
         for (int r = 0; r < ROWS; ++r)
@@ -150,6 +155,7 @@ inline void tile(const T* a, long a_row, long a_depth, const E* b, long b_depth,
 template <class T, int VECTORS, class E>
 inline void some_rows(long rows, const T* a, long a_row, long a_depth, const E* b, long b_depth, T* c, long c_row,
                       long depth, bool add) {
+    // ROWS is known to the compiler, so that the sums are registers; what is left of a matrix has fewer.
     switch (rows) {
         case 6: return tile<T, 6, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
         case 5: return tile<T, 5, VECTORS>(a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
@@ -166,6 +172,7 @@ inline void strip(long rows, long columns, long depth, const T* a, long a_row, l
                   T* c, long c_row, bool add) {
     constexpr int lanes = Simd<T>::lanes, panel = Simd<T>::panel;
     long j = 0;
+    // Whole tiles, then single vectors.
     for (; j + panel <= columns; j += panel)
         some_rows<T, TILE_VECTORS>(rows, a, a_row, a_depth, b + j, b_depth, c + j, c_row, depth, add);
     for (; j < columns; j += lanes) some_rows<T, 1>(rows, a, a_row, a_depth, b + j, b_depth, c + j, c_row, depth, add);

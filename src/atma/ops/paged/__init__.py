@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from atma.ops import native as kernels
-from atma.ops.backend import backend_for
+from atma.ops.backend import backend_for, implementation
 from atma.ops.paged import native
-from atma.state import Pages
+from atma.ops.paged.pages import Pages
 
 
 def hold(keys: Pages, values: Pages, k: Tensor, v: Tensor, length: Tensor) -> tuple[Pages, Pages]:
@@ -57,7 +57,8 @@ def polar_attention(
         return polar.polar_attention(q, k, v, *learned, start, None, window, count_limit, sharpening)
     work = torch.promote_types(q.dtype, torch.float32)
     wide = tuple(x.to(work) for x in scalars)
-    c, magnitude = polar.native.attend(q, keys, values, first, last, wide, count_limit, sharpening)
+    attend = implementation("polar", "native").attend
+    c, magnitude = attend(q, keys, values, first, last, wide, count_limit, sharpening)
     return c.to(q.dtype), magnitude.to(q.dtype)
 
 
@@ -82,4 +83,4 @@ def _compiled(pool: Tensor) -> bool:
     return kernels.available(pool.dtype) and backend_for("auto", pool, "polar") == "native"
 
 
-__all__ = ["gather", "hold", "polar_attention", "softmax_attention"]
+__all__ = ["Pages", "gather", "hold", "polar_attention", "softmax_attention"]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from atma.ops import native
-from atma.state import Pages
+from atma.ops.paged.pages import Pages
 
 
 def statistics(

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.ops.backend import backend_for, check_indices, check_tensors, own_precision, recording
-from atma.ops.polar import cpu, native, reference
+from atma.ops.backend import backend_for, check_indices, check_tensors, implementation, own_precision, recording
 from atma.ops.segments import document_start
 
 FEW_QUERIES = 16
@@ -51,15 +50,11 @@ def polar_attention(
     first, last = visible_range(q, start, segment_ids, window)
     if q.shape[2] <= FEW_QUERIES and not recording() and backend_for(backend, q, "polar") == "native":
         wide = tuple(x.to(work) for x in scalars)
-        c, magnitude = native.attend(q, k, v, first, last, wide, count_limit, sharpening)
+        attend = implementation("polar", "native").attend
+        c, magnitude = attend(q, k, v, first, last, wide, count_limit, sharpening)
         return c.to(q.dtype), magnitude.to(q.dtype)
-    count = (last - first).to(work)[:, None]
-    log_count = count.log()
-    if count_limit is not None:
-        count = count.clamp(max=count_limit)
-        log_count = count.log() + sharpening * (log_count - count.log())
-    temperature = 1 + F.softplus(length_gain.to(work))[:, None] * log_count
-    floor = null_base.to(work)[:, None] + F.softplus(null_slope.to(work))[:, None] * (count + 1).log().sqrt()
+    count = (last - first).to(work)
+    temperature, floor = temperature_and_floor(count, length_gain, null_base, null_slope, count_limit, sharpening)
     S, L, Q, M = statistics_of(backend, q)(q, k, v, temperature * q.shape[-1] ** -0.5, first, last)
     c, magnitude = fold(S, L, Q, temperature * floor - M, magnitude_slope.to(work), null_value.to(work))
     return c.to(q.dtype), magnitude.to(q.dtype)
@@ -85,6 +80,28 @@ def softmax_attention(
     return (S / L.unsqueeze(-1)).to(q.dtype)
 
 
+def temperature_and_floor(
+    count: Tensor,
+    length_gain: Tensor,
+    null_base: Tensor,
+    null_slope: Tensor,
+    count_limit: int | None = None,
+    sharpening: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """t and ν (B, H, T), by which the logits of a query that sees n keys are t s and t ν (maths.md, section 4).
+
+    count (B, T): n, floating, whose dtype the results have; length_gain, null_base, null_slope (H,). With m = min(n,
+    count_limit): t = 1 + sp(length_gain) (ln m + sharpening ln(n/m)) and ν = null_base + sp(null_slope) √ln(m + 1).
+    """
+    count = count[:, None]
+    gain, base, slope = (x.to(count.dtype)[:, None] for x in (length_gain, null_base, null_slope))
+    log_count = count.log()
+    if count_limit is not None:
+        count = count.clamp(max=count_limit)
+        log_count = count.log() + sharpening * (log_count - count.log())
+    return 1 + F.softplus(gain) * log_count, base + F.softplus(slope) * (count + 1).log().sqrt()
+
+
 def statistics_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The `statistics(q, k, v, scale, first, last)` of a backend for q: S (B, H, T, K), L, Q and M (B, H, T).
 
@@ -92,12 +109,7 @@ def statistics_of(backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor
     L = Σ e^(a−M), Q = Σ e^(2(a−M)), S = Σ e^(a−M) v, float32 or wider. M is a constant for gradients: what is built
     from the sums does not depend on it.
     """
-    chosen = backend_for(backend, q, "polar")
-    if chosen == "gpu":
-        from atma.ops.polar import gpu
-
-        return gpu.statistics
-    return {"reference": reference, "cpu": cpu, "native": native}[chosen].statistics
+    return implementation("polar", backend_for(backend, q, "polar")).statistics
 
 
 def fold(
@@ -165,4 +177,4 @@ def check_scalars(heads: int, width: int, scalars: tuple[Tensor, ...], count_lim
         raise ValueError(f"count_limit must be at least 1, not {count_limit}")
 
 
-__all__ = ["polar_attention", "softmax_attention"]
+__all__ = ["polar_attention", "softmax_attention", "temperature_and_floor"]

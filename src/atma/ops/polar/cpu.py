@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from atma.ops.backend import recording
-from atma.ops.polar.operator import operator
+from atma.ops.polar.operator import statistics_operator
 from atma.ops.polar.poison import kept_apart
 
 QUERY_BLOCK = 256
@@ -26,7 +25,7 @@ def statistics(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference's arguments and results."""
-    return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+    return _operation(q, k, v, scale, first, last)
 
 
 def _blocks(group: int, first: Tensor, last: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
@@ -70,15 +69,19 @@ def _forward(
     S = torch.zeros(q.shape, dtype=scale.dtype, device=q.device)
     M = torch.full_like(S[..., 0], HIDDEN)
     L, Q = torch.zeros_like(M), torch.zeros_like(M)
+    # Blocks of keys ascend for each query, so M only grows.
     for rows, columns, hidden in _blocks(group, first, last):
         keys, values = k[:, :, columns].to(S.dtype), v[:, :, columns].to(S.dtype)
+        # a = t q·k/√K: q is scaled, not the scores, which are many times as many.
         a = _scores(q[:, :, rows] * scale[:, :, rows, None], keys, heads, hidden)
         shape = M[:, :, rows].shape
         before = _flat(M[:, :, rows], heads)
+        # M_new, p = e^(a − M_new) and α = e^(M_old − M_new).
         top = torch.maximum(before, a.amax(-1))
         p = a.sub_(top.unsqueeze(-1)).exp_()
         alpha = (before - top).exp_().view(shape)
         read = torch.bmm(p, values.reshape(-1, *values.shape[2:]))
+        # S and L shrink by α, Q by α²: its terms are squares.
         S[:, :, rows] = S[:, :, rows] * alpha.unsqueeze(-1) + read.view(*shape, -1)
         L[:, :, rows] = L[:, :, rows] * alpha + p.sum(-1).view(shape)
         Q[:, :, rows] = Q[:, :, rows] * alpha.square() + torch.linalg.vector_norm(p, dim=-1).square().view(shape)
@@ -105,15 +108,20 @@ def _backward(
         keys, values = k[:, :, columns].to(M.dtype), v[:, :, columns].to(M.dtype)
         flat_keys, flat_values = keys.reshape(-1, *keys.shape[2:]), values.reshape(-1, *values.shape[2:])
         a = _scores(queries, keys, heads, hidden)
+        # The block's weights again from the final M: nothing of size (T, S) was kept. Hidden ones are e^−1e30 = 0.
         p = a.sub_(_flat(M[:, :, rows], heads).unsqueeze(-1)).exp_()
         g_S, g_L, g_Q = (_flat(g[:, :, rows], heads) for g in (grad_S, grad_L, grad_Q))
+        # S = Σ p v: grad v = pᵀ g_S.
         grad_v[:, :, columns] += torch.bmm(p.mT, g_S).view(keys.shape)
+        # da = p (g_S·v + g_L + 2 p g_Q), as p = e^a, ∂L/∂p = 1 and ∂Q/∂p = 2p; M is a constant.
         da = torch.baddbmm(g_L.unsqueeze(-1), g_S, flat_values.mT)
         da.addcmul_(p, g_Q.unsqueeze(-1), value=2).mul_(p)
+        # grad q of the scaled query; its scale is taken in at the end.
         grad_q[:, :, rows] += torch.bmm(da, flat_keys).view(queries.shape)
         grad_k[:, :, columns] += torch.bmm(da.mT, _flat(queries, heads)).view(keys.shape)
+    # a = scale · q·k: the gradient along q for the scale, times the scale for q.
     grad_scale = (grad_q * q).sum(-1)
     return (grad_q * scale.unsqueeze(-1)).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_scale
 
 
-_operation = operator("atma::attention_statistics", _forward, _backward)
+_operation = statistics_operator("atma::attention_statistics", _forward, _backward)

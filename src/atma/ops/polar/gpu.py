@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atma.ops.backend import recording
 from atma.ops.gpu import unit_stride
-from atma.ops.polar.operator import operator
+from atma.ops.operator import operator
+from atma.ops.polar.operator import statistics_operator
 
 WIDTHS = (16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -167,12 +167,15 @@ def _add_keys(
         a = tl.dot(q, tl.trans(keys), input_precision="tf32x3")
         if MASKED:
             seen = (index[None, :] >= first[:, None]) & (index[None, :] < last[:, None])
+            # Scaled before it is masked: −∞ times a scale of 0 would be NaN.
             a = tl.where(seen, a * scale[:, None], float("-inf"))
+            # The running maximum M; logits are to base 2, with log₂e in `scale`.
             top = tl.maximum(M, tl.max(a, 1))
             p = tl.exp2(a - top[:, None])
         else:
             top = tl.maximum(M, tl.max(a, 1) * scale)
             p = tl.exp2(a * scale[:, None] - top[:, None])
+        # L and S shrink by α = 2^(M_old − M_new), Q by α².
         alpha = tl.exp2(M - top)
         L = L * alpha + tl.sum(p, 1)
         Q = Q * (alpha * alpha) + tl.sum(p * p, 1)
@@ -255,6 +258,7 @@ def _merge_kernel(
     for i in tl.range(0, splits, CHUNK):
         part = i + tl.arange(0, CHUNK)
         at = part.to(tl.int64) * rows + row
+        # Disjoint keys: each part shrinks to the common M, then L, Q and S add.
         alpha = tl.exp2((tl.load(M_parts + at, mask=part < splits, other=NOTHING) - M) * LOG2E)
         L += alpha * tl.load(L_parts + at, mask=part < splits, other=0.0)
         Q += alpha * alpha * tl.load(Q_parts + at, mask=part < splits, other=0.0)
@@ -295,8 +299,10 @@ def _add_rows(
             row_first, row_last = tl.load(first + queries, valid, 0), tl.load(last + queries, valid, 0)
             seen = (index[:, None] >= row_first[None, :]) & (index[:, None] < row_last[None, :])
             logits = tl.where(seen, logits, float("-inf"))
+        # The weights again, from M: p = 2^(a − M).
         p = tl.exp2(logits)
         g_rows = tl.load(g_at, valid[:, None], 0.0) if MASKED else tl.load(g_at)
+        # dp = g_S·v, already times the scale, as g_L and g_Q are packed: da is then the gradient of q·k.
         dp = tl.dot(values, tl.trans(g_rows), input_precision="tf32x3") * (factor * LN2)[None, :]
         dv = tl.dot(p.to(g_rows.dtype), g_rows, dv, input_precision="tf32x3")
         if MASKED:
@@ -304,6 +310,7 @@ def _add_rows(
             g_Q = tl.load(packed + 3 * plane + rows, valid, 0.0)
         else:
             g_L, g_Q = tl.load(packed + 2 * plane + rows), tl.load(packed + 3 * plane + rows)
+        # da = p (g_S·v + g_L + 2 p g_Q); the 2 is in g_Q.
         da = (dp + (g_L[None, :] + g_Q[None, :] * p)) * p
         if MASKED:
             da = tl.where(seen, da, 0.0)
@@ -420,6 +427,7 @@ def _query_gradient_kernel(
         total, q_rows, g, factor * LOG2E, top, g_L, g_Q, row_first, row_last, low, high, k, v, k_strides[2],
         v_strides[2], begin, end - begin - inner, inner_begin - begin, inner, KEYS, WIDTH, True,
     )  # fmt: skip
+    # Σ da k is the gradient of t q: times t for q, along q for t.
     grad = (total * factor[:, None]).to(grad_q.dtype.element_ty)
     tl.store(grad_q + row[:, None] * WIDTH + columns, grad, mask=valid[:, None])
     tl.store(grad_scale + row, tl.sum(total * q_rows.to(tl.float32), 1), mask=valid)
@@ -437,7 +445,7 @@ def statistics(
     """
     q, k = q.to(v.dtype), k.to(v.dtype)
     _check(q, k, v, scale, first, last)
-    return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+    return _operation(q, k, v, scale, first, last)
 
 
 def statistics_paged(
@@ -451,7 +459,7 @@ def statistics_paged(
     _check(q, k_pages, v_pages, scale, first, last, page_table)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_pages, v_pages, scale)):
         raise ValueError("paged statistics have no gradients: call them under torch.no_grad()")
-    return (_paged_operation if recording() else _paged_forward)(q, k_pages, v_pages, page_table, scale, first, last)
+    return _paged_operation(q, k_pages, v_pages, page_table, scale, first, last)
 
 
 def _check(
@@ -566,6 +574,7 @@ def _backward(
     strides = (q.stride()[:3], k.stride()[:3], v.stride()[:3])
     with torch.cuda.device_of(q):
         tile = tiles(KEY_GRADIENT, width, q.dtype)
+        # First the kernel that owns keys, then the one that owns queries.
         bounds, packed = _row_bounds(first, last, keys, tile.keys), _pack_rows(groups, scale, M, grad_L, grad_Q)
         _key_gradient_kernel[(batch * groups * bounds.shape[1],)](
             q, k, v, grad_S, packed, first, last, bounds, grad_k, grad_v, *strides, length, keys, groups, GROUP=group,
@@ -581,10 +590,5 @@ def _backward(
     return grad_q, grad_k, grad_v, grad_scale
 
 
-_operation = operator("atma::attention_statistics_gpu", _forward, _backward)
-_paged_operation = torch.library.custom_op("atma::attention_statistics_paged", _paged_forward, mutates_args=())
-
-
-@_paged_operation.register_fake
-def _(q, k_pages, v_pages, page_table, scale, first, last):
-    return _new(q)
+_operation = statistics_operator("atma::attention_statistics_gpu", _forward, _backward)
+_paged_operation = operator("atma::attention_statistics_paged", _paged_forward, None, lambda q, *_: _new(q))

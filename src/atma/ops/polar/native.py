@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 
 from atma.ops import native
-from atma.ops.backend import recording
 from atma.ops.paged import native as paged
-from atma.ops.polar.operator import operator
+from atma.ops.paged.pages import Pages
+from atma.ops.polar.operator import statistics_operator
 from atma.ops.polar.poison import kept_apart
-from atma.state import Pages
 
 
 def statistics(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The reference's arguments and results. bfloat16 is read as it is; sums are float32."""
-    return (_operation if recording() else _forward)(q, k, v, scale, first, last)
+    return _operation(q, k, v, scale, first, last)
 
 
 def attend(
@@ -35,12 +34,8 @@ def attend(
     scalars: length_gain, null_base, null_slope, magnitude_slope (H,) and null_value (H, K), float32 or wider. Returns
     direction (B, H, T, K) and magnitude (B, H, T) in their dtype.
     """
-    gain, base, slope, magnitude_slope, null_value = (x.contiguous() for x in scalars)
-    first, last, work = first.contiguous(), last.contiguous(), gain.dtype
-    scale, null = torch.empty(q.shape[:-1], dtype=work), torch.empty(q.shape[:-1], dtype=work)
-    bits = struct.unpack("q", struct.pack("d", sharpening))[0]
-    places = [x.data_ptr() for x in (first, last, gain, base, slope, scale, null)]
-    native.call("polar_scalars", work, (*q.shape, count_limit or 0, *places, bits))
+    magnitude_slope, null_value = (x.contiguous() for x in scalars[3:])
+    scale, null = logit_scalars(q, first, last, scalars[:3], count_limit, sharpening)
     if isinstance(k, Pages) and isinstance(v, Pages):
         S, L, Q, M = paged.statistics(q, k, v, scale, first, last)
     else:
@@ -48,8 +43,25 @@ def attend(
         S, L, Q, M = _forward(q, k, v, scale, first, last)
     direction, magnitude = torch.empty_like(S), torch.empty_like(L)
     rows = (S, L, Q, M, null, magnitude_slope, null_value, direction, magnitude)
-    native.call("polar_fold", work, (L.numel(), *q.shape[1:], *(x.data_ptr() for x in rows)))
+    native.call("polar_fold", scale.dtype, (L.numel(), *q.shape[1:], *(x.data_ptr() for x in rows)))
     return direction, magnitude
+
+
+def logit_scalars(
+    q: Tensor,
+    first: Tensor,
+    last: Tensor,
+    scalars: tuple[Tensor, ...],
+    count_limit: int | None,
+    sharpening: float,
+) -> tuple[Tensor, Tensor]:
+    """t / √K and t ν (B, H, T) of `temperature_and_floor`, compiled; scalars: length_gain, null_base, null_slope."""
+    first, last, (gain, base, slope) = first.contiguous(), last.contiguous(), (x.contiguous() for x in scalars)
+    scale, null = (torch.empty(q.shape[:-1], dtype=gain.dtype) for _ in range(2))
+    bits = struct.unpack("q", struct.pack("d", sharpening))[0]
+    places = [x.data_ptr() for x in (first, last, gain, base, slope, scale, null)]
+    native.call("polar_scalars", gain.dtype, (*q.shape, count_limit or 0, *places, bits))
+    return scale, null
 
 
 @kept_apart
@@ -96,4 +108,4 @@ def _call(name: str, inputs: tuple[Tensor, ...], rows: tuple[Tensor, ...], grads
     native.call(name, q.dtype, (*sizes, *strides, *places, *written, k.shape[2], torch.get_num_threads()))
 
 
-_operation = operator("atma::attention_statistics_native", _forward, _backward)
+_operation = statistics_operator("atma::attention_statistics_native", _forward, _backward)

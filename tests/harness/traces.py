@@ -17,10 +17,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from atma.bench.conversations import Conversation
 from atma.serve.engine import Engine
 from atma.serve.handle import Handle, Output
 from atma.serve.sequence import Sequence
+from tests.harness.conversations import Conversation
 
 TURNS = ("append", "append", "append", "edit", "again", "branch")
 Compare = Callable[[list[int], Output], tuple[int, int]]
@@ -52,7 +52,7 @@ def _tensors(engine: Engine) -> list[Tensor]:
     """All that stays from step to step: every page, used or not, rows, and kept states; without lists of page numbers
     and recorded steps."""
     memory, batch = engine.memory, engine.batch
-    found = [*memory.pool.keys, *memory.pool.values, *batch._rows, batch._hidden]
+    found = [*memory.pool.pools, *batch._rows, batch._hidden]
     for kept in memory.cache._kept.values():
         found += [*kept.standing.carried, kept.standing.hidden]
     for sequence in engine.scheduler.running:

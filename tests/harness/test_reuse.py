@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from atma.bench.reuse import Repeats, Reusable, Reuse
 from atma.tokenizer import byte_tokenizer
+from tests.harness.reuse import Repeats, Reusable, Reuse
 from tests.serve.conftest import SMALL, AuditedEngine, random_model
 
 CORPUS = torch.randint(0, 257, (2000,), generator=torch.Generator().manual_seed(9)).tolist()

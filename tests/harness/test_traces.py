@@ -6,11 +6,11 @@ import random
 import pytest
 import torch
 
-from atma.bench.conversations import Cold, Conversation
-from atma.bench.traces import Found, Traces, held
 from atma.ops import native
 from atma.serve.engine import Engine
 from atma.tokenizer import byte_tokenizer
+from tests.harness.conversations import Cold, Conversation
+from tests.harness.traces import Found, Traces, held
 from tests.serve.conftest import SMALL, AuditedEngine, finish, random_model
 
 KINDS = [("polar", True, 40), ("nope", True, None), ("rope", False, None), ("rope", True, 24)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atma.eval.statistics import last_minus_first, mean_interval, says, share_text, slope, student_95, wilson
+from atma.statistics import last_minus_first, mean_interval, says, share_text, slope, student_95, wilson
 
 
 @pytest.mark.parametrize(

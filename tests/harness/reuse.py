@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atma.bench.conversations import Conversation
 from atma.serve.engine import Engine
 from atma.serve.handle import Output
 from atma.serve.request import Request
+from tests.harness.conversations import Conversation
 
 TURNS = ("append", "append", "append", "edit", "branch")
 

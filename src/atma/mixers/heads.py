@@ -1,0 +1,138 @@
+"""What the parts of a global mixer are told of it: attention cores and memories."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atma.mixers.base import Mixer, Place
+from atma.ops.paged.pages import Pages
+
+Held = Tensor | Pages
+"""Keys or values: those of the call, those that a state holds, or pages of them."""
+
+
+class Heads(NamedTuple):
+    """The heads that a part works for."""
+
+    place: Place
+    heads: int
+    """H, query heads."""
+    groups: int
+    """G, heads of keys and values."""
+    head_width: int
+    """K."""
+    window: int | None
+    """Most keys that a query sees, its own among them; None for all."""
+
+
+class Core(nn.Module):
+    """How queries read keys and values: `read, added = core(q, k, v, start, segment_ids)`.
+
+    Built as `cls(config, heads)` with its own frozen `Config`. read (B, H, T, K) goes through the mixer's gate and
+    output projection; added (B, T, D), or None, is a channel of its own.
+    """
+
+    Config: ClassVar[type]
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__()
+        self.window = heads.window
+
+    @classmethod
+    def canon(cls, config: Any) -> bool:
+        """Whether the mixer convolves q, k and v (Canon) before this core."""
+        return True
+
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """Set every parameter; here nothing is learned."""
+
+    def turn(self, q: Tensor, k: Tensor, start: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """q (B, H, T, K) and k (B, G, T, K) with their positions in them; here there are none."""
+        return q, k
+
+    def turned(self, x: Tensor, position: Tensor) -> Tensor:
+        """x (B, H, T, K) with the given positions (B or 1, T) in it."""
+        return x
+
+    def forward(
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See the class. start (B,) is where each row's first query stands, None without a state."""
+        raise NotImplementedError(f"{type(self).__name__} reads nothing")
+
+    def scale_and_null(self, q: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What scores q·k are multiplied by (B, H, T), and the logit of the null sink, None without one.
+
+        q (B, H, T, K); count (B or 1, T): visible keys of each query.
+        """
+        raise NotImplementedError(f"{type(self).__name__} tells nothing of its scores")
+
+    def channels(self) -> dict[str, nn.Linear]:
+        """The projections of what is added, by name."""
+        return {}
+
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`, of the core; the mixer has seen to it that attention is compiled."""
+        return False
+
+
+class Memory(nn.Module):
+    """A third channel beside what is attended: `y, state = memory(x, q, k, v, state)`.
+
+    Built as `cls(config, heads)` with its own frozen `Config`. It reads the mixer's q, k and v without positions, and
+    ends in a projection `out_proj` that starts at zero. It takes its decays from `log_decay(x)`, where it has any.
+    """
+
+    Config: ClassVar[type]
+    out_proj: nn.Linear
+
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """Set every parameter."""
+        raise NotImplementedError(f"{type(self).__name__} does not set its parameters")
+
+    def init_state(self, batch: int) -> Any:
+        """What an empty memory is: a tensor, or a NamedTuple of tensors, batch first."""
+        raise NotImplementedError(f"{type(self).__name__} holds nothing")
+
+    def forward(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, memory: Any, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """x (B, T, D), q (B, H, T, K), k and v (B, G, T, K) and a state or None. Returns (B, T, D) and the state."""
+        raise NotImplementedError(f"{type(self).__name__} computes nothing")
+
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`, of the memory."""
+        return False
+
+
+class Projected(NamedTuple):
+    """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor]
+
+
+class Attending(Mixer):
+    """A mixer whose queries read keys, as diagnosis and the distractor loss look at it."""
+
+    core: Core
+    memory: Memory | None
+    groups: int
+    head_width: int
+    width: int
+    """D, of the stream."""
+
+    def project(self, x: Tensor, state: Any = None, segment_ids: Tensor | None = None) -> Projected:
+        """x (B, T, D) to what the core reads, before positions."""
+        raise NotImplementedError(f"{type(self).__name__} projects nothing")
+
+    def held(self, state: Any) -> tuple[Tensor, Tensor]:
+        """The keys and values (B, G, capacity, K) of a state, position by position."""
+        raise NotImplementedError(f"{type(self).__name__} holds nothing")
+
+
+__all__ = ["Attending", "Core", "Heads", "Held", "Memory", "Projected"]

@@ -1,0 +1,98 @@
+"""Polar attention with its learned scalars; the count channel is projected here (maths.md, section 4)."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from atma.layers import Linear, init_linear
+from atma.mixers.heads import Core, Heads, Held
+from atma.ops import paged, polar_attention
+from atma.ops.paged.pages import Pages
+from atma.ops.polar import temperature_and_floor
+from atma.strict import FOLLOWS, check_fields, require
+
+
+@dataclass(frozen=True)
+class PolarConfig:
+    """Initial values of the scalars, and what bounds the count."""
+
+    count_limit: int | None = field(default=None, metadata=FOLLOWS)
+    """Visible keys beyond which a polar layer's null floor stays and its temperature grows `sharpening` times as fast;
+    None is the published form, both growing on. At the training length it changes nothing in training."""
+    sharpening: float = 2.0
+    """Growth of a polar layer's temperature with ln n beyond `count_limit`, relative to its growth before."""
+    direction_radius: float | None = None
+    """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
+    length_gain: float = -1.0
+    null_base: float = 2.0
+    null_slope: float = 0.5
+    magnitude_slope: float = -1.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("length_gain", "null_base", "null_slope", "magnitude_slope"):
+            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
+        limit, radius = self.count_limit, self.direction_radius
+        require(limit is None or limit >= 1, "count_limit", limit, "at least 1, or left out")
+        require(0 <= self.sharpening < math.inf, "sharpening", self.sharpening, "a finite number of at least 0")
+        require(radius is None or radius > 0, "direction_radius", radius, "positive, or left out")
+
+
+class PolarCore(Core):
+    """A direction that ignores how many keys matched, and a bounded magnitude in a channel of its own."""
+
+    Config = PolarConfig
+
+    def __init__(self, config: PolarConfig, heads: Heads) -> None:
+        super().__init__(heads)
+        self.config = config
+        self.length_gain = nn.Parameter(torch.empty(heads.heads))
+        self.null_base = nn.Parameter(torch.empty(heads.heads))
+        self.null_slope = nn.Parameter(torch.empty(heads.heads))
+        self.magnitude_slope = nn.Parameter(torch.empty(heads.heads))
+        self.null_value = nn.Parameter(torch.empty(heads.heads, heads.head_width))
+        self.count_proj = Linear(heads.heads, heads.place.width)
+        radius = config.direction_radius
+        self.radius = math.sqrt(heads.head_width) if radius is None else radius
+        self.count_limit, self.sharpening = config.count_limit, config.sharpening
+
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """`Core.init_weights`."""
+        for name in ("length_gain", "null_base", "null_slope", "magnitude_slope"):
+            nn.init.constant_(getattr(self, name), getattr(self.config, name))
+        nn.init.zeros_(self.null_value)
+        init_linear(self.count_proj, generator, zero=True)
+
+    def attend(
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Direction (B, H, T, K), before the radius, and magnitude (B, H, T)."""
+        scalars = (self.length_gain, self.null_base, self.null_slope, self.magnitude_slope, self.null_value)
+        if isinstance(k, Pages) and isinstance(v, Pages):
+            return paged.polar_attention(q, k, v, scalars, start, self.window, self.count_limit, self.sharpening)
+        assert isinstance(k, Tensor) and isinstance(v, Tensor)
+        return polar_attention(q, k, v, *scalars, start, segment_ids, self.window, self.count_limit, self.sharpening)
+
+    def forward(
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`Core.forward`."""
+        direction, magnitude = self.attend(q, k, v, start, segment_ids)
+        return direction * self.radius, self.count_proj(magnitude.mT)
+
+    def scale_and_null(self, q: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """`Core.scale_and_null`: temperature / √K, and temperature · floor."""
+        count = count.to(torch.promote_types(q.dtype, torch.float32))
+        scalars = self.length_gain, self.null_base, self.null_slope
+        temperature, floor = temperature_and_floor(count, *scalars, self.count_limit, self.sharpening)
+        return temperature * q.shape[-1] ** -0.5, temperature * floor
+
+    def channels(self) -> dict[str, nn.Linear]:
+        """`Core.channels`."""
+        return {"count": self.count_proj}
+
+    def steady(self, on: bool = True) -> bool:
+        """`Core.steady`: compiled, it is as it is."""
+        return True

@@ -1,0 +1,123 @@
+"""The names of mixers, of attention cores and of memories, each a line; those of installed packages join them.
+
+An entry is the class, as MODULE:CLASS in this folder, and the options that it fixes: so a published system is a line.
+Another package names its own by an entry point NAME = "package.module:Class" of the group that `GROUPS` tells. Nothing
+is imported before it is asked for by its name.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from atma.mixers.base import Mixer
+
+Entries = Mapping[str, tuple[str, Mapping[str, Any]]]
+
+MIXERS: Entries = {
+    "gated_conv": ("gated_conv:GatedConv", {}),
+    "local": ("gated_conv:GatedConv", {}),
+    "attention": ("attention:Attention", {}),
+    "global": ("attention:Attention", {}),
+    "atma": ("attention:Attention", {"core": "polar", "memory": True}),
+    "polar": ("attention:Attention", {"core": "polar", "memory": False}),
+    "nope": ("attention:Attention", {"core": "nope", "memory": False}),
+    "rope": ("attention:Attention", {"core": "rope", "memory": False}),
+}
+CORES: Entries = {
+    "polar": ("polar:PolarCore", {}),
+    "nope": ("softmax:SoftmaxCore", {}),
+    "rope": ("rope:RopeCore", {}),
+}
+MEMORIES: Entries = {
+    "delta": ("delta_memory:DeltaMemory", {}),
+}
+GROUPS = {"mixer": "atma.mixers", "core": "atma.cores", "memory": "atma.memories"}
+_TABLES = {"mixer": MIXERS, "core": CORES, "memory": MEMORIES}
+
+
+class Found(NamedTuple):
+    """A class of the table, the options that its entry fixes, and the package that it comes from ("" for this one)."""
+
+    cls: Any
+    fixed: Mapping[str, Any]
+    package: str = ""
+
+
+def names(what: str = "mixer") -> list[str]:
+    """Every name there is, of this package and of others."""
+    return [*_TABLES[what], *sorted({point.name for point in _points(what)} - set(_TABLES[what]))]
+
+
+@functools.cache
+def find(name: str, what: str = "mixer", package: str = "") -> Found:
+    """What a name stands for. `package`: from which it came when it was written down.
+
+    ValueError: nothing of that name is here (the nearest is told, or the package to install), two things are, or it
+    cannot be imported.
+    """
+    points = [point for point in _points(what) if point.name == name]
+    holders = ["atma-lm"] * (name in _TABLES[what]) + [_package(point) for point in points]
+    if len(holders) > 1:
+        raise ValueError(f"two packages have a {what} '{name}': {' and '.join(holders)}; uninstall one of them")
+    if not holders:
+        raise ValueError(_unknown(name, what, package))
+    if points:
+        return _imported(points[0], what)
+    place, fixed = _TABLES[what][name]
+    module, _, cls = place.partition(":")
+    return Found(getattr(importlib.import_module(f"atma.mixers.{module}"), cls), fixed)
+
+
+def package_of(name: str, what: str = "mixer") -> str:
+    """The installed package that has a name, with its version; "" for this one. Nothing is imported."""
+    return " and ".join(_package(point) for point in _points(what) if point.name == name)
+
+
+def small(name: str) -> tuple[Mapping[str, Any], ...]:
+    """The tiny options that a mixer is tested over, those that its entry contradicts left out."""
+    found = find(name)
+    every = getattr(sys.modules[found.cls.__module__], "SMALL", ({},))
+    return tuple(some for some in every if _allows(found, some))
+
+
+def _allows(found: Found, options: Mapping[str, Any]) -> bool:
+    """Whether an entry leaves these options to be set so."""
+    taken = found.cls.takes({**options, **found.fixed})
+    return all(key in taken and found.fixed.get(key, value) == value for key, value in options.items())
+
+
+@functools.cache
+def _points(what: str) -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=GROUPS[what]))
+
+
+def _package(point: importlib.metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+
+
+def _unknown(name: str, what: str, package: str) -> str:
+    if package:
+        return f"no {what} '{name}' is installed here: it came with {package}; install that package"
+    known = names(what)
+    near = difflib.get_close_matches(str(name), known, 1, 0.0)[0]
+    return f"no {what} '{name}'; did you mean '{near}'? (there are {', '.join(known)})"
+
+
+def _imported(point: importlib.metadata.EntryPoint, what: str) -> Found:
+    package = _package(point)
+    try:
+        cls = point.load()
+    except Exception as error:  # whatever another package does when it is imported
+        problem = " ".join(str(error).split())
+        told = f"{type(error).__name__}: {problem}"
+        raise ValueError(f"the {what} '{point.name}' of {package} cannot be imported: {told}") from error
+    if what == "mixer" and not (isinstance(cls, type) and issubclass(cls, Mixer)):
+        raise ValueError(f"the mixer '{point.name}' of {package} is {point.value}, which is no atma.mixers.Mixer")
+    return Found(cls, {}, package)
+
+
+__all__ = ["CORES", "GROUPS", "MEMORIES", "MIXERS", "Found", "find", "names", "package_of", "small"]
