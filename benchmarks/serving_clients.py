@@ -146,7 +146,7 @@ def _held(service: Service) -> dict[str, int]:
     """All that a request could leave behind. Pages: those in use that belong to no kept state."""
     served = service.require().engine
     engine = served.engine
-    kept = {page for one in engine.memory.cache._kept.values() for page in one.pages}
+    kept = {page for one in engine.memory.cache._kept.values() for page in one.pages.values()}
     return {
         "requests": len(engine.answers.handles) + len(served._readers),
         "rows": len(engine.scheduler.running) + len(engine.scheduler.waiting) + len(engine.batch.sequences),

@@ -107,7 +107,7 @@ def _altered(value, chance):
 def test_no_damage_of_what_a_file_says_of_its_tree_gets_further_than_one_line(advanced, tmp_path):
     path, state = tmp_path / "state.safetensors", advanced[1]
     flat = {}
-    shape = trees._describe(state, "", flat)
+    shape = saved_state._describe(state, "", flat)
     chance = random.Random(0)
     for told in [*(_altered(shape, chance) for _ in range(300)), "deep"]:
         text = "[" * 100_000 + "]" * 100_000 if told == "deep" else json.dumps(told)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
+from torch import Tensor
 
 from atma import state as states
 from atma.checkpoint import reason
@@ -75,7 +76,6 @@ class Generation:
         self._device = model.embed.weight.device
         self._state = model.init_state(1, _FIRST_CAPACITY)
         self._decoder: Decoder | None = None
-        self._capacity = _FIRST_CAPACITY
         self._random = torch.Generator().manual_seed(self.settings.seed)
         self._seen = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
         self._text = TextStream(self.settings.stop)
@@ -125,7 +125,7 @@ class Generation:
         path, place = Path(path), destination(path)
         staging = place.with_name(f".{place.name}.staging")
         try:
-            about["sha256"] = _digest(self._state, about)
+            about["sha256"] = _digest(states.tensors(self._state), about)
             states.save(self._state, staging, {"generation": json.dumps(about)})
             sync(staging)
             staging.replace(place)
@@ -140,11 +140,12 @@ class Generation:
 
         ValueError: not a saved text, or of another model or tokenizer.
         """
-        about = _read_about(states.load_metadata(path), path)
+        saved = states.read(path)
+        about = _read_about(saved.metadata, path)
         if about.get("weights") != model_hash(model) or about.get("tokenizer") != tokenizer.hash():
             raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
-        state, _ = states.load(path, model.init_state(1, 1))
-        if about.pop("sha256", None) != _digest(state, about):
+        state = saved.build(model.init_state(1, 1))
+        if about.pop("sha256", None) != _digest(saved.tensors(), about):
             raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")
         generation = cls(model, tokenizer, settings)
         try:
@@ -164,7 +165,7 @@ class Generation:
             raise ValueError(f"its tokens are not all of the vocabulary of {vocabulary}")
         if int(state.length[0]) != len(tokens) - 1:
             raise ValueError(f"{len(tokens)} tokens, of which {int(state.length[0])} were read")
-        self._state, self._capacity = state, states.capacity(state)
+        self._state = state
         self._append(tokens[1:])
         random = bytearray(base64.b64decode(about["random"]))
         self._random.set_state(torch.frombuffer(random, dtype=torch.uint8))
@@ -195,15 +196,14 @@ class Generation:
             self._seen[self.tokenizer.eot] = False
 
     def _reserve(self, tokens: int) -> None:
-        needed = len(self.tokens) - 1 + tokens
-        if needed > self._capacity:
-            self._capacity = max(needed, 2 * self._capacity)
-            self._state, self._decoder = states.grow(self._state, self._capacity), None
+        needed, room = len(self.tokens) - 1 + tokens, states.capacity(self._state)
+        if room and needed > room:
+            self._state, self._decoder = states.grow(self._state, max(needed, 2 * room)), None
 
 
-def _digest(state: states.ModelState, about: dict[str, Any]) -> str:
+def _digest(tensors: Sequence[Tensor], about: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for tensor in states.tensors(state):
+    for tensor in tensors:
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

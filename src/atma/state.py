@@ -3,19 +3,19 @@
 A state is a NamedTuple of tensors and of further states, batch first. It is consumed by the call it is given to:
 without gradients it may be overwritten in place, so `fork` it first to keep it. States are known by behaviour: a state
 class says which of its fields grow with the text (`grows`, a mapping of their names to the axis of tokens), `length` is
-the reserved name of a position, and all else is *carried* from token to token. Capacity, the number of tokens that
-growing fields have room for, is fixed within a call; `grow` widens it outside.
+the reserved name of a position, and all else is *carried* from token to token. Of what is carried, `slides` names what
+holds a window, the token at position p at place p mod its size. Capacity, the number of tokens that growing fields have
+room for, is fixed within a call; `grow` widens it outside. Files of states are those of `atma.saved_state`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from atma.ops.paged import Pages
+from atma.saved_state import Saved, load, read, save
 
 LENGTH = "length"
 
@@ -43,6 +43,11 @@ class Leaf(NamedTuple):
     @property
     def name(self) -> str:
         return self.path[-1] if self.path else ""
+
+    @property
+    def slides(self) -> int | None:
+        """The axis of the tokens of a window; None where it holds none."""
+        return getattr(self.owner, "slides", {}).get(self.name)
 
     @property
     def carried(self) -> bool:
@@ -120,61 +125,6 @@ def tensors(state: Any) -> list[Tensor]:
     return found
 
 
-def save(state: Any, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the state and text metadata to one safetensors file; an old file stays until the new one is whole."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    flat: dict[str, Tensor] = {}
-    shape = _describe(state, "", flat)
-    path = Path(path)
-    staging = path.with_name(f".{path.name}.new")
-    try:
-        save_file(flat, str(staging), {"state": json.dumps(shape), **(metadata or {})})
-        staging.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: could not be written: {error}") from None
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def load(path: str | Path, like: S) -> tuple[S, dict[str, str]]:
-    """A saved state in the classes, shapes and types of `like`, and its metadata; room and rows are the file's own.
-
-    ValueError when the file is not a saved state, is damaged, or holds the state of another model: nothing of the file
-    chooses what is built.
-    """
-    flat, shape, metadata = _read(path)
-    try:
-        return _rebuild(shape, flat, like), metadata
-    except RecursionError:
-        raise ValueError(f"{path}: not a saved state, or damaged: nested without end") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not a saved state of this model, or damaged: {error}") from None
-
-
-def load_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a saved state alone. ValueError when the file is not one, or is damaged."""
-    return _read(path)[2]
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], Any, dict[str, str]]:
-    """The tensors of a saved state by name, what is told of its shape, and its metadata."""
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such state file")
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = dict(file.metadata() or {})
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return flat, json.loads(metadata.pop("state")), metadata
-    except RecursionError:
-        raise ValueError(f"{path}: not a saved state, or damaged: nested without end") from None
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a saved state, or damaged: {' '.join(str(error).split())}") from None
-
-
 def _axes(kind: type) -> Mapping[str, int]:
     return getattr(kind, "grows", {})
 
@@ -222,66 +172,18 @@ def _widened(x: Tensor, axis: int, size: int) -> Tensor:
     return torch.cat([x, x.new_zeros(shape)], axis)
 
 
-def _describe(node: Any, name: str, flat: dict[str, Tensor]) -> Any:
-    """The tree as JSON, each tensor replaced by its name in `flat`."""
-    if node is None:
-        return None
-    if isinstance(node, Tensor):
-        flat[name] = node.contiguous()
-        return name
-    if hasattr(node, "_fields"):
-        parts = {f: _describe(part, f"{name}{f}.", flat) for f, part in zip(node._fields, node, strict=True)}
-        return {"kind": type(node).__name__, **parts}
-    return [_describe(part, f"{name}{i}.", flat) for i, part in enumerate(node)]
-
-
-def _rebuild(shape: Any, flat: Mapping[str, Tensor], like: Any, axis: int | None = None) -> Any:
-    """What `_describe` has told of, in the form of `like`. ValueError: it tells of something else."""
-    if like is None:
-        if shape is not None:
-            raise ValueError(f"nothing is wanted where it has {str(shape)[:40]}")
-        return None
-    if isinstance(like, Tensor):
-        return _tensor(shape, flat, like, axis)
-    if not hasattr(like, "_fields"):
-        if not isinstance(shape, list) or len(shape) != len(like):
-            raise ValueError(f"a list of {len(like)} is wanted, not {str(shape)[:40]}")
-        return tuple(_rebuild(part, flat, one, axis) for part, one in zip(shape, like, strict=True))
-    kind = type(like)
-    if not isinstance(shape, dict) or shape.get("kind") != kind.__name__:
-        raise ValueError(f"a state of kind {kind.__name__} is wanted, not {str(shape)[:40]}")
-    if set(shape) != {"kind", *kind._fields}:
-        raise ValueError(f"a {kind.__name__} has {', '.join(kind._fields)}, not {str(sorted(shape))[:80]}")
-    parts = ((name, getattr(like, name)) for name in kind._fields)
-    return kind(*(_rebuild(shape[name], flat, part, _axes(kind).get(name)) for name, part in parts))
-
-
-def _tensor(shape: Any, flat: Mapping[str, Tensor], like: Tensor, axis: int | None) -> Tensor:
-    """The tensor of that name: of the shape and type of `like`, but for its rows and the room of what grows."""
-    if not isinstance(shape, str) or shape not in flat:
-        raise ValueError(f"no tensor of the file is named {str(shape)[:40]}")
-    found, free = flat[shape], {0, axis}
-    fits = found.ndim == like.ndim and all(
-        a == b or d in free for d, (a, b) in enumerate(zip(found.shape, like.shape, strict=True))
-    )
-    if not fits or found.dtype != like.dtype:
-        raise ValueError(
-            f"'{shape}' is {tuple(found.shape)} of {found.dtype}, the model has {tuple(like.shape)} of {like.dtype}"
-        )
-    return found
-
-
 __all__ = [
     "Leaf",
     "ModelState",
+    "Saved",
     "branch",
     "capacity",
     "fork",
     "grow",
     "leaves",
     "load",
-    "load_metadata",
     "nbytes",
+    "read",
     "replaced",
     "rows",
     "save",

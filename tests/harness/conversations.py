@@ -37,8 +37,8 @@ class Cold:
     def logits(self, tokens: list[int]) -> Tensor:
         """(T, vocabulary)."""
         pages = -(-len(tokens) // self.page)
-        pool = PagePool(self.carrier.growing, pages, self.page, self.served.device)
-        table = table_of([list(range(pages))], self.model.embed.weight.device)
+        pool = PagePool(self.carrier.paged, pages, self.page, self.served.device)
+        table = table_of([{n: n for n in range(pages)}], self.model.embed.weight.device)
         state = self.carrier.state(self.carrier.empty(), self.carrier.lengths([0]), table, pool)
         hidden, _ = self.served(torch.tensor([tokens]), state)
         return self.served.logits(hidden[0])[:, : self.vocabulary]

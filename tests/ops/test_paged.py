@@ -103,12 +103,29 @@ def test_gathered_pages_are_the_keys_in_order_and_zero_behind() -> None:
     _, k, v, keys, values, start = _case((2, 2, 8, 16), (20, 3), 1)
     with torch.no_grad():
         _fill(k, v, keys, values, start)
-    got = paged.gather(keys, values, start + 1)
+    got = paged.gather(keys, values, start, 1, None)
     for b, length in enumerate((21, 4)):
-        for whole, expected in zip(got, (k, v), strict=True):
+        for whole, expected in zip((got.keys, got.values), (k, v), strict=True):
             assert torch.equal(whole[b, :, :length], expected[b, :, :length])
             assert not whole[b, :, length:].any()
-    assert got[0].shape[2] == 32
+    assert got.keys.shape[2] == 32
+    assert torch.equal(got.start, start)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+@torch.no_grad()
+def test_a_text_with_a_window_may_be_longer_than_its_table_which_is_a_ring(backend) -> None:
+    length, window, page = 150, 20, 16
+    q, k, v, keys, values, _ = _case((2, 2, 8, page), (0,), length)
+    expected = softmax_attention(q, k, v, 0.3, None, None, window, backend="reference")
+    ring = keys.table[:, :4]  # room for 64 positions: the window and a call of 20
+    keys, values = keys._replace(table=ring), values._replace(table=ring)
+    with use_backend(backend):
+        for at in range(0, length, 20):
+            start, some = torch.tensor([at], dtype=torch.int32), slice(at, min(at + 20, length))
+            paged.hold(keys, values, k[:, :, some], v[:, :, some], start)
+            read = paged.softmax_attention(q[:, :, some], keys, values, 0.3, start, window)
+            torch.testing.assert_close(read, expected[:, :, some], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("window", [None, 20])

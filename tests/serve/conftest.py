@@ -65,7 +65,7 @@ def audit(engine: Engine) -> None:
     holders = [s.pages for s in [*engine.scheduler.running, *engine.scheduler.waiting]]
     holders += [kept.pages for kept in memory.cache._kept.values()]
     for pages in holders:
-        for page in pages:
+        for page in pages.values():
             expected[page] += 1
     assert expected == pool.references
     assert sorted(pool._free) == [page for page, count in enumerate(expected) if count == 0]
@@ -76,7 +76,9 @@ def audit(engine: Engine) -> None:
     assert len(engine.scheduler.running) <= engine.config.max_rows
     assert set(engine.batch.sequences) <= set(engine.scheduler.running)
     for sequence in engine.scheduler.running:
-        assert len(sequence.pages) * pool.size >= sequence.position
+        read = range(pool.first_page(sequence.position), pool.pages_for(sequence.position))
+        assert set(read) <= sequence.pages.keys()
+        assert memory.most_pages is None or len(sequence.pages) <= memory.most_pages
 
 
 def finish(engine: Engine, *handles) -> None:

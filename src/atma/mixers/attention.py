@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from atma.layers import Linear, init_linear
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
-from atma.mixers.heads import Attending, Core, Heads, Held, Memory, Projected
+from atma.mixers.heads import Attended, Attending, Core, Heads, Memory, Projected
 from atma.mixers.table import find, names
+from atma.mixers.window import WindowState, attended
 from atma.ops import causal_conv, paged
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
@@ -64,7 +65,7 @@ class Settings(NamedTuple):
 
 
 class GlobalState(NamedTuple):
-    """Of a global mixer. Positions live here: `length` (B,) int32 tokens already seen, per row."""
+    """Of a global mixer without a window. Positions live here: `length` (B,) int32 tokens already seen, per row."""
 
     length: Tensor
     keys: Tensor | Pages  # (B, G, capacity, K)
@@ -77,6 +78,9 @@ class GlobalState(NamedTuple):
     grows = {"keys": 2, "values": 2}  # noqa: RUF012 (a field otherwise)
     pages = {"keys": 3, "values": 2}  # noqa: RUF012
     """Where in a page of the pool its positions lie: keys (G, K, page), values (G, page, K)."""
+
+
+State = GlobalState | WindowState
 
 
 class Attention(Attending):
@@ -124,17 +128,18 @@ class Attention(Attending):
     def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.canon_q, self.canon_k, self.canon_v
 
-    def init_state(self, batch: int, capacity: int) -> GlobalState:
-        """Room for `capacity` keys in each of `batch` rows, none held yet."""
-        weight = self.k_proj.weight
-        held = weight.new_zeros(batch, self.groups, capacity, self.head_width)
+    def init_state(self, batch: int, capacity: int) -> GlobalState | WindowState:
+        """Room for `capacity` keys, or those of the window, in each of `batch` rows; none held yet."""
+        weight, window = self.k_proj.weight, self.config.window
+        held = weight.new_zeros(batch, self.groups, window or capacity, self.head_width)
         taps = self._canon()
         q, k, v = (None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in taps)
         memory = None if self.memory is None else self.memory.init_state(batch)
         length = torch.zeros(batch, dtype=torch.int32, device=weight.device)
-        return GlobalState(length, held, held.clone(), q, k, v, memory)
+        kind = WindowState if window else GlobalState
+        return kind(length, held, held.clone(), q, k, v, memory)
 
-    def project(self, x: Tensor, state: GlobalState | None = None, segment_ids: Tensor | None = None) -> Projected:
+    def project(self, x: Tensor, state: State | None = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
         q, gate = self.q_proj(x).unflatten(-1, (self.heads, 2 * self.head_width)).chunk(2, -1)
         k = self.k_proj(x).unflatten(-1, (self.groups, self.head_width))
@@ -149,16 +154,14 @@ class Attention(Attending):
         return Projected(q, k, v, gate.transpose(1, 2), inputs)
 
     def forward(
-        self, x: Tensor, state: GlobalState | None = None, *, segment_ids: Tensor | None = None
-    ) -> tuple[Tensor, GlobalState | None]:
+        self, x: Tensor, state: State | None = None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
         """x (B, T, D) to y (B, T, D). Keys and values are held after Canon and with their positions."""
         projected = self.project(x, state, segment_ids)
         start = None if state is None else state.length
         q, keys = self.core.turn(projected.q, projected.k, start, segment_ids)
-        values = projected.v
-        if state is not None:
-            keys, values = _held(state, keys, values)
-        read, added = self.core(q, keys, values, start, segment_ids)
+        seen = self.attended(state, keys, projected.v)
+        read, added = self.core(q, seen.keys, seen.values, seen.start, segment_ids)
         y = self.out_proj(gate(read, projected.gate))
         if added is not None:
             y = y + added
@@ -170,19 +173,27 @@ class Attention(Attending):
             y = y + written
         if state is None:
             return y, None
-        return y, self._advance(state, keys, values, projected.inputs, memory)
+        assert seen.held is not None
+        return y, self._advance(state, seen.held, projected.inputs, memory)
 
-    def _advance(
-        self, state: GlobalState, keys: Held, values: Held, inputs: tuple[Tensor, ...], memory: Any
-    ) -> GlobalState:
+    def _advance(self, state: State, held: tuple[Any, Any], inputs: tuple[Tensor, ...], memory: Any) -> State:
         tails = (state.q_tail, state.k_tail, state.v_tail)
         q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
-        return GlobalState(state.length + inputs[0].shape[1], keys, values, q, k, v, memory)
+        kind = GlobalState if isinstance(state, GlobalState) else WindowState
+        return kind(state.length + inputs[0].shape[1], *held, q, k, v, memory)
 
-    def held(self, state: GlobalState) -> tuple[Tensor, Tensor]:
-        """`Attending.held`."""
-        assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
-        return state.keys, state.values
+    def attended(self, state: State | None, k: Tensor, v: Tensor) -> Attended:
+        """`Attending.attended`."""
+        if state is None:
+            return Attended(k, v, None)
+        if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
+            held = paged.hold(state.keys, state.values, k, v, state.length)
+        elif isinstance(state, WindowState):
+            return attended(state, k, v)
+        else:
+            assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
+            held = hold(state.keys, state.values, k, v, state.length)
+        return Attended(*held, state.length, held)
 
     def channels(self) -> dict[str, nn.Linear]:
         """`Mixer.channels`: what is attended, what the core adds, and the memory."""
@@ -262,14 +273,6 @@ def _part(what: str, name: Any, where: str = "") -> Any:
 
 def _name(name: Any) -> str:
     return "delta" if name is True else str(name)
-
-
-def _held(state: GlobalState, k: Tensor, v: Tensor) -> tuple[Held, Held]:
-    """The state's keys and values with the new ones, contiguous or in pages."""
-    if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
-        return paged.hold(state.keys, state.values, k, v, state.length)
-    assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
-    return hold(state.keys, state.values, k, v, state.length)
 
 
 _TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}

@@ -106,6 +106,18 @@ class Memory(nn.Module):
         return False
 
 
+class Attended(NamedTuple):
+    """What the queries of a call read, and what the state then holds."""
+
+    keys: Held
+    """(B, G, S, K)."""
+    values: Held
+    start: Tensor | None
+    """(B,): where among the keys each row's first query stands; None without a state, and then it is the first."""
+    held: tuple[Held, Held] | None = None
+    """The keys and values of the state after the call."""
+
+
 class Projected(NamedTuple):
     """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them."""
 
@@ -130,9 +142,12 @@ class Attending(Mixer):
         """x (B, T, D) to what the core reads, before positions."""
         raise NotImplementedError(f"{type(self).__name__} projects nothing")
 
-    def held(self, state: Any) -> tuple[Tensor, Tensor]:
-        """The keys and values (B, G, capacity, K) of a state, position by position."""
+    def attended(self, state: Any, k: Tensor, v: Tensor) -> Attended:
+        """What queries see that come with new k and v (B, G, T, K), positions in them, behind a state or without one.
+
+        It consumes the state, as the call of the mixer does, and gives the same again after that call.
+        """
         raise NotImplementedError(f"{type(self).__name__} holds nothing")
 
 
-__all__ = ["Attending", "Core", "Heads", "Held", "Memory", "Projected"]
+__all__ = ["Attended", "Attending", "Core", "Heads", "Held", "Memory", "Projected"]

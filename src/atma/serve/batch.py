@@ -8,7 +8,7 @@ All these recordings have one arena: one step runs at a time.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from typing import NamedTuple
 
@@ -111,8 +111,9 @@ class Batch:
 
     def pages_changed(self, sequence: Sequence) -> None:
         """A sequence has other pages than before."""
-        pages = torch.tensor(sequence.pages, dtype=torch.int32, device=self._table.device)
-        self._table[self.sequences.index(sequence), : len(pages)] = pages
+        places = torch.tensor(list(sequence.pages), device=self._table.device) % self.pool.count
+        pages = torch.tensor(list(sequence.pages.values()), dtype=torch.int32, device=self._table.device)
+        self._table[self.sequences.index(sequence), places] = pages
 
     def step(self) -> Tensor:
         """Every row reads its last token, and stands one further. Logits (rows, V), which the next step overwrites."""
@@ -136,7 +137,7 @@ class Batch:
         return logits
 
     def _eager(self, count: int) -> Tensor:
-        longest = max(len(s.pages) for s in self.sequences)
+        longest = min(self.pool.count, 1 + max(max(s.pages) for s in self.sequences))
         return self._compute(slice(count), self._table[:count, :longest], _copy)
 
     def _compute(self, some: slice, table: Tensor, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
@@ -214,7 +215,7 @@ class Batch:
 
 def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Recording:
     """What recording a step of every number of rows takes, found by recording one of the most rows."""
-    pool = PagePool(carrier.growing, 1, config.page_tokens, served.device)
+    pool = PagePool(carrier.paged, 1, config.page_tokens, served.device)
     batch = Batch(served, carrier, pool, config.max_rows, Recording(ENOUGH, ENOUGH))
     if not (config.recorded_bytes and batch._recordable):
         return NONE
@@ -229,7 +230,14 @@ def _copy(to: Tensor, source: Tensor) -> None:
     to.copy_(source)
 
 
-def table_of(pages: Many[Many[int]], device: torch.device) -> Tensor:
-    """The pages of each row (rows, longest) int32; what is beyond a row's own is 0 and never read."""
-    longest = max(map(len, pages))
-    return torch.tensor([[*own, *[0] * (longest - len(own))] for own in pages], dtype=torch.int32, device=device)
+def table_of(pages: Many[Mapping[int, int]], device: torch.device) -> Tensor:
+    """The pages of each row (rows, P) int32, page n of a text at n mod P; what is no page of a row is 0 and never read.
+
+    P is the least that has room for every row's pages, which are neighbours.
+    """
+    size = max(map(len, pages))
+    table = [[0] * size for _ in pages]
+    for of_row, own in zip(table, pages, strict=True):
+        for n, page in own.items():
+            of_row[n % size] = page
+    return torch.tensor(table, dtype=torch.int32, device=device)

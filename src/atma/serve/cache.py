@@ -1,14 +1,14 @@
 """Kept states: exact prefix caching for a model whose memory is more than keys and values.
 
-A kept state is everything a model remembers after exactly `position` tokens: its pages by reference, its tails and
-memories by copy, and its last hidden state, from which the next token comes. It is found by the hash of the tokens it
-has read, so a request begins at the longest kept beginning of its text; nothing is ever rewound. The least recently
-used state goes first when room is short, to disk if there is a folder for it.
+A kept state is everything a model remembers after exactly `position` tokens: the pages that it still reads by
+reference, its tails and memories by copy, and its last hidden state, from which the next token comes. It is found by
+the hash of the tokens it has read, so a request begins at the longest kept beginning of its text; nothing is ever
+rewound. The least recently used state goes first when room is short, to disk if there is a folder for it.
 """
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +20,11 @@ from atma.serve.settings import Budget
 
 
 class Kept(NamedTuple):
-    """A state, and the pages of its keys and values, to each of which the cache refers once for it."""
+    """A state, and the pages that it still reads, to each of which the cache refers once for it."""
 
     standing: Standing
-    pages: list[int]
+    pages: Mapping[int, int]
+    """By their places in the text."""
 
 
 class StateCache:
@@ -50,7 +51,7 @@ class StateCache:
 
     def reclaimable(self, but: Kept | None = None) -> int:
         """Pages that nobody but the cache refers to, leaving out those of one kept state."""
-        spared = set(but.pages) if but else set()
+        spared = set(but.pages.values()) if but else set()
         return sum(self.pool.references[p] == count and p not in spared for p, count in self._pages.items())
 
     def find(self, tokens: Sequence[int], limit: int, salt: str) -> Kept | None:
@@ -72,11 +73,11 @@ class StateCache:
             self._kept.move_to_end(key)
         return key in self._kept
 
-    def put(self, tokens: Sequence[int], salt: str, standing: Standing, pages: list[int]) -> bool:
-        """Keep the state of a text that stands at a position and has `pages`. False if there is no room for it."""
+    def put(self, tokens: Sequence[int], salt: str, standing: Standing, pages: Mapping[int, int]) -> bool:
+        """Keep the state of a text that stands at a position and reads `pages`. False if there is no room for it."""
         return self._insert(self._key(tokens, standing.position, salt), standing, pages)
 
-    def mark(self, tokens: Sequence[int], salt: str, standing: Standing, pages: list[int]) -> str | None:
+    def mark(self, tokens: Sequence[int], salt: str, standing: Standing, pages: Mapping[int, int]) -> str | None:
         """As `put`, for a state that may have to be dropped; its name, None if it was there or there is no room."""
         key = self._key(tokens, standing.position, salt)
         return key if key not in self._kept and self._insert(key, standing, pages) else None
@@ -116,18 +117,17 @@ class StateCache:
         for key in list(self._kept):
             self._forget(key)
 
-    def _insert(self, key: str, standing: Standing, pages: list[int]) -> bool:
+    def _insert(self, key: str, standing: Standing, pages: Mapping[int, int]) -> bool:
         if key in self._kept:
             self._kept.move_to_end(key)
             return True
-        pages = pages[: self.pool.pages_for(standing.position)]
         if self.budget.row_bytes + len(pages) * self.budget.page_bytes > self.budget.cache_bytes:
             return False
         self._kept[key] = Kept(standing, pages)
         self.inserted += 1
         self._positions[standing.position] += 1
-        self._pages.update(pages)
-        self.pool.retain(pages)
+        self._pages.update(pages.values())
+        self.pool.retain(pages.values())
         busy, self._busy = self._busy, key
         while len(self._kept) > self.budget.snapshots or self.bytes > self.budget.cache_bytes:
             if not self.evict():
@@ -140,26 +140,26 @@ class StateCache:
         kept = self._kept.pop(key)
         self._positions[kept.standing.position] -= 1
         self._positions += Counter()
-        self._pages.subtract(kept.pages)
+        self._pages.subtract(kept.pages.values())
         self._pages += Counter()
-        self.pool.release(kept.pages)
+        self.pool.release(kept.pages.values())
 
     def _fetch(self, position: int, key: str) -> Kept | None:
         """A state from disk, in memory again; None if it is damaged or there is no room."""
         assert self.disk is not None
-        count = self.pool.pages_for(position)
-        if self.pool.free + self.reclaimable() < count or not self.budget.snapshots:
+        places = range(self.pool.first_page(position), self.pool.pages_for(position))
+        if self.pool.free + self.reclaimable() < len(places) or not self.budget.snapshots:
             return None
         read = self.disk.read(position, key, self.carrier.like, self.carrier.hidden)
         if read is None:
             return None
-        while self.pool.free < count:
+        while self.pool.free < len(places):
             self.evict()
         state, hidden = read
-        pages = self.pool.take(count)
+        pages = dict(zip(places, self.pool.take(len(places)), strict=True))
         self.carrier.spread(state, pages, self.pool)
         kept = self._insert(key, Standing(position, self.carrier.carried(state), hidden), pages)
-        self.pool.release(pages)
+        self.pool.release(pages.values())
         return self._kept[key] if kept else None
 
     def _store(self, key: str, kept: Kept, wait: bool = False) -> None:

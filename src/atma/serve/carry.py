@@ -1,24 +1,24 @@
-"""What a text carries from token to token besides what grows with it: tails of convolutions, memories, sums, by row.
+"""What a text carries from token to token besides what lies in pages: tails of convolutions, memories, sums, by row.
 
 The engine keeps these as a flat tuple of tensors (rows, …), and builds the model's state of it for each call. Which
-leaves of a state are carried and which grow is found in `model.init_state`.
+leaves of a state are carried and which lie in pages is found in `model.init_state`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from atma.model import Model
-from atma.serve.pages import PagePool, in_pages
+from atma.serve.pages import PagePool, in_pages, is_paged
 from atma.state import LENGTH, Leaf, ModelState, leaves, replaced
 
 Carried = tuple[Tensor, ...]
 
 
 class Carrier:
-    """Between flat rows and the state of a model whose growing leaves are in a pool of pages.
+    """Between flat rows and the state of a model of which what grows, or slides, is in a pool of pages.
 
     ValueError: a mixer's state cannot be served so.
     """
@@ -28,9 +28,9 @@ class Carrier:
         """A state of one row that has read nothing."""
         self._device = model.embed.weight.device
         check_served(self.like, model.init_state(2, 3))
-        self.growing = [leaf for leaf in leaves(self.like) if leaf.axis is not None]
+        self.paged = [leaf for leaf in leaves(self.like) if is_paged(leaf)]
         """What lies in pages."""
-        self._whole = [i for i, leaf in enumerate(self.growing) if not in_pages(leaf)]
+        self._whole = [i for i, leaf in enumerate(self.paged) if not in_pages(leaf)]
         weight = model.embed.weight
         self.hidden = weight.new_empty(0)
         """Of the type of a hidden state."""
@@ -48,14 +48,14 @@ class Carrier:
 
     def empty(self) -> Carried:
         """One row that has read nothing."""
-        return tuple(leaf.tensor.clone() for leaf in leaves(self.like) if leaf.carried)
+        return tuple(x.clone() for x in self.carried(self.like))
 
     def state(self, carried: Carried, length: Tensor, table: Tensor, pool: PagePool) -> ModelState:
         """The model's state of rows that stand at `length` (rows,) int32 and have the pages `table` (rows, P) int32."""
-        rest, index = iter(carried), iter(range(len(self.growing)))
+        rest, index = iter(carried), iter(range(len(self.paged)))
 
         def build(leaf: Leaf) -> object:
-            if leaf.axis is not None:
+            if is_paged(leaf):
                 at = next(index)
                 return pool.view(at, table) if in_pages(leaf) else _in_one_piece(pool, at, table)
             return length if leaf.name == LENGTH else next(rest)
@@ -63,12 +63,12 @@ class Carrier:
         return replaced(self.like, build)
 
     def put_back(
-        self, after: ModelState, starts: Sequence[int], pages: Sequence[Sequence[int]], pool: PagePool
+        self, after: ModelState, starts: Sequence[int], pages: Sequence[Mapping[int, int]], pool: PagePool
     ) -> None:
         """Write into the pages what a call has put behind `starts` in leaves that were given in one piece."""
         if not self._whole:
             return
-        grown = [leaf for leaf in leaves(after) if leaf.axis is not None]
+        grown = [leaf for leaf in leaves(after) if is_paged(leaf)]
         ends = after.length.tolist()
         for i in self._whole:
             leaf = grown[i]
@@ -83,24 +83,48 @@ class Carrier:
 
     def carried(self, state: ModelState) -> Carried:
         """The flat rows of a state."""
-        return tuple(leaf.tensor for leaf in leaves(state) if leaf.carried)
+        return tuple(leaf.tensor for leaf in leaves(state) if leaf.carried and not is_paged(leaf))
 
-    def copy(self, carried: Carried, position: int, pages: Sequence[int], pool: PagePool) -> ModelState:
-        """The state of one row that has read `position` tokens, of which nothing lies in pages."""
-        rest, index = iter(carried), iter(range(len(self.growing)))
+    def copy(self, carried: Carried, position: int, pages: Mapping[int, int], pool: PagePool) -> ModelState:
+        """The state of one row that has read `position` tokens, of which nothing lies in pages; of a window that is
+        not full yet, the places that are."""
+        rest, index = iter(carried), iter(range(len(self.paged)))
 
         def build(leaf: Leaf) -> Tensor:
-            if leaf.axis is not None:
-                return pool.read(next(index), pages, position)
+            if is_paged(leaf):
+                start, places = _slid(leaf, position)
+                x = pool.read(next(index), pages, start, position)
+                return x if places is None else _placed(x, leaf, places, position)
             return self.lengths([position]) if leaf.name == LENGTH else next(rest)
 
         return replaced(self.like, build)
 
-    def spread(self, state: ModelState, pages: Sequence[int], pool: PagePool) -> None:
-        """Write what grows in a state of one row into these pages."""
-        grown = (leaf.tensor for leaf in leaves(state) if leaf.axis is not None)
-        for i, x in enumerate(grown):
-            pool.write(i, pages, x)
+    def spread(self, state: ModelState, pages: Mapping[int, int], pool: PagePool) -> None:
+        """Write what lies in pages of a state of one row into these."""
+        position = int(state.length)
+        held = (leaf for leaf in leaves(state) if is_paged(leaf))
+        for i, (leaf, like) in enumerate(zip(held, self.paged, strict=True)):
+            start, places = _slid(like, position)
+            x = leaf.tensor if places is None else leaf.tensor.index_select(leaf.slides, places)
+            pool.write(i, pages, x, start)
+
+
+def _slid(like: Leaf, position: int) -> tuple[int, Tensor | None]:
+    """The first position that is read again of a leaf after so many, and the places (N,) of it and all later ones in a
+    window; None where none slides."""
+    if like.slides is None:
+        return 0, None
+    size = like.tensor.shape[like.slides]
+    start = max(0, position - size + 1)
+    return start, torch.arange(start, position, device=like.tensor.device) % size
+
+
+def _placed(x: Tensor, like: Leaf, places: Tensor, position: int) -> Tensor:
+    """The positions x (1, …) of a window at their places."""
+    shape, axis = list(x.shape), like.slides
+    assert axis is not None
+    shape[axis] = min(position, like.tensor.shape[axis])
+    return x.new_zeros(shape).index_copy_(axis, places, x)
 
 
 def check_served(small: ModelState, large: ModelState) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,12 +127,12 @@ class DiskStates:
         return None
 
     def _load(self, name: str, position: int, key: str, like: states.ModelState) -> tuple[states.ModelState, str]:
-        state, metadata = states.load(self.folder / name, like)
-        about = json.loads(metadata["kept"])
-        whole = about.pop("sha256") == _digest(state, about) and about["format"] == FORMAT
+        saved = states.read(self.folder / name)
+        about = json.loads(saved.metadata["kept"])
+        whole = about.pop("sha256") == _digest(saved.tensors(), about) and about["format"] == FORMAT
         if not whole or (about["position"], about["key"]) != (position, key):
             raise ValueError(f"{name}: contents differ from what was written")
-        return state, about["hidden"]
+        return saved.build(like), about["hidden"]
 
     def _work(self) -> None:
         """The thread: what has waited longest comes first."""
@@ -149,7 +150,7 @@ class DiskStates:
         one = self._pending[name]
         try:
             about = {"format": FORMAT, "position": one.position, "key": one.key, "hidden": _text_of(one.hidden)}
-            about["sha256"] = _digest(one.state, about)
+            about["sha256"] = _digest(states.tensors(one.state), about)
             staged = self.folder / f".{name}.new"
             states.save(one.state, staged, {"kept": json.dumps(about)})
             size = staged.stat().st_size
@@ -200,9 +201,9 @@ def _position(name: str) -> int:
     return int(name.split("-")[0])
 
 
-def _digest(state: states.ModelState, about: dict) -> str:
+def _digest(tensors: Sequence[Tensor], about: dict) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for tensor in states.tensors(state):
+    for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes_of(tensor).data)
     return digest.hexdigest()

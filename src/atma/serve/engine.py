@@ -74,7 +74,7 @@ class Engine:
 
     def prepare(self, request: Request) -> list[int]:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
-        return prompt_tokens(request, self.tokenizer, self.memory.budget.pages * self.memory.pool.size)
+        return prompt_tokens(request, self.tokenizer, self.memory.longest_text)
 
     def submit(self, request: Request, tokens: list[int] | None = None, keep: bool = True) -> Handle:
         """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full.
@@ -138,35 +138,14 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, and what is held now; plain numbers."""
-        memory = self.memory
-        disk = memory.disk
         return self.counters | {
             "read": self.reader.read,
             "exact": self.served.exact,
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
             "writing": len(self.batch.sequences),
-            "memory_bytes": self.config.memory_bytes,
-            "used_bytes": memory.used_bytes,
             "recorded_bytes": self.batch.recorded_bytes,
-            "pages": memory.budget.pages,
-            "pages_free": memory.pool.free,
-            "page_bytes": memory.budget.page_bytes,
-            "row_bytes": memory.budget.row_bytes,
-            "longest_text": memory.budget.pages * memory.pool.size,
-            "kept_states": len(memory.cache),
-            "kept_bytes": memory.cache.bytes,
-            "kept_most": memory.budget.snapshots,
-            "cache_hits": memory.hits,
-            "cache_misses": memory.misses,
-            "cached_tokens": memory.saved,
-            "evictions": memory.cache.evictions,
-            "files": len(disk) if disk is not None else 0,
-            "file_bytes": disk.bytes if disk is not None else 0,
-            "files_damaged": disk.damaged if disk is not None else 0,
-            "file_failures": disk.failures if disk is not None else 0,
-            "files_dropped": disk.dropped if disk is not None else 0,
-            "pending_bytes": disk.pending_bytes if disk is not None else 0,
+            **self.memory.stats(),
         }
 
     def _place(self, sequence: Sequence) -> bool:
@@ -182,15 +161,21 @@ class Engine:
         self.batch.add(ready)
 
     def _make_room(self) -> None:
-        """A page for every text that needs one to be written on; those that came last give way."""
-        full = [s for s in self.batch.sequences if s.position >= len(s.pages) * self.memory.pool.size]
-        for sequence in sorted(full, key=lambda s: s.ticket):
-            while sequence in self.batch.sequences and not self.memory.grow(sequence):
+        """A page for every text that needs one to be written on."""
+        full = [s for s in self.batch.sequences if s.position // self.memory.pool.size not in s.pages]
+        for sequence in self._with_pages([(s, 1) for s in full]):
+            self.batch.pages_changed(sequence)
+
+    def _with_pages(self, plan: list[tuple[Sequence, int]]) -> dict[Sequence, int]:
+        """Pages for so many positions more of each text; those that came last give way, and are left out."""
+        for sequence, count in sorted(plan, key=lambda one: one[0].ticket):
+            while sequence in self.scheduler.running:
+                if self.memory.grow(sequence, sequence.position + count):
+                    break
                 victim = self.scheduler.last_to_come()
                 assert victim is not None
                 self._preempt(victim)
-            if sequence in self.batch.sequences:
-                self.batch.pages_changed(sequence)
+        return {sequence: count for sequence, count in plan if sequence in self.scheduler.running}
 
     def _preempt(self, sequence: Sequence, last: bool = False) -> None:
         """Keep a sequence's state and let it wait again; if that state is lost meanwhile, its tokens are read again."""
@@ -207,7 +192,7 @@ class Engine:
     def _read(self) -> None:
         """What the step's tokens allow of the prompts; a text that had been interrupted is then written on."""
         plan = self.scheduler.reading(self.config.step_tokens - len(self.batch.sequences))
-        for sequence, error in self.reader.advance(plan):
+        for sequence, error in self.reader.advance(self._with_pages(plan)):
             self._fail(sequence, f"reading failed: {error}")
         self._join()
 

@@ -1,6 +1,6 @@
 """Reading: tokens of several texts into their states, together as far as their cuts allow, keeping states meanwhile."""
 
-from collections.abc import Sequence as Many
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Reader:
         self.read = 0
         self._device = served.device
 
-    def advance(self, plan: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Exception]]:
+    def advance(self, plan: Mapping[Sequence, int]) -> list[tuple[Sequence, Exception]]:
         """So many tokens of each sequence. Returns those that failed; what fails together is tried again one by one."""
         failed, left = [], dict(plan)
         while left:
@@ -37,6 +37,7 @@ class Reader:
                 left[sequence] -= some
                 if self.memory.wanted(sequence):
                     self.memory.keep(sequence, standing(sequence))
+                self.memory.slide(sequence)
             left = {sequence: count for sequence, count in left.items() if count}
         return failed
 

@@ -37,7 +37,8 @@ class Sequence:
         """Tokens it has had to read again since then, its state having been lost."""
         self.cached = 0
         self.position = 0
-        self.pages: list[int] = []
+        self.pages: dict[int, int] = {}
+        """Those that it reads or is about to write, by their places in the text."""
         self.carried: Carried | None = None
         """What it carries while it reads; while it is written its row of the batch holds that."""
         self.hidden: Tensor | None = None

@@ -50,8 +50,8 @@ class Meter(TorchDispatchMode):
 def working_bytes(served: Served, carrier: Carrier, config: EngineConfig) -> int:
     """Of reading a whole step's tokens for as many texts as there may be, or of scoring some of them."""
     count = -(-config.step_tokens // config.max_rows)
-    pool = PagePool(carrier.growing, 1, config.page_tokens, served.device)
-    pages = [0] * pool.pages_for(count)  # one page stands for all: what is read makes no difference
+    pool = PagePool(carrier.paged, 1, config.page_tokens, served.device)
+    pages = dict.fromkeys(range(pool.pages_for(count)), 0)  # one page stands for all: what is read makes no difference
     table = table_of([pages] * config.max_rows, served.device)
     tokens = torch.zeros(config.max_rows, count, dtype=torch.long, device=served.device)
     with Meter() as reading:

@@ -133,8 +133,10 @@ def test_a_mixer_in_words_is_a_model():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("spiral", "'core' must be one of polar, nope, rope, not 'spiral'"),
-        ("polar+recall", "with \\+memory or without, not 'polar\\+recall'"),
+        ("spiral", "polar, nope, rope with \\+memory or without, or gated_conv, .*, not 'spiral'"),
+        ("polar+recall", "'memory': no memory 'recall'; did you mean 'delta'"),
+        ("gated_conv+memory", "with \\+memory or without, or gated_conv, .*, not 'gated_conv\\+memory'"),
+        ("gated_conv,window=3", "did you mean"),
         ("polar,windw=3", "did you mean 'window'"),
         ("polar,window", "KEY=VALUE, such as window=16"),
         ("polar,memory=true", "where its name says \\+memory"),

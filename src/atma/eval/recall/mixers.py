@@ -61,7 +61,7 @@ def reach(config: ModelConfig) -> int | None:
     """How many tokens back anything but a memory can carry a token to an output; None where there is no bound."""
     with torch.device("meta"):
         found = [config.mixer(layer).reach for layer in range(config.depth)]
-    return None if None in found else sum(found)  # pyright: ignore[reportArgumentType]
+    return None if None in found else sum(one for one in found if one is not None)
 
 
 def _changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:

@@ -1,18 +1,19 @@
 // Streamed attention statistics (ops/polar/reference.py) over keys in pages. Each query's sums are those of every page
 // by itself, joined in the order of the pages: the same bits however many queries a call has and however many threads.
 // Keys lie in a page as (K, page), so that neighbouring keys are neighbouring numbers; values as (page, K).
+#include "problem.h"
 #include "simd.h"
 
 namespace {
 
-struct Problem {  // strides in elements; keys (pages, G, K, page), values (pages, G, page, K), all else contiguous
+PROBLEM(Problem,  // strides in elements; keys (pages, G, K, page), values (pages, G, page, K), all else contiguous
     int64_t batch, heads, groups, queries, width, page, table_row;
     int64_t q_batch, q_head, q_query;
     const void *q, *keys, *values, *scale;        // q and scale (B, H, T, ·)
-    const int32_t *table, *first, *last;          // (B, table_row), (B, T) twice
+    const int32_t *table, *first, *last;          // (B, table_row), a ring of pages; (B, T) twice
     void *S, *L, *Q, *M;
     int64_t threads;
-};
+)
 
 // ROW_BLOCK rows share the reading of a page; a wave is how many pages threads hold results of at once.
 constexpr long ROW_BLOCK = 48, WAVE = 32;
@@ -68,7 +69,7 @@ template <class T, class E> struct Strip {
     long at(long r) const { return (b * p.heads + g * group() + (from + r) % group()) * p.queries + query(r); }
     long first(long r) const { return p.first[b * p.queries + query(r)]; }
     long last(long r) const { return p.last[b * p.queries + query(r)]; }
-    long page(long n) const { return (p.table[b * p.table_row + n] * p.groups + g) * p.width * p.page; }
+    long page(long n) const { return (p.table[b * p.table_row + n % p.table_row] * p.groups + g) * p.width * p.page; }
 
     void gather(T* q, long wide) const {
         for (long r = 0; r < count; ++r) {
@@ -200,20 +201,20 @@ template <class T, class E> void forward(const Problem& p) {
             attend_block<T, E>(p, i / p.groups, i % p.groups, n * ROW_BLOCK, std::min((n + 1) * ROW_BLOCK, rows));
 }
 
-struct Writing {  // new keys and values (B, G, T, K) into the pages of their positions, from length (B) on
+PROBLEM(Writing,  // new keys and values (B, G, T, K) into the pages of their positions, from length (B) on
     int64_t batch, groups, tokens, width, page, table_row;
     int64_t k_batch, k_head, k_token, v_batch, v_head, v_token;
     const void *k, *v;
     const int32_t *table, *length;
     void *keys, *values;
-};
+)
 
 template <class E> void write(const Writing& p) {
     for (long b = 0; b < p.batch; ++b)
         for (long t = 0; t < p.tokens; ++t) {
             // The page by the row's table, keys turned to (K, page) on the way in.
             long position = p.length[b] + t, slot = position % p.page;
-            long page = p.table[b * p.table_row + position / p.page];
+            long page = p.table[b * p.table_row + position / p.page % p.table_row];
             for (long g = 0; g < p.groups; ++g) {
                 const E* k = static_cast<const E*>(p.k) + b * p.k_batch + g * p.k_head + t * p.k_token;
                 const E* v = static_cast<const E*>(p.v) + b * p.v_batch + g * p.v_head + t * p.v_token;
@@ -226,9 +227,9 @@ template <class E> void write(const Writing& p) {
 }
 }  // namespace
 
-#define EXPORT(NAME, T, E)                                                               \
-    extern "C" void paged_forward_##NAME(const Problem* p) { forward<T, E>(*p); }        \
-    extern "C" void paged_write_##NAME(const Writing* p) { write<E>(*p); }
+#define EXPORT(NAME, T, E)                               \
+    KERNEL(paged_forward_##NAME, Problem, forward<T, E>) \
+    KERNEL(paged_write_##NAME, Writing, write<E>)
 EXPORT(float32, float, float)
 EXPORT(float64, double, double)
 EXPORT(bfloat16, float, bfloat16)

@@ -9,7 +9,7 @@ class Pages(NamedTuple):
     """Keys or values of many texts in one pool of pages; `table` says which pages are whose."""
 
     pool: Tensor  # keys (pages, G, K, page), values (pages, G, page, K)
-    table: Tensor  # (B, P) int32: where row b holds its positions n·page … (n + 1)·page − 1
+    table: Tensor  # (B, P) int32: where row b holds its positions n·page … (n + 1)·page − 1, at n mod P
     axis: int = 2
     """The pool's axis of a page's positions."""
 
