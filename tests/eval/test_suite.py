@@ -1,8 +1,6 @@
 """Running a suite: what is kept, how many trials a time allows, and the promises of the model protocol."""
 
-import ast
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,12 +157,3 @@ def test_what_a_budget_had_no_room_for_is_said_in_words():
         "give a longer one"
     )
     assert left_out("1s", wanted, wanted) == "" == left_out("1s", {}, {})
-
-
-def test_evaluation_and_sweeps_import_no_command_neither_at_once_nor_later():
-    for folder in (Path(suites.__file__).parent, Path(suites.__file__).parents[1] / "sweep"):
-        for path in folder.rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                assert not [name for name in named if name.startswith("atma.commands")], path
