@@ -4,9 +4,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atma.ops import native, use_backend
+from atma.ops import causal_conv, gated_conv, gated_delta, native, use_backend
 from atma.ops.delta import reference
-from atma.ops.rows import gate, largest, pack, product, remember, rotate, row_of
+from atma.ops.dense import gated_square, rms_norm
+from atma.ops.native.recorder import Recorder
+from atma.ops.rows import (
+    gate,
+    gate_heads,
+    largest,
+    log_sigmoid,
+    pack,
+    product,
+    remember,
+    rotate,
+    row_of,
+    sigmoid,
+    unit,
+)
 
 pytestmark = pytest.mark.skipif(not native.available(torch.float32), reason="needs the compiled kernels")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -130,3 +144,148 @@ def test_a_memory_is_that_of_the_reference_and_the_same_bits_in_any_cut(dtype, w
             assert torch.equal(remember(attended, projected, cut, constants)[0], read[b, part])
             at += count
         assert torch.equal(cut[0], whole[b])
+
+
+def _in_turn(attended, projected, memory, constants, retention=None):
+    """What `remember` computes, by operations that each do one thing."""
+    (q, k, v), (decay, beta, opening) = attended, projected
+    decay_bias, beta_bias, most, epsilon = constants
+    work = memory.dtype
+    log_decay = log_sigmoid(decay.to(work) + decay_bias, True).clamp(max=most)
+    if retention is not None:
+        log_decay = log_decay + log_sigmoid(retention, True)
+    betas = sigmoid(beta.to(work) + beta_bias, True)
+    read, after = gated_delta(unit(q, True), unit(k, True), v, log_decay.mT, betas.mT, memory, steady=True)
+    assert after is memory
+    return gate_heads(rms_norm(read, None, read.shape[-1], epsilon), opening, True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "groups", "tokens", "width"),
+    [(4, 2, 37, 64), (2, 1, 1, 128), (1, 1, 200, 16), (6, 2, 9, 48), (2, 2, 5, 24), (3, 1, 8, 7), (2, 1, 65, 1)],
+)
+@torch.no_grad()
+def test_operations_in_token_order_are_the_same_bits_as_the_memory_in_one_pass(heads, groups, tokens, width, dtype):
+    for most in (0.0, -0.01, -0.4):
+        attended, projected, memory = _memory(dtype, heads, groups, tokens, width)
+        constants, other = (3.9, -0.5, most, 2.0**-23), memory.clone()
+        expected = remember(attended, projected, memory, constants)
+        found = _in_turn(attended, projected, other, constants)
+        assert torch.equal(other, memory)
+        if width % 16 == 0:  # the norm of whole vectors is summed in the same order
+            assert torch.equal(found, expected)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [7, 24, 64])
+@torch.no_grad()
+def test_operations_in_token_order_give_the_same_bits_in_any_cut_and_beside_any_rows(width, dtype) -> None:
+    (q, k, v), projected, memory = _memory(dtype, width=width)
+    constants, whole, retention = (3.9, 0.5, -0.01, 2.0**-23), memory.clone(), _random(4, seed=9).to(memory.dtype)
+    read = _in_turn((q, k, v), projected, whole, constants, retention)
+    for b in range(2):
+        cut, at = memory[b : b + 1].clone(), 0
+        for count in (1, 1, 20, 2, 13):
+            part = slice(at, at + count)
+            attended = tuple(x[b : b + 1, :, part] for x in (q, k, v))
+            gates = tuple(x[b : b + 1, part] for x in projected)
+            assert torch.equal(_in_turn(attended, gates, cut, constants, retention)[0], read[b, part])
+            at += count
+        assert torch.equal(cut[0], whole[b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("width", "value_width"), [(16, 16), (5, 33), (32, 7), (64, 16)])
+@torch.no_grad()
+def test_the_delta_rule_in_token_order_is_that_of_the_reference(width, value_width, dtype) -> None:
+    q, k = F.normalize(_random(2, 4, 19, width), dim=-1), F.normalize(_random(2, 2, 19, width, seed=1), dim=-1)
+    v, memory = _random(2, 2, 19, value_width, seed=2), _random(2, 4, value_width, width, seed=3)
+    gates = F.logsigmoid(_random(2, 4, 19, seed=4) + 3), torch.sigmoid(_random(2, 4, 19, seed=5))
+    given = [x.to(dtype) for x in (q, k, v, *gates)]
+    expected, after = reference.recurrence(*(x.double() for x in given), memory, None)
+    for start in (memory.to(dtype), memory.to(dtype).mT.contiguous().mT):
+        found, held = gated_delta(*given, start, steady=True)
+        assert (held is start) == start.is_contiguous()
+        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        torch.testing.assert_close(held.double(), after, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    from_nothing = gated_delta(*given, torch.zeros_like(held), steady=True)
+    for found, expected in zip(gated_delta(*given, steady=True), from_nothing, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_token_order_is_refused_where_it_cannot_be() -> None:
+    q, gates = _random(1, 1, 2, 4), -torch.ones(1, 1, 2, dtype=torch.float64)
+    with torch.no_grad(), pytest.raises(ValueError, match="not for 'cpu'"):
+        gated_delta(q, q, q, gates, gates, backend="cpu", steady=True)
+    with torch.no_grad(), pytest.raises(ValueError, match="leave segment_ids out"):
+        gated_delta(q, q, q, gates, gates, None, torch.zeros(1, 2, dtype=torch.int32), steady=True)
+    with pytest.raises(ValueError, match="steady has no gradient"):
+        gated_delta(q, q, q, gates, gates, steady=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_steady_rows_are_those_of_pytorch_and_of_their_numbers_alone(dtype) -> None:
+    x = 20 * _random(2, 3, 9, 33, dtype=dtype).transpose(1, 2)
+    for steady, plain in ((sigmoid, torch.sigmoid), (log_sigmoid, F.logsigmoid)):
+        whole = steady(x, True)
+        torch.testing.assert_close(whole.double(), plain(x.double()), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert torch.equal(steady(x[1:, 3:4, :, 5:7], True), whole[1:, 3:4, :, 5:7])
+        assert torch.equal(steady(x, False), plain(x))
+    expected = F.normalize(x.double(), dim=-1)
+    torch.testing.assert_close(unit(x, True).double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(unit(x[1:, 3:4, 2:], True), unit(x, True)[1:, 3:4, 2:])
+    assert torch.equal(unit(x, False), F.normalize(x, dim=-1))
+    assert torch.equal(unit(torch.zeros(1, 1, 2, 3, dtype=dtype), True).double(), torch.zeros(1, 1, 2, 3).double())
+    opening = _random(2, 3, 9 * 33, dtype=dtype)
+    assert torch.equal(gate_heads(x, opening, False), x.transpose(1, 2).flatten(2) * torch.sigmoid(opening))
+    for special in (float("nan"), float("inf"), float("-inf")):
+        given = torch.tensor([special], dtype=dtype)
+        for steady in (sigmoid, log_sigmoid):
+            torch.testing.assert_close(steady(given, True), steady(given, False), equal_nan=True)
+
+
+def test_rows_have_their_gradients_where_these_are_recorded() -> None:
+    x, opening = _random(1, 2, 3, 4).requires_grad_(), _random(1, 3, 8, seed=1).requires_grad_()
+    for operation in (unit, sigmoid, log_sigmoid):
+        assert torch.autograd.gradcheck(lambda x, one=operation: one(x, True), (x,))
+    assert torch.autograd.gradcheck(lambda x, opening: gate_heads(x, opening, True), (x, opening))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_operations_in_token_order_can_be_recorded_and_replayed(dtype) -> None:
+    attended, projected, memory = _memory(dtype, tokens=1)
+    (start, constants), retention = (memory.clone(), (3.9, 0.5, -0.01, 2.0**-23)), _random(4, seed=9).to(memory.dtype)
+    with Recorder([*attended, *projected, memory]) as recorder:
+        read = _in_turn(attended, projected, memory, constants, retention)
+    program, first, held = recorder.program(), read.clone(), memory.clone()
+    attended[0].copy_(attended[0].flip(0))
+    memory.copy_(start)
+    program.replay()
+    assert torch.equal(memory, held)
+    again = _in_turn(attended, projected, start, constants, retention)
+    assert torch.equal(read, again)
+    assert not torch.equal(read, first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [64, 80, 101])
+@torch.no_grad()
+def test_norms_gates_and_convolutions_are_the_same_bits_in_any_cut_and_beside_any_rows(channels, dtype) -> None:
+    x, taps = _random(3, 60, 3 * channels, dtype=dtype), _random(channels, 4, seed=1, dtype=dtype)
+    weight, tail = _random(3 * channels, seed=2, dtype=dtype), _random(3, 3, channels, seed=3, dtype=dtype)
+    normed, even = rms_norm(x, weight, 3 * channels, 1e-6), x[..., : 2 * channels]
+    square, gated = gated_square(even), gated_conv(x, taps)
+    u = x[..., :channels]
+    convolved = causal_conv(u, taps, tail)
+    assert torch.equal(gated_conv(x[1:2, :7], taps), gated[1:2, :7])
+    held, at = tail[1:2], 0
+    for count in (1, 1, 2, 33, 23):
+        part = (slice(1, 2), slice(at, at + count))
+        assert torch.equal(rms_norm(x[part], weight, 3 * channels, 1e-6), normed[part])
+        assert torch.equal(gated_square(even[part]), square[part])
+        assert torch.equal(causal_conv(u[part], taps, held), convolved[part])
+        held, at = torch.cat([held, u[part]], 1)[:, -3:], at + count

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for, check_indices, check_tensors, implementation, own_precision
+from atma.ops.backend import backend_for, check_indices, check_tensors, implementation, own_precision, recording
 
 
 @own_precision
@@ -18,12 +18,15 @@ def gated_delta(
     memory: Tensor | None = None,
     segment_ids: Tensor | None = None,
     backend: str = "auto",
+    steady: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """M ← γ M; M ← M + β (v − M k) kᵀ; out = M q, for each token in turn (maths.md, section 5; 2412.06464).
 
     q (B, H, T, K); k (B, G, T, K), v (B, G, T, V) with H a multiple of G; log_decay = log γ ≤ 0 and beta (B, H, T);
     memory (B, H, V, K) before the first token (None: zero). Keys are taken as given: the rule is stable for ‖k‖ ≤ 1.
     segment_ids (B, T), only without a memory: the memory is empty at each document's first token.
+    steady: each token by itself, in turn: the same bits however the text is cut into calls and whatever rows are beside
+    it, by the native backend alone, and without gradients; a contiguous memory, float32 or wider, is then overwritten.
     Returns out (B, H, T, V) in q's dtype and the memory after the last token, float32 or wider.
     """
     check_tensors("q k v log_decay beta memory", q, k, v, log_decay, beta, memory)
@@ -44,10 +47,25 @@ def gated_delta(
     dtype, work = q.dtype, torch.promote_types(q.dtype, torch.float32)
     held = q.new_zeros(batch, heads, v.shape[3], width, dtype=work) if memory is None else memory.to(work)
     chosen = backend_for(backend, q, "delta")
+    if steady:
+        _require_steady(chosen, segment_ids)
     low = v.dtype if chosen in ("gpu", "fla") else work  # v's own: autocast widens q and k where it normalises them
     q, k, v = q.to(low), k.to(low), v.to(low)
-    out, after = recurrence_of(chosen)(q, k, v, log_decay.to(work), beta.to(work), held, segment_ids)
+    log_decay, beta = log_decay.to(work), beta.to(work)
+    if steady:
+        out, after = implementation("delta", chosen).in_turn(q, k, v, log_decay, beta, held)
+    else:
+        out, after = recurrence_of(chosen)(q, k, v, log_decay, beta, held, segment_ids)
     return out.to(dtype), after
+
+
+def _require_steady(chosen: str, segment_ids: Tensor | None) -> None:
+    if chosen != "native":
+        raise ValueError(f"steady is for the native backend, the compiled kernels on the CPU, not for '{chosen}'")
+    if recording():
+        raise ValueError("steady has no gradient: call it under torch.no_grad() or torch.inference_mode()")
+    if segment_ids is not None:
+        raise ValueError("steady takes no packed documents: leave segment_ids out")
 
 
 def recurrence_of(chosen: str) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -31,6 +31,19 @@ def recurrence(
     return out, after
 
 
+def in_turn(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference's arguments and results, each token by itself (ops/native/serve.cpp): what one gives depends on
+    nothing else in the call. A contiguous memory is overwritten. Inference only."""
+    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
+    log_decay, beta, memory = log_decay.contiguous(), beta.contiguous(), memory.contiguous()
+    out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype)
+    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    places = [x.data_ptr() for x in (q, k, v, log_decay, beta, memory, out)]
+    native.call("delta_in_turn", q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
+    return out, memory
+
+
 def _run(
     q: Tensor,
     k: Tensor,

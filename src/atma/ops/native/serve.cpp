@@ -108,12 +108,12 @@ struct Gating {  // y (B, T, H, K) = x (B, H, T, K) ⊙ σ(gate (B, H, T, K), wi
     void* y;
 };
 
-template <class E> void gate_rows(const Gating& p) {
+template <class X, class E> void gate_rows(const Gating& p) {  // x is X, the gate and y E
     using T = typename Compute<E>::T;
     for (long b = 0; b < p.batch; ++b)
         for (long t = 0; t < p.tokens; ++t)
             for (long h = 0; h < p.heads; ++h)
-                gated<T, E, E>(static_cast<const E*>(p.x) + ((b * p.heads + h) * p.tokens + t) * p.width, T(1),
+                gated<T, X, E>(static_cast<const X*>(p.x) + ((b * p.heads + h) * p.tokens + t) * p.width, T(1),
                                static_cast<const E*>(p.gate) + b * p.gate_batch + h * p.gate_head + t * p.gate_token,
                                p.width, static_cast<E*>(p.y) + ((b * p.tokens + t) * p.heads + h) * p.width);
 }
@@ -177,10 +177,61 @@ template <class T, class E> void unit(const E* x, long width, long wide, T* to) 
     for (long d = 0; d < width; ++d) to[d] /= factor;
 }
 
-// M ← γ M + β (v − γ M k) kᵀ; read = M q. M (wide, wide), as many rows at a time as a vector has lanes.
-template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, T beta, long wide, T* read) {
+struct Elements {  // y (n) of x (n), each by itself
+    int64_t n;
+    const void* x;
+    void* y;
+};
+
+template <class E, class F> void each(const Elements& p, F make) {
+    using T = typename Compute<E>::T;
+    for (long i = 0; i < p.n; ++i) static_cast<E*>(p.y)[i] = narrow(T(make(T(static_cast<const E*>(p.x)[i]))), E());
+}
+
+template <class E> void sigmoid_rows(const Elements& p) {
+    each<E>(p, [](auto x) { return 1 / (1 + std::exp(-x)); });
+}
+
+template <class E> void log_sigmoid_rows(const Elements& p) {
+    each<E>(p, [](auto x) { return std::min(x, decltype(x)(0)) - std::log1p(std::exp(-std::abs(x))); });
+}
+
+struct Units {  // y (B, H, T, K) = x / |x| of x with strides, as it is computed
+    int64_t batch, heads, tokens, width, x_batch, x_head, x_token;
+    const void* x;
+    void* y;
+    int64_t threads;
+};
+
+template <class E> void unit_rows(const Units& p) {
+    using T = typename Compute<E>::T;
+    long wide = padded<T>(p.width), count = p.batch * p.heads;
+#pragma omp parallel num_threads(p.threads) if (count * p.tokens * p.width > (1 << 15))
+    {
+        Buffer<T> room(wide);
+#pragma omp for schedule(static)
+        for (long n = 0; n < count; ++n)
+            for (long t = 0; t < p.tokens; ++t) {
+                const E* x = static_cast<const E*>(p.x) + n / p.heads * p.x_batch + n % p.heads * p.x_head + t * p.x_token;
+                T *y = static_cast<T*>(p.y) + (n * p.tokens + t) * p.width, *to = wide == p.width ? y : room.get();
+                unit<T, E>(x, p.width, wide, to);
+                if (to != y) std::copy_n(to, p.width, y);
+            }
+    }
+}
+
+struct Turns {  // the gated delta rule token after token (ops/delta), the memory in place
+    int64_t batch, heads, groups, tokens, width, value_width;
+    int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
+    const void *q, *k, *v, *log_decay, *beta;  // the last two (B, H, T)
+    void *memory, *out;                        // (B, H, V, K), (B, H, T, V)
+    int64_t threads;
+};
+
+// M ← γ M + β (v − γ M k) kᵀ; read = M q. M (tall, wide), as many rows at a time as a vector has lanes.
+template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, T beta, long tall, long wide, T* read) {
     using S = Simd<T>;
-    for (long e = 0; e < wide; e += S::lanes) {
+    for (long e = 0; e < tall; e += S::lanes) {
         typename S::V sums[S::lanes];
         alignas(64) T error[S::lanes];
         for (int i = 0; i < S::lanes; ++i) {
@@ -201,8 +252,40 @@ template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, 
     }
 }
 
-template <class T> void resize(const T* from, long width, T* to, long wide) {  // (width, width) in (wide, wide)
-    for (long e = 0; e < std::min(width, wide); ++e) std::copy_n(from + e * width, std::min(width, wide), to + e * wide);
+template <class T> void resize(const T* from, long rows, long width, T* to, long wide) {  // (rows, width), wide apart
+    for (long e = 0; e < rows; ++e) std::copy_n(from + e * width, std::min(width, wide), to + e * wide);
+}
+
+template <class T> const T* filled(const void* from, long at, long width, long wide, T* room) {  // with zeros up to wide
+    const T* x = static_cast<const T*>(from) + at;
+    return width == wide ? x : (std::fill(std::copy_n(x, width, room), room + wide, T(0)), room);
+}
+
+template <class T> void turns_of_head(const Turns& p, long b, long h) {
+    long wide = padded<T>(p.width), tall = padded<T>(p.value_width), group = h / (p.heads / p.groups), n = b * p.heads + h;
+    bool whole = wide == p.width && tall == p.value_width;
+    Buffer<T> room(whole ? 0 : 2 * wide + 2 * tall + tall * wide);
+    T *q_room = room, *k_room = q_room + wide, *v_room = k_room + wide, *read = v_room + tall;
+    T* held = static_cast<T*>(p.memory) + n * p.value_width * p.width;
+    T* M = whole ? held : read + tall;
+    if (!whole) std::fill(M, M + tall * wide, T(0)), resize(held, p.value_width, p.width, M, wide);
+    for (long t = 0; t < p.tokens; ++t) {
+        const T* q = filled<T>(p.q, b * p.q_batch + h * p.q_head + t * p.q_token, p.width, wide, q_room);
+        const T* k = filled<T>(p.k, b * p.k_batch + group * p.k_head + t * p.k_token, p.width, wide, k_room);
+        const T* v = filled<T>(p.v, b * p.v_batch + group * p.v_head + t * p.v_token, p.value_width, tall, v_room);
+        long at = n * p.tokens + t;
+        T decay = std::exp(static_cast<const T*>(p.log_decay)[at]), beta = static_cast<const T*>(p.beta)[at];
+        T* out = static_cast<T*>(p.out) + at * p.value_width;
+        step<T>(M, q, k, v, decay, beta, tall, wide, whole ? out : read);
+        if (!whole) std::copy_n(read, p.value_width, out);
+    }
+    if (!whole) resize(M, p.value_width, wide, held, p.width);
+}
+
+template <class T> void delta_in_turn(const Turns& p) {
+#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(dynamic) if (p.batch * p.heads * p.tokens > 8)
+    for (long b = 0; b < p.batch; ++b)
+        for (long h = 0; h < p.heads; ++h) turns_of_head<T>(p, b, h);
 }
 
 template <class T, class E> void remember_head(const Memory& p, long b, long h) {
@@ -213,7 +296,7 @@ template <class T, class E> void remember_head(const Memory& p, long b, long h) 
     T* held = static_cast<T*>(p.memory) + (b * p.heads + h) * p.width * p.width;
     T* M = whole ? held : read + wide;
     std::fill(v, v + wide, T(0));
-    if (!whole) std::fill(M, M + wide * wide, T(0)), resize(held, p.width, M, wide);
+    if (!whole) std::fill(M, M + wide * wide, T(0)), resize(held, p.width, p.width, M, wide);
     for (long t = 0; t < p.tokens; ++t) {
         long at = (b * p.tokens + t) * p.heads + h;
         unit<T, E>(static_cast<const E*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token, p.width, wide, q);
@@ -223,12 +306,12 @@ template <class T, class E> void remember_head(const Memory& p, long b, long h) 
         T logit = T(static_cast<const E*>(p.decay)[at]) + T(number(p.decay_bias));
         T decay = std::exp(std::min(std::min(logit, T(0)) - std::log1p(std::exp(-std::abs(logit))), T(number(p.most))));
         T beta = T(1) / (T(1) + std::exp(-(T(static_cast<const E*>(p.beta)[at]) + T(number(p.beta_bias)))));
-        step<T>(M, q, k, v, decay, beta, wide, read);
+        step<T>(M, q, k, v, decay, beta, wide, wide, read);
         T factor = T(1) / std::sqrt(dot<T>(read, read, wide) / T(p.width) + T(number(p.epsilon)));
         gated<T, T, E>(read, factor, static_cast<const E*>(p.gate) + at * p.width, p.width,
                        static_cast<E*>(p.y) + at * p.width);
     }
-    if (!whole) resize(M, wide, held, p.width);
+    if (!whole) resize(M, p.width, wide, held, p.width);
 }
 
 template <class E> void remember(const Memory& p) {
@@ -268,11 +351,17 @@ template <class T> void largest(const Largest& p) {
 
 extern "C" void largest_float32(const Largest* p) { largest<float>(*p); }
 extern "C" void largest_float64(const Largest* p) { largest<double>(*p); }
-#define EXPORT(NAME, E)                                                            \
-    extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); } \
-    extern "C" void packed_rows_##NAME(const Choice* p) { packed_rows<E>(*p); }    \
-    extern "C" void gate_rows_##NAME(const Gating* p) { gate_rows<E>(*p); }        \
-    extern "C" void rotate_##NAME(const Rotation* p) { rotate<E>(*p); }            \
+extern "C" void delta_in_turn_float32(const Turns* p) { delta_in_turn<float>(*p); }
+extern "C" void delta_in_turn_float64(const Turns* p) { delta_in_turn<double>(*p); }
+#define EXPORT(NAME, E)                                                                                   \
+    extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); }                        \
+    extern "C" void packed_rows_##NAME(const Choice* p) { packed_rows<E>(*p); }                           \
+    extern "C" void gate_rows_##NAME(const Gating* p) { gate_rows<E, E>(*p); }                            \
+    extern "C" void gate_wide_rows_##NAME(const Gating* p) { gate_rows<Compute<E>::T, E>(*p); }           \
+    extern "C" void rotate_##NAME(const Rotation* p) { rotate<E>(*p); }                                   \
+    extern "C" void unit_rows_##NAME(const Units* p) { unit_rows<E>(*p); }                                \
+    extern "C" void sigmoid_rows_##NAME(const Elements* p) { sigmoid_rows<E>(*p); }                       \
+    extern "C" void log_sigmoid_rows_##NAME(const Elements* p) { log_sigmoid_rows<E>(*p); }               \
     extern "C" void remember_##NAME(const Memory* p) { remember<E>(*p); }
 EXPORT(float32, float)
 EXPORT(float64, double)

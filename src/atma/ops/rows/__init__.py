@@ -1,9 +1,13 @@
 """Operations on the rows of tokens whose result for a token is the same bits whatever else is in the call.
 
-`product` with a packed weight, `gate`, `rotate`, `remember` and `largest` are compiled passes where these are there and
-no gradient is recorded (ops/native/serve.cpp); otherwise `gate`, `rotate` and `largest` are plain PyTorch, equal up to
-rounding, and the others are not to be had. Serving stands on them: what a text reads must not depend on what is served
-beside it, or on how its tokens were cut into calls.
+They are compiled passes where these are there and no gradient is recorded (ops/native/serve.cpp); otherwise `product`,
+`row_of` and `remember` are not to be had, and the others are plain PyTorch, equal up to rounding. Serving stands on
+them: what a text reads must not depend on what is served beside it, or on how its tokens were cut into calls. Those
+that take `steady` are PyTorch's own to the bit without it, as a model that is not served computes them.
+
+Compiled and without gradients, `causal_conv`, `gated_conv`, `rms_norm`, `gated_square`, attention over pages and
+`gated_delta(steady=True)` are of this kind too. Attention over contiguous keys, a linear layer's own product and the
+delta rule in chunks are not: they go by the number of tokens. Nor are PyTorch's exponentials, by a number's place.
 """
 
 import ctypes
@@ -60,11 +64,40 @@ def gate(x: Tensor, opening: Tensor) -> Tensor:
     """x ⊙ σ(opening), both (B, H, T, K), with the heads of a token side by side: (B, T, H·K)."""
     if not _compiled(x) or opening.dtype != x.dtype:
         return (x * torch.sigmoid(opening)).transpose(1, 2).flatten(2)
-    x, opening = x.contiguous(), opening if opening.stride(-1) == 1 else opening.contiguous()
-    y = torch.empty((x.shape[0], x.shape[2], x.shape[1] * x.shape[3]), dtype=x.dtype)
-    places = (x.data_ptr(), opening.data_ptr(), y.data_ptr())
-    native.call("gate_rows", x.dtype, (*x.shape, *opening.stride()[:3], *places))
+    return _gate("gate_rows", x, opening)
+
+
+def gate_heads(x: Tensor, opening: Tensor, steady: bool) -> Tensor:
+    """x (B, H, T, K) with the heads of a token side by side, ⊙ σ(opening (B, T, H·K)).
+
+    steady: by the pass of `gate` where it is there, and then in opening's dtype, of x in that or float32.
+    """
+    if not steady or not _compiled(opening):
+        return x.transpose(1, 2).flatten(2) * torch.sigmoid(opening)
+    name = "gate_rows" if x.dtype == opening.dtype else "gate_wide_rows"
+    x = x if x.dtype == opening.dtype else x.to(_work(opening))
+    return _gate(name, x, opening.unflatten(2, (x.shape[1], x.shape[3])).transpose(1, 2))
+
+
+def unit(x: Tensor, steady: bool) -> Tensor:
+    """x (B, H, T, K) / max(‖x‖, 1e-12) over the last axis; steady: compiled where that is there, float32 or wider."""
+    if not steady or not _compiled(x):
+        return F.normalize(x, dim=-1)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = torch.empty(x.shape, dtype=_work(x))
+    places = (x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    native.call("unit_rows", x.dtype, (*x.shape, *x.stride()[:3], *places))
     return y
+
+
+def sigmoid(x: Tensor, steady: bool) -> Tensor:
+    """1 / (1 + e^−x); steady: compiled where that is there, the same code for every number."""
+    return _each("sigmoid_rows", x) if steady and _compiled(x) else torch.sigmoid(x)
+
+
+def log_sigmoid(x: Tensor, steady: bool) -> Tensor:
+    """−log(1 + e^−x); steady: compiled where that is there, the same code for every number."""
+    return _each("log_sigmoid_rows", x) if steady and _compiled(x) else F.logsigmoid(x)
 
 
 def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
@@ -121,8 +154,40 @@ def largest(x: Tensor) -> Tensor:
     return y
 
 
+def _gate(name: str, x: Tensor, opening: Tensor) -> Tensor:
+    x, opening = x.contiguous(), opening if opening.stride(-1) == 1 else opening.contiguous()
+    y = torch.empty((x.shape[0], x.shape[2], x.shape[1] * x.shape[3]), dtype=opening.dtype)
+    places = (x.data_ptr(), opening.data_ptr(), y.data_ptr())
+    native.call(name, y.dtype, (*x.shape, *opening.stride()[:3], *places))
+    return y
+
+
+def _each(name: str, x: Tensor) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    native.call(name, x.dtype, (x.numel(), x.data_ptr(), y.data_ptr()))
+    return y
+
+
+def _work(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _compiled(x: Tensor) -> bool:
     return not recording() and backend_for("auto", x, "dense") == "native"
 
 
-__all__ = ["Packed", "gate", "largest", "pack", "product", "remember", "rotate", "row_of"]
+__all__ = [
+    "Packed",
+    "gate",
+    "gate_heads",
+    "largest",
+    "log_sigmoid",
+    "pack",
+    "product",
+    "remember",
+    "rotate",
+    "row_of",
+    "sigmoid",
+    "unit",
+]
