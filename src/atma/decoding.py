@@ -18,6 +18,7 @@ from atma.ops.native.recorder import Program, Recorder, Unrecordable
 from atma.state import ModelState
 
 RECORDED, CAPTURED = "recorded", "a CUDA graph"
+OTHER_SHAPES = "a step changes the shapes or dtypes of the state"
 
 
 def way(device: str, dtype: torch.dtype) -> str:
@@ -93,13 +94,16 @@ class Decoder:
             return self._capture()
         if self.how != RECORDED:
             return self._eager()
+        before = _Carried(self.state)
+        own = states.transform(self.state, lambda _, x: _ordinary(x))
         try:
-            changing = [self._tokens, *states.tensors(self.state)]
+            changing = [self._tokens, *states.tensors(own)]
             with torch.inference_mode(False), torch.no_grad(), Recorder(changing) as recorder:
-                hidden, after = self._model.unchecked(self._tokens, self.state)
+                hidden, after = self._model.unchecked(self._tokens, own)
                 logits = self._model.logits(hidden[:, -1])
-                self._take(after, recorder.copy)
-        except Unrecordable as reason:  # nothing of the state was changed but keys that are written again
+                _take(own, after, recorder.copy)
+        except Unrecordable as reason:
+            before.put_back()
             self.how = f"eager: {reason}"
             return self._eager()
         self._recorded = recorder.program()
@@ -107,25 +111,76 @@ class Decoder:
         return logits
 
     def _capture(self) -> Tensor:
-        """On a CUDA device. The steps before the capture write the same keys again and take no part in the state."""
+        """On a CUDA device. What the steps before the capture do to the state is undone."""
+        before = _Carried(self.state)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._model.logits(self._model.unchecked(self._tokens, self.state)[0][:, -1])
+                hidden, after = self._model.unchecked(self._tokens, self.state)
+                self._model.logits(hidden[:, -1])
         torch.cuda.current_stream().wait_stream(side)
+        before.put_back()
+        if _shapes(after) != _shapes(self.state):
+            self.how = f"eager: {OTHER_SHAPES}"
+            return self._eager()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             hidden, after = self._model.unchecked(self._tokens, self.state)
             logits = self._model.logits(hidden[:, -1])
-            self._take(after, lambda to, source: to.copy_(source))
+            _take(self.state, after, lambda to, source: to.copy_(source))
         graph.replay()  # capturing computes nothing
         self._recorded = graph
         return logits
 
-    def _take(self, after: ModelState | None, copy: Callable[[Tensor, Tensor], object]) -> None:
-        """Write what the state has become where it was."""
-        assert after is not None
-        for old, new in zip(states.tensors(self.state), states.tensors(after), strict=True):
-            if new.data_ptr() != old.data_ptr():
-                copy(old, new)
+
+class _Carried:
+    """What a state holds beside its keys: a step may change it in place, and one made again must not find it changed.
+
+    Keys need no copy, which would be as large as they are: a step writes them behind the row's length, and writes them
+    there again.
+    """
+
+    def __init__(self, state: ModelState) -> None:
+        self._own = [x for x, grows in zip(states.tensors(state), _growing(state), strict=True) if not grows]
+        self._copies = [x.clone() for x in self._own]
+
+    def put_back(self) -> None:
+        for own, copy in zip(self._own, self._copies, strict=True):
+            own.copy_(copy)
+
+
+def _growing(state: ModelState) -> list[bool]:
+    """For each tensor of a state, whether it is larger in one with room for more."""
+    sizes = states.transform(state, lambda _, x: x.to("meta"))
+    wider = states.grow(sizes, states.capacity(state) + 1)
+    return [a.shape != b.shape for a, b in zip(states.tensors(sizes), states.tensors(wider), strict=True)]
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """The same memory as a tensor that may be written in place outside of inference mode."""
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+
+
+def _take(state: ModelState, after: ModelState | None, copy: Callable[[Tensor, Tensor], object]) -> None:
+    """Write what the state has become where it was. Unrecordable: it has become one of other shapes."""
+    if after is None or _shapes(after) != _shapes(state):
+        raise Unrecordable(OTHER_SHAPES)
+    before, now = states.tensors(state), states.tensors(after)
+    places = {x.untyped_storage().data_ptr() for x in before}
+    changed = [(old, new) for old, new in zip(before, now, strict=True) if _lies(old) != _lies(new)]
+    # What lies elsewhere in the state may be written before it is read.
+    changed = [(old, new.clone() if new.untyped_storage().data_ptr() in places else new) for old, new in changed]
+    for old, new in changed:
+        copy(old, new)
+
+
+def _shapes(state: ModelState | None) -> list[tuple[torch.Size, torch.dtype]]:
+    return [] if state is None else [(x.shape, x.dtype) for x in states.tensors(state)]
+
+
+def _lies(x: Tensor) -> tuple[int, tuple[int, ...]]:
+    return x.data_ptr(), x.stride()

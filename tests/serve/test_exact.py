@@ -14,7 +14,7 @@ from atma.bench.conversations import Cold, Trace
 from atma.loading import load
 from atma.model import Model
 from atma.ops import native
-from atma.ops.native import recorder
+from atma.ops.native import operations
 from atma.serve.exact import Served
 from atma.serve.request import Request
 from atma.tokenizer import byte_tokenizer
@@ -204,8 +204,8 @@ def test_a_step_that_cannot_be_recorded_is_made_as_ever(model, monkeypatch) -> N
     expected = AuditedEngine(model, byte_tokenizer(), SMALL)
     wanted = expected.submit(request)
     finish(expected, wanted)
-    kernels = {name: kernel for name, kernel in recorder._KERNELS.items() if "cat" not in str(name)}
-    monkeypatch.setattr(recorder, "_KERNELS", kernels)
+    kernels = {name: kernel for name, kernel in operations.KERNELS.items() if "cat" not in str(name)}
+    monkeypatch.setattr(operations, "KERNELS", kernels)
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
     handle = engine.submit(request)
     finish(engine, handle)

@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Sequence
 
 from atma.ops import native
-from atma.ops.native.recorder import Program
+from atma.ops.native.recorder import Program, check
 
 
 class Beside:
@@ -21,10 +21,11 @@ class Beside:
         library = native.status().library
         assert library is not None
         self._replay = library.replay_beside
+        self._replay.restype = ctypes.c_int64
 
     def replay(self) -> None:
-        """Compute all again."""
-        self._replay(self._lists, self._lengths, ctypes.c_int64(len(self._programs)))
+        """Compute all again. IndexError as `Program.replay`."""
+        check(self._replay(self._lists, self._lengths, ctypes.c_int64(len(self._programs))))
 
 
 __all__ = ["Beside"]
