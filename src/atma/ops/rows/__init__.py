@@ -11,7 +11,6 @@ delta rule in chunks are not: they go by the number of tokens. Nor are PyTorch's
 """
 
 import ctypes
-import struct
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,12 @@ from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import backend_for, recording
+
+_ROTATE = "batch heads tokens width pairs x_batch x_head x_token position_batch x position frequency y"
+_REMEMBER = (
+    "batch heads groups tokens width q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token "
+    "q k v decay beta gate memory y decay_bias beta_bias most epsilon threads"
+)
 
 
 class Packed(NamedTuple):
@@ -46,8 +51,8 @@ def product(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     x, bias = x.contiguous(), None if bias is None else bias.to(x.dtype).contiguous()
     y = torch.empty((*x.shape[:-1], weight.outputs), dtype=x.dtype)
     sizes = (x.numel() // x.shape[-1], x.shape[-1], weight.outputs)
-    places = [0 if z is None else z.data_ptr() for z in (x, weight.panels, bias, y)]
-    native.call("product_rows", x.dtype, (*sizes, *places, torch.get_num_threads()))
+    values = (*sizes, *native.addresses(x, weight.panels, bias, y), torch.get_num_threads())
+    native.call("product_rows", x.dtype, "rows inputs outputs x packed bias y threads", values)
     return y
 
 
@@ -55,8 +60,8 @@ def row_of(index: Tensor, weight: Packed) -> Tensor:
     """Rows (…, inputs) of a packed weight, by index (…) int64 from 0 to its outputs - 1, which is not checked."""
     index = index.contiguous()
     y = torch.empty((*index.shape, weight.panels.shape[1]), dtype=weight.panels.dtype)
-    places = (index.data_ptr(), weight.panels.data_ptr(), y.data_ptr())
-    native.call("packed_rows", y.dtype, (index.numel(), y.shape[-1], *places))
+    values = (index.numel(), y.shape[-1], *native.addresses(index, weight.panels, y))
+    native.call("packed_rows", y.dtype, "n inputs index packed y", values)
     return y
 
 
@@ -85,8 +90,8 @@ def unit(x: Tensor, steady: bool) -> Tensor:
         return F.normalize(x, dim=-1)
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(x.shape, dtype=_work(x))
-    places = (x.data_ptr(), y.data_ptr(), torch.get_num_threads())
-    native.call("unit_rows", x.dtype, (*x.shape, *x.stride()[:3], *places))
+    values = (*x.shape, *x.stride()[:3], *native.addresses(x, y), torch.get_num_threads())
+    native.call("unit_rows", x.dtype, "batch heads tokens width x_batch x_head x_token x y threads", values)
     return y
 
 
@@ -106,8 +111,8 @@ def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
         x = x if x.stride(-1) == 1 else x.contiguous()
         y, position = torch.empty(x.shape, dtype=x.dtype), position.to(torch.int32).contiguous()
         by_row = position.shape[1] if position.shape[0] > 1 else 0
-        places = [z.data_ptr() for z in (x, position, frequency, y)]
-        native.call("rotate", x.dtype, (*x.shape, len(frequency), *x.stride()[:3], by_row, *places))
+        places = native.addresses(x, position, frequency, y)
+        native.call("rotate", x.dtype, _ROTATE, (*x.shape, len(frequency), *x.stride()[:3], by_row, *places))
         return y
     angle = position[:, None, :, None] * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
@@ -136,9 +141,8 @@ def remember(
     y = torch.empty(opening.shape, dtype=q.dtype)
     sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    places = [x.data_ptr() for x in (q, k, v, decay, beta, opening, memory, y)]
-    bits = struct.unpack("4q", struct.pack("4d", *constants))
-    native.call("remember", q.dtype, (*sizes, *strides, *places, *bits, torch.get_num_threads()))
+    places = native.addresses(q, k, v, decay, beta, opening, memory, y)
+    native.call("remember", q.dtype, _REMEMBER, (*sizes, *strides, *places, *constants, torch.get_num_threads()))
     return y
 
 
@@ -150,22 +154,22 @@ def largest(x: Tensor) -> Tensor:
         return torch.where(top.values.isfinite(), top.indices, -1)
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(x.shape[0], dtype=torch.int64)
-    native.call("largest", x.dtype, (*x.shape, x.stride(0), x.data_ptr(), y.data_ptr()))
+    native.call("largest", x.dtype, "rows width x_row x y", (*x.shape, x.stride(0), *native.addresses(x, y)))
     return y
 
 
 def _gate(name: str, x: Tensor, opening: Tensor) -> Tensor:
     x, opening = x.contiguous(), opening if opening.stride(-1) == 1 else opening.contiguous()
     y = torch.empty((x.shape[0], x.shape[2], x.shape[1] * x.shape[3]), dtype=opening.dtype)
-    places = (x.data_ptr(), opening.data_ptr(), y.data_ptr())
-    native.call(name, y.dtype, (*x.shape, *opening.stride()[:3], *places))
+    fields = "batch heads tokens width gate_batch gate_head gate_token x gate y"
+    native.call(name, y.dtype, fields, (*x.shape, *opening.stride()[:3], *native.addresses(x, opening, y)))
     return y
 
 
 def _each(name: str, x: Tensor) -> Tensor:
     x = x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
-    native.call(name, x.dtype, (x.numel(), x.data_ptr(), y.data_ptr()))
+    native.call(name, x.dtype, "n x y", (x.numel(), *native.addresses(x, y)))
     return y
 
 
