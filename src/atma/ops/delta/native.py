@@ -17,6 +17,10 @@ _FIELDS = (
     "v_token q k v log_decay beta born memory out after before "
     "grad_out grad_after grad_q grad_k grad_v grad_decay grad_beta grad_memory"
 )
+_IN_TURN = (
+    "batch heads groups tokens width value_width q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token "
+    "q k v log_decay beta memory out threads"
+)
 
 
 def recurrence(
@@ -39,8 +43,8 @@ def in_turn(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, me
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype)
     sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    places = [x.data_ptr() for x in (q, k, v, log_decay, beta, memory, out)]
-    native.call("delta_in_turn", q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
+    places = native.addresses(q, k, v, log_decay, beta, memory, out)
+    native.call("delta_in_turn", q.dtype, _IN_TURN, (*sizes, *strides, *places, torch.get_num_threads()))
     return out, memory
 
 

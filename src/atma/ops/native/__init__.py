@@ -10,13 +10,12 @@ import ctypes
 import functools
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -69,33 +68,18 @@ def available(*dtypes: torch.dtype) -> bool:
     return all(dtype in DTYPES for dtype in dtypes) and status().library is not None
 
 
-def call(name: str, dtype: torch.dtype | None, fields: Any, values: Sequence[int | float] | None = None) -> None:
+def call(name: str, dtype: torch.dtype | None, fields: str, values: Sequence[int | float]) -> None:
     """Run the kernel `name` for `dtype` (None: it has one form) on the sizes, strides, addresses and numbers `values`.
 
     fields: the names of the values, in their order, which need not be that of the compiled struct; an array is one name
     and several values. They are checked at the first call with them: ValueError names the field that is wrong, missing
     or surplus, or says that there are not as many values, or that the library is not there.
     """
-    if values is None:  # kernels of step.cpp and serve.cpp, which do not tell their fields yet
-        _call_in_order(name, dtype, fields)
-        return
     found = _packers.get((name, dtype, fields)) or _packer(name, dtype, fields)
     kernel, count, pack, order = found
     if len(values) != count:
         raise ValueError(f"{name} takes {count} values for its fields {fields}, not {len(values)}")
     packed = pack(*values) if order is None else pack(*order(values))
-    kernel(packed)
-    if _log.calls is not None:
-        _log.calls.append(Call(kernel, packed))
-
-
-def _call_in_order(name: str, dtype: torch.dtype | None, arguments: Sequence[int]) -> None:
-    library, reason = status()
-    if library is None:
-        raise ValueError(f"the native backend is not available: {reason}")
-    kernel = getattr(library, name if dtype is None else f"{name}_{DTYPES[dtype]}")
-    kernel.restype = None
-    packed = struct.pack(f"{len(arguments)}q", *arguments)
     kernel(packed)
     if _log.calls is not None:
         _log.calls.append(Call(kernel, packed))

@@ -28,7 +28,7 @@ def packer(library: ctypes.CDLL, symbol: str, names: Sequence[str]) -> Packer:
     kernel, tell = getattr(library, symbol), getattr(library, f"{symbol}_layout")
     kernel.restype, tell.restype = None, ctypes.POINTER(_Layout)
     told = tell().contents
-    codes = _codes(told.fields.decode())
+    codes = _codes(told.fields.decode(), told.bytes)
     packing = struct.Struct("".join(codes.values()))
     if packing.size != told.bytes:
         raise ValueError(f"{symbol} takes {told.bytes} bytes, but its fields {packing.size}: {told.fields}")
@@ -47,14 +47,18 @@ def packer(library: ctypes.CDLL, symbol: str, names: Sequence[str]) -> Packer:
     return Packer(kernel, count, packing.pack, None if order == sorted(order) else itemgetter(*order))
 
 
-def _codes(text: str) -> dict[str, str]:
-    """Each field of declarations in C++ as a format of `struct`: one letter a number or address, all of 64 bits."""
-    found = {}
+def _codes(text: str, size: int) -> dict[str, str]:
+    """Each field of declarations in C++ as a format of `struct`: one letter a number or address, all of 64 bits. Fields
+    that are structs themselves share what of the size is left."""
+    found, structs = {}, dict[str, int]()
     for declaration in text.split(";"):
-        code = "d" if declaration.strip().startswith("double ") else "q"
+        kind = declaration.split()[0] if declaration.strip() else ""
         for name, count in re.findall(r"(\w+)(?:\[(\d+)\])?\s*(?:,|$)", declaration.strip()):
-            found[name] = code * int(count or 1)
-    return found
+            found[name] = ("d" if kind == "double" else "q") * int(count or 1)
+            if "*" not in declaration and kind not in ("double", "int64_t"):
+                structs[name] = int(count or 1)
+    left = size // 8 - sum(len(code) for name, code in found.items() if name not in structs)
+    return found | {name: "q" * (count * left // sum(structs.values())) for name, count in structs.items()}
 
 
 def addresses(*tensors: Any) -> list[int]:

@@ -18,7 +18,10 @@ struct Layout {
         return &layout;                                         \
     }
 
-// KERNEL(name, Name, function): exports function(const Name&) as `name`, and as `name_layout` what it takes.
+// TELLS(name, Name): exports as `name_layout` what the exported kernel `name` takes. KERNEL(name, Name, function): exports
+// the kernel too, which is function(const Name&).
+#define TELLS(NAME, TAKES) \
+    extern "C" const Layout* NAME##_layout() { return layout_of(static_cast<const TAKES*>(nullptr)); }
 #define KERNEL(NAME, TAKES, ...)                                \
     extern "C" void NAME(const TAKES* p) { (__VA_ARGS__)(*p); } \
-    extern "C" const Layout* NAME##_layout() { return layout_of(static_cast<const TAKES*>(nullptr)); }
+    TELLS(NAME, TAKES)
