@@ -20,7 +20,7 @@ RECENT = 128
 
 
 class Queries(NamedTuple):
-    """The queries of one row's call, and what they see: the key of token s, for query i where first[i] ≤ s < last[i]."""
+    """The queries of one row's call, and what they see: query i the keys of tokens first[i] ≤ s < last[i]."""
 
     scaled: Tensor  # (H, P, K): logits are scaled · key
     keys: Tensor  # (G, S, K)
