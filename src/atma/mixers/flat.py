@@ -13,7 +13,13 @@ from atma.mixers import attention, delta_memory, gated_conv, polar, rope
 from atma.strict import from_dict, require
 
 NAMES = ("local", "global")
-OWNERS = (attention.AttentionConfig, gated_conv.ConvConfig, delta_memory.DeltaConfig, polar.PolarConfig, rope.RopeConfig)
+OWNERS = (
+    attention.AttentionConfig,
+    gated_conv.ConvConfig,
+    delta_memory.DeltaConfig,
+    polar.PolarConfig,
+    rope.RopeConfig,
+)
 FIELDS = {one.name: one for owner in OWNERS for one in dataclasses.fields(owner)}
 """The options, by name."""
 
