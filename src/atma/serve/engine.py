@@ -163,14 +163,14 @@ class Engine:
     def _make_room(self) -> None:
         """A page for every text that needs one to be written on."""
         full = [s for s in self.batch.sequences if s.position // self.memory.pool.size not in s.pages]
-        for sequence in self._with_pages([(s, 1) for s in full]):
+        for sequence in self._with_pages([(s, 0) for s in full]):
             self.batch.pages_changed(sequence)
 
     def _with_pages(self, plan: list[tuple[Sequence, int]]) -> dict[Sequence, int]:
-        """Pages for so many positions more of each text; those that came last give way, and are left out."""
+        """Pages for reading so many tokens of each text; those that came last give way, and are left out."""
         for sequence, count in sorted(plan, key=lambda one: one[0].ticket):
             while sequence in self.scheduler.running:
-                if self.memory.grow(sequence, sequence.position + count):
+                if self.memory.grow(sequence, count):
                     break
                 victim = self.scheduler.last_to_come()
                 assert victim is not None

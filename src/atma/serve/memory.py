@@ -108,9 +108,13 @@ class Memory:
         first = self.pool.first_page(sequence.position)
         self.pool.release([sequence.pages.pop(n) for n in list(sequence.pages) if n < first])
 
-    def grow(self, sequence: Sequence, end: int) -> bool:
-        """See to it that the next positions up to `end` have pages. False if not all have, even without kept states."""
+    def grow(self, sequence: Sequence, count: int = 0) -> bool:
+        """See to it that the next `count` positions have pages, and the one that is written after them.
+
+        False if not all have, even without kept states.
+        """
         self.slide(sequence)
+        end = min(sequence.position + count + 1, self._end(sequence))
         places = range(sequence.position // self.pool.size, self.pool.pages_for(end))
         missing = [n for n in places if n not in sequence.pages]
         while self.pool.free < len(missing):
@@ -172,11 +176,14 @@ class Memory:
         places = range(self.pool.first_page(standing.position), self.pool.pages_for(standing.position))
         return {n: sequence.pages[n] for n in places}
 
+    def _end(self, sequence: Sequence) -> int:
+        """Where a sequence stands when its next token has been read, if it ever is."""
+        return max(sequence.target, min(sequence.target + 1, sequence.longest))
+
     def _own(self, sequence: Sequence, kept: Kept | None) -> range:
         """The pages, by their places, that a sequence needs of its own from a kept state on, until its next token or
         for as long as it reads within its most pages."""
-        position, longest = kept.standing.position if kept else 0, sequence.longest
-        end = self.pool.pages_for(max(sequence.target, min(sequence.target + 1, longest)))
+        position, end = kept.standing.position if kept else 0, self.pool.pages_for(self._end(sequence))
         if self.most_pages is not None:
             end = min(end, self.pool.first_page(position) + self.most_pages)
         return range(position // self.pool.size, end)
