@@ -38,6 +38,7 @@ class WindowState(NamedTuple):
         """
         if kind != "GlobalState" or not {"length", "keys", "values"} <= set(saved):
             return None
+        assert isinstance(self.keys, Tensor)
         length, size = saved["length"], self.keys.shape[2]
         return {name: _last(saved[name], length, size) for name in ("keys", "values")}
 

@@ -21,7 +21,6 @@ from atma.ops import native
 from atma.ops.backend import backend_for, recording
 
 _ROTATE = "batch heads tokens width pairs x_batch x_head x_token position_batch x position frequency y"
-)
 
 
 class Packed(NamedTuple):
