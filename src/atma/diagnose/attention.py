@@ -43,7 +43,7 @@ def queries_of(mixer: Attending, seen: Seen) -> Queries:
     """The queries of an observed call of one row, with their softmax statistics in float32 or wider."""
     projected, start = mixer.project(seen.x, seen.before), seen.start
     q, k = mixer.core.turn(projected.q, projected.k, start, None)
-    attended = mixer.attended(seen.before, k, projected.v)
+    attended = mixer.attended(seen.before, k, projected.v, in_order=True)
     assert isinstance(attended.keys, Tensor) and isinstance(attended.values, Tensor) and attended.start is not None
     gone = int(start[0] - attended.start[0])  # keys that a window has left behind
     keys, values = (F.pad(x, (0, 0, gone, 0)) for x in (attended.keys, attended.values))
