@@ -9,7 +9,7 @@ import torch
 
 from atma.config import ModelConfig
 from atma.diagnose.texts import lay
-from atma.eval.documents import Documents
+from atma.eval.likelihood.prefixes import Documents
 from atma.model import Model
 from atma.tokenizer import Tokenizer, byte_tokenizer
 

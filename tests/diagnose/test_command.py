@@ -5,14 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 from atma.checkpoint import save_model
 from atma.cli import main
 from atma.diagnose import diagnosis
 from atma.diagnose.page import figures
 from atma.diagnose.plan import SIZES, Plan
-from atma.eval.documents import Documents
+from atma.eval.likelihood.prefixes import Documents
 from atma.tokenizer import byte_tokenizer
 from tests.diagnose.conftest import Loaded, made
 
@@ -113,16 +112,6 @@ def test_the_cap_is_the_trained_length_and_takes_the_worst_heads(folder):
     assert diagnosis.trained_length(load(folder / "tiny")) == 64
     assert diagnosis.trained_length(loaded) is None
     assert diagnosis.diagnose(loaded, documents, Plan(lengths=(128, 192), records=1, stress=0, mask="none")).cap == 128
-
-
-def test_a_model_of_convolutions_alone_is_refused():
-    from atma.config import ModelConfig
-    from atma.model import Model
-
-    model = Model(ModelConfig(257, 16, depth=2, pattern=("local",), query_heads=2, key_value_heads=1, head_width=8))
-    documents = Documents(torch.full((1, 200), 97).numpy(), 256)
-    with pytest.raises(ValueError, match="no global layer"):
-        diagnosis.diagnose(Loaded(model, byte_tokenizer()), documents, Plan(lengths=(128,), records=1))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -11,7 +11,7 @@ import torch
 from atma.diagnose.diagnosis import diagnose
 from atma.diagnose.effects import UNCHANGED, effect_rows, estimate, far_rows, reading_rows
 from atma.diagnose.findings import findings
-from atma.diagnose.parts import memories
+from atma.diagnose.parts import forgetting
 from atma.diagnose.plan import Plan
 from atma.diagnose.reading import Reading
 from atma.diagnose.texts import documents_of_text
@@ -189,7 +189,7 @@ def test_a_healthy_model_is_not_blamed(read_by_nano):
 
 def test_a_head_made_to_hold_three_million_tokens_is_found_and_its_cap_measured(read_by_nano):
     loaded, documents, _ = read_by_nano
-    memory, gamma = memories(loaded.model)[6], 2 ** (-1 / 3.07e6)
+    memory, gamma = forgetting(loaded.model)[6], 2 ** (-1 / 3.07e6)
     weights = {name: x.clone() for name, x in memory.state_dict().items()}
     bound, memory.max_half_life = memory.max_half_life, math.inf
     try:

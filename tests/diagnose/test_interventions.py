@@ -9,14 +9,13 @@ from atma.diagnose.interventions import capped, masked, noted_decays
 from atma.diagnose.parts import (
     Head,
     Part,
+    attending,
     channel_masks,
     channels,
-    global_mixers,
+    forgetting,
     head_masks,
-    memories,
     memory_heads,
     parse_heads,
-    projections,
 )
 from tests.diagnose.conftest import made
 
@@ -34,8 +33,8 @@ def same(a, b):
 
 def test_a_masked_channel_is_a_projection_of_zeros(any_model):
     before = hidden(any_model)
-    for layer, mixer in global_mixers(any_model).items():
-        for channel, projection in projections(mixer).items():
+    for layer, mixer in attending(any_model).items():
+        for channel, projection in mixer.channels().items():
             with masked(any_model, Part((layer,), (channel,))):
                 found = hidden(any_model)
             weight = projection.weight.detach().clone()
@@ -48,12 +47,12 @@ def test_a_masked_channel_is_a_projection_of_zeros(any_model):
 
 
 def test_a_masked_head_is_its_columns_at_zero_in_every_channel(any_model):
-    layer, mixer = list(global_mixers(any_model).items())[-1]
+    layer, mixer = list(attending(any_model).items())[-1]
     before = hidden(any_model)
     with masked(any_model, head_masks(any_model)[f"without head {layer}.1"]):
         found = hidden(any_model)
     with torch.no_grad():
-        for projection in projections(mixer).values():
+        for projection in mixer.channels().values():
             projection.weight[:, projection.in_features // 2 :] = 0
     same(found, hidden(any_model))
     assert (found - before).abs().max() > 1e-3
@@ -88,7 +87,7 @@ def test_a_cap_on_all_heads_is_the_configured_bound(model):
     before = hidden(model)
     with capped(model, memory_heads(model), 3.0):
         found = hidden(model)
-    for memory in memories(model).values():
+    for memory in forgetting(model).values():
         memory.max_half_life = 3.0
     assert torch.equal(found, hidden(model))
     assert (found - before).abs().max() > 1e-4
@@ -96,11 +95,11 @@ def test_a_cap_on_all_heads_is_the_configured_bound(model):
 
 @torch.no_grad()
 def test_a_cap_on_one_head_bounds_its_gamma_and_no_other(model):
-    mixer, x = global_mixers(model)[3], torch.randn(1, 9, 16, dtype=torch.float64)
+    mixer, x = attending(model)[3], torch.randn(1, 9, 16, dtype=torch.float64)
     memory, projected = mixer.memory, mixer.project(x)
     with capped(model, [Head(3, 1)], 2.0):
         found, after = memory(x, projected.q, projected.k, projected.v, None)
-    log_decay, beta = memory.gates(x)
+    log_decay, beta = memory.log_decay(x), memory.beta(x)
     gamma = log_decay.exp()
     assert (gamma[:, 1] > 2**-0.5).any() and (gamma[:, 0] > 2**-0.5).any()
     gamma[:, 1] = gamma[:, 1].clamp(max=2**-0.5)
@@ -131,7 +130,7 @@ def test_everything_is_undone_even_after_an_error(model):
         raise RuntimeError("inside")
     assert torch.equal(before, hidden(model))
     assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
-    assert not any("gates" in vars(memory) for memory in memories(model).values())
+    assert not any("log_decay" in vars(memory) for memory in forgetting(model).values())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert len(notes[1]) == 1  # of the call inside, and of none after
 
@@ -150,10 +149,15 @@ def test_a_cap_that_is_no_number_of_tokens_is_refused(model, half_life):
         pass
 
 
-def test_a_memory_that_serving_compiled_is_refused(model):
-    memories(model)[1].stepwise = True
-    with pytest.raises(ValueError, match="load the model again"), capped(model, [Head(1, 0)], 5):
-        pass
+def test_a_cap_holds_in_the_steady_form_too(model):
+    whole = {}
+    for steady in (False, True):
+        for memory in forgetting(model).values():
+            memory.steady(steady)
+        with capped(model, memory_heads(model), 3.0):
+            whole[steady] = hidden(model)
+    same(whole[True], whole[False])
+    assert (whole[True] - hidden(model)).abs().max() > 1e-4
 
 
 def test_heads_are_named_by_layer_and_head(model):

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from atma.diagnose.attention import RECENT, mean_weights, queries_of, sink, weights
 from atma.diagnose.observed import observed
-from atma.diagnose.parts import global_mixers, projections
+from atma.diagnose.parts import attending
 from atma.diagnose.probe import Probe, branch_figures
 from atma.diagnose.reading import read
 from atma.diagnose.texts import lay
-from atma.mixers.attention import PolarCore
+from atma.mixers.polar import PolarCore
 from atma.tokenizer import byte_tokenizer
 
 LENGTHS = (160, 300)
@@ -23,7 +23,7 @@ def inputs_of_mixers(model, tokens):
     """What each global mixer is given when the whole text is read at once."""
     x, given = model.embed(tokens), {}
     for i, block in enumerate(model.blocks):
-        if block.kind == "global":
+        if i in attending(model):
             given[i] = block.norm_mixer(x)
         x, _ = block(x)
     return given
@@ -34,9 +34,7 @@ def slow_weights(mixer, x):
     """Weights (H, T, T) on keys and (H, T) on the null, from the formulas of maths.md, query by query."""
     projected = mixer.project(x)
     q, k = projected.q, projected.k
-    if mixer.rotary is not None:
-        position = torch.arange(x.shape[1])[None]
-        q, k = mixer.rotary(q, position), mixer.rotary(k, position)
+    q, k = (mixer.core.turned(z, torch.arange(x.shape[1])[None]) for z in (q, k))
     T, core = x.shape[1], mixer.core
     real, null = torch.zeros(2, T, T, dtype=torch.float64), torch.zeros(2, T, dtype=torch.float64)
     for head in range(2):
@@ -63,7 +61,7 @@ def test_figures_of_heads_are_those_of_materialised_weights(any_model, text):
     assert len(rows) == 2 * 2 * len(LENGTHS)
     for length in LENGTHS:
         for layer, x in inputs_of_mixers(any_model, text.tokens[None, :length]).items():
-            mixer = global_mixers(any_model)[layer]
+            mixer = attending(any_model)[layer]
             real, null = (w[:, -64:] for w in slow_weights(mixer, x))
             for head in range(2):
                 row, w = rows[layer, head, length], real[head]
@@ -87,7 +85,7 @@ def test_figures_of_heads_are_those_of_materialised_weights(any_model, text):
 
 @torch.no_grad()
 def slow_memory(mixer, x):
-    log_decay, beta = mixer.memory.gates(x)
+    log_decay, beta = mixer.memory.log_decay(x), mixer.memory.beta(x)
     projected, M = mixer.project(x), torch.zeros(2, 8, 8, dtype=torch.float64)
     for t in range(x.shape[1]):
         k, v = F.normalize(projected.k[0, 0, t], dim=0), projected.v[0, 0, t]
@@ -105,12 +103,12 @@ def test_a_copy_score_is_the_weight_of_the_tokens_to_be_told(any_model, text):
     for length in LENGTHS:
         asked = torch.cat([text.tokens[:length], torch.tensor(record.cue + record.value[:-1])])
         for layer, x in inputs_of_mixers(any_model, asked[None]).items():
-            real, _ = slow_weights(global_mixers(any_model)[layer], x)
+            real, _ = slow_weights(attending(any_model)[layer], x)
             for head in range(2):
                 score = sum(float(real[head, len(asked) - 5 + i, record.place + i]) for i in range(5)) / 5
                 assert rows[layer, head, length]["copy_score"] == pytest.approx(score, rel=1e-9, abs=1e-15)
                 found.append(score)
-    windowed = global_mixers(any_model)[1].core.window is not None
+    windowed = attending(any_model)[1].core.window is not None
     assert max(found) == 0 if windowed else max(found) > 1e-4
 
 
@@ -122,10 +120,10 @@ def observe(model, tokens):
 
 def test_branches_sum_to_what_the_mixer_adds(any_model, text):
     seen, given = observe(any_model, text.tokens), inputs_of_mixers(any_model, text.tokens[None])
-    for layer, mixer in global_mixers(any_model).items():
+    for layer, mixer in attending(any_model).items():
         with torch.no_grad():
             whole, _ = mixer(given[layer])
-        assert set(seen[layer].branches) == set(projections(mixer))
+        assert set(seen[layer].branches) == set(mixer.channels())
         torch.testing.assert_close(sum(seen[layer].branches.values()), whole, rtol=1e-10, atol=1e-10)
 
 
@@ -140,7 +138,7 @@ def test_energies_and_cosines_are_those_of_the_branches(model, text):
 
 
 def test_weights_and_the_null_sum_to_one_in_any_blocks(any_model, text, monkeypatch):
-    mixer, seen = global_mixers(any_model)[1], observe(any_model, text.tokens)[1]
+    mixer, seen = attending(any_model)[1], observe(any_model, text.tokens)[1]
     with torch.inference_mode():
         queries = queries_of(mixer, seen)
         total = weights(queries, 0, 301).sum(-1) + (0 if queries.null is None else queries.null)

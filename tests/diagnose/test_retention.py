@@ -8,7 +8,7 @@ import torch
 
 from atma.config import ModelConfig
 from atma.diagnose.interventions import noted_decays
-from atma.diagnose.parts import Head, memories
+from atma.diagnose.parts import Head, forgetting
 from atma.diagnose.retention import KEPT, half_life, longest_held, retention_rows, thinned, zero_input
 from atma.model import Model
 from tests.diagnose.conftest import made
@@ -21,7 +21,7 @@ def sigmoid(x):
 @torch.no_grad()
 def test_zero_input_is_the_sigmoid_of_the_biases_within_the_bound(model):
     for (layer, head), log_decay in zero_input(model).items():
-        memory = memories(model)[layer]
+        memory = forgetting(model)[layer]
         gamma = sigmoid(float(memory.decay_proj.bias[head]) + 3.9)
         assert math.exp(log_decay) == pytest.approx(gamma, rel=1e-12)
         memory.max_half_life = 2.0

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from atma.eval.curves import fixed_targets, length_curve, position_edges
-from atma.eval.documents import choose_documents, junk_stream
-from atma.eval.language_model import Native
+from atma.eval import Native, choose_documents, fixed_targets, junk_stream, length_curve
+from atma.eval.likelihood.prefixes import position_edges
 from atma.eval.stream import score
 
 LENGTHS = [16, 32, 64, 128]

@@ -9,7 +9,8 @@ from atma.commands.eval_lengths import table
 from atma.config import EvaluationConfig
 from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare
-from atma.eval import evaluate, provenance, read_rows, write_rows
+from atma.eval import Native, evaluate, provenance, read_rows, write_rows
+from atma.eval.lengths import plan
 from atma.hashes import weights_hash
 from atma.tokenizer import train_bpe
 
@@ -191,3 +192,14 @@ def test_needles_are_told_with_their_number_and_interval():
     shares |= {"exact_accuracy": 1.0, "exact_low": 0.34, "exact_high": 1.0}
     [cells] = table([{"kind": "needle", "length": 64, "trials": 2} | shares])
     assert cells == ["64", "–", "–", "100% [70%, 100%] of 10", "100% [34%, 100%] of 2"]
+
+
+def test_measurements_keep_the_names_and_specifications_under_which_rows_are_on_disk(tiny, split):
+    texts = {"lengths": [96, 128], "documents": 3}
+    assert [(one.name, one.spec) for one in plan(Native(tiny), split, SMALL)] == [
+        ("nested prefixes", texts | {"joined": True, "measure": "nested"}),
+        ("fixed targets", texts | {"joined": True, "measure": "fixed", "targets": 16}),
+        ("junk stream", texts | {"measure": "junk"}),
+        ("needles at 96", {"measure": "needle", "length": 96, "trials": 2}),
+        ("needles at 128", {"measure": "needle", "length": 128, "trials": 2}),
+    ]

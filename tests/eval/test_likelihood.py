@@ -208,9 +208,9 @@ def test_lengths_that_the_texts_do_not_reach_are_skipped_and_said(tiny, small, b
 def test_a_length_past_what_a_model_can_read_is_refused_before_anything_is_measured(tiny, small):
     model = Native(tiny)
     model.longest = 100
-    with pytest.raises(ValueError, match="128 tokens to read pass the 100 positions"):
+    with pytest.raises(ValueError, match="128 tokens pass the 100 positions"):
         run(small(measures=("clean",)), model)
-    with pytest.raises(ValueError, match="167 tokens to read pass the 100 positions"):
+    with pytest.raises(ValueError, match="167 tokens pass the 100 positions"):
         run(small(measures=("fixed",)), model)
 
 

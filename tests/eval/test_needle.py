@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from atma.eval.documents import haystack
-from atma.eval.language_model import Native
-from atma.eval.needle import digit_ids, draw_trials, layouts, needle
-from atma.eval.stream import Streaming
+from atma.eval import Native, Streaming, haystack, needle
+from atma.eval.retrieval.induction import draw_trials, layouts
+from atma.eval.retrieval.needles import digit_ids
 from atma.tokenizer import byte_tokenizer
 
 TEXT = np.random.default_rng(0).integers(97, 123, 500)

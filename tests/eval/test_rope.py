@@ -9,13 +9,10 @@ import torch
 
 from atma.cli import main
 from atma.config import ModelConfig, identity
-from atma.eval import Native, Stretch, Stretched
-from atma.eval.curves import length_curve
-from atma.eval.documents import Documents
-from atma.eval.needle import needle
+from atma.eval import Documents, Native, Stretch, Stretched, length_curve, needle
 from atma.eval.rope import stretch_of
 from atma.loading import Loaded, load
-from atma.mixers.rope import frequencies, logit_scale
+from atma.mixers.rope import RopeConfig, frequencies, logit_scale
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer
 from tests.laws.conftest import randomise
@@ -31,15 +28,15 @@ def loaded(seed: int = 0) -> Loaded:
 
 
 def test_interpolation_turns_every_pair_as_many_times_more_slowly():
-    slow = frequencies(rope(rope_scaling="linear", rope_factor=8.0))
-    torch.testing.assert_close(slow * 8, frequencies(rope()), rtol=1e-15, atol=0)
-    assert logit_scale(rope(rope_scaling="linear", rope_factor=8.0)) == logit_scale(rope()) == 0.12
+    linear = RopeConfig(rope_scaling="linear", rope_factor=8.0)
+    torch.testing.assert_close(frequencies(linear, 16) * 8, frequencies(RopeConfig(), 16), rtol=1e-15, atol=0)
+    assert logit_scale(linear) == logit_scale(RopeConfig()) == 0.12
 
 
 @pytest.mark.parametrize(("trained", "factor"), [(256, 4.0), (2048, 16.0), (64, 256.0)])
 def test_yarn_is_its_formula_pair_by_pair(trained, factor):
-    config = rope(rope_scaling="yarn", rope_factor=factor, rope_trained=trained)
-    for own, found in zip(frequencies(rope()).tolist(), frequencies(config).tolist(), strict=True):
+    config = RopeConfig(rope_scaling="yarn", rope_factor=factor, rope_trained=trained)
+    for own, found in zip(frequencies(RopeConfig(), 16).tolist(), frequencies(config, 16).tolist(), strict=True):
         turns = trained / (2 * math.pi / own)
         share = 0 if turns < 1 else 1 if turns > 32 else (turns - 1) / 31
         assert found == pytest.approx((1 - share) * own / factor + share * own, rel=1e-12)
@@ -47,8 +44,8 @@ def test_yarn_is_its_formula_pair_by_pair(trained, factor):
 
 
 def test_a_pair_that_turns_often_is_left_alone_and_one_that_turns_less_than_once_is_slowed():
-    config = rope(rope_scaling="yarn", rope_factor=4.0, rope_trained=256)
-    ratio = frequencies(config) / frequencies(rope())
+    config = RopeConfig(rope_scaling="yarn", rope_factor=4.0, rope_trained=256)
+    ratio = frequencies(config, 16) / frequencies(RopeConfig(), 16)
     assert ratio[0] == 1 and ratio[-1] == 0.25
 
 
@@ -59,7 +56,7 @@ def test_a_pair_that_turns_often_is_left_alone_and_one_that_turns_less_than_once
         ({"rope_scaling": "linear", "rope_factor": 0.5}, "'rope_factor' must be a finite number of at least 1"),
         ({"rope_scaling": "linear", "rope_factor": math.inf}, "'rope_factor' must be a finite number"),
         ({"rope_factor": 2.0}, "'rope_factor' must be left out without rope_scaling"),
-        ({"core": "nope", "rope_scaling": "linear"}, "'rope_scaling' must be none for core nope"),
+        ({"core": "nope", "rope_scaling": "linear"}, "'rope_scaling' must be none where no layer is rope"),
     ],
 )
 def test_what_cannot_be_stretched_is_refused(changes, message):
@@ -123,7 +120,7 @@ def test_options_that_stretch_nothing_are_told(kind, trained, factor, message):
 
 def test_the_trained_length_is_what_the_folder_says_and_other_cores_are_refused():
     assert stretch_of(load("nano-rope"), "yarn", None, None) == Stretch("yarn", 256)
-    with pytest.raises(ValueError, match="has the core polar, not rope"):
+    with pytest.raises(ValueError, match="nano has no rope layer, whose positions could be stretched"):
         stretch_of(load("nano"), "yarn", None, None)
     with pytest.raises(ValueError, match="give --rope-trained"):
         stretch_of(loaded()._replace(info={}), "yarn", None, None)

@@ -178,7 +178,7 @@ class Server:
 
 def test_it_is_diagnosed(trained, atma, tmp_path):
     out = tmp_path / "rows.jsonl"
-    options = ["--lengths", 32, 64, "--documents", 2, "--records", 1, "--stress", 1, "--page", tmp_path / "page.html"]
+    options = ["--lengths", 128, 192, "--documents", 2, "--records", 1, "--stress", 1, "--page", tmp_path / "page.html"]
     atma("diagnose", trained, "--data", trained.parent / "data", "--out", out, *options)
     rows = read_rows(out)
     held = {(row["layer"], row["head"]) for row in rows if row["kind"] == "retention"}

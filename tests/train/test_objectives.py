@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_run import rows, tiny_model
 
+from atma.config import ModelConfig
 from atma.model import Model
 from atma.train.distractor import alignment, core_calls, noise
 from atma.train.objectives import discrete, regularise, residual_stream, strong, weak, zipfian
@@ -161,3 +162,10 @@ def test_the_polar_term_is_the_mass_taken_from_the_null_alone(count_limit, sharp
     logits = t[..., None] * torch.cat([scores, floor[..., None].expand(4, -1, -1, 1)], -1)
     expected = 1 - logits.softmax(-1)[..., -1].mean()
     torch.testing.assert_close(alignment([call], 16, seeded(7)), expected, rtol=1e-4, atol=0)
+
+
+def test_a_model_in_which_no_layer_attends_has_no_distractor_term():
+    with core_calls(Model(ModelConfig(257, 16, depth=2, pattern=("local",)))) as calls:
+        pass
+    with pytest.raises(ValueError, match="'distractor_weight' needs a layer that attends, and the model has none"):
+        alignment(calls, 4, seeded())

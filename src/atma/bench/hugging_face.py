@@ -1,13 +1,13 @@
 """Hugging Face's LFM2 and Qwen3-Next as contenders: random weights, our width, depth, heads and layer pattern.
 
-Local layers become LFM2's gated convolutions and Qwen3-Next's gated delta nets; no experts. The MLP's intermediate size
-is chosen so that the parameters come as near as possible to ours. Attention is PyTorch's SDPA.
+Layers that do not attend become LFM2's gated convolutions and Qwen3-Next's gated delta nets; no experts. The MLP's
+intermediate size is chosen so that the parameters come as near as possible to ours. Attention is PyTorch's SDPA.
 """
 
 import copy
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from atma.bench.available import peer
 from atma.bench.models import batch_of, weight_bytes
 from atma.config import ModelConfig
 from atma.eval.transformers_cache import cache_argument, cache_of
+from atma.mixers.heads import Attending
 
 FIRST = 8
 """Tokens that a peer reads to make its cache; the keys and values of the whole context then take their place."""
@@ -124,10 +125,35 @@ class Peer:
         return cache
 
 
+class Layers(NamedTuple):
+    """What a peer is made after: which layers attend, the heads of the first that does, and the taps of the others."""
+
+    attending: list[bool]
+    heads: int
+    groups: int
+    head_width: int
+    taps: int
+
+
+def layers_of(config: ModelConfig) -> Layers | None:
+    """Of a model of ours; None where no layer attends. Taps are as far as the first of the others reaches, else 3."""
+    with torch.device("meta"):
+        mixers = [config.mixer(layer) for layer in range(config.depth)]
+    heads = next((one for one in mixers if isinstance(one, Attending)), None)
+    if heads is None:
+        return None
+    reaches = (one.reach for one in mixers if not isinstance(one, Attending))
+    taps = next((reach + 1 for reach in reaches if reach is not None), 3)
+    attending = [isinstance(one, Attending) for one in mixers]
+    return Layers(attending, heads.heads, heads.groups, heads.head_width, taps)
+
+
 def peers(config: ModelConfig, dtype: torch.dtype, device: torch.device, notes: list[str]) -> list[Peer]:
     """Their models nearest to ours; none without transformers, and a note."""
-    module = peer("transformers", notes)
-    if module is None:
+    module, layers = peer("transformers", notes), layers_of(config)
+    if module is not None and layers is None:
+        notes.append("no layer of the model attends: LFM2 and Qwen3-Next, which do, are left out")
+    if module is None or layers is None:
         return []
     made = []
     for name, kind, describe in (("LFM2", "Lfm2", _lfm2), ("Qwen3-Next", "Qwen3Next", _qwen)):
@@ -135,7 +161,7 @@ def peers(config: ModelConfig, dtype: torch.dtype, device: torch.device, notes: 
         if classes is None:
             notes.append(f"this version of transformers has no {name}: left out")
             continue
-        chosen = nearest(config, lambda size, c=classes, d=describe: d(c[0], config, size), classes[1])
+        chosen = nearest(config, lambda size, c=classes, d=describe: d(c[0], config, layers, size), classes[1])
         made.append(Peer(name, classes[1], chosen, dtype, device))
     return made
 
@@ -150,38 +176,37 @@ def nearest(config: ModelConfig, described: Callable[[int], Any], kind: type) ->
     return described(size)
 
 
-def _lfm2(config_class: type, config: ModelConfig, size: int) -> Any:
-    kinds = {"local": "conv", "global": GLOBAL}
+def _lfm2(config_class: type, config: ModelConfig, layers: Layers, size: int) -> Any:
     return config_class(
-        **_shared(config, size, kinds),
-        conv_L_cache=config.local_taps,
+        **_shared(config, layers, size, "conv"),
+        conv_L_cache=layers.taps,
         block_auto_adjust_ff_dim=False,
     )
 
 
-def _qwen(config_class: type, config: ModelConfig, size: int) -> Any:
-    kinds = {"local": "linear_attention", "global": GLOBAL}
+def _qwen(config_class: type, config: ModelConfig, layers: Layers, size: int) -> Any:
     return config_class(
-        **_shared(config, size, kinds),
-        head_dim=config.head_width,
-        linear_key_head_dim=config.head_width,
-        linear_value_head_dim=config.head_width,
-        linear_num_key_heads=config.query_heads,
-        linear_num_value_heads=config.query_heads,
+        **_shared(config, layers, size, "linear_attention"),
+        head_dim=layers.head_width,
+        linear_key_head_dim=layers.head_width,
+        linear_value_head_dim=layers.head_width,
+        linear_num_key_heads=layers.heads,
+        linear_num_value_heads=layers.heads,
         num_experts=0,
         mlp_only_layers=list(range(config.depth)),
     )
 
 
-def _shared(config: ModelConfig, size: int, kinds: dict[str, str]) -> dict[str, Any]:
+def _shared(config: ModelConfig, layers: Layers, size: int, otherwise: str) -> dict[str, Any]:
+    """What both take; `otherwise`: the kind of a layer that does not attend."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": size,
         "num_hidden_layers": config.depth,
-        "num_attention_heads": config.query_heads,
-        "num_key_value_heads": config.key_value_heads,
-        "layer_types": [kinds[kind] for kind in config.layers],
+        "num_attention_heads": layers.heads,
+        "num_key_value_heads": layers.groups,
+        "layer_types": [GLOBAL if attends else otherwise for attends in layers.attending],
         "max_position_embeddings": 1 << 20,
         "tie_word_embeddings": config.tied_head,
         "pad_token_id": None,

@@ -15,6 +15,7 @@ from atma.bench.parity import FORWARD, GRADIENT, TOLERANCE, require, rms
 from atma.config import ModelConfig, TrainConfig
 from atma.decoding import Decoder
 from atma.eval.stream import hidden_chunks
+from atma.mixers import small
 from atma.mixers.heads import Attending
 from atma.model import Model
 from atma.ops import use_backend
@@ -26,6 +27,8 @@ from atma.train.step import Stepper, computing
 
 CHECKED = 96
 """Tokens of the parity check, on the preset cut to one period of its layers and 512 ids."""
+LEAST = {"query_heads": 1, "key_value_heads": 1, "head_width": 16}
+"""Sizes of a mixer with next to no arithmetic in it; 16 is the least head width that every kernel takes."""
 FIELDS_FILLED = 0.5
 SPARE = 32
 """Tokens that a decoding state is timed over before it is set back."""
@@ -97,9 +100,16 @@ class Ours:
         return self._within(read), weight_bytes(model, model.embed.weight, self.config.tied_head)
 
     def tiny(self) -> "Ours":
-        """The same layers with next to no arithmetic in them; 16 is the least head width that every kernel takes."""
-        small = {"width": 16, "query_heads": 1, "key_value_heads": 1, "head_width": 16, "vocab_size": 16}
-        config = dataclasses.replace(self.config, **small, mlp_multiple=1)
+        """The same layers with next to no arithmetic in them, by the sizes of `LEAST` or those they are tested with."""
+        mixers = dict(self.config.mixers)
+        for name, one in self.config.named().items():
+            own = {key: value for key, value in mixers.get(name, {}).items() if key in LEAST}
+            least = {key: LEAST[key] for key in own} if LEAST.keys() & one.options else small(one.kind)[0]
+            if least:
+                mixers[name] = {"kind": one.kind, **mixers.get(name, {}), **least}
+        shared = self.config.options | LEAST
+        sizes = {"width": 16, "vocab_size": 16, "mlp_multiple": 1}
+        config = dataclasses.replace(self.config, **sizes, mixers=mixers, options=shared)
         return Ours(config, self.backend, self.dtype, self.device)
 
     def _within(self, call: Callable[[], object]) -> Callable[[], object]:
@@ -179,7 +189,9 @@ def weight_bytes(model: torch.nn.Module, embedding: Tensor, tied: bool) -> int:
 
 
 def _filled(context: int, field: str, x: Tensor) -> Tensor:
-    return torch.full_like(x, context) if field == "length" else torch.randn_like(x) * FIELDS_FILLED
+    if field == "length":
+        return torch.full_like(x, context)
+    return torch.randn_like(x) * FIELDS_FILLED if x.is_floating_point() else x
 
 
 def attention_cost(config: ModelConfig, rows: int, length: int) -> float:

@@ -11,7 +11,7 @@ from atma.diagnose.plan import Plan
 
 if TYPE_CHECKING:
     from atma.data.prepare import Progress
-    from atma.eval.documents import Documents
+    from atma.eval.likelihood.prefixes import Documents
     from atma.loading import Loaded
 
 Row = dict[str, Any]
@@ -80,8 +80,8 @@ def _loaded(model: str, dtype: str, device: str) -> "Loaded":
 
 def _documents(loaded: "Loaded", data: Path | None, text: Path | None, plan: Plan, progress: "Progress") -> "Documents":
     from atma.diagnose.texts import documents_of_text
-    from atma.eval.documents import choose_documents
     from atma.eval.held_out import open_text
+    from atma.eval.likelihood.prefixes import choose_documents
     from atma.eval.loaded import tokenizer_of
 
     tokenizer, extent = tokenizer_of(loaded), plan.extent
@@ -130,7 +130,7 @@ def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:
 
 
 def _share(row: Row) -> str:
-    from atma.eval.needle import VALUE_TOKENS
+    from atma.eval.retrieval.needles import VALUE_TOKENS
     from atma.statistics import share_text
 
     return share_text(row, "token_accuracy", "token_", row["trials"] * VALUE_TOKENS)

@@ -83,7 +83,7 @@ def _loss(row: dict[str, Any] | None) -> str:
 
 
 def _needle(row: dict[str, Any] | None) -> tuple[str, str]:
-    from atma.eval.needle import VALUE_TOKENS
+    from atma.eval.retrieval.needles import VALUE_TOKENS
     from atma.statistics import share_text
 
     if row is None:

@@ -10,7 +10,7 @@ from atma.config import EvaluationConfig, Recipe
 
 def announce(recipe: Recipe, evaluates: bool) -> None:
     """Tell what a user may not expect, before the first step. ValueError: the evaluation asked for can never work."""
-    from atma.eval.feasible import check_recipe
+    from atma.eval.lengths import check_recipe
 
     lines = check_recipe(recipe, evaluates)
     if not _first():

@@ -15,9 +15,9 @@ from torch import Tensor
 from atma.data.dataset import TokenSet
 from atma.demo.pace import Enough, Stage, lengths_in
 from atma.eval import Native, Row, choose_documents, fixed_targets, haystack, length_curve, needle, provenance
-from atma.eval.documents import Documents, text_tokens
 from atma.eval.language_model import Scored, by_length
-from atma.eval.needle import VALUE_TOKENS, draw_trials, layouts
+from atma.eval.likelihood.prefixes import Documents, text_tokens
+from atma.eval.retrieval.induction import VALUE_TOKENS, draw_trials, layouts
 from atma.eval.stream import Advance
 from atma.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ import numpy as np
 from atma.data.sources import documents
 from atma.demo.pace import Enough, Stage
 from atma.eval.language_model import Native
-from atma.eval.needle import VALUE_TOKENS, Trial, draw_trials, gap_length, layouts
+from atma.eval.retrieval.induction import VALUE_TOKENS, Trial, draw_trials, gap_length, layouts
 from atma.report.content import Answer, Recall
 from atma.tokenizer import Tokenizer
 

@@ -20,7 +20,7 @@ RECENT = 128
 
 
 class Queries(NamedTuple):
-    """The queries of one row's call, and what they see: key s of query i where first[i] ≤ s < last[i]."""
+    """The queries of one row's call, and what they see: query i the keys of tokens first[i] ≤ s < last[i]."""
 
     scaled: Tensor  # (H, P, K): logits are scaled · key
     keys: Tensor  # (G, S, K)
@@ -41,12 +41,10 @@ class Sink(NamedTuple):
 @torch.inference_mode()
 def queries_of(mixer: Attending, seen: Seen) -> Queries:
     """The queries of an observed call of one row, with their softmax statistics in float32 or wider."""
-    projected, start = mixer.project(seen.x, seen.before), seen.start
-    q, k = mixer.core.turn(projected.q, projected.k, start, None)
-    attended = mixer.attended(seen.before, k, projected.v, in_order=True)
-    assert isinstance(attended.keys, Tensor) and isinstance(attended.values, Tensor) and attended.start is not None
-    gone = int(start[0] - attended.start[0])  # keys that a window has left behind
-    keys, values = (F.pad(x, (0, 0, gone, 0)) for x in (attended.keys, attended.values))
+    projected = mixer.project(seen.x, seen.before)
+    q, k = mixer.core.turn(projected.q, projected.k, seen.start, None)
+    keys, values, start, _ = mixer.attended(seen.before, k, projected.v, in_order=True)
+    assert isinstance(keys, Tensor) and isinstance(values, Tensor) and start is not None
     first, last = visible_range(q, start, None, mixer.core.window)
     work = torch.promote_types(q.dtype, torch.float32)
     scale, null_logit = mixer.core.scale_and_null(q, (last - first).to(work))
@@ -57,7 +55,9 @@ def queries_of(mixer: Attending, seen: Seen) -> Queries:
         total = torch.logaddexp(total, null_logit)
         null = (null_logit - total).exp()[0]
     scaled = q[0].to(work) * scale[0, ..., None]
-    return Queries(scaled, keys[0], first[0], last[0], total[0], (L.square() / Q)[0], null)
+    gone = int(seen.start - start)  # keys before the first that a layer with a window still holds
+    placed = F.pad(keys[0], (0, 0, gone, 0))
+    return Queries(scaled, placed, first[0] + gone, last[0] + gone, total[0], (L.square() / Q)[0], null)
 
 
 def weights(queries: Queries, start: int, stop: int) -> Tensor:

@@ -22,7 +22,7 @@ from atma.diagnose.reading import read, read_recent
 from atma.diagnose.retention import longest_held, retention_rows, thinned
 from atma.diagnose.stress import gain_rows, gains
 from atma.diagnose.texts import Laid, check_lengths, lay
-from atma.eval.documents import Documents
+from atma.eval.likelihood.prefixes import Documents
 from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.provenance import model_provenance
 from atma.eval.stream import Advance

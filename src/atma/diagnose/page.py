@@ -50,7 +50,7 @@ def sentences(rows: Sequence[Row], found: Sequence[Finding]) -> list[str]:
 def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Finding], command: str) -> Path:
     """Write the page of a diagnosis of the model `name`. OSError if it cannot be written."""
     provenance = next((row["provenance"] for row in rows if "provenance" in row), {})
-    keys = ("model", "parameters", "core", "memory", "dtype", "weights_sha256", "texts_sha256", "seed")
+    keys = ("model", "parameters", "core", "memory", "pattern", "dtype", "weights_sha256", "texts_sha256", "seed")
     facts = {key: str(provenance[key]) for key in keys if key in provenance}
     title = f"Diagnosis of {name}"
     return plain_page(path, title, figures(rows), command, environment() | facts, sentences(rows, found), NOTE)

@@ -5,13 +5,13 @@ Layers and heads count from zero, as in maths.md: head 2.5 is head 5 of layer 2.
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from atma.mixers import Mixer
-from atma.mixers.heads import Attending
+from atma.mixers.heads import Attending, Core
 from atma.model import Block, Model
 from atma.state import leaves
 
@@ -49,9 +49,14 @@ def mixers(model: Model) -> dict[int, Mixer]:
     return {i: cast(Block, block).mixer for i, block in enumerate(model.blocks)}
 
 
+def attends(mixer: Mixer) -> TypeGuard[Attending]:
+    """Whether its queries read keys, by scores that its core tells of."""
+    return isinstance(mixer, Attending) and type(mixer.core).scale_and_null is not Core.scale_and_null
+
+
 def attending(model: Model) -> dict[int, Attending]:
-    """The mixers whose queries read keys, by layer."""
-    return {i: mixer for i, mixer in mixers(model).items() if isinstance(mixer, Attending)}
+    """The mixers that attend, by layer."""
+    return {i: mixer for i, mixer in mixers(model).items() if attends(mixer)}
 
 
 def forgetting(model: Model) -> dict[int, nn.Module]:
@@ -101,7 +106,8 @@ def held_by(head: Head, model: Model) -> list[str]:
 def memory_of(mixer: Mixer, state: object) -> Tensor | None:
     """What each head of a layer remembers, as (B, H, …, …); None where it remembers nothing, or in another form."""
     whole = mixer.retention() is mixer
-    held = [leaf.tensor for leaf in leaves(state) if leaf.carried and (whole or "memory" in leaf.path)]
+    kept = [leaf for leaf in leaves(state) if leaf.carried and leaf.slides is None]
+    held = [leaf.tensor for leaf in kept if whole or "memory" in leaf.path]
     found = [x for x in held if x.ndim == 4 and x.shape[1] == mixer.heads and torch.is_floating_point(x)]
     return found[0] if len(found) == 1 else None
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 from atma.diagnose.attention import RECENT, copy_mass, mean_weights, queries_of, sink
 from atma.diagnose.interventions import unnoted
 from atma.diagnose.observed import Seen, observed
-from atma.diagnose.parts import attending, memory_of, observable
+from atma.diagnose.parts import attending, attends, memory_of, observable
 from atma.diagnose.texts import VALUE_TOKENS, Record
 from atma.mixers import Mixer
 from atma.mixers.heads import Attending
@@ -83,10 +83,10 @@ class Probe:
 @torch.inference_mode()
 def head_figures(mixer: Mixer, seen: Seen) -> list[dict[str, float]]:
     """Of each head, means over the queries of an observed call of one row; nothing of what its layer has not."""
-    found = attention_figures(mixer, seen) if isinstance(mixer, Attending) else [{} for _ in range(mixer.heads)]
-    memory = memory_of(mixer, seen.after)
-    for head, figures in enumerate(found if memory is not None else []):
-        figures["memory_norm"] = float(torch.linalg.matrix_norm(memory[0, head]))
+    found = attention_figures(mixer, seen) if attends(mixer) else [{} for _ in range(mixer.heads)]
+    if (memory := memory_of(mixer, seen.after)) is not None:
+        for figures, held in zip(found, memory[0], strict=True):
+            figures["memory_norm"] = float(torch.linalg.matrix_norm(held))
     return found
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atma.eval.documents import Documents
-from atma.eval.needle import VALUE_TOKENS, draw_trials
+from atma.eval.likelihood.prefixes import Documents
+from atma.eval.retrieval.induction import VALUE_TOKENS, draw_trials
 from atma.tokenizer import Tokenizer
 
 

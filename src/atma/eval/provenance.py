@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 import atma
+from atma.config import ModelConfig
 from atma.data.dataset import TokenSet
 from atma.eval.loaded import Loaded, check_tokenizer, tokenizer_of
 from atma.eval.stream import DEFAULT, Streaming
 from atma.hashes import code_hash, config_hash, weights_hash
+from atma.mixers.flat import is_flat
 from atma.ops import backend_for
 
 
@@ -25,7 +27,7 @@ def provenance(loaded: Loaded, token_set: TokenSet, seed: int, streaming: Stream
 
 def model_provenance(loaded: Loaded) -> dict[str, Any]:
     """What concerns the model alone, the code and the machine's arithmetic."""
-    weight, config = next(loaded.model.parameters()), loaded.model.config
+    weight = next(loaded.model.parameters())
     return software() | {
         "weights_sha256": weights_hash(loaded.model, loaded.path),
         "model_config_sha256": config_hash(loaded.model),
@@ -35,10 +37,15 @@ def model_provenance(loaded: Loaded) -> dict[str, Any]:
         "backend": backend_for(x=weight),
         "truncate": False,
         "model": Path(loaded.path).name if loaded.path else None,
-        "core": config.core,
-        "memory": config.memory,
+        **_mixing(loaded.model.config),
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
     }
+
+
+def _mixing(config: ModelConfig) -> dict[str, Any]:
+    """The attention core and the memory, where the model has any, and its pattern where that is of other mixers."""
+    told = {key: getattr(config, key) for key in ("core", "memory") if hasattr(config, key)}
+    return told if is_flat(config.pattern, config.mixers) else told | {"pattern": list(config.pattern)}
 
 
 def software() -> dict[str, Any]:

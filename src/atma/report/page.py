@@ -121,5 +121,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _provenance(run: Run, key: str) -> str:
-    value = first_value((row.get("provenance", {}) for row in run.evaluation), key)
-    return "not measured" if value is None else str(value)
+    told = [row.get("provenance", {}) for row in run.evaluation]
+    value = first_value(told, key)
+    absent = "none" if key in ("core", "memory") and any(told) else "not measured"
+    return absent if value is None else str(value)

@@ -7,7 +7,7 @@ from pathlib import Path
 from atma.config import EvaluationConfig
 from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Progress, prepare
-from atma.eval.feasible import check_recipe, check_without_data
+from atma.eval.lengths import check_recipe, check_without_data
 from atma.sweep.cells import Sweep
 from atma.sweep.ledger import Ledger
 from atma.sweep.recipe import Source

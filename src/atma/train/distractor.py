@@ -51,7 +51,9 @@ def core_calls(model: Model) -> Iterator[list[CoreCall]]:
 
 
 def alignment(calls: list[CoreCall], count: int, generator: torch.Generator) -> Tensor:
-    """The distractor term with `count` random keys a layer, averaged over layers, in float32. At least one call."""
+    """The distractor term with `count` random keys a layer, averaged over layers, in float32. ValueError: no layer."""
+    if not calls:
+        raise ValueError("'distractor_weight' needs a layer that attends, and the model has none; leave it out")
     with torch.autocast(calls[0].q.device.type, enabled=False):
         return torch.stack([_one(call, count, generator) for call in calls]).mean()
 

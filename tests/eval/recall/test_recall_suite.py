@@ -1,8 +1,10 @@
 """The suite and its command: runs are kept and resumed, budgets shorten all alike, and the best rate is marked."""
 
 import dataclasses
+import importlib.metadata
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from atma.eval.recall import suite as suites
 from atma.eval.recall.suite import Recall, recall
 from atma.eval.recall.summary import figures, groups, table
 from atma.eval.results import read_rows
+from atma.mixers.table import GROUPS, find
 from atma.statistics import wilson
+
+PACKAGE = Path(__file__).parents[2] / "third_party" / "package"
 
 TINY = Recall(
     task="copy",
@@ -57,6 +62,22 @@ def test_a_run_leaves_its_curve_its_accuracies_and_what_is_to_be_known(made):
     assert first["memory_bytes"] == 2 * 8 * 8 * 4 and second["memory_bytes"] == 0
     assert first["identity"] != second["identity"] and first["model"]["core"] == "polar"
     assert first["trained_tokens"] == 640
+
+
+def test_any_mixer_is_trained_in_the_place_of_the_global_layers(monkeypatch):
+    monkeypatch.syspath_prepend(PACKAGE)
+    point = importlib.metadata.EntryPoint("echo", "atma_echo:Echo", GROUPS["mixer"])
+    monkeypatch.setattr("atma.mixers.table._points", lambda what: (point,) if what == "mixer" else ())
+    find.cache_clear()
+    try:
+        rows = recall(dataclasses.replace(TINY, model=("width=16",), mixers=("echo,code_width=4", "atma,head_width=8")))
+    finally:
+        find.cache_clear()
+    echo, atma = of(rows, "run")
+    assert echo["model"]["pattern"] == ["local", "echo"] and atma["model"]["pattern"] == ["local", "atma"]
+    assert echo["model"]["mixers"]["echo"]["code_width"] == 4
+    assert echo["memory_bytes"] == 2 * 4 * 4 and atma["memory_bytes"] == 2 * 8 * 8 * 4  # the average, and the squares
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
 def test_proportions_have_their_wilson_intervals_and_outcomes(made):

@@ -130,11 +130,23 @@ def test_a_mixer_in_words_is_a_model():
     assert isinstance(preset, ModelConfig)
 
 
+def test_the_name_of_any_mixer_takes_the_place_of_the_global_layers():
+    made = mixer("atma,window=16", base(Copying(64), "nano"))
+    assert made.layers == ("local", "local", "atma", "local") * 2
+    assert made.named()["atma"].options["window"] == 16 and made.head_width == 64 and made.max_half_life == 256
+    convolutions = mixer("gated_conv,local_taps=5", base(Copying(64)))
+    assert convolutions.layers == ("local", "gated_conv") and reach(convolutions) == 4 + 4
+    with pytest.raises(ValueError, match="'atma' takes the place of layers 'global', and the pattern has none"):
+        mixer("atma", base(Copying(64), "", ('pattern=["local"]',)))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("spiral", "'core' must be one of polar, nope, rope, not 'spiral'"),
-        ("polar+recall", "with \\+memory or without, not 'polar\\+recall'"),
+        ("spiral", "polar, nope, rope with \\+memory or without, or gated_conv, .*, not 'spiral'"),
+        ("polar+recall", "'memory': no memory 'recall'; did you mean 'delta'"),
+        ("gated_conv+memory", "with \\+memory or without, or gated_conv, .*, not 'gated_conv\\+memory'"),
+        ("gated_conv,window=3", "did you mean"),
         ("polar,windw=3", "did you mean 'window'"),
         ("polar,window", "KEY=VALUE, such as window=16"),
         ("polar,memory=true", "where its name says \\+memory"),

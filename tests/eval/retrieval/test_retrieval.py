@@ -12,8 +12,9 @@ from atma.eval import needle
 from atma.eval.compare import compare
 from atma.eval.hugging_face import HuggingFace
 from atma.eval.language_model import Native, Scored
-from atma.eval.retrieval import PRESETS, Maker, Retrieval, cells, page, suite
+from atma.eval.retrieval import PRESETS, Maker, Retrieval, cells, suite
 from atma.eval.retrieval.haystacks import haystack
+from atma.eval.retrieval.heat_map import page
 from atma.eval.retrieval.prompts import Ask
 from atma.eval.retrieval.ruler import RULER
 from atma.eval.retrieval.scoring import forced, found_share, free

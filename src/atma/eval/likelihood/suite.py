@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from atma.data.sources import describe
-from atma.eval.curves import position_edges
-from atma.eval.language_model import LanguageModel, Row, by_length
+from atma.eval.language_model import LanguageModel, Row, by_length, check_length
+from atma.eval.likelihood.prefixes import position_edges
 from atma.eval.likelihood.reading import Ending, Reading, Unit, from_beginning, to_end
 from atma.eval.likelihood.texts import Text, choose, read_source, stretches
 from atma.eval.likelihood.trend import trend
@@ -154,15 +154,6 @@ class Part:
             )
         return fits, [length for length in lengths if length not in fits]
 
-    def check(self, read: int) -> None:
-        """ValueError if the model cannot read so many tokens and may not drop any."""
-        longest = self.model.longest
-        if longest is not None and read > longest and not getattr(self.model, "truncate", False):
-            raise ValueError(
-                f"{read:,} tokens to read pass the {longest:,} positions that {self.model.name} has learned; "
-                "choose shorter lengths or targets"
-            )
-
 
 class Curve(Part):
     """Clean text or junk: one pass over the longest prefix gives every length and every position."""
@@ -172,7 +163,7 @@ class Curve(Part):
         readings, edges = self._readings, self._edges
         lengths, skipped = self._fits
         stops = [reading.stops[lengths[-1]] for reading in readings]
-        self.check(max(stops))
+        check_length(self.model, max(stops))
         start = self.model.tokenizer.start
         sequences = [np.concatenate([[start], r.ids[:stop]]) for r, stop in zip(readings, stops, strict=True)]
 
@@ -226,7 +217,7 @@ class Fixed(Part):
         endings = [to_end(t, suite.lengths, suite.target_bytes, suite.unit, self.model.tokenizer) for t in self.texts]
         lengths, skipped = self.fitting([ending.counts for ending in endings])
         reads = {n: [ending.counts[n] + len(ending.target.ids) for ending in endings] for n in lengths}
-        self.check(max(map(max, reads.values())))
+        check_length(self.model, max(map(max, reads.values())))
 
         def run(advance: Advance) -> list[Row]:
             rows = [self._at(endings, length, advance) | {"skipped_lengths": skipped} for length in lengths]

@@ -4,9 +4,9 @@ Texts are chosen and cut in bytes, before any tokenizer sees them. A text is a l
 ones where there are too few; the junk stretches are the documents of the source one after the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from atma.tokenizer import Tokenizer
 
 MOST_BYTES = 256 << 20
 """Of a source, what is read at most."""
+
+Part = TypeVar("Part", str, np.ndarray)
 
 
 class Text(NamedTuple):
@@ -64,18 +66,36 @@ def choose(sources: Sequence[str], size: int, count: int, seed: int) -> tuple[li
 
 
 def stretches(sources: Sequence[str], size: int, count: int, go_on: bool = False) -> list[Text]:
-    """Up to `count` texts of `size` bytes, of consecutive documents, whose last is cut, or goes on in the next."""
-    found: list[Text] = []
-    parts: list[str] = []
+    """Up to `count` texts of `size` bytes (`consecutive`)."""
+    found = consecutive(sources, size, count, lambda text: len(text.encode()), beginning, go_on)
+    return [Text(tuple(parts)) for parts in found]
+
+
+def consecutive(
+    sources: Iterable[Part],
+    size: int,
+    count: int,
+    measure: Callable[[Part], int],
+    cut: Callable[[Part, int], Part],
+    go_on: bool = False,
+) -> list[list[Part]]:
+    """Up to `count` texts of `size`, of consecutive documents, whose last is cut, or goes on in the next; their parts.
+
+    A document is a text or its tokens: `measure` tells its size, `cut` makes the beginning that a size has room for.
+    """
+    found: list[list[Part]] = []
+    parts: list[Part] = []
     left = size
-    for text in sources:
-        while text and len(found) < count:
-            parts.append(beginning(text, left))
-            text = text[len(parts[-1]) :]
-            left -= len(parts[-1].encode())
-            if left == 0 or text:
-                found.append(Text(tuple(part for part in parts if part)))
+    for document in sources if count > 0 else ():
+        while len(document):
+            parts.append(cut(document, left))
+            document = document[len(parts[-1]) :]
+            left -= measure(parts[-1])
+            if left == 0 or len(document):
+                found.append([part for part in parts if len(part)])
                 parts, left = [], size
+            if len(found) == count:
+                return found
             if not go_on:
                 break
     return found

@@ -53,6 +53,8 @@ def mixer(words: str, start: ModelConfig) -> ModelConfig:
     if plus or core not in names():
         known = f"{', '.join(CORES)} with +memory or without, or {', '.join(names())}"
         raise ValueError(f"a mixer is {known}, not '{name}'")
+    if GLOBAL not in start.pattern:
+        raise ValueError(f"'{name}' takes the place of layers '{GLOBAL}', and the pattern has none; leave pattern out")
     pattern = tuple(core if layer == GLOBAL else layer for layer in start.pattern)
     return _changed(start.changed({"pattern": pattern}), settings)
 
@@ -61,7 +63,7 @@ def reach(config: ModelConfig) -> int | None:
     """How many tokens back anything but a memory can carry a token to an output; None where there is no bound."""
     with torch.device("meta"):
         found = [config.mixer(layer).reach for layer in range(config.depth)]
-    return None if None in found else sum(found)  # pyright: ignore[reportArgumentType]
+    return None if None in found else sum(one for one in found if one is not None)
 
 
 def _changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:

@@ -46,7 +46,8 @@ class Recall:
     filler: Literal["blank", "random"] = "blank"
     """What stands between the queries of mqar."""
     mixers: tuple[str, ...] = ("polar+memory", "polar", "nope+memory", "nope", "rope")
-    """CORE or CORE+memory, and after commas settings of this one alone: polar+memory,window=16."""
+    """CORE or CORE+memory of the global layers, or the name of any mixer that takes their place; after commas settings
+    of this one alone: polar+memory,window=16."""
     model_preset: str = ""
     """Begin with this preset; by default two layers, local and global, of width 64."""
     model: tuple[str, ...] = ()

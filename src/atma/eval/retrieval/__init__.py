@@ -1,12 +1,11 @@
 """Retrieval over long contexts: passkeys, needles and the task types of RULER, by length, depth and haystack.
 
-`Retrieval` is the suite; `Maker` gives its prompts alone, `exported` as texts for use elsewhere, `page` its heat maps.
+`Retrieval` is the suite; `Maker` gives its prompts alone, `exported` as texts for use elsewhere. heat_map.py draws it.
 """
 
 from atma.eval.retrieval.export import exported
-from atma.eval.retrieval.heat_map import page
 from atma.eval.retrieval.maker import Maker
 from atma.eval.retrieval.presets import PRESETS, TASKS, Cell, cells
 from atma.eval.retrieval.suite import Retrieval, measured
 
-__all__ = ["PRESETS", "TASKS", "Cell", "Maker", "Retrieval", "cells", "exported", "measured", "page"]
+__all__ = ["PRESETS", "TASKS", "Cell", "Maker", "Retrieval", "cells", "exported", "measured"]

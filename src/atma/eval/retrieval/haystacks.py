@@ -12,7 +12,7 @@ import numpy as np
 
 from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.sources import documents
-from atma.eval.documents import haystack as split_tokens
+from atma.eval.likelihood.prefixes import without
 from atma.eval.retrieval.words import filler, prose
 from atma.eval.suite import sha256
 from atma.tokenizer import Tokenizer
@@ -81,13 +81,21 @@ def natural_text(source: str) -> str:
     return ("\n\n".join(parts) + "\n\n")[:NATURAL_CHARACTERS]
 
 
+def split_text(token_set: TokenSet, eot: int, limit: int = 4_000_000) -> np.ndarray:
+    """Text tokens among the first `limit` of the split in order, int64: what lies between a needle and its cue."""
+    text = without(token_set.read(0, min(limit, token_set.tokens)), eot)
+    if len(text) == 0:
+        raise ValueError("the split has no text; prepare data with a validation split")
+    return text
+
+
 def _prepared(folder: Path, tokenizer: Tokenizer) -> Haystack:
     token_set = TokenSet.open(folder, "validation")
     if token_set.tokenizer is None or token_set.tokenizer.hash() != tokenizer.hash():
         raise ValueError(
             f"{folder}: prepared with another tokenizer than the model's; name its text, or leave --natural out"
         )
-    return Haystack("natural", split_tokens(token_set, tokenizer.eot), token_set.hash, tokenizer)
+    return Haystack("natural", split_text(token_set, tokenizer.eot), token_set.hash, tokenizer)
 
 
 def _edges(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from atma.eval.language_model import Row
+from atma.eval.retrieval import induction
 from atma.eval.retrieval.haystacks import Haystack, Kind, haystack
-from atma.eval.retrieval.needles import NEEDLES, Writer, draw, induction_prompts, needle_prompt
+from atma.eval.retrieval.needles import NEEDLES, Writer, draw, needle_prompt
 from atma.eval.retrieval.presets import INDUCTION, Cell, cells
 from atma.eval.retrieval.prompts import Encoder, NoRoom, Prompt
 from atma.eval.retrieval.questions import Passages, read_hotpot, read_squad
@@ -51,7 +52,9 @@ class Maker:
         assert self.writer is not None
         text = self.haystacks[cell.haystack]
         if cell.task == INDUCTION:
-            return induction_prompts(self.writer, text, seed, trials, length, cell.absent)
+            tokenizer = self.encoder.tokenizer
+            drawn = induction.draw_trials(tokenizer, trials.stop, len(text.ids), seed)[trials.start :]
+            return induction.prompts(tokenizer, tokenizer.start, text.ids, drawn, length, cell.absent)
         return [
             needle_prompt(self.writer, cell.task, text, draw(seed, i), length, cell.depth, cell.absent) for i in trials
         ]

@@ -1,21 +1,23 @@
 """Passkeys and needles in the form that suits a base model: the question repeats the needle's own words.
 
 `<start> haystack needle haystack cue value`: a needle is a cue and its value, and the text ends with the cue again, as
-in `atma.eval.needle`, so nothing but recall is asked of a model, and no obedience. Values are five single-digit tokens.
+in `induction`, so nothing but recall is asked of a model, and no obedience. Values are five single-digit tokens.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from atma.eval.needle import CUE, RECORD_DIGITS, VALUE_TOKENS, digit_ids, draw_trials, layouts
 from atma.eval.retrieval.haystacks import Haystack
 from atma.eval.retrieval.prompts import Ask, Encoder, Insert, NoRoom, Prompt, spliced
+from atma.tokenizer import Tokenizer
 
 NEEDLES = ("passkey", "niah", "multikey", "multivalue", "multiquery")
 ASKS_ALL = ("multivalue", "multiquery")
 """Tasks whose needles are all asked for: they stand at random depths, so no depth is chosen."""
+CUE = " The access code for record {record} is"
 PASSKEY = " The pass key is"
+RECORD_DIGITS, VALUE_TOKENS = 7, 5
 COUNT = 4
 """Needles of the tasks with several."""
 PARTS = 1 << 32
@@ -107,13 +109,18 @@ def needle_prompt(
     return Prompt(np.concatenate([[writer.encoder.tokenizer.start], text, *questions]).astype(np.int64), tuple(asks))
 
 
-def induction_prompts(
-    writer: Writer, haystack: Haystack, seed: int, trials: range, length: int, absent: bool
-) -> list[Prompt]:
-    """These trials of `atma.eval.needle`: the needle first, then the haystack, then the cue."""
-    tokenizer = writer.encoder.tokenizer
-    drawn = draw_trials(tokenizer, trials.stop, len(haystack.ids), seed)[trials.start :]
-    rows = layouts(tokenizer.start, haystack.ids, drawn, length, absent).numpy()
-    texts = [tokenizer.decode(trial.value).strip() for trial in drawn]
-    start = length - VALUE_TOKENS
-    return [Prompt(ids, (Ask(start, length, VALUE_TOKENS, (text,)),)) for ids, text in zip(rows, texts, strict=True)]
+def digit_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int], bool]:
+    """Ids of a value's first digit and of its others, and whether the first holds the space before it.
+
+    Where some digit with a space is not one token (bytes, a small BPE), the cue takes the space. ValueError where a
+    bare digit is not one token.
+    """
+    bare = [tokenizer.encode(str(digit)) for digit in range(10)]
+    for digit, ids in enumerate(bare):
+        if len(ids) != 1:
+            raise ValueError(f"the tokenizer makes {len(ids)} tokens of the digit {digit}; needles need single digits")
+    rest = [ids[0] for ids in bare]
+    spaced = [tokenizer.encode(f" {digit}") for digit in range(10)]
+    if all(len(ids) == 1 for ids in spaced):
+        return [ids[0] for ids in spaced], rest, True
+    return rest, rest, False

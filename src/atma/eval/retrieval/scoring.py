@@ -21,11 +21,11 @@ SHOWN = 3
 
 
 class Forced(NamedTuple):
-    """One trial: answer tokens that were the likeliest, of how many, and their mean cost in nats."""
+    """One trial: answer tokens that were the likeliest, of how many, and their costs in nats, float64."""
 
     right: int
     of: int
-    nats: float
+    nats: np.ndarray
 
 
 class Free(NamedTuple):
@@ -48,7 +48,7 @@ def forced(model: LanguageModel, prompts: Sequence[Prompt], progress: Advance | 
         for row, i in enumerate(members):
             columns = np.concatenate([np.arange(ask.start, ask.stop) for ask in prompts[i].asks]) - (length - last)
             right, nats = scored.right[row, columns], scored.nats[row, columns]
-            found[i] = Forced(int(right.sum()), len(columns), float(nats.mean()))
+            found[i] = Forced(int(right.sum()), len(columns), nats)
     return [found[i] for i in range(len(prompts))]
 
 
@@ -67,11 +67,16 @@ def found_share(written: str, ask: Ask) -> float:
 
 def forced_row(trials: Sequence[Forced]) -> Row:
     """Token and exact accuracy with Wilson 95% intervals over tokens and over trials, and cross-entropy in nats."""
+    row: Row = {"cross_entropy": float(np.mean([trial.nats.mean() for trial in trials]))} | accuracies(trials)
+    return row | {"outcomes": [int(trial.right == trial.of) for trial in trials]}
+
+
+def accuracies(trials: Sequence[Forced], prefix: str = "") -> Row:
+    """The shares of tokens and of trials that are right, each with its Wilson 95% interval."""
     right, of = sum(trial.right for trial in trials), sum(trial.of for trial in trials)
-    outcomes = [int(trial.right == trial.of) for trial in trials]
-    row: Row = {"cross_entropy": float(np.mean([trial.nats for trial in trials]))}
-    row |= proportion("token_accuracy", "token_", right, of)
-    return row | proportion("exact_accuracy", "exact_", sum(outcomes), len(trials)) | {"outcomes": outcomes}
+    exact = sum(trial.right == trial.of for trial in trials)
+    row: Row = proportion(f"{prefix}token_accuracy", f"{prefix}token_", right, of)
+    return row | proportion(f"{prefix}exact_accuracy", f"{prefix}exact_", exact, len(trials))
 
 
 def free_row(trials: Sequence[Free]) -> Row:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from atma.eval.language_model import LanguageModel, Row, check_length
+from atma.eval.ragged import Told
 from atma.eval.retrieval.haystacks import Kind
 from atma.eval.retrieval.maker import Maker
 from atma.eval.retrieval.presets import PRESETS, TASKS, Cell, Preset, PresetName, Scoring, cells
@@ -114,14 +115,15 @@ def measured(model: LanguageModel, maker: Maker, cell: Cell, length: int, count:
     shown: list[str] = []
     outputs: list[list[str]] = []
     trials = []
-    for some in _groups(count, max(1, AT_ONCE // length)):
+    at_once = max(1, AT_ONCE // length)
+    for some in (range(start, min(count, start + at_once)) for start in range(0, count, at_once)):
         prompts = maker.prompts(cell, length, some)
         shown += [sha256(prompt.ids) for prompt in prompts]
         outputs += [[text for ask in prompt.asks for text in ask.outputs] for prompt in prompts]
-        told = _Told(advance)
+        told = Told(advance, length * len(prompts))
         if cell.scoring == "forced":
             trials += forced(model, prompts, told.some)
-            told.all(length * len(prompts))
+            told.rest()
         else:
             for prompt in prompts:
                 trials.append(free(model, prompt))
@@ -132,21 +134,3 @@ def measured(model: LanguageModel, maker: Maker, cell: Cell, length: int, count:
     row |= forced_row(trials) if cell.scoring == "forced" else free_row(trials)
     hashes = {"prompts_sha256": sha256(shown), "trials_sha256": maker.trials_sha256(cell, outputs)}
     return row | hashes | maker.hashes(cell)
-
-
-class _Told:
-    """Progress of a reading whose tokens are not known exactly: what is missing is told at the end."""
-
-    def __init__(self, advance: Advance) -> None:
-        self.advance, self.told = advance, 0
-
-    def some(self, tokens: int) -> None:
-        self.told += tokens
-        self.advance(tokens)
-
-    def all(self, tokens: int) -> None:
-        self.advance(tokens - self.told)
-
-
-def _groups(count: int, size: int) -> list[range]:
-    return [range(start, min(count, start + size)) for start in range(0, count, size)]

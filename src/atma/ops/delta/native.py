@@ -12,6 +12,15 @@ from atma.ops.operator import operator
 from atma.ops.segments import begins
 
 CHUNK = 64
+_FIELDS = (
+    "batch heads length width groups value_width threads q_batch q_head q_token k_batch k_head k_token v_batch v_head "
+    "v_token q k v log_decay beta born memory out after before "
+    "grad_out grad_after grad_q grad_k grad_v grad_decay grad_beta grad_memory"
+)
+_IN_TURN = (
+    "batch heads groups tokens width value_width q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token "
+    "q k v log_decay beta memory out threads"
+)
 
 
 def recurrence(
@@ -34,8 +43,8 @@ def in_turn(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, me
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype)
     sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    places = [x.data_ptr() for x in (q, k, v, log_decay, beta, memory, out)]
-    native.call("delta_in_turn", q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
+    places = native.addresses(q, k, v, log_decay, beta, memory, out)
+    native.call("delta_in_turn", q.dtype, _IN_TURN, (*sizes, *strides, *places, torch.get_num_threads()))
     return out, memory
 
 
@@ -94,15 +103,13 @@ def _call(
     results: tuple[Tensor | None, ...],
     gradients: tuple[Tensor | None, ...],
 ) -> None:
-    """Hand over a Problem of delta.cpp."""
     q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in inputs[:3]]
     log_decay, beta, memory = inputs[3].contiguous(), inputs[4].contiguous(), memory.contiguous()
     born = None if segment_ids is None else begins(segment_ids)
-    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    tensors = (q, k, v, log_decay, beta, born, memory, *results, *gradients)
-    places = [0 if x is None else x.data_ptr() for x in tensors]
-    native.call(name, q.dtype, (*sizes, *strides, *places, torch.get_num_threads()))
+    places = native.addresses(q, k, v, log_decay, beta, born, memory, *results, *gradients)
+    values = (*q.shape, v.shape[1], v.shape[3], torch.get_num_threads(), *strides, *places)
+    native.call(name, q.dtype, _FIELDS, values)
 
 
 def _shapes(q, k, v, log_decay, beta, memory, segment_ids) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,5 @@
 """The compiled kernels of ops/native/dense.cpp and rounds.cpp: float32, float64 and bfloat16, on the CPU."""
 
-import struct
-
 import torch
 from torch import Tensor
 
@@ -9,14 +7,18 @@ from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.operator import operator
 
+_NORM = "rows width x weight y epsilon threads"
+_NORM_BACKWARD = "rows width x weight grad grad_x grad_weight epsilon threads"
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Inference only. Every weight is read once, whatever the number of rows."""
     x, weight = x.contiguous(), weight.contiguous()  # held by name: the kernel gets addresses alone
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], weight.shape[0], x.shape[-1])
-    native.call("linear", x.dtype, (*sizes, *_places(x, weight, bias, y), torch.get_num_threads()))
+    sizes = (x.numel() // x.shape[-1], x.shape[-1], weight.shape[0])
+    values = (*sizes, *native.addresses(x, weight, bias, y), torch.get_num_threads())
+    native.call("linear", x.dtype, "rows inputs outputs x weight bias y threads", values)
     return y
 
 
@@ -27,17 +29,15 @@ def rms_norm(x: Tensor, weight: Tensor | None, width: int, epsilon: float, low: 
         return _norm(x, wide, epsilon, low != x.dtype)
     x, weight = x.contiguous(), None if weight is None else weight.to(x.dtype).contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
-    sizes = (x.numel() // width, width)
-    native.call("rms_norm", x.dtype, (*sizes, *_places(x, weight, y), _bits(epsilon), torch.get_num_threads()))
+    _call_norm("rms_norm", _NORM, (x, weight, y), epsilon)
     return y.to(low)
 
 
 def _norm_forward(x: Tensor, weight: Tensor | None, epsilon: float, lowered: bool) -> Tensor:
     x, weight = x.contiguous(), None if weight is None else weight.contiguous()
     y = torch.empty(x.shape, dtype=torch.bfloat16 if lowered else x.dtype)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1])
     name = "norm_forward_lowered" if lowered else "norm_forward"
-    native.call(name, x.dtype, (*sizes, *_places(x, weight, y), _bits(epsilon), torch.get_num_threads()))
+    _call_norm(name, _NORM, (x, weight, y), epsilon)
     return y
 
 
@@ -46,11 +46,16 @@ def _norm_backward(
 ) -> tuple[Tensor, Tensor]:
     x, grad, weight = x.contiguous(), grad.contiguous(), None if weight is None else weight.contiguous()
     grad_x, grad_weight = torch.empty(x.shape, dtype=x.dtype), _like_weight(x, weight)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1])
-    places = _places(x, weight, grad, grad_x, None if weight is None else grad_weight)
-    name = "norm_backward_lowered" if lowered else "norm_backward"
-    native.call(name, x.dtype, (*sizes, *places, _bits(epsilon), torch.get_num_threads()))
+    name, written = "norm_backward_lowered" if lowered else "norm_backward", None if weight is None else grad_weight
+    _call_norm(name, _NORM_BACKWARD, (x, weight, grad, grad_x, written), epsilon)
     return grad_x, grad_weight
+
+
+def _call_norm(name: str, fields: str, tensors: tuple[Tensor | None, ...], epsilon: float) -> None:
+    x = tensors[0]
+    assert x is not None
+    sizes = (x.numel() // x.shape[-1], x.shape[-1])
+    native.call(name, x.dtype, fields, (*sizes, *native.addresses(*tensors), epsilon, torch.get_num_threads()))
 
 
 def _like_weight(x: Tensor, weight: Tensor | None) -> Tensor:
@@ -76,25 +81,17 @@ def _gate_backward(grad: Tensor, h: Tensor) -> Tensor:
 
 def _call_gate(name: str, h: Tensor, grad: Tensor | None, y: Tensor) -> None:
     h, width = h.contiguous(), h.shape[-1] // 2
-    native.call(name, h.dtype, (h.numel() // (2 * width), width, *_places(h, grad, y), torch.get_num_threads()))
+    values = (h.numel() // (2 * width), width, *native.addresses(h, grad, y), torch.get_num_threads())
+    native.call(name, h.dtype, "rows width h grad y threads", values)
 
 
 def newton_schulz(gram: Tensor, coefficients: tuple[float, float, float], turns: int) -> Tensor:
     """For float32 and float64; without gradients."""
     gram, factor = gram.contiguous(), torch.empty(gram.shape, dtype=gram.dtype)
     sizes = (gram.numel() // max(1, gram.shape[-1] ** 2), gram.shape[-1], turns)
-    numbers = (*(_bits(x) for x in coefficients), torch.get_num_threads())
-    native.call("newton_schulz", gram.dtype, (*sizes, *_places(gram, factor), *numbers))
+    values = (*sizes, *native.addresses(gram, factor), *coefficients, torch.get_num_threads())
+    native.call("newton_schulz", gram.dtype, "count size turns gram factor a b c threads", values)
     return factor
-
-
-def _bits(x: float) -> int:
-    """Of a double."""
-    return struct.unpack("q", struct.pack("d", x))[0]
-
-
-def _places(*tensors: Tensor | None) -> list[int]:
-    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
 _gate = operator(

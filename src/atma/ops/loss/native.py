@@ -4,7 +4,6 @@ Logits exist a block of tokens and words at a time, in one buffer that the gradi
 tokens as it may and so few words, since each further block of tokens reads and writes the weight's gradient once more.
 """
 
-import struct
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +17,10 @@ BLOCK_LOGITS = 1 << 21
 """Logits held at once: 8 MiB in float32, 4 in bfloat16."""
 MOST_ROWS = 4096
 LEAST_WORDS = 64
+_FIELDS = {
+    "loss_forward": "rows columns first z bias targets top total chosen cap threads",
+    "loss_backward": "rows columns first z bias targets partition grad grad_bias cap threads",
+}
 
 
 def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> Tensor:
@@ -84,11 +87,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _call(name: str, z: Tensor, words: slice, bias: Tensor | None, rows: list[Tensor], cap: float) -> None:
-    """Hand over a Sums or Slopes of loss.cpp."""
-    at = None if bias is None else bias.contiguous()[words]
-    places = [0 if x is None else x.data_ptr() for x in (z, at, *rows)]
-    bits = struct.unpack("q", struct.pack("d", cap))[0]
-    native.call(name, z.dtype, (*z.shape, words.start, *places, bits, torch.get_num_threads()))
+    bias = None if bias is None else bias.contiguous()
+    places = native.addresses(z, None if bias is None else bias[words], *rows)
+    native.call(name, z.dtype, _FIELDS[name], (*z.shape, words.start, *places, cap, torch.get_num_threads()))
 
 
 _operation = loss_operator("atma::softcap_loss_native", _forward, _backward)

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import threading
@@ -20,15 +19,16 @@ from typing import NamedTuple
 
 import torch
 
-from atma.ops.native import build
+from atma.ops.native import build, layout
+from atma.ops.native.layout import addresses
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
-_kernels: dict[tuple[str, torch.dtype | None], Callable[..., None]] = {}
+_packers: dict[tuple[str, torch.dtype | None, str], layout.Packer] = {}
 
 
 class Call(NamedTuple):
-    """A kernel and the packed Problem it was given."""
+    """A kernel, and its arguments as it was given them."""
 
     kernel: Callable[..., None]
     arguments: bytes
@@ -68,20 +68,30 @@ def available(*dtypes: torch.dtype) -> bool:
     return all(dtype in DTYPES for dtype in dtypes) and status().library is not None
 
 
-def call(name: str, dtype: torch.dtype | None, arguments: Sequence[int]) -> None:
-    """Run the kernel `name` for `dtype` (None: it has one form) on sizes, strides and addresses in the order of its
-    Problem. ValueError if the library is not there."""
-    kernel = _kernels.get((name, dtype))
-    if kernel is None:
-        library, reason = status()
-        if library is None:
-            raise ValueError(f"the native backend is not available: {reason}")
-        kernel = _kernels[name, dtype] = getattr(library, name if dtype is None else f"{name}_{DTYPES[dtype]}")
-        kernel.restype = None
-    packed = struct.pack(f"{len(arguments)}q", *arguments)
+def call(name: str, dtype: torch.dtype | None, fields: str, values: Sequence[int | float]) -> None:
+    """Run the kernel `name` for `dtype` (None: it has one form) on the sizes, strides, addresses and numbers `values`.
+
+    fields: the names of the values, in their order, which need not be that of the compiled struct; an array is one name
+    and several values. They are checked at the first call with them: ValueError names the field that is wrong, missing
+    or surplus, or says that there are not as many values, or that the library is not there.
+    """
+    found = _packers.get((name, dtype, fields)) or _packer(name, dtype, fields)
+    kernel, count, pack, order = found
+    if len(values) != count:
+        raise ValueError(f"{name} takes {count} values for its fields {fields}, not {len(values)}")
+    packed = pack(*values) if order is None else pack(*order(values))
     kernel(packed)
     if _log.calls is not None:
         _log.calls.append(Call(kernel, packed))
+
+
+def _packer(name: str, dtype: torch.dtype | None, fields: str) -> layout.Packer:
+    library, reason = status()
+    if library is None:
+        raise ValueError(f"the native backend is not available: {reason}")
+    symbol = name if dtype is None else f"{name}_{DTYPES[dtype]}"
+    found = _packers[name, dtype, fields] = layout.packer(library, symbol, fields.split())
+    return found
 
 
 @contextlib.contextmanager
@@ -171,4 +181,4 @@ def _tell(text: str) -> None:
     print(f"atma: {text}", file=sys.stderr, flush=True)
 
 
-__all__ = ["DTYPES", "Call", "Status", "available", "call", "logged", "logging", "status"]
+__all__ = ["DTYPES", "Call", "Status", "addresses", "available", "call", "logged", "logging", "status"]

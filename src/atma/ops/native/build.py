@@ -54,7 +54,7 @@ class Failed(OSError):
 def key(compiler: str) -> str:
     """What a library depends on, in 16 digits: these sources, this compiler and this processor. OSError."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=True).stdout
-    parts = [file.read_bytes() for file in (*sources(), SOURCES / "simd.h")]
+    parts = [file.read_bytes() for file in (*sources(), *sorted(SOURCES.glob("*.h")))]
     return hashlib.sha256(b"\0".join([*parts, version, " ".join(FLAGS).encode(), _processor()])).hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 // The causal depthwise convolution, and the one between two gates that a local mixer is. T computes, E is how tensors are
 // stored. Threads own channels, so gradients of the taps are sums in a fixed order.
+#include "problem.h"
 #include "simd.h"
 
 namespace {
@@ -7,15 +8,15 @@ namespace {
 template <class E> struct Compute { using T = E; };
 template <> struct Compute<bfloat16> { using T = float; };
 
-struct Convolution {  // y (B, T, C) as ops/conv; x (B, T, C) with strides, everything else contiguous
+PROBLEM(Convolution,  // y (B, T, C) as ops/conv; x (B, T, C) with strides, everything else contiguous
     int64_t batch, length, channels, taps, x_batch, x_token;
     const void *x, *weight, *tail;     // weight (C, W), tail (B, W − 1, C) or null
     const int32_t* since;              // (B, T): tokens since the document began, or null
     const void* grad;
-    void *y, *after;                   // y or the gradient of x; after: the next tail, or null
+    void* y;                           // or the gradient of x
     void *grad_weight, *grad_tail;     // grad_weight (C, W), grad_tail (B, W − 1, C) or null
     int64_t threads;
-};
+)
 
 constexpr long CHANNELS = 64;
 
@@ -64,12 +65,6 @@ template <class E> void convolve(const Convolution& p) {
                 if (lane.width == CHANNELS) convolve_token<E>(lane, t, CHANNELS, weight + n * p.taps * CHANNELS);
                 else convolve_token<E>(lane, t, lane.width, weight + n * p.taps * CHANNELS);
             }
-            for (long i = 0; p.after != nullptr && i < p.taps - 1; ++i) {
-                // The next tail: the last W − 1 inputs, of this call or of the tail it was given.
-                const E* x = lane.before(p.length - 1, p.taps - 2 - i);
-                E* after = static_cast<E*>(p.after) + (b * (p.taps - 1) + i) * p.channels + lane.c;
-                for (long d = 0; d < lane.width; ++d) after[d] = x == nullptr ? narrow(T(0), E()) : x[d];
-            }
         }
 }
 
@@ -113,14 +108,14 @@ template <class E> void convolve_backward(const Convolution& p) {
     }
 }
 
-struct Gated {  // y (B, T, C) = c ⊙ conv(b ⊙ u) of h = [b, c, u] (B, T, 3C); all contiguous
+PROBLEM(Gated,  // y (B, T, C) = c ⊙ conv(b ⊙ u) of h = [b, c, u] (B, T, 3C); all contiguous
     int64_t batch, length, channels, taps;
     const void *h, *weight;       // weight (C, W)
     const int32_t* since;         // (B, T): tokens since the document began, or null
     const void* grad;             // of y
     void *y, *grad_h, *grad_weight;
     int64_t threads;
-};
+)
 
 // VECTORS·lanes neighbouring channels of one row, and rings of W rows of them: row t is at t mod W.
 template <class E, int VECTORS> struct Strand {
@@ -255,11 +250,11 @@ template <class E> void gated_backward(const Gated& p) {
 }
 }  // namespace
 
-#define EXPORT(NAME, E)                                                                     \
-    extern "C" void conv_forward_##NAME(const Convolution* p) { convolve<E>(*p); }          \
-    extern "C" void conv_backward_##NAME(const Convolution* p) { convolve_backward<E>(*p); } \
-    extern "C" void gated_conv_forward_##NAME(const Gated* p) { gated<E>(*p); }             \
-    extern "C" void gated_conv_backward_##NAME(const Gated* p) { gated_backward<E>(*p); }
+#define EXPORT(NAME, E)                                             \
+    KERNEL(conv_forward_##NAME, Convolution, convolve<E>)           \
+    KERNEL(conv_backward_##NAME, Convolution, convolve_backward<E>) \
+    KERNEL(gated_conv_forward_##NAME, Gated, gated<E>)              \
+    KERNEL(gated_conv_backward_##NAME, Gated, gated_backward<E>)
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)

@@ -1,12 +1,13 @@
 // The gated delta rule (ops/delta/reference.py) in chunks of tokens, one head after the other, and in single steps.
 // Within a chunk D[p, s] = γ_{s+1} … γ_p, zero across documents, g[p] the decay since before the chunk, and with the
 // strictly lower A = β ∘ D ∘ K Kᵀ the writes U solve (I + A) U = R = β (V − g ∘ K N), where N = Mᵀ (K, V) is the memory.
+#include "problem.h"
 #include "simd.h"
 
 namespace {
 
-struct Problem {  // what ops/delta/native.py hands over; strides in elements, the last axis contiguous
-    int64_t batch, heads, groups, length, width, value_width;
+PROBLEM(Problem,  // what ops/delta/native.py hands over; strides in elements, the last axis contiguous
+    int64_t batch, heads, length, width, groups, value_width, threads;
     int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
     const void *q, *k, *v, *log_decay, *beta;  // the last two (B, H, T) contiguous
     const uint8_t* born;                       // (B, T), 1 where a document begins, or null
@@ -14,8 +15,7 @@ struct Problem {  // what ops/delta/native.py hands over; strides in elements, t
     void *out, *after, *before;                // (B, H, T, V), (B, H, V, K), (B, H, chunks, K, V) or null
     const void *grad_out, *grad_after;
     void *grad_q, *grad_k, *grad_v, *grad_decay, *grad_beta, *grad_memory;  // per query head
-    int64_t threads;
-};
+)
 
 constexpr long CHUNK = 64, FEW_TOKENS = 8;
 
@@ -378,8 +378,8 @@ template <class T> void backward(const Problem& p) {
 }
 }  // namespace
 
-#define EXPORT(NAME, T)                                                           \
-    extern "C" void delta_forward_##NAME(const Problem* p) { forward<T>(*p); }    \
-    extern "C" void delta_backward_##NAME(const Problem* p) { backward<T>(*p); }
+#define EXPORT(NAME, T)                               \
+    KERNEL(delta_forward_##NAME, Problem, forward<T>) \
+    KERNEL(delta_backward_##NAME, Problem, backward<T>)
 EXPORT(float32, float)
 EXPORT(float64, double)

@@ -1,5 +1,6 @@
 // What surrounds the mixers, where PyTorch's CPU path spends its time on calls and passes over memory: products of few
 // rows, the RMS norm and the MLP's gate. T computes, E is how tensors are stored.
+#include "problem.h"
 #include "simd.h"
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -11,12 +12,12 @@ template <class E> struct Compute { using T = E; };
 template <> struct Compute<bfloat16> { using T = float; };
 
 // y (rows, outputs) = x (rows, inputs) · weightᵀ + bias: every weight is read once, by one thread.
-struct Linear {
-    int64_t rows, inputs, outputs, x_row;
+PROBLEM(Linear,
+    int64_t rows, inputs, outputs;
     const void *x, *weight, *bias;
     void* y;
     int64_t threads;
-};
+)
 
 // `count` outputs, at most as many as a vector has lanes, of ROWS rows. Weights are walked through in the order they lie
 // in, which is what processors fetch ahead of; SUMS hide the latency. The order of additions is the same for any ROWS.
@@ -34,12 +35,12 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
         long d = 0;
 #ifdef __AVX512BF16__
         if constexpr (std::is_same_v<E, bfloat16>) {  // pairs of products at once, of x as it was given
-            const E* given = static_cast<const E*>(p.x) + row * p.x_row;
+            const E* given = static_cast<const E*>(p.x) + row * p.inputs;
             for (; d + SUMS * 32 <= p.inputs; d += SUMS * 32)
                 for (int i = 0; i < SUMS; ++i) {
                     __m512bh w = (__m512bh)_mm512_loadu_si512(weight + d + i * 32);
                     for (int r = 0; r < ROWS; ++r) {
-                        __m512bh pair = (__m512bh)_mm512_loadu_si512(given + r * p.x_row + d + i * 32);
+                        __m512bh pair = (__m512bh)_mm512_loadu_si512(given + r * p.inputs + d + i * 32);
                         sums[r][i] = (typename S::V)_mm512_dpbf16_ps((__m512)sums[r][i], w, pair);
                     }
                 }
@@ -74,7 +75,7 @@ template <class E> void linear(const Linear& p) {
     Buffer<T> x(p.rows * p.inputs);
     for (long r = 0; r < p.rows; ++r)
         // x is widened once, not once for every output.
-        for (long d = 0; d < p.inputs; ++d) x[r * p.inputs + d] = T(static_cast<const E*>(p.x)[r * p.x_row + d]);
+        for (long d = 0; d < p.inputs; ++d) x[r * p.inputs + d] = T(static_cast<const E*>(p.x)[r * p.inputs + d]);
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.inputs * p.outputs > (1 << 17))
     for (long output = 0; output < p.outputs; output += lanes)
         // Rows inside outputs: a weight is read from memory once, and from the cache for the rows after the fourth.
@@ -85,12 +86,13 @@ template <class E> void linear(const Linear& p) {
         }
 }
 
-struct Norm {  // y (rows, width) = x / rms(x) · weight, weight (width) or null
+PROBLEM(Norm,  // y (rows, width) = x / rms(x) · weight, weight (width) or null
     int64_t rows, width;
     const void *x, *weight;
     void* y;
-    int64_t epsilon_bits, threads;  // epsilon as the bits of a double
-};
+    double epsilon;
+    int64_t threads;
+)
 
 // x is E, the weight W, y O.
 template <class E, class W, class O>
@@ -112,26 +114,21 @@ void norm_row(const E* x, const W* weight, long width, typename Compute<E>::T ep
     for (; d < width; ++d) y[d] = narrow(T(x[d]) * factor * (weight == nullptr ? T(1) : T(weight[d])), O());
 }
 
-double real(int64_t bits) {
-    double x;
-    std::memcpy(&x, &bits, 8);
-    return x;
-}
-
 template <class E, class W, class O> void rms_norm(const Norm& p) {
     using T = typename Compute<E>::T;
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.rows * p.width > (1 << 16))
     for (long r = 0; r < p.rows; ++r)
         norm_row(static_cast<const E*>(p.x) + r * p.width, static_cast<const W*>(p.weight), p.width,
-                 T(real(p.epsilon_bits)), static_cast<O*>(p.y) + r * p.width);
+                 T(p.epsilon), static_cast<O*>(p.y) + r * p.width);
 }
 
-struct NormGradient {
+PROBLEM(NormGradient,
     int64_t rows, width;
     const void *x, *weight, *grad;  // of y, as y is stored
     void *grad_x, *grad_weight;     // as x, and (width) computed, or null
-    int64_t epsilon_bits, threads;
-};
+    double epsilon;
+    int64_t threads;
+)
 
 constexpr long NORM_PARTS = 16;  // sums of the weight's gradient, so that their order is that of no number of threads
 
@@ -155,7 +152,7 @@ void norm_row_backward(const NormGradient& p, long r, typename Compute<E>::T* gr
     T square = S::sum(squares), along = S::sum(products);
     for (; d < p.width; ++d)
         square += T(x[d]) * T(x[d]), along += T(x[d]) * T(grad[d]) * (weight == nullptr ? T(1) : weight[d]);
-    T factor = T(1) / std::sqrt(square / T(p.width) + T(real(p.epsilon_bits)));
+    T factor = T(1) / std::sqrt(square / T(p.width) + T(p.epsilon));
     // u mean(g u) / rms = x · (Σ x g / width) / rms³: one factor is left for the pass below.
     T back = along / T(p.width) * factor * factor;
     for (d = 0; d + S::lanes <= p.width; d += S::lanes) {
@@ -186,12 +183,12 @@ template <class E, class O> void rms_norm_backward(const NormGradient& p) {
     }
 }
 
-struct Gate {  // y (rows, width) = g relu(a)² of h = [a, g] (rows, 2 width), and the gradient of h
+PROBLEM(Gate,  // y (rows, width) = g relu(a)² of h = [a, g] (rows, 2 width), and the gradient of h
     int64_t rows, width;
     const void *h, *grad;
     void* y;
     int64_t threads;
-};
+)
 
 template <class X> X above_zero(X x) { return x <= X{} ? X{} : x; }  // NaN stays
 
@@ -239,19 +236,19 @@ template <class E> void gate_backward(const Gate& p) {
 }
 }  // namespace
 
-#define EXPORT(NAME, E)                                                                          \
-    extern "C" void linear_##NAME(const Linear* p) { linear<E>(*p); }                            \
-    extern "C" void rms_norm_##NAME(const Norm* p) { rms_norm<E, E, E>(*p); }                    \
-    extern "C" void gate_forward_##NAME(const Gate* p) { gate_forward<E>(*p); }                  \
-    extern "C" void gate_backward_##NAME(const Gate* p) { gate_backward<E>(*p); }
+#define EXPORT(NAME, E)                                \
+    KERNEL(linear_##NAME, Linear, linear<E>)           \
+    KERNEL(rms_norm_##NAME, Norm, rms_norm<E, E, E>)   \
+    KERNEL(gate_forward_##NAME, Gate, gate_forward<E>) \
+    KERNEL(gate_backward_##NAME, Gate, gate_backward<E>)
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)
 
 // Training: x and the weight are E, y is O.
-#define EXPORT_NORM(NAME, E, O)                                                                                   \
-    extern "C" void norm_forward_##NAME(const Norm* p) { rms_norm<E, Compute<E>::T, O>(*p); }                     \
-    extern "C" void norm_backward_##NAME(const NormGradient* p) { rms_norm_backward<E, O>(*p); }
+#define EXPORT_NORM(NAME, E, O)                                      \
+    KERNEL(norm_forward_##NAME, Norm, rms_norm<E, Compute<E>::T, O>) \
+    KERNEL(norm_backward_##NAME, NormGradient, rms_norm_backward<E, O>)
 EXPORT_NORM(float32, float, float)
 EXPORT_NORM(float64, double, double)
 EXPORT_NORM(bfloat16, bfloat16, bfloat16)

@@ -1,6 +1,7 @@
 // The soft-capped loss between its products (ops/loss/native.py), on a block of logits (tokens × words) at a time: cap,
 // exponentials and sums forward; cap, exponentials, ∂loss/∂logit and its sum over the tokens backward, in place. T
 // computes, E is how logits are stored.
+#include "problem.h"
 #include "simd.h"
 
 namespace {
@@ -8,32 +9,28 @@ namespace {
 template <class E> struct Compute { using T = E; };
 template <> struct Compute<bfloat16> { using T = float; };
 
-struct Sums {
+PROBLEM(Sums,
     int64_t rows, columns, first;  // `first` is the word of column 0
     const void *z, *bias;          // E (rows, columns); T (columns), or null
     const int64_t* targets;        // (rows)
     void *top, *total, *chosen;    // T (rows): the running maximum, the sum of exp(y − top), the target's y if it is here
-    int64_t cap_bits, threads;     // cap as the bits of a double
-};
+    double cap;
+    int64_t threads;
+)
 
-struct Slopes {
+PROBLEM(Slopes,
     int64_t rows, columns, first;
     void* z;  // becomes ∂loss/∂z
     const void* bias;
     const int64_t* targets;
     const void *partition, *grad;  // T (rows): log Σ exp of all words, and the gradient of the loss
     void* grad_bias;               // T (columns), added to
-    int64_t cap_bits, threads;
-};
+    double cap;
+    int64_t threads;
+)
 
 constexpr long CHUNK = 256;  // columns that stay in the first-level cache
 constexpr double LOG2E = 1.4426950408889634;
-
-template <class T> T real(int64_t bits) {
-    double x;
-    std::memcpy(&x, &bits, 8);
-    return T(x);
-}
 
 // 1 / √x of x > 0 no larger than the largest number: Newton's steps from a guess by the exponent; NaN stays.
 inline Simd<float>::V inverse_root(Simd<float>::V x) {
@@ -61,7 +58,7 @@ template <class E> void forward_row(const Sums& p, long r) {
     using T = typename Compute<E>::T;
     using S = Simd<T>;
     using V = typename S::V;
-    const T cap = real<T>(p.cap_bits), *bias = static_cast<const T*>(p.bias);
+    const T cap = T(p.cap), *bias = static_cast<const T*>(p.bias);
     const E* z = static_cast<const E*>(p.z) + r * p.columns;
     T &top = static_cast<T*>(p.top)[r], &total = static_cast<T*>(p.total)[r];
     alignas(64) T y[CHUNK];
@@ -100,7 +97,7 @@ template <class E> void backward_columns(const Slopes& p, long c, long columns) 
     using T = typename Compute<E>::T;
     using S = Simd<T>;
     using V = typename S::V;
-    const T cap = real<T>(p.cap_bits), *bias = static_cast<const T*>(p.bias);
+    const T cap = T(p.cap), *bias = static_cast<const T*>(p.bias);
     T* grad_bias = static_cast<T*>(p.grad_bias) + c;
     alignas(64) T share[CHUNK], slope[CHUNK], sums[CHUNK] = {};
     for (long r = 0; r < p.rows; ++r) {
@@ -137,9 +134,9 @@ template <class E> void backward(const Slopes& p) {
 }
 }  // namespace
 
-#define EXPORT(NAME, E)                                                            \
-    extern "C" void loss_forward_##NAME(const Sums* p) { forward<E>(*p); }         \
-    extern "C" void loss_backward_##NAME(const Slopes* p) { backward<E>(*p); }
+#define EXPORT(NAME, E)                           \
+    KERNEL(loss_forward_##NAME, Sums, forward<E>) \
+    KERNEL(loss_backward_##NAME, Slopes, backward<E>)
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)

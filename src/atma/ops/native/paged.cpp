@@ -1,18 +1,19 @@
 // Streamed attention statistics (ops/polar/reference.py) over keys in pages. Each query's sums are those of every page
 // by itself, joined in the order of the pages: the same bits however many queries a call has and however many threads.
 // Keys lie in a page as (K, page), so that neighbouring keys are neighbouring numbers; values as (page, K).
+#include "problem.h"
 #include "simd.h"
 
 namespace {
 
-struct Problem {  // strides in elements; keys (pages, G, K, page), values (pages, G, page, K), all else contiguous
+PROBLEM(Problem,  // strides in elements; keys (pages, G, K, page), values (pages, G, page, K), all else contiguous
     int64_t batch, heads, groups, queries, width, page, table_row;
     int64_t q_batch, q_head, q_query;
     const void *q, *keys, *values, *scale;        // q and scale (B, H, T, ·)
     const int32_t *table, *first, *last;          // (B, table_row), a ring of pages; (B, T) twice
     void *S, *L, *Q, *M;
     int64_t threads;
-};
+)
 
 // ROW_BLOCK rows share the reading of a page; a wave is how many pages threads hold results of at once.
 constexpr long ROW_BLOCK = 48, WAVE = 32;
@@ -200,13 +201,13 @@ template <class T, class E> void forward(const Problem& p) {
             attend_block<T, E>(p, i / p.groups, i % p.groups, n * ROW_BLOCK, std::min((n + 1) * ROW_BLOCK, rows));
 }
 
-struct Writing {  // new keys and values (B, G, T, K) into the pages of their positions, from length (B) on
+PROBLEM(Writing,  // new keys and values (B, G, T, K) into the pages of their positions, from length (B) on
     int64_t batch, groups, tokens, width, page, table_row;
     int64_t k_batch, k_head, k_token, v_batch, v_head, v_token;
     const void *k, *v;
     const int32_t *table, *length;
     void *keys, *values;
-};
+)
 
 template <class E> void write(const Writing& p) {
     for (long b = 0; b < p.batch; ++b)
@@ -226,9 +227,9 @@ template <class E> void write(const Writing& p) {
 }
 }  // namespace
 
-#define EXPORT(NAME, T, E)                                                               \
-    extern "C" void paged_forward_##NAME(const Problem* p) { forward<T, E>(*p); }        \
-    extern "C" void paged_write_##NAME(const Writing* p) { write<E>(*p); }
+#define EXPORT(NAME, T, E)                               \
+    KERNEL(paged_forward_##NAME, Problem, forward<T, E>) \
+    KERNEL(paged_write_##NAME, Writing, write<E>)
 EXPORT(float32, float, float)
 EXPORT(float64, double, double)
 EXPORT(bfloat16, float, bfloat16)

@@ -1,5 +1,6 @@
 // PyTorch's own operations, as a recorded step makes them again: element by element, and along one dimension. Strides are
 // any, and numbers are converted as they are read and written.
+#include "problem.h"
 #include "simd.h"
 
 namespace {
@@ -21,16 +22,16 @@ struct Operand {  // a strided tensor, broadcast by strides of 0; or, without a 
     int64_t type, number_bits, strides[RANK];  // strides in bytes
 };
 
-struct Pointwise {  // y = operation(a, b, c) computed in the type `work`, the last dimension the longest
-    int64_t operation, work, sizes[RANK];
+PROBLEM(Pointwise,  // y = operation(a, b, c) computed in the type `work`, the last dimension the longest
+    int64_t operation, work, sizes[4];
     Operand y, a, b, c;
-};
+)
 
-struct Along {  // y = form(x) along the last dimension: one number a row, whose stride is then of no meaning, or a row
-    int64_t form, work, sizes[RANK];
+PROBLEM(Along,  // y = form(x) along the last dimension: one number a row, whose stride is then of no meaning, or a row
+    int64_t form, work, sizes[4];
     Operand y, x;
     int64_t threads;
-};
+)
 
 template <class T> constexpr Type type_of() {
     if (std::is_same_v<T, float>) return FLOAT32;
@@ -284,6 +285,7 @@ extern "C" void pointwise(const Pointwise* p) {
         default: return rows<float>(*p);
     }
 }
+TELLS(pointwise, Pointwise)
 
 extern "C" void along(const Along* p) {
     switch (p->work) {
@@ -292,3 +294,4 @@ extern "C" void along(const Along* p) {
         default: return along<float>(*p);
     }
 }
+TELLS(along, Along)

@@ -1,6 +1,7 @@
 // Streamed attention statistics (ops/polar/reference.py) with the scores of one block of queries and keys at a time in
 // the second-level cache. Query rows that share a key/value head are worked on together, position-major: row = query ×
 // group + head. Each row sees the keys first ≤ s < last, an interval that never moves back along the queries.
+#include "problem.h"
 #include "simd.h"
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -8,16 +9,15 @@
 
 namespace {
 
-struct Problem {  // what ops/polar/native.py hands over; strides in elements, the last axis contiguous
-    int64_t batch, heads, groups, queries, width;
+PROBLEM(Problem,  // what ops/polar/native.py hands over; strides in elements, the last axis contiguous
+    int64_t batch, heads, queries, width, groups, keys, threads;
     int64_t q_batch, q_head, q_query, k_batch, k_head, k_key, v_batch, v_head, v_key;
     int64_t scale_batch, scale_head, scale_query;
     const void *q, *k, *v, *scale;
     const int32_t *first, *last;             // (B, T)
     void *S, *L, *Q, *M;                     // (B, H, T, K) and (B, H, T); gradients of the first three in the backward
     void *grad_q, *grad_k, *grad_v;          // grad_q of the scaled products: not yet times the scale; (…) contiguous
-    int64_t keys, threads;
-};
+)
 
 // Six rows by KEY_BLOCK scores are 6 KiB of the first-level cache; with ROW_BLOCK query rows its keys and values stay
 // in the second. FEW_ROWS: up to these a call is bound by reading keys, which then are not laid out anew but read in
@@ -491,19 +491,17 @@ template <class T, class E> void backward(const Problem& p) {
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (splits == 1)
     for (long i = 0; i < heads; ++i) backward_head<T, E>(p, i, splits);
 }
-struct Scalars {  // logits' scale and the null's logit (B, H, T) of ops/polar/__init__.py, from the learned numbers (H)
+PROBLEM(Scalars,  // logits' scale and the null's logit (B, H, T) of ops/polar/__init__.py, from the learned numbers (H)
     int64_t batch, heads, queries, width, count_limit;  // count_limit 0: none
     const int32_t *first, *last;
     const void *length_gain, *null_base, *null_slope;
     void *scale, *null;
-    int64_t sharpening_bits;  // of a double
-};
+    double sharpening;
+)
 
 template <class T> T softplus(T x) { return x > T(20) ? x : std::log1p(std::exp(x)); }
 
 template <class T> void scalars(const Scalars& p) {
-    double sharpening;
-    std::memcpy(&sharpening, &p.sharpening_bits, 8);
     for (long row = 0; row < p.batch * p.heads * p.queries; ++row) {
         long h = row / p.queries % p.heads, at = row / (p.queries * p.heads) * p.queries + row % p.queries;
         // n, the keys this query sees, itself among them: at least 1.
@@ -511,7 +509,7 @@ template <class T> void scalars(const Scalars& p) {
         if (p.count_limit > 0) {
             // Beyond m = min(n, limit): ln m + sharpening · ln(n/m) in place of ln n for t, and m in place of n for ν.
             count = std::min(count, T(p.count_limit));
-            log_count = std::log(count) + T(sharpening) * (log_count - std::log(count));
+            log_count = std::log(count) + T(p.sharpening) * (log_count - std::log(count));
         }
         // t = 1 + sp(length_gain) ln n; ν = null_base + sp(null_slope) √ln(n + 1): `temperature_and_floor` of
         // ops/polar.
@@ -523,11 +521,11 @@ template <class T> void scalars(const Scalars& p) {
     }
 }
 
-struct Fold {  // direction (B, H, T, K) and magnitude (B, H, T): `fold` of ops/polar/__init__.py
+PROBLEM(Fold,  // direction (B, H, T, K) and magnitude (B, H, T): `fold` of ops/polar/__init__.py
     int64_t rows, heads, queries, width;
     const void *S, *L, *Q, *M, *null, *magnitude_slope, *null_value;
     void *direction, *magnitude;
-};
+)
 
 template <class T> void fold(const Fold& p) {
     for (long row = 0; row < p.rows; ++row) {
@@ -553,15 +551,15 @@ template <class T> void fold(const Fold& p) {
 }
 }  // namespace
 
-#define EXPORT_ROWS(NAME, T)                                                                \
-    extern "C" void polar_scalars_##NAME(const Scalars* p) { scalars<T>(*p); }              \
-    extern "C" void polar_fold_##NAME(const Fold* p) { fold<T>(*p); }
+#define EXPORT_ROWS(NAME, T)                          \
+    KERNEL(polar_scalars_##NAME, Scalars, scalars<T>) \
+    KERNEL(polar_fold_##NAME, Fold, fold<T>)
 EXPORT_ROWS(float32, float)
 EXPORT_ROWS(float64, double)
 
-#define EXPORT(NAME, T, E)                                                                     \
-    extern "C" void polar_forward_##NAME(const Problem* p) { forward<T, E>(*p); }              \
-    extern "C" void polar_backward_##NAME(const Problem* p) { backward<T, E>(*p); }
+#define EXPORT(NAME, T, E)                               \
+    KERNEL(polar_forward_##NAME, Problem, forward<T, E>) \
+    KERNEL(polar_backward_##NAME, Problem, backward<T, E>)
 EXPORT(float32, float, float)
 EXPORT(float64, double, double)
 EXPORT(bfloat16, float, bfloat16)

@@ -1,16 +1,17 @@
 // Products of small matrices of any strides, as a recorded step makes PyTorch's.
+#include "problem.h"
 #include "simd.h"
 
 namespace {
 
 // y (rows, columns) = add + a (rows, depth) · b (depth, columns), `batch` times; strides in numbers.
-struct Product {
+PROBLEM(Product,
     int64_t batch, rows, columns, depth;
     int64_t y_strides[3], a_strides[3], b_strides[3], add_strides[3];  // of a batch, a row and a column each
     void* y;
     const void *a, *b, *add;  // add: null for nothing
     int64_t threads;
-};
+)
 constexpr long COLUMNS = 64;  // of one piece of work
 
 template <class T, class E> T dot(long n, const T* a, const E* b) {
@@ -67,6 +68,6 @@ template <class T, class E> void product(const Product& p) {
 }
 }  // namespace
 
-extern "C" void product_float32(const Product* p) { product<float, float>(*p); }
-extern "C" void product_float64(const Product* p) { product<double, double>(*p); }
-extern "C" void product_bfloat16(const Product* p) { product<float, bfloat16>(*p); }
+KERNEL(product_float32, Product, product<float, float>)
+KERNEL(product_float64, Product, product<double, double>)
+KERNEL(product_bfloat16, Product, product<float, bfloat16>)

@@ -1,22 +1,17 @@
 // Newton-Schulz rounds on Gram matrices (`newton_schulz` of ops/dense). All matrices are polynomials of one symmetric matrix, so they
 // are symmetric and commute, and so are their products: the lower half is computed, the upper is its mirror.
+#include "problem.h"
 #include "simd.h"
 
 namespace {
 
-struct Problem {
+PROBLEM(Problem,
     int64_t count, size, turns;
     const void* gram;  // (count, size, size)
     void* factor;      // the same
-    int64_t a, b, c;   // as the bits of doubles
+    double a, b, c;
     int64_t threads;
-};
-
-template <class T> T real(int64_t bits) {
-    double x;
-    std::memcpy(&x, &bits, 8);
-    return T(x);
-}
+)
 
 // `row` is no multiple of a page, so that the rows under each other do not share the places of one cache set.
 template <class T> struct Matrix {
@@ -62,8 +57,8 @@ template <class T> void rounds(const Problem& p, long index, long threads) {
         multiply(G, G, P, threads);
         for (long i = 0; i < size; ++i) {
             T *to = P.x + i * P.row, *from = G.x + i * G.row;
-            for (long j = 0; j < size; ++j) to[j] = real<T>(p.c) * to[j] + real<T>(p.b) * from[j];
-            to[i] += real<T>(p.a);
+            for (long j = 0; j < size; ++j) to[j] = T(p.c) * to[j] + T(p.b) * from[j];
+            to[i] += T(p.a);
         }
         // F = P in the first round, where F was 1.
         if (turn == 0) {
@@ -89,5 +84,5 @@ template <class T> void rounds(const Problem& p) {
 }
 }  // namespace
 
-extern "C" void newton_schulz_float32(const Problem* p) { rounds<float>(*p); }
-extern "C" void newton_schulz_float64(const Problem* p) { rounds<double>(*p); }
+KERNEL(newton_schulz_float32, Problem, rounds<float>)
+KERNEL(newton_schulz_float64, Problem, rounds<double>)

@@ -3,6 +3,7 @@
 // one after the other; attention within a page of keys, then over pages in order; the memory token after token.
 // T computes, E is how tensors are stored.
 #include <limits>
+#include "problem.h"
 #include "simd.h"
 
 namespace {
@@ -13,12 +14,12 @@ template <> struct Compute<bfloat16> { using T = float; };
 constexpr double LOG2E = 1.4426950408889634;
 constexpr long ROW_BLOCK = 48;  // rows worked on together, so that weights and pages are read from the cache
 
-struct Product {  // y (rows, outputs) = x (rows, inputs) · packed + bias; packed (panels, inputs, panel), bias or null
+PROBLEM(Product,  // y (rows, outputs) = x (rows, inputs) · packed + bias; packed (panels, inputs, panel), bias or null
     int64_t rows, inputs, outputs;
     const void *x, *packed, *bias;
     void* y;
     int64_t threads;
-};
+)
 
 // ROWS rows from `row` on of panel n, which has `width` outputs; bias is filled up to a panel.
 template <class E, int ROWS>
@@ -69,12 +70,12 @@ template <class E> void product_rows(const Product& p) {
             product_panel<E>(p, x, b * ROW_BLOCK, std::min<long>((b + 1) * ROW_BLOCK, p.rows), n);
 }
 
-struct Choice {  // y (n, inputs): rows of packed (panels, inputs, panel), by output
+PROBLEM(Choice,  // y (n, inputs): rows of packed (panels, inputs, panel), by output
     int64_t n, inputs;
     const int64_t* index;
     const void* packed;
     void* y;
-};
+)
 
 template <class E> void packed_rows(const Choice& p) {
     constexpr long panel = Simd<typename Compute<E>::T>::panel;
@@ -102,11 +103,11 @@ template <class T, class X, class E> void gated(const X* x, const E* gate, long 
     }
 }
 
-struct Gating {  // y (B, T, H, K) = x (B, H, T, K) ⊙ σ(gate (B, H, T, K), with strides)
+PROBLEM(Gating,  // y (B, T, H, K) = x (B, H, T, K) ⊙ σ(gate (B, H, T, K), with strides)
     int64_t batch, heads, tokens, width, gate_batch, gate_head, gate_token;
     const void *x, *gate;
     void* y;
-};
+)
 
 template <class X, class E> void gate_rows(const Gating& p) {  // x is X, the gate and y E
     using T = typename Compute<E>::T;
@@ -118,13 +119,13 @@ template <class X, class E> void gate_rows(const Gating& p) {  // x is X, the ga
                                p.width, static_cast<E*>(p.y) + ((b * p.tokens + t) * p.heads + h) * p.width);
 }
 
-struct Rotation {  // y (B, H, T, K) of x with strides: the first `pairs` pairs of each half by position · frequency
+PROBLEM(Rotation,  // y (B, H, T, K) of x with strides: the first `pairs` pairs of each half by position · frequency
     int64_t batch, heads, tokens, width, pairs, x_batch, x_head, x_token, position_batch;
     const void* x;
     const int32_t* position;  // (B or 1, T)
     const double* frequency;  // (pairs)
     void* y;
-};
+)
 
 template <class E> void rotate(const Rotation& p) {
     using T = typename Compute<E>::T;
@@ -161,11 +162,11 @@ template <class T, class E> void unit(const E* x, long width, long wide, T* to) 
     for (long d = 0; d < width; ++d) to[d] /= factor;
 }
 
-struct Elements {  // y (n) of x (n), each by itself
+PROBLEM(Elements,  // y (n) of x (n), each by itself
     int64_t n;
     const void* x;
     void* y;
-};
+)
 
 template <class E, class F> void each(const Elements& p, F make) {
     using T = typename Compute<E>::T;
@@ -180,12 +181,12 @@ template <class E> void log_sigmoid_rows(const Elements& p) {
     each<E>(p, [](auto x) { return std::min(x, decltype(x)(0)) - std::log1p(std::exp(-std::abs(x))); });
 }
 
-struct Units {  // y (B, H, T, K) = x / |x| of x with strides, as it is computed
+PROBLEM(Units,  // y (B, H, T, K) = x / |x| of x with strides, as it is computed
     int64_t batch, heads, tokens, width, x_batch, x_head, x_token;
     const void* x;
     void* y;
     int64_t threads;
-};
+)
 
 template <class E> void unit_rows(const Units& p) {
     using T = typename Compute<E>::T;
@@ -204,13 +205,13 @@ template <class E> void unit_rows(const Units& p) {
     }
 }
 
-struct Turns {  // the gated delta rule token after token (ops/delta), the memory in place
+PROBLEM(Turns,  // the gated delta rule token after token (ops/delta), the memory in place
     int64_t batch, heads, groups, tokens, width, value_width;
     int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
     const void *q, *k, *v, *log_decay, *beta;  // the last two (B, H, T)
     void *memory, *out;                        // (B, H, V, K), (B, H, T, V)
     int64_t threads;
-};
+)
 
 // M ← γ M + β (v − γ M k) kᵀ; read = M q. M (tall, wide), as many rows at a time as a vector has lanes.
 template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, T beta, long tall, long wide, T* read) {
@@ -272,11 +273,11 @@ template <class T> void delta_in_turn(const Turns& p) {
         for (long h = 0; h < p.heads; ++h) turns_of_head<T>(p, b, h);
 }
 
-struct Largest {  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
+PROBLEM(Largest,  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
     int64_t rows, width, x_row;
     const void* x;
     int64_t* y;
-};
+)
 
 template <class T> int64_t place_of_largest(const T* x, long width) {
     using S = Simd<T>;
@@ -300,19 +301,19 @@ template <class T> void largest(const Largest& p) {
 }
 }  // namespace
 
-extern "C" void largest_float32(const Largest* p) { largest<float>(*p); }
-extern "C" void largest_float64(const Largest* p) { largest<double>(*p); }
-extern "C" void delta_in_turn_float32(const Turns* p) { delta_in_turn<float>(*p); }
-extern "C" void delta_in_turn_float64(const Turns* p) { delta_in_turn<double>(*p); }
-#define EXPORT(NAME, E)                                                                                   \
-    extern "C" void product_rows_##NAME(const Product* p) { product_rows<E>(*p); }                        \
-    extern "C" void packed_rows_##NAME(const Choice* p) { packed_rows<E>(*p); }                           \
-    extern "C" void gate_rows_##NAME(const Gating* p) { gate_rows<E, E>(*p); }                            \
-    extern "C" void gate_wide_rows_##NAME(const Gating* p) { gate_rows<Compute<E>::T, E>(*p); }           \
-    extern "C" void rotate_##NAME(const Rotation* p) { rotate<E>(*p); }                                   \
-    extern "C" void unit_rows_##NAME(const Units* p) { unit_rows<E>(*p); }                                \
-    extern "C" void sigmoid_rows_##NAME(const Elements* p) { sigmoid_rows<E>(*p); }                       \
-    extern "C" void log_sigmoid_rows_##NAME(const Elements* p) { log_sigmoid_rows<E>(*p); }
+KERNEL(largest_float32, Largest, largest<float>)
+KERNEL(largest_float64, Largest, largest<double>)
+KERNEL(delta_in_turn_float32, Turns, delta_in_turn<float>)
+KERNEL(delta_in_turn_float64, Turns, delta_in_turn<double>)
+#define EXPORT(NAME, E)                                                \
+    KERNEL(product_rows_##NAME, Product, product_rows<E>)              \
+    KERNEL(packed_rows_##NAME, Choice, packed_rows<E>)                 \
+    KERNEL(gate_rows_##NAME, Gating, gate_rows<E, E>)                  \
+    KERNEL(gate_wide_rows_##NAME, Gating, gate_rows<Compute<E>::T, E>) \
+    KERNEL(rotate_##NAME, Rotation, rotate<E>)                         \
+    KERNEL(unit_rows_##NAME, Units, unit_rows<E>)                      \
+    KERNEL(sigmoid_rows_##NAME, Elements, sigmoid_rows<E>)             \
+    KERNEL(log_sigmoid_rows_##NAME, Elements, log_sigmoid_rows<E>)
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)

@@ -1,29 +1,30 @@
 // One decoding step without Python: `replay` makes the calls of a recorded list (ops/native/recorder.py). Here too is what
 // reads and writes at places that are computed: new keys and values, and tensors indexed by tensors.
+#include "problem.h"
 #include "simd.h"
 
 namespace {
 
-constexpr int RANK = 4, INDICES = 3;
+constexpr int RANK = 4;
 
-struct Hold {  // new keys and values (B, G, T, row) at each row's own place in those held (B, G, S, row); strides in bytes
+PROBLEM(Hold,  // new keys and values (B, G, T, row) at each row's own place in those held (B, G, S, row); strides in bytes
     int64_t batch, groups, tokens, row_bytes;
     int64_t new_keys[3], new_values[3], held_keys[3], held_values[3];
     const char *keys, *values;
     char *into_keys, *into_values;
     const int32_t* start;
-};
+)
 
 struct Index {  // numbers that say where along one dimension of a table, as `size` long; negative ones count from its end
     const char* place;
     int64_t wide, lowest, size, step, strides[RANK];  // wide: int64, else int32; strides and the table's step in bytes
 };
 
-struct Indexed {  // dense[…] = table[index…], or with `write` the other way, over `sizes`
-    int64_t write, item, sizes[RANK], dense_strides[RANK], table_strides[RANK];
+PROBLEM(Indexed,  // dense[…] = table[index…], or with `write` the other way, over `sizes`
+    int64_t write, item, sizes[4], dense_strides[4], table_strides[4];
     char *dense, *table;
-    Index indices[INDICES];  // without a place beyond the last
-};
+    Index indices[3];  // without a place beyond the last
+)
 
 thread_local int64_t missed;  // numbers of an Index since `replay` began that were beyond its table
 
@@ -69,6 +70,7 @@ extern "C" void indexed(const Indexed* p) {
                     if (found >= 0) std::memcpy(p->write ? table + found : dense, p->write ? dense : table + found, bytes);
                 }
 }
+TELLS(indexed, Indexed)
 
 extern "C" void hold(const Hold* p) {
     for (long b = 0; b < p->batch; ++b)
@@ -80,6 +82,7 @@ extern "C" void hold(const Hold* p) {
                 std::memcpy(p->into_values + to(p->held_values), p->values + from(p->new_values), p->row_bytes);
             }
 }
+TELLS(hold, Hold)
 
 // Returns how many indices were beyond their table: nothing was read or written there.
 extern "C" int64_t replay(const Call* calls, int64_t count) {

@@ -66,7 +66,7 @@ def pointwise(form: str, y: Tensor, a: Tensor | float, b: Tensor | float = 0.0, 
     operands = [y, *(x.expand(y.shape) if isinstance(x, Tensor) else x for x in (a, b, c))]
     sizes, strides = _merged(y.shape, [_strides(x) for x in operands])
     packed = [part for x, steps in zip(operands, strides, strict=True) for part in _operand(x, steps)]
-    native.call("pointwise", None, (OPERATIONS[form], work, *sizes, *packed))
+    native.call("pointwise", None, "operation work sizes y a b c", (OPERATIONS[form], work, *sizes, *packed))
 
 
 def along(form: str, y: Tensor, x: Tensor, dim: int) -> None:
@@ -79,7 +79,8 @@ def along(form: str, y: Tensor, x: Tensor, dim: int) -> None:
     rows, (of_y, of_x) = _merged(x.shape[:-1], [_strides(y)[:-1], _strides(x)[:-1]], RANK - 1)
     operands = [*_operand(y, [*of_y, _strides(y)[-1]]), *_operand(x, [*of_x, _strides(x)[-1]])]
     work = _kind(y.dtype)
-    native.call("along", None, (FORMS[form], work, *rows, x.shape[-1], *operands, torch.get_num_threads()))
+    values = (FORMS[form], work, *rows, x.shape[-1], *operands, torch.get_num_threads())
+    native.call("along", None, "form work sizes y x threads", values)
 
 
 def product(y: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
@@ -90,8 +91,9 @@ def product(y: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
         raise Unrecordable(f"a product of {a.dtype} and {b.dtype} has no compiled kernel")
     add = None if add is None else add.expand(y.shape)
     strides = [*y.stride(), *a.stride(), *b.stride(), *((0, 0, 0) if add is None else add.stride())]
-    places = [y.data_ptr(), a.data_ptr(), b.data_ptr(), 0 if add is None else add.data_ptr()]
-    native.call("product", y.dtype, (*y.shape, a.shape[2], *strides, *places, torch.get_num_threads()))
+    fields = "batch rows columns depth y_strides a_strides b_strides add_strides y a b add threads"
+    values = (*y.shape, a.shape[2], *strides, *native.addresses(y, a, b, add), torch.get_num_threads())
+    native.call("product", y.dtype, fields, values)
 
 
 def indexed(dense: Tensor, table: Tensor, steps: Sequence[int], indices: Sequence[Index], write: bool = False) -> None:
@@ -110,8 +112,9 @@ def indexed(dense: Tensor, table: Tensor, steps: Sequence[int], indices: Sequenc
     sizes, (of_dense, of_table, *of_indices) = _merged(dense.shape, strides)
     packed = [part for x, own in zip(indices, of_indices, strict=True) for part in _index(x, item, own)]
     packed += [0] * (INDICES - len(indices)) * (5 + RANK)
-    places = dense.data_ptr(), table.data_ptr()
-    native.call("indexed", None, (int(write), item, *sizes, *of_dense, *of_table, *places, *packed))
+    fields = "write item sizes dense_strides table_strides dense table indices"
+    places = native.addresses(dense, table)
+    native.call("indexed", None, fields, (int(write), item, *sizes, *of_dense, *of_table, *places, *packed))
 
 
 _INDEX_TYPES = {torch.int32, torch.int64}

@@ -6,6 +6,10 @@ from torch import Tensor
 from atma.ops import native
 from atma.ops.backend import backend_for, recording
 
+_HOLD = (
+    "batch groups tokens row_bytes new_keys new_values held_keys held_values keys values into_keys into_values start"
+)
+
 
 def hold(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """keys and values (B, G, S, K) with k and v (B, G, T, K) from place start (B,) int32 of each row on.
@@ -30,10 +34,9 @@ def hold(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, start: Tensor) -> t
 
 
 def _hold_native(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Hand over a Hold of step.cpp."""
     k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
     size = k.element_size()
     strides = [step * size for x in (k, v, keys, values) for step in x.stride()[:3]]
-    places = [x.data_ptr() for x in (k, v, keys, values, start)]
-    native.call("hold", None, (*k.shape[:3], k.shape[3] * size, *strides, *places))
+    places = native.addresses(k, v, keys, values, start)
+    native.call("hold", None, _HOLD, (*k.shape[:3], k.shape[3] * size, *strides, *places))
     return keys, values

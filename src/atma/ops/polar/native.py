@@ -1,7 +1,5 @@
 """The streamed statistics by the compiled kernel (ops/native/polar.cpp): float32, float64 and bfloat16, on the CPU."""
 
-import struct
-
 import torch
 from torch import Tensor
 
@@ -10,6 +8,11 @@ from atma.ops.paged import native as paged
 from atma.ops.paged.pages import Pages
 from atma.ops.polar.operator import statistics_operator
 from atma.ops.polar.poison import kept_apart
+
+_FIELDS = (
+    "batch heads queries width groups keys threads q_batch q_head q_query k_batch k_head k_key v_batch v_head v_key "
+    "scale_batch scale_head scale_query q k v scale first last S L Q M grad_q grad_k grad_v"
+)
 
 
 def statistics(
@@ -42,8 +45,9 @@ def attend(
         assert isinstance(k, Tensor) and isinstance(v, Tensor)
         S, L, Q, M = _forward(q, k, v, scale, first, last)
     direction, magnitude = torch.empty_like(S), torch.empty_like(L)
-    rows = (S, L, Q, M, null, magnitude_slope, null_value, direction, magnitude)
-    native.call("polar_fold", scale.dtype, (L.numel(), *q.shape[1:], *(x.data_ptr() for x in rows)))
+    fields = "rows heads queries width S L Q M null magnitude_slope null_value direction magnitude"
+    places = native.addresses(S, L, Q, M, null, magnitude_slope, null_value, direction, magnitude)
+    native.call("polar_fold", scale.dtype, fields, (L.numel(), *q.shape[1:], *places))
     return direction, magnitude
 
 
@@ -58,9 +62,9 @@ def logit_scalars(
     """t / √K and t ν (B, H, T) of `temperature_and_floor`, compiled; scalars: length_gain, null_base, null_slope."""
     first, last, (gain, base, slope) = first.contiguous(), last.contiguous(), (x.contiguous() for x in scalars)
     scale, null = (torch.empty(q.shape[:-1], dtype=gain.dtype) for _ in range(2))
-    bits = struct.unpack("q", struct.pack("d", sharpening))[0]
-    places = [x.data_ptr() for x in (first, last, gain, base, slope, scale, null)]
-    native.call("polar_scalars", gain.dtype, (*q.shape, count_limit or 0, *places, bits))
+    fields = "batch heads queries width count_limit first last length_gain null_base null_slope scale null sharpening"
+    places = native.addresses(first, last, gain, base, slope, scale, null)
+    native.call("polar_scalars", gain.dtype, fields, (*q.shape, count_limit or 0, *places, sharpening))
     return scale, null
 
 
@@ -95,17 +99,15 @@ def _backward(
 
 
 def _call(name: str, inputs: tuple[Tensor, ...], rows: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> None:
-    """Hand over a Problem of polar.cpp."""
     q, k, v, scale, first, last = inputs
     dtype = q.dtype if q.dtype == k.dtype == v.dtype else scale.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
     first, last = first.contiguous(), last.contiguous()
-    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *scale.stride())
-    places = [x.data_ptr() for x in (q, k, v, scale, first, last, *rows)]
-    written = [0 if x is None else x.data_ptr() for x in grads]
-    native.call(name, q.dtype, (*sizes, *strides, *places, *written, k.shape[2], torch.get_num_threads()))
+    places = native.addresses(q, k, v, scale, first, last, *rows, *grads)
+    values = (*q.shape, k.shape[1], k.shape[2], torch.get_num_threads(), *strides, *places)
+    native.call(name, q.dtype, _FIELDS, values)
 
 
 _operation = statistics_operator("atma::attention_statistics_native", _forward, _backward)

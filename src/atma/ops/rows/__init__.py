@@ -20,6 +20,8 @@ from torch import Tensor
 from atma.ops import native
 from atma.ops.backend import backend_for, recording
 
+_ROTATE = "batch heads tokens width pairs x_batch x_head x_token position_batch x position frequency y"
+
 
 class Packed(NamedTuple):
     """A weight (outputs, inputs) laid out for `product`: panels of neighbouring outputs, the last filled with zeros."""
@@ -45,8 +47,8 @@ def product(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     x, bias = x.contiguous(), None if bias is None else bias.to(x.dtype).contiguous()
     y = torch.empty((*x.shape[:-1], weight.outputs), dtype=x.dtype)
     sizes = (x.numel() // x.shape[-1], x.shape[-1], weight.outputs)
-    places = [0 if z is None else z.data_ptr() for z in (x, weight.panels, bias, y)]
-    native.call("product_rows", x.dtype, (*sizes, *places, torch.get_num_threads()))
+    values = (*sizes, *native.addresses(x, weight.panels, bias, y), torch.get_num_threads())
+    native.call("product_rows", x.dtype, "rows inputs outputs x packed bias y threads", values)
     return y
 
 
@@ -54,8 +56,8 @@ def row_of(index: Tensor, weight: Packed) -> Tensor:
     """Rows (…, inputs) of a packed weight, by index (…) int64 from 0 to its outputs - 1, which is not checked."""
     index = index.contiguous()
     y = torch.empty((*index.shape, weight.panels.shape[1]), dtype=weight.panels.dtype)
-    places = (index.data_ptr(), weight.panels.data_ptr(), y.data_ptr())
-    native.call("packed_rows", y.dtype, (index.numel(), y.shape[-1], *places))
+    values = (index.numel(), y.shape[-1], *native.addresses(index, weight.panels, y))
+    native.call("packed_rows", y.dtype, "n inputs index packed y", values)
     return y
 
 
@@ -84,8 +86,8 @@ def unit(x: Tensor, steady: bool) -> Tensor:
         return F.normalize(x, dim=-1)
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(x.shape, dtype=_work(x))
-    places = (x.data_ptr(), y.data_ptr(), torch.get_num_threads())
-    native.call("unit_rows", x.dtype, (*x.shape, *x.stride()[:3], *places))
+    values = (*x.shape, *x.stride()[:3], *native.addresses(x, y), torch.get_num_threads())
+    native.call("unit_rows", x.dtype, "batch heads tokens width x_batch x_head x_token x y threads", values)
     return y
 
 
@@ -105,8 +107,8 @@ def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
         x = x if x.stride(-1) == 1 else x.contiguous()
         y, position = torch.empty(x.shape, dtype=x.dtype), position.to(torch.int32).contiguous()
         by_row = position.shape[1] if position.shape[0] > 1 else 0
-        places = [z.data_ptr() for z in (x, position, frequency, y)]
-        native.call("rotate", x.dtype, (*x.shape, len(frequency), *x.stride()[:3], by_row, *places))
+        places = native.addresses(x, position, frequency, y)
+        native.call("rotate", x.dtype, _ROTATE, (*x.shape, len(frequency), *x.stride()[:3], by_row, *places))
         return y
     angle = position[:, None, :, None] * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
@@ -124,22 +126,22 @@ def largest(x: Tensor) -> Tensor:
         return torch.where(top.values.isfinite(), top.indices, -1)
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(x.shape[0], dtype=torch.int64)
-    native.call("largest", x.dtype, (*x.shape, x.stride(0), x.data_ptr(), y.data_ptr()))
+    native.call("largest", x.dtype, "rows width x_row x y", (*x.shape, x.stride(0), *native.addresses(x, y)))
     return y
 
 
 def _gate(name: str, x: Tensor, opening: Tensor) -> Tensor:
     x, opening = x.contiguous(), opening if opening.stride(-1) == 1 else opening.contiguous()
     y = torch.empty((x.shape[0], x.shape[2], x.shape[1] * x.shape[3]), dtype=opening.dtype)
-    places = (x.data_ptr(), opening.data_ptr(), y.data_ptr())
-    native.call(name, y.dtype, (*x.shape, *opening.stride()[:3], *places))
+    fields = "batch heads tokens width gate_batch gate_head gate_token x gate y"
+    native.call(name, y.dtype, fields, (*x.shape, *opening.stride()[:3], *native.addresses(x, opening, y)))
     return y
 
 
 def _each(name: str, x: Tensor) -> Tensor:
     x = x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
-    native.call(name, x.dtype, (x.numel(), x.data_ptr(), y.data_ptr()))
+    native.call(name, x.dtype, "n x y", (x.numel(), *native.addresses(x, y)))
     return y
 
 

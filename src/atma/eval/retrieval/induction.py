@@ -1,7 +1,7 @@
 """The induction needle: is a fact stated at the start of a context found again at its end?
 
 `<eot> needle gap cue value`, where needle = cue value, cue = " The access code for record {7 digits} is" and value is
-five single-digit tokens. Source: maths.md, section 7. The gap is text of the validation split without end-of-text.
+five single-digit tokens. Source: maths.md, section 7. The gap is text without end-of-text.
 """
 
 import statistics
@@ -11,15 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from atma.config import EvaluationConfig
-from atma.eval.language_model import LanguageModel, Row, Scored
+from atma.eval.language_model import LanguageModel, Row
+from atma.eval.retrieval.needles import CUE, RECORD_DIGITS, VALUE_TOKENS, Writer
+from atma.eval.retrieval.prompts import Ask, Encoder, Prompt
+from atma.eval.retrieval.scoring import Forced, accuracies, forced
 from atma.eval.stream import Advance
-from atma.statistics import proportion
 from atma.tokenizer import Tokenizer
-
-CUE = " The access code for record {record} is"
-RECORD_DIGITS = 7
-VALUE_TOKENS = 5
 
 
 class Trial(NamedTuple):
@@ -46,16 +43,15 @@ def needle(
     """
     if trials < 1 or not lengths:
         raise ValueError(f"needles need a length and a trial at each, not lengths {list(lengths)} and {trials} trials")
-    tokenizer = model.tokenizer
-    drawn = draw_trials(tokenizer, trials, len(haystack), seed)
+    drawn = draw_trials(model.tokenizer, trials, len(haystack), seed)
     rows: list[Row] = []
     for length in lengths:
-        present = layouts(tokenizer.eot, haystack, drawn, length)
-        absent = layouts(tokenizer.eot, haystack, drawn, length, absent=True)
         gap = int(statistics.median(gap_length(trial, length) for trial in drawn))
         row: Row = {"kind": "needle", "length": length, "gap": gap, "trials": trials}
-        row |= _measured("", model.predict(present, VALUE_TOKENS, progress))
-        rows.append(row | _measured("absent_", model.predict(absent, VALUE_TOKENS, progress)))
+        for absent in (False, True):
+            asked = prompts(model.tokenizer, model.tokenizer.eot, haystack, drawn, length, absent)
+            row |= _measured("absent_" if absent else "", forced(model, asked, progress))
+        rows.append(row)
     return rows
 
 
@@ -63,35 +59,14 @@ def draw_trials(tokenizer: Tokenizer, count: int, haystack_tokens: int, seed: in
     """The first `count` trials of a seed; a larger count begins with the same ones."""
     if haystack_tokens < 1:
         raise ValueError("the haystack has no tokens; prepare data with a validation split")
-    first, rest, spaced = digit_ids(tokenizer)
-    cue = CUE if spaced else CUE + " "
-    trials = []
+    writer, trials = Writer(Encoder(tokenizer)), []
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         digits = rng.integers(0, 10, RECORD_DIGITS + VALUE_TOKENS).tolist()
         record = "".join(map(str, digits[:RECORD_DIGITS]))
-        value = digits[RECORD_DIGITS:]
-        ids = [first[value[0]], *(rest[digit] for digit in value[1:])]
-        gap_end = int(rng.integers(0, haystack_tokens))
-        trials.append(Trial(tokenizer.encode(cue.format(record=record)), ids, gap_end))
+        fact = writer.fact(CUE.format(record=record), tuple(digits[RECORD_DIGITS:]))
+        trials.append(Trial(fact.cue.tolist(), fact.value.tolist(), int(rng.integers(0, haystack_tokens))))
     return trials
-
-
-def digit_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int], bool]:
-    """Ids of a value's first digit and of its others, and whether the first holds the space before it.
-
-    Where some digit with a space is not one token (bytes, a small BPE), the cue takes the space. ValueError where a
-    bare digit is not one token.
-    """
-    bare = [tokenizer.encode(str(digit)) for digit in range(10)]
-    for digit, ids in enumerate(bare):
-        if len(ids) != 1:
-            raise ValueError(f"the tokenizer makes {len(ids)} tokens of the digit {digit}; needles need single digits")
-    rest = [ids[0] for ids in bare]
-    spaced = [tokenizer.encode(f" {digit}") for digit in range(10)]
-    if all(len(ids) == 1 for ids in spaced):
-        return [ids[0] for ids in spaced], rest, True
-    return rest, rest, False
 
 
 def gap_length(trial: Trial, length: int) -> int:
@@ -103,15 +78,6 @@ def gap_length(trial: Trial, length: int) -> int:
             "choose longer lengths, or 0 needle trials"
         )
     return length - overhead
-
-
-def check_room(tokenizer: Tokenizer, evaluation: EvaluationConfig) -> None:
-    """ValueError, with the mend, if a length has no room for one of its needles, or the tokenizer for any."""
-    counts = [(length, evaluation.trials(length)) for length in evaluation.lengths]
-    drawn = draw_trials(tokenizer, max(count for _, count in counts), 1, evaluation.seed)
-    for length, count in counts:
-        for trial in drawn[:count]:
-            gap_length(trial, length)
 
 
 def layouts(
@@ -129,10 +95,16 @@ def layouts(
     return torch.from_numpy(np.stack(sequences))
 
 
-def _measured(prefix: str, outcome: Scored) -> Row:
-    tokens, exact = int(outcome.right.sum()), int(outcome.right.all(1).sum())
-    count = len(outcome.right)
-    row: Row = {f"{prefix}cross_entropy": float(outcome.nats.mean())}
-    for name, hits, of in (("token", tokens, count * VALUE_TOKENS), ("exact", exact, count)):
-        row |= proportion(f"{prefix}{name}_accuracy", f"{prefix}{name}_", hits, of)
-    return row
+def prompts(
+    tokenizer: Tokenizer, first: int, haystack: np.ndarray, trials: Sequence[Trial], length: int, absent: bool
+) -> list[Prompt]:
+    """`layouts` that begin with the token `first`, each with what it asks for."""
+    rows = layouts(first, haystack, trials, length, absent).numpy()
+    texts = [tokenizer.decode(trial.value).strip() for trial in trials]
+    start = length - VALUE_TOKENS
+    return [Prompt(ids, (Ask(start, length, VALUE_TOKENS, (text,)),)) for ids, text in zip(rows, texts, strict=True)]
+
+
+def _measured(prefix: str, found: Sequence[Forced]) -> Row:
+    row: Row = {f"{prefix}cross_entropy": float(np.concatenate([trial.nats for trial in found]).mean())}
+    return row | accuracies(found, prefix)
