@@ -86,6 +86,16 @@ def test_one_token_takes_the_place_of_the_oldest_and_copies_nothing() -> None:
     assert [bool(x) for x in changed[0]] == [place == 30 % 7 for place in range(7)]
 
 
+@torch.no_grad()
+def test_what_one_query_sees_can_be_had_in_the_order_of_positions() -> None:
+    mixer, new = layer("nope", 7), inputs(2, 1)
+    _, state = mixer(inputs(1, 30), mixer.init_state(1, 1))
+    projected = mixer.project(new[:1], state)
+    ring, ordered = (mixer.attended(states.fork(state), projected.k, projected.v, order) for order in (False, True))
+    assert torch.equal(ordered.keys, ring.keys.roll(-(31 % 7), 2))
+    assert all(torch.equal(a, b) for a, b in zip(ordered.held, ring.held, strict=True))
+
+
 def test_with_gradients_a_window_is_not_written() -> None:
     mixer = layer("nope", 7)
     with torch.no_grad():

@@ -182,14 +182,14 @@ class Attention(Attending):
         kind = GlobalState if isinstance(state, GlobalState) else WindowState
         return kind(state.length + inputs[0].shape[1], *held, q, k, v, memory)
 
-    def attended(self, state: State | None, k: Tensor, v: Tensor) -> Attended:
+    def attended(self, state: State | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
         """`Attending.attended`."""
         if state is None:
             return Attended(k, v, None)
         if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
             held = paged.hold(state.keys, state.values, k, v, state.length)
         elif isinstance(state, WindowState):
-            return attended(state, k, v)
+            return attended(state, k, v, in_order)
         else:
             assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
             held = hold(state.keys, state.values, k, v, state.length)

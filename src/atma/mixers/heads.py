@@ -142,10 +142,11 @@ class Attending(Mixer):
         """x (B, T, D) to what the core reads, before positions."""
         raise NotImplementedError(f"{type(self).__name__} projects nothing")
 
-    def attended(self, state: Any, k: Tensor, v: Tensor) -> Attended:
+    def attended(self, state: Any, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
         """What queries see that come with new k and v (B, G, T, K), positions in them, behind a state or without one.
 
-        It consumes the state, as the call of the mixer does, and gives the same again after that call.
+        It consumes the state, as the call of the mixer does. `in_order`: keys are wanted in the order of positions,
+        where those of a single query might else lie in any.
         """
         raise NotImplementedError(f"{type(self).__name__} holds nothing")
 

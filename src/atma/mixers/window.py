@@ -43,12 +43,13 @@ class WindowState(NamedTuple):
         return {name: _last(saved[name], length, size) for name in ("keys", "values")}
 
 
-def attended(state: WindowState, k: Tensor, v: Tensor) -> Attended:
-    """New k and v (B, G, T, K) behind the ring of a state. It is written in place by one token without gradients."""
+def attended(state: WindowState, k: Tensor, v: Tensor, in_order: bool) -> Attended:
+    """New k and v (B, G, T, K) behind the ring of a state. One token without gradients is written into it in place,
+    and all of it is attended as it lies, unless its keys are wanted `in_order`."""
     assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
     size, length = state.keys.shape[2], state.length
     start = length.clamp(max=size - 1)
-    if k.shape[2] == 1 and not torch.is_grad_enabled():
+    if k.shape[2] == 1 and not torch.is_grad_enabled() and not in_order:
         held = hold(state.keys, state.values, k, v, length % size)
         return Attended(*held, start, held)
     seen, kept = _joined(length, start, size, k.shape[2])
