@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from atma.config import ModelConfig, Recipe, dump_toml, identity, load_recipe, preset, recipe_of, to_dict
+from atma.config import ModelConfig, Recipe, dump_toml, from_dict, identity, load_recipe, preset, recipe_of, to_dict
+from atma.generation import Generation
+from atma.layers import Linear, init_linear
 from atma.mixers import MIXERS, Call, Mixer, find, names, small, table
 from atma.mixers.attention import Attention
+from atma.mixers.heads import Core, Heads, Memory
 from atma.model import Model
+from atma.ops import softmax_attention
+from atma.settings import Settings
+from atma.tokenizer import byte_tokenizer
 from tests.conftest import tiny
+from tests.laws.conftest import randomise
 
 OWN = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}
 
@@ -161,6 +168,74 @@ def test_two_mixers_of_one_name_are_refused(installed):
     with pytest.raises(ValueError, match="two packages have a mixer 'polar': atma-lm and others:Skip; uninstall one"):
         ModelConfig(pattern=("polar",))
     assert ModelConfig(pattern=("nope",), **OWN).layers[0] == "nope"
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    sharpness: float = 2.0
+
+
+class CosineCore(Core):
+    """A core of another package: softmax attention whose scores are cosines."""
+
+    Config = Sharpness
+
+    def __init__(self, config: Sharpness, heads: Heads) -> None:
+        super().__init__(heads)
+        self.scale = config.sharpness
+
+    def forward(self, q, k, v, start, segment_ids):
+        unit_q, unit_k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+        return softmax_attention(unit_q, unit_k, v, self.scale, start, segment_ids, self.window), None
+
+
+class TallyMemory(Memory):
+    """A memory of another package: the sum of all values so far."""
+
+    Config = Config
+
+    def __init__(self, config: Config, heads: Heads) -> None:
+        super().__init__()
+        self.width = heads.groups * heads.head_width
+        self.out_proj = Linear(self.width, heads.place.width)
+
+    def init_weights(self, generator) -> None:
+        init_linear(self.out_proj, generator, zero=True)
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.out_proj.weight.new_zeros(batch, self.width)
+
+    def forward(self, x, q, k, v, memory, *, segment_ids=None):
+        flat = v.transpose(1, 2).flatten(2)
+        if segment_ids is not None:
+            together = (segment_ids[:, :, None] == segment_ids[:, None]).tril().to(flat.dtype)
+            return self.out_proj(together @ flat), None
+        sums = flat.cumsum(1) + (0 if memory is None else memory[:, None])
+        return self.out_proj(sums), sums[:, -1]
+
+
+def test_a_core_and_a_memory_of_another_package_are_options_of_attention(monkeypatch):
+    module = types.ModuleType("parts")
+    module.CosineCore, module.TallyMemory = CosineCore, TallyMemory
+    monkeypatch.setitem(sys.modules, "parts", module)
+    found = {"core": ("cosine", "parts:CosineCore"), "memory": ("tally", "parts:TallyMemory")}
+    points = {what: (importlib.metadata.EntryPoint(*point, "atma"),) for what, point in found.items()}
+    monkeypatch.setattr(table, "_points", lambda what: points.get(what, ()))
+    find.cache_clear()
+    config = ModelConfig(257, width=16, depth=2, pattern=("local", "global"), **OWN, core="cosine", memory="tally")
+    config = config.changed({"sharpness": 5.0, "share": 0.25})
+    model = randomise(Model(config))
+    tokens = torch.randint(0, 257, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, state = model(tokens), model.init_state(2, 40)
+        first, state = model(tokens[:, :17], state)
+        rest, state = model(tokens[:, 17:], state)
+    torch.testing.assert_close(torch.cat([first, rest], 1), whole[0], rtol=1e-10, atol=1e-10)
+    assert from_dict(ModelConfig, to_dict(config)) == config and config.sharpness == 5.0
+    generation = Generation(model.float(), byte_tokenizer(), Settings(max_tokens=20, temperature=0, ignore_end=True))
+    generation.feed("some text")
+    assert "".join(generation.write()) and generation.ended == "length"
+    find.cache_clear()
 
 
 def test_the_record_of_a_call_costs_a_compiled_model_nothing_of_its_graph():
