@@ -121,6 +121,20 @@ def test_no_text_is_too_long_where_every_layer_has_a_window() -> None:
             AuditedEngine(model, byte_tokenizer(), SMALL).prepare(request)
 
 
+def test_a_model_of_which_nothing_lies_in_pages_serves_any_length_with_few(tmp_path) -> None:
+    model = speaking(ModelConfig(257, 32, depth=2, pattern=("gated_conv",), mlp_multiple=2), 0)
+    config, prompt = dataclasses.replace(SMALL, cache_folder=tmp_path), tokens_of(3000)
+    engine = AuditedEngine(model, byte_tokenizer(), config)
+    assert engine.memory.budget.page_bytes == 0
+    assert engine.memory.budget.pages < 300
+    output = answer(engine, asked(prompt, 40))
+    engine.close()
+    longer = prompt + output.tokens + [7]
+    again = answer(AuditedEngine(model, byte_tokenizer(), config), asked(longer, 20))
+    assert again.usage.cached == len(longer) - 2
+    assert again.logprobs == answer(AuditedEngine(model, byte_tokenizer(), SMALL), asked(longer, 20)).logprobs
+
+
 def test_a_window_beyond_all_memory_bounds_texts_as_no_window_does() -> None:
     engine = AuditedEngine(random_model("rope", True, 100_000), byte_tokenizer(), SMALL)
     assert engine.memory.longest_text == engine.memory.budget.pages * PAGE

@@ -37,7 +37,7 @@ class PagePool:
     @staticmethod
     def page_bytes(leaves: Sequence[Leaf], size: int) -> int:
         """Bytes of a page over all leaves."""
-        return max(1, sum(size * leaf.tensor.nbytes // leaf.tensor.shape[_axis(leaf)] for leaf in leaves))
+        return sum(size * leaf.tensor.nbytes // leaf.tensor.shape[_axis(leaf)] for leaf in leaves)
 
     @property
     def free(self) -> int:
@@ -139,10 +139,10 @@ def _axis(leaf: Leaf) -> int:
 
 
 def _window(leaves: Sequence[Leaf]) -> int | None:
-    """The longest window, where every leaf has one."""
-    if not leaves or any(leaf.axis is not None for leaf in leaves):
+    """The longest window, where every leaf has one. Where there are no leaves a token reads but itself."""
+    if any(leaf.axis is not None for leaf in leaves):
         return None
-    return max(leaf.tensor.shape[_axis(leaf)] for leaf in leaves)
+    return max((leaf.tensor.shape[_axis(leaf)] for leaf in leaves), default=1)
 
 
 def _page_shape(leaf: Leaf, size: int) -> list[int]:

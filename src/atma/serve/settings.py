@@ -84,6 +84,7 @@ class Budget:
     row_bytes: int
     """Tails, memories and last hidden state of one text."""
     page_bytes: int
+    """0 where nothing lies in pages: they then only say where texts stand."""
     rows: int
     snapshots: int
     """Kept states at the most, whatever pages they hold."""
@@ -114,7 +115,9 @@ class Budget:
                 f"{snapshots} kept states {snapshots * row_bytes:,}, states on their way to disk {pending:,}, "
                 f"one page {page_bytes:,}"
             )
-        rows, pages = config.max_rows, left // page_bytes
+        rows = config.max_rows
+        enough = rows * (-(-config.step_tokens // config.page_tokens) + 2) + snapshots  # where nothing lies in pages
+        pages = left // page_bytes if page_bytes else enough
         return cls(row_bytes, page_bytes, rows, snapshots, pages, cache, recording, set_aside, pending)
 
 
