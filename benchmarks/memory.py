@@ -26,7 +26,7 @@ import torch
 from atma.config import preset
 from atma.eval.stream import Streaming, hidden_chunks, score
 from atma.model import Model
-from atma.state import GlobalState, ModelState, nbytes
+from atma.state import LENGTH, Leaf, ModelState, nbytes, replaced
 
 WHOLE = 65_536
 END = 2_048
@@ -101,17 +101,18 @@ def _evaluate_end(model: Model, tokens: torch.Tensor) -> None:
 
 
 def _filled(state: ModelState, length: int) -> ModelState:
-    """The state at `length` tokens, its keys and values those it holds, over and over."""
-    blocks = []
-    for block in state.blocks:
-        if isinstance(block, GlobalState):
-            for held in (block.keys, block.values):
-                for start in range(END, length, END):
-                    end = min(start + END, length)
-                    held[:, :, start:end] = held[:, :, : end - start]
-            block = block._replace(length=torch.full_like(block.length, length))
-        blocks.append(block)
-    return ModelState(torch.full_like(state.length, length), tuple(blocks))
+    """The state at `length` tokens, what grows in it being what it holds, over and over."""
+
+    def filled(leaf: Leaf) -> torch.Tensor:
+        if leaf.name == LENGTH:
+            return torch.full_like(leaf.tensor, length)
+        if leaf.axis is not None:
+            for start in range(END, length, END):
+                some = min(END, length - start)
+                leaf.tensor.narrow(leaf.axis, start, some).copy_(leaf.tensor.narrow(leaf.axis, 0, some))
+        return leaf.tensor
+
+    return replaced(state, filled)
 
 
 def _train(model: Model, length: int, whole: bool) -> tuple[str, int]:
