@@ -146,16 +146,16 @@ def _held(service: Service) -> dict[str, int]:
     """All that a request could leave behind. Pages: those in use that belong to no kept state."""
     served = service.require().engine
     engine = served.engine
-    kept = {page for one in engine.memory.cache._kept.values() for page in one.pages.values()}
+    kept = {page for one in engine.store.cache._kept.values() for page in one.pages.values()}
     return {
         "requests": len(engine.answers.handles) + len(served._readers),
-        "rows": len(engine.scheduler.running) + len(engine.scheduler.waiting) + len(engine.batch.sequences),
-        "pages": engine.memory.budget.pages - engine.memory.pool.free - len(kept),
-        "references": sum(engine.memory.pool.references) - sum(len(one.pages) for one in _kept(engine)),
+        "rows": len(engine.scheduler.running) + len(engine.scheduler.waiting) + len(engine.writing.sequences),
+        "pages": engine.store.budget.pages - engine.store.pool.free - len(kept),
+        "references": sum(engine.store.pool.references) - sum(len(one.pages) for one in _kept(engine)),
         "tasks": len(asyncio.all_tasks()),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
 
 
 def _kept(engine: Any) -> list[Any]:
-    return list(engine.memory.cache._kept.values())
+    return list(engine.store.cache._kept.values())

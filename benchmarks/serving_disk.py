@@ -37,7 +37,7 @@ def main() -> int:
                 dropped[way] += bench.disk.dropped - before
         bench.engine.close()
         again = Engine(loaded.model, loaded.tokenizer, config)
-        if len(again.memory.disk) + bench.disk.dropped != bench.kept or bench.found(again) is None:
+        if len(again.store.disk) + bench.disk.dropped != bench.kept or bench.found(again) is None:
             raise SystemExit("a state that was written is not found again")
     print(f"states of {bench.bytes / 2**20:.1f} MiB, {options.streams} texts being written")
     print(f"{'':14} {'p50':>8} {'p99':>8} {'most':>8}   evicting: {'p50':>8} {'most':>8} {'number':>7} {'dropped':>8}")
@@ -65,13 +65,13 @@ class Bench:
 
     def __init__(self, engine: Engine, options: argparse.Namespace) -> None:
         self.engine, self.options = engine, options
-        self.cache, self.disk, self._evicts = engine.memory.cache, engine.memory.disk, ""
+        self.cache, self.disk, self._evicts = engine.store.cache, engine.store.disk, ""
         self.kept = (len(WAYS) - 1) * options.rounds * len(range(0, options.steps, options.every))
         self.text = torch.randint(0, 200, (options.tokens,), generator=torch.Generator().manual_seed(0)).tolist()
         handle = engine.submit(Request(self.text, max_tokens=1, salt="0"))
         while not handle.done:
             engine.step()
-        kept, budget = self.found(engine), engine.memory.budget
+        kept, budget = self.found(engine), engine.store.budget
         self.bytes = budget.row_bytes + len(kept.pages) * budget.page_bytes
         for salt in range(1, self.kept):
             assert self.cache.put(self.text, str(salt), kept.standing, kept.pages)
@@ -83,7 +83,7 @@ class Bench:
             engine.step()
 
     def found(self, engine: Engine):
-        return engine.memory.cache.find(self.text, len(self.text), "0")
+        return engine.store.cache.find(self.text, len(self.text), "0")
 
     def steps(self, way: str) -> list[tuple[float, bool]]:
         """Seconds of each step, and whether it evicts."""

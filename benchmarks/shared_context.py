@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from atma.eval.continuations import shared
-from atma.eval.language_model import Native, Scored
+from atma.eval.language_model import OwnModel, Scored
 from atma.eval.ragged import predict_each
 from atma.loading import load
 
@@ -25,7 +25,7 @@ def main(
     rounds: int = 3,
 ) -> None:
     """Print both medians and their ratio at each length, of eight questions, or as many as 2,048 tokens hold."""
-    native = Native(load(model))
+    native = OwnModel(load(model))
     for length in lengths:
         rng = np.random.default_rng(length)
         questions = [rng.integers(0, 256, length).tolist() for _ in range(min(8, max(1, 2048 // length)))]
@@ -46,7 +46,7 @@ def main(
         print(f"{length:,} tokens: again {again:.3f} s, once {once:.3f} s, {again / once:.2f} times")
 
 
-def _again(native: Native, questions: list[list[int]], choices: list[list[int]]) -> list[Scored]:
+def _again(native: OwnModel, questions: list[list[int]], choices: list[list[int]]) -> list[Scored]:
     sequences = [np.array(question + choice) for question in questions for choice in choices]
     return predict_each(native, sequences, [CHOICE_TOKENS] * len(sequences))
 

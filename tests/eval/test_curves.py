@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from atma.eval import Native, choose_documents, fixed_targets, junk_stream, length_curve
+from atma.eval import OwnModel, choose_documents, fixed_targets, junk_stream, length_curve
 from atma.eval.likelihood.prefixes import position_edges
 from atma.eval.stream import score
 
@@ -24,7 +24,7 @@ def kinds(rows, kind):
 
 
 def test_one_pass_over_the_longest_prefix_equals_a_pass_over_each(tiny, documents):
-    rows = kinds(length_curve(Native(tiny), documents, LENGTHS), "nested")
+    rows = kinds(length_curve(OwnModel(tiny), documents, LENGTHS), "nested")
     assert [row["length"] for row in rows] == LENGTHS
     for row in rows:
         nats = score(tiny.model, torch.from_numpy(documents.windows(row["length"])))
@@ -34,7 +34,7 @@ def test_one_pass_over_the_longest_prefix_equals_a_pass_over_each(tiny, document
 
 
 def test_a_byte_is_a_token_of_the_byte_tokenizer_so_bits_per_byte_are_nats_over_log_two(tiny, documents):
-    for row in kinds(length_curve(Native(tiny), documents, LENGTHS), "nested"):
+    for row in kinds(length_curve(OwnModel(tiny), documents, LENGTHS), "nested"):
         assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2), rel=1e-6)
 
 
@@ -52,7 +52,7 @@ def test_a_fixed_target_window_is_end_of_text_and_the_tokens_before_the_end(docu
 
 
 def test_fixed_targets_score_only_the_targets(tiny, documents):
-    rows = kinds(fixed_targets(Native(tiny), documents, LENGTHS, 16), "fixed")
+    rows = kinds(fixed_targets(OwnModel(tiny), documents, LENGTHS, 16), "fixed")
     for row in rows:
         nats = score(tiny.model, torch.from_numpy(documents.endings(row["length"])))[:, -16:]
         assert row["loss"] == pytest.approx(nats.mean().item(), abs=TOLERANCE)
@@ -61,12 +61,12 @@ def test_fixed_targets_score_only_the_targets(tiny, documents):
 
 def test_at_the_longest_length_fixed_targets_are_the_end_of_the_nested_prefix(tiny, documents):
     nats = score(tiny.model, torch.from_numpy(documents.windows(128)))[:, -16:]
-    row = kinds(fixed_targets(Native(tiny), documents, LENGTHS, 16), "fixed")[-1]
+    row = kinds(fixed_targets(OwnModel(tiny), documents, LENGTHS, 16), "fixed")[-1]
     assert row["loss"] == pytest.approx(nats.mean().item(), abs=TOLERANCE)
 
 
 def test_positions_cover_the_longest_length_once_and_average_to_its_loss(tiny, documents):
-    rows = length_curve(Native(tiny), documents, LENGTHS)
+    rows = length_curve(OwnModel(tiny), documents, LENGTHS)
     positions = kinds(rows, "position")
     assert [row["start"] for row in positions] == [0, 16, 32, 64]
     assert [row["end"] for row in positions] == [16, 32, 64, 128]
@@ -80,7 +80,7 @@ def test_position_edges_double(longest, edges):
 
 
 def test_the_summary_is_the_slope_and_change_of_its_rows(tiny, documents):
-    rows = length_curve(Native(tiny), documents, LENGTHS)
+    rows = length_curve(OwnModel(tiny), documents, LENGTHS)
     nested, summary = kinds(rows, "nested"), rows[-1]
     losses = [row["loss"] for row in nested]
     assert summary["kind"] == "summary" and summary["measure"] == "nested" and summary["lengths"] == LENGTHS
@@ -90,14 +90,14 @@ def test_the_summary_is_the_slope_and_change_of_its_rows(tiny, documents):
 
 
 def test_one_length_has_a_summary_without_a_slope(tiny, documents):
-    assert "slope" not in length_curve(Native(tiny), documents, [64])[-1]
+    assert "slope" not in length_curve(OwnModel(tiny), documents, [64])[-1]
 
 
 def test_the_junk_curve_runs_over_document_borders(tiny, split):
     stream = junk_stream(split, 256, 250, 2)
     np.testing.assert_array_equal(stream.tokens.ravel(), split.stream[1:501])
     assert (stream.tokens == 256).sum() == 2
-    rows = length_curve(Native(tiny), stream, [64, 250], "junk")
+    rows = length_curve(OwnModel(tiny), stream, [64, 250], "junk")
     assert [row["kind"] for row in rows] == ["junk", "junk", "summary"]
 
 
@@ -125,15 +125,15 @@ def test_a_length_longer_than_any_document_is_refused_with_the_mend(split):
 @pytest.mark.parametrize("lengths", [[], [0, 4], [8, 4], [4, 4], [4, 129]])
 def test_lengths_must_increase_within_the_documents(tiny, documents, lengths):
     with pytest.raises(ValueError, match="length"):
-        length_curve(Native(tiny), documents, lengths)
+        length_curve(OwnModel(tiny), documents, lengths)
 
 
 @pytest.mark.parametrize("targets", [0, 17])
 def test_targets_must_fit_the_first_length(tiny, documents, targets):
     with pytest.raises(ValueError, match=f"{targets} target tokens do not fit length 16"):
-        fixed_targets(Native(tiny), documents, LENGTHS, targets)
+        fixed_targets(OwnModel(tiny), documents, LENGTHS, targets)
 
 
 def test_a_model_without_tokenizer_is_refused(tiny, documents):
     with pytest.raises(ValueError, match="no tokenizer"):
-        length_curve(Native(tiny._replace(tokenizer=None)), documents, LENGTHS)
+        length_curve(OwnModel(tiny._replace(tokenizer=None)), documents, LENGTHS)

@@ -9,7 +9,7 @@ from atma.commands.eval_lengths import table
 from atma.config import EvaluationConfig
 from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare
-from atma.eval import Native, evaluate, provenance, read_rows, write_rows
+from atma.eval import OwnModel, evaluate, provenance, read_rows, write_rows
 from atma.eval.lengths import plan
 from atma.hashes import weights_hash
 from atma.tokenizer import train_bpe
@@ -196,7 +196,7 @@ def test_needles_are_told_with_their_number_and_interval():
 
 def test_measurements_keep_the_names_and_specifications_under_which_rows_are_on_disk(tiny, split):
     texts = {"lengths": [96, 128], "documents": 3}
-    assert [(one.name, one.spec) for one in plan(Native(tiny), split, SMALL)] == [
+    assert [(one.name, one.spec) for one in plan(OwnModel(tiny), split, SMALL)] == [
         ("nested prefixes", texts | {"joined": True, "measure": "nested"}),
         ("fixed targets", texts | {"joined": True, "measure": "fixed", "targets": 16}),
         ("junk stream", texts | {"measure": "junk"}),

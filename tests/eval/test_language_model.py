@@ -5,14 +5,14 @@ import torch
 
 from atma.eval import language_model
 from atma.eval.continuations import shared
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.ragged import batches
 from atma.eval.stream import Streaming
 from atma.model import Model
 
 
 def test_logits_are_computed_no_more_at_once_than_memory_is_meant_for(tiny, monkeypatch):
-    model, logits, most = Native(tiny, Streaming(chunk=16)), Model.logits, []
+    model, logits, most = OwnModel(tiny, Streaming(chunk=16)), Model.logits, []
     tokens = torch.randint(0, 256, (3, 41), generator=torch.Generator().manual_seed(1))
     context = tokens[0].tolist()
     whole, after = model.predict(tokens, 30), shared(model, context, [context[:9], context[:5]])
@@ -29,6 +29,6 @@ def test_logits_are_computed_no_more_at_once_than_memory_is_meant_for(tiny, monk
 def test_sequences_go_together_as_far_as_the_models_batch_tokens_hold(tiny):
     sequences = [np.zeros(1000, np.int64)] * 40
     for batch_tokens, rows in ((2000, 2), (8192, 8), (20_000, 20)):
-        model = Native(tiny, Streaming(batch_tokens=batch_tokens))
+        model = OwnModel(tiny, Streaming(batch_tokens=batch_tokens))
         sizes = [len(batch.rows) for batch in batches(sequences, [1] * 40, model)]
         assert sizes == [rows] * (40 // rows)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atma.cli import main
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.likelihood import Likelihood
 from atma.eval.likelihood.reading import from_beginning, to_end
 from atma.eval.likelihood.texts import Text, beginning, choose, ending, stretches, tokens_of
@@ -52,7 +52,7 @@ def kinds(rows, kind):
 def with_tokenizer(tiny, tokenizer):
     """The tiny model reading another tokenizer's ids, folded into its vocabulary."""
 
-    class Folded(Native):
+    class Folded(OwnModel):
         def score(self, tokens, last=None, progress=None):
             return super().score(tokens.clamp(max=256), last, progress)
 
@@ -62,7 +62,7 @@ def with_tokenizer(tiny, tokenizer):
 
 
 def test_fixed_targets_are_the_cost_of_the_last_bytes_after_so_many_tokens(tiny, small, corpus):
-    model, suite = Native(tiny), small(measures=("fixed",))
+    model, suite = OwnModel(tiny), small(measures=("fixed",))
     rows = kinds(run(suite, model), "fixed")
     texts, _ = choose([json.loads(line)["text"] for line in corpus.read_text().splitlines()], 600, 4, 1234)
     for row in rows:
@@ -80,7 +80,7 @@ def test_fixed_targets_are_the_cost_of_the_last_bytes_after_so_many_tokens(tiny,
 
 @pytest.mark.parametrize("unit", ["tokens", "bytes"])
 def test_clean_text_costs_what_a_pass_over_each_prefix_does(tiny, small, corpus, unit):
-    model = Native(tiny)
+    model = OwnModel(tiny)
     rows = run(small(measures=("clean",), unit=unit), model)
     texts, _ = choose([json.loads(line)["text"] for line in corpus.read_text().splitlines()], 600, 4, 1234)
     for row in kinds(rows, "clean"):
@@ -108,7 +108,7 @@ def test_end_of_text_in_junk_is_read_but_not_counted(tiny):
 
 
 def test_two_tokenizers_have_the_same_target_bytes_and_in_bytes_the_same_text(tiny, small, bpe):
-    models = [Native(tiny), with_tokenizer(tiny, bpe)]
+    models = [OwnModel(tiny), with_tokenizer(tiny, bpe)]
     for unit, alike in (("tokens", ("fixed",)), ("bytes", ("fixed", "clean", "junk", "position"))):
         first, second = (run(small(unit=unit), model) for model in models)
         assert len(first) == len(second)
@@ -174,7 +174,7 @@ def test_a_tokenizer_that_changes_text_is_refused():
 
 
 def test_sequences_of_different_lengths_cost_what_each_alone_does(tiny):
-    model, rng = Native(tiny), np.random.default_rng(0)
+    model, rng = OwnModel(tiny), np.random.default_rng(0)
     sequences = [rng.integers(0, 256, size) for size in (2, 63, 7, 64, 65, 1000, 7)]
     lasts, told = [1, 5, 6, 63, 1, 200, 2], []
     found = score_each(model, sequences, lasts, told.append)
@@ -189,7 +189,7 @@ def test_sequences_of_different_lengths_cost_what_each_alone_does(tiny):
 
 def test_progress_sums_to_the_tokens_told(tiny, small):
     done = {}
-    run(small(), Native(tiny), progress=lambda name, now, of: done.update({name: (now, of)}))
+    run(small(), OwnModel(tiny), progress=lambda name, now, of: done.update({name: (now, of)}))
     assert set(done) == {"clean", "junk", "fixed targets"} and all(now == of for now, of in done.values())
 
 
@@ -206,7 +206,7 @@ def test_lengths_that_the_texts_do_not_reach_are_skipped_and_said(tiny, small, b
 
 
 def test_a_length_past_what_a_model_can_read_is_refused_before_anything_is_measured(tiny, small):
-    model = Native(tiny)
+    model = OwnModel(tiny)
     model.longest = 100
     with pytest.raises(ValueError, match="128 tokens pass the 100 positions"):
         run(small(measures=("clean",)), model)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from atma.eval import Native, Streaming, haystack, needle
+from atma.eval import OwnModel, Streaming, haystack, needle
 from atma.eval.retrieval.induction import draw_trials, layouts
 from atma.eval.retrieval.needles import digit_ids
 from atma.tokenizer import byte_tokenizer
@@ -61,7 +61,7 @@ def test_a_tokenizer_without_single_digits_is_refused():
 
 
 def test_a_perfect_copier_finds_every_needle_and_none_that_is_absent(copier):
-    [row] = needle(Native(copier, Streaming(chunk=64)), TEXT, [150], 12, seed=2)
+    [row] = needle(OwnModel(copier, Streaming(chunk=64)), TEXT, [150], 12, seed=2)
     assert row["token_accuracy"] == row["exact_accuracy"] == 1.0
     assert row["cross_entropy"] < 1e-9
     assert row["token_low"] == pytest.approx(60 / (60 + 1.959964**2), rel=1e-6)
@@ -78,21 +78,21 @@ def test_a_gap_longer_than_the_text_reads_it_again():
 
 
 def test_accuracy_does_not_depend_on_chunks_or_batches(tiny):
-    whole = needle(Native(tiny), TEXT, [128], 5)
-    pieces = needle(Native(tiny, Streaming(chunk=31, batch_tokens=130)), TEXT, [128], 5)
+    whole = needle(OwnModel(tiny), TEXT, [128], 5)
+    pieces = needle(OwnModel(tiny, Streaming(chunk=31, batch_tokens=130)), TEXT, [128], 5)
     assert whole[0]["token_accuracy"] == pieces[0]["token_accuracy"]
     assert whole[0]["cross_entropy"] == pytest.approx(pieces[0]["cross_entropy"], abs=1e-4)
 
 
 def test_a_length_without_room_for_a_needle_is_refused(copier):
     with pytest.raises(ValueError, match="length 89 has no room for a needle; its fixed parts alone take 89"):
-        needle(Native(copier), TEXT, [89], 1)
+        needle(OwnModel(copier), TEXT, [89], 1)
 
 
 @pytest.mark.parametrize(("lengths", "trials"), [([], 3), ([128], 0)])
 def test_no_length_or_no_trial_is_refused(copier, lengths, trials):
     with pytest.raises(ValueError, match="a length and a trial"):
-        needle(Native(copier), TEXT, lengths, trials)
+        needle(OwnModel(copier), TEXT, lengths, trials)
 
 
 def test_the_haystack_is_the_split_without_end_of_text(split):

@@ -9,7 +9,7 @@ import torch
 
 from atma.cli import main
 from atma.config import ModelConfig, identity
-from atma.eval import Documents, Native, Stretch, Stretched, length_curve, needle
+from atma.eval import Documents, OwnModel, Stretch, Stretched, length_curve, needle
 from atma.eval.rope import stretch_of
 from atma.loading import Loaded, load
 from atma.mixers.rope import RopeConfig, frequencies, logit_scale
@@ -76,9 +76,9 @@ def test_each_length_is_read_by_a_model_of_that_stretch_and_within_the_trained_l
         config = dataclasses.replace(one.model.config, rope_scaling="yarn", rope_trained=64)
         fixed = Model(dataclasses.replace(config, rope_factor=max(1.0, length / 64))).double()
         fixed.load_state_dict(one.model.state_dict())
-        expected = Native(one._replace(model=fixed.eval())).score(text[:, : length + 1])
+        expected = OwnModel(one._replace(model=fixed.eval())).score(text[:, : length + 1])
         np.testing.assert_allclose(model.score(text[:, : length + 1]), expected, rtol=1e-6)
-        same = np.allclose(Native(one).score(text[:, : length + 1]), expected, rtol=1e-6)
+        same = np.allclose(OwnModel(one).score(text[:, : length + 1]), expected, rtol=1e-6)
         assert same == (length <= 64)
 
 
@@ -95,7 +95,7 @@ def test_curves_read_every_length_with_its_own_stretch():
 
 def test_needles_and_generation_go_by_their_own_length():
     one = loaded()
-    model, plain = Stretched(one, Stretch("yarn", 64)), Native(one)
+    model, plain = Stretched(one, Stretch("yarn", 64)), OwnModel(one)
     text = np.random.default_rng(0).integers(0, 256, 4000)
     near, far = ([needle(m, text, [length], 2)[0]["cross_entropy"] for m in (model, plain)] for length in (200, 400))
     assert near[0] != near[1] and far[0] != far[1]

@@ -8,7 +8,7 @@ import torch
 
 from atma.commands.suite import left_out, told_trials
 from atma.eval import suite as suites
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.results import read_rows
 from atma.eval.suite import Measurement, allot, duration, run, run_measurements, within
 from atma.generation import Settings, generate
@@ -42,7 +42,7 @@ class Counting:
 
 
 def test_rows_tell_suite_measurement_and_provenance(tiny):
-    rows = run(Counting(), Native(tiny))
+    rows = run(Counting(), OwnModel(tiny))
     assert [(row["length"], row["trials"]) for row in rows] == [(8, 100), (32, 100)]
     for row in rows:
         assert row["suite"] == "counting" and row["measurement"]["length"] == row["length"]
@@ -51,14 +51,14 @@ def test_rows_tell_suite_measurement_and_provenance(tiny):
 
 def test_a_measurement_in_the_file_is_not_made_again(tiny, tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
-    rows = run(Counting(), Native(tiny), path)
-    more = run(Counting(lengths=(8, 32, 64)), Native(tiny), path)
+    rows = run(Counting(), OwnModel(tiny), path)
+    more = run(Counting(lengths=(8, 32, 64)), OwnModel(tiny), path)
     assert more[:2] == rows and len(read_rows(path)) == 3
 
 
 def test_another_configuration_of_the_same_weights_is_another_measurement(tiny):
-    plain = Native(tiny)
-    narrow = Native(tiny._replace(model=Model(replace(tiny.model.config, count_limit=7))))
+    plain = OwnModel(tiny)
+    narrow = OwnModel(tiny._replace(model=Model(replace(tiny.model.config, count_limit=7))))
     narrow.loaded.model.load_state_dict(tiny.model.state_dict())
     ours, theirs = (model.provenance() for model in (plain, narrow))
     assert (
@@ -69,10 +69,10 @@ def test_another_configuration_of_the_same_weights_is_another_measurement(tiny):
 
 
 def test_rows_that_another_process_adds_meanwhile_stay(tiny, tmp_path):
-    path, stamp = tmp_path / "rows.jsonl", Native(tiny).provenance()
+    path, stamp = tmp_path / "rows.jsonl", OwnModel(tiny).provenance()
 
     def while_another_ends(advance):
-        run(Counting(), Native(tiny), path)
+        run(Counting(), OwnModel(tiny), path)
         return [{"kind": "count", "length": 7}]
 
     run_measurements("slow", [Measurement("slow", {"length": 7}, 1, while_another_ends)], stamp, path)
@@ -88,8 +88,8 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tiny,
 
 def test_a_budget_makes_trials_fewer(tiny, monkeypatch):
     monkeypatch.setattr(suites, "seconds_per_sequence", lambda model, lengths, cells: {n: n / 8 for n in lengths})
-    trials = within(Counting(), Native(tiny), 8.0)
-    rows = run(Counting(), Native(tiny), trials=trials)
+    trials = within(Counting(), OwnModel(tiny), 8.0)
+    rows = run(Counting(), OwnModel(tiny), trials=trials)
     assert [(row["length"], row["trials"]) for row in rows] == [(8, 4), (32, 1)]
     assert (
         told_trials({8: 4, 32: 4, 1024: 4}, trials) == "4 of 4 trials at 8, 1 of 4 trials at 32, 0 of 4 trials at 1,024"
@@ -107,7 +107,7 @@ def test_a_length_that_does_not_fit_is_left_out_and_no_length_is_an_error():
 
 
 def test_the_time_of_a_sequence_grows_with_its_length(tiny):
-    seconds = suites.seconds_per_sequence(Native(tiny), [256, 4096, 65_536], 1)
+    seconds = suites.seconds_per_sequence(OwnModel(tiny), [256, 4096, 65_536], 1)
     assert 0 < seconds[256] < seconds[4096] < seconds[65_536]
 
 
@@ -123,7 +123,7 @@ def test_anything_else_is_not(text):
 
 
 def test_a_prediction_is_a_score_with_what_was_likeliest(tiny):
-    model = Native(tiny)
+    model = OwnModel(tiny)
     tokens = torch.randint(0, 256, (3, 90), generator=torch.Generator().manual_seed(1))
     found = model.predict(tokens, 20)
     np.testing.assert_allclose(found.nats, model.score(tokens, 20), atol=2e-5)
@@ -135,19 +135,19 @@ def test_a_prediction_is_a_score_with_what_was_likeliest(tiny):
 def test_the_greedy_continuation_is_that_of_generate(tiny):
     text = "def f(x):"
     prompt = [tiny.tokenizer.eot, *tiny.tokenizer.encode(text)]
-    written = Native(tiny).generate(prompt, 12)
+    written = OwnModel(tiny).generate(prompt, 12)
     assert generate(tiny.model, tiny.tokenizer, text, Settings(12, temperature=0)) == tiny.tokenizer.decode(written)
-    assert Native(tiny).generate(prompt, 12, stop=[written[4]]) == written[: written.index(written[4])]
+    assert OwnModel(tiny).generate(prompt, 12, stop=[written[4]]) == written[: written.index(written[4])]
 
 
 def test_a_prompt_of_one_token_is_continued(tiny):
-    assert len(Native(tiny).generate([65], 3)) <= 3
+    assert len(OwnModel(tiny).generate([65], 3)) <= 3
 
 
 @pytest.mark.parametrize(("prompt", "most"), [([], 3), ([65], 0)])
 def test_no_prompt_or_nothing_to_write_is_refused(tiny, prompt, most):
     with pytest.raises(ValueError, match="needs a prompt and a token to write"):
-        Native(tiny).generate(prompt, most)
+        OwnModel(tiny).generate(prompt, most)
 
 
 def test_what_a_budget_had_no_room_for_is_said_in_words():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.suite import run
 from atma.eval.tasks import Tasks
 
@@ -51,14 +51,14 @@ def folder(tmp_path):
 
 def key(folder, tiny, name="local_pair", **options):
     """What decides a task's rows besides the model."""
-    [measurement] = Tasks(tasks=(name,), include_path=folder, **options).measurements(Native(tiny), {})
+    [measurement] = Tasks(tasks=(name,), include_path=folder, **options).measurements(OwnModel(tiny), {})
     return measurement.spec
 
 
 def test_a_task_of_a_group_is_measured_with_the_groups_settings(tiny, folder, monkeypatch):
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # seconds, for what no row holds
-    [own] = run(Tasks(tasks=("local_pair",), include_path=folder), Native(tiny))
-    [grouped] = run(Tasks(tasks=("local_group",), include_path=folder), Native(tiny))
+    [own] = run(Tasks(tasks=("local_pair",), include_path=folder), OwnModel(tiny))
+    [grouped] = run(Tasks(tasks=("local_group",), include_path=folder), OwnModel(tiny))
     assert (own["num_fewshot"], grouped["num_fewshot"]) == (0, 2)
     assert own["config_sha256"] != grouped["config_sha256"] and own["prompts_sha256"] != grouped["prompts_sha256"]
 
@@ -66,9 +66,9 @@ def test_a_task_of_a_group_is_measured_with_the_groups_settings(tiny, folder, mo
 def test_a_task_asked_for_with_two_settings_is_refused_and_with_the_same_measured_once(tiny, folder):
     twice = Tasks(tasks=("local_pair", "local_group"), include_path=folder)
     with pytest.raises(ValueError, match="local_pair is asked for twice, with different settings"):
-        twice.measurements(Native(tiny), {})
+        twice.measurements(OwnModel(tiny), {})
     (folder / "group.yaml").write_text("group: local_group\ntask:\n  - local_pair\n")
-    assert [one.name for one in twice.measurements(Native(tiny), {})] == ["local_pair"]
+    assert [one.name for one in twice.measurements(OwnModel(tiny), {})] == ["local_pair"]
 
 
 def test_other_documents_in_the_same_file_have_another_key(tiny, folder):
@@ -87,6 +87,6 @@ def test_functions_of_a_task_go_into_its_key_by_their_source(tiny, folder):
     asked, keys, kept = Tasks(tasks=("local_pair",), include_path=folder), [], []
     for end in ("", "", " + '!'"):
         (folder / "few.py").write_text(f"def few(doc):\n    return doc['question']{end}\n")
-        kept += asked.measurements(Native(tiny), {})  # as long as a function is kept no other has its address
+        kept += asked.measurements(OwnModel(tiny), {})  # as long as a function is kept no other has its address
         keys.append(kept[-1].spec["config_sha256"])
     assert keys[0] == keys[1] != keys[2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atma.cli import main
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.results import read_rows
 from atma.eval.stream import DEFAULT
 from atma.eval.suite import run
@@ -92,7 +92,7 @@ def alone(model, context, continuation):
 @needs_lm_eval
 @LIBRARIES
 def test_choices_are_scored_as_by_passes_of_their_own(tiny, suite):
-    model = Native(tiny)
+    model = OwnModel(tiny)
     [row] = run(suite("choices"), model)
     best = [np.argmax([alone(model, q["question"], choice)[0] for choice in q["choices"]]) for q in QUESTIONS]
     right = [int(chosen == q["answer"]) for chosen, q in zip(best, QUESTIONS, strict=True)]
@@ -108,7 +108,7 @@ def test_log_likelihoods_are_those_of_one_pass_whether_the_context_is_read_once_
 
     from atma.eval.eleuther import AtmaLM
 
-    model = Native(tiny)
+    model = OwnModel(tiny)
     pairs = [(q["question"], choice) for q in QUESTIONS for choice in q["choices"]] + [("", "abc")]
     asked = [Instance("loglikelihood", {}, pair, i, ("t", i, 1)) for i, pair in enumerate(pairs)]
     found = AtmaLM(model).loglikelihood(asked, disable_tqdm=True)
@@ -120,7 +120,7 @@ def test_log_likelihoods_are_those_of_one_pass_whether_the_context_is_read_once_
 @needs_lm_eval
 @LIBRARIES
 def test_the_perplexity_of_texts_is_that_of_one_pass_over_each(tiny, suite):
-    model = Native(tiny)
+    model = OwnModel(tiny)
     [row] = run(suite("rolling"), model)
     own = [alone(model, "", q["question"])[0] for q in QUESTIONS]
     sizes = [len(q["question"].encode()) for q in QUESTIONS]
@@ -169,7 +169,7 @@ def test_answers_end_before_the_first_stop_string_wherever_a_piece_of_them_ends(
 @needs_lm_eval
 @LIBRARIES
 def test_answers_are_the_models_greedy_continuation_and_sampling_is_refused(tiny, suite):
-    model, text = Native(tiny), "def f(x):"
+    model, text = OwnModel(tiny), "def f(x):"
     greedy = model.tokenizer.decode(model.generate(model.tokenizer.encode(text), 40))
     assert answer(model, text, max_gen_toks=40, do_sample=False) == greedy
     assert len(run(suite("written"), model)[0]["outcomes"]) == 4
@@ -212,9 +212,9 @@ def numbers(responses):
 @LIBRARIES
 def test_a_measurement_resumes_and_two_models_compare_in_pairs(tiny, copier, suite, tmp_path, capsys):
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
-    rows = run(suite("choices"), Native(tiny), first)
-    assert run(suite("choices"), Native(tiny), first) == rows == read_rows(first)
-    run(suite("choices"), Native(copier), second)
+    rows = run(suite("choices"), OwnModel(tiny), first)
+    assert run(suite("choices"), OwnModel(tiny), first) == rows == read_rows(first)
+    run(suite("choices"), OwnModel(copier), second)
     capsys.readouterr()
     assert main(["eval", "diff", str(first), str(second)]) == 0
     assert read_rows(first)[0]["trials_sha256"] == read_rows(second)[0]["trials_sha256"]
@@ -253,7 +253,7 @@ def test_an_unknown_task_is_told_with_those_near_it(tiny, suite, monkeypatch):
     own = TaskManager(include_path=str(suite("choices").include_path), include_defaults=False)
     monkeypatch.setattr(Tasks, "manager", lambda suite: own)  # lm-eval's own thousands take half a minute to list
     with pytest.raises(ValueError, match="no task 'local_choice'; near it: local_choices"):
-        run(Tasks(tasks=("local_choice",), include_path=suite("choices").include_path), Native(tiny))
+        run(Tasks(tasks=("local_choice",), include_path=suite("choices").include_path), OwnModel(tiny))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from atma.model import Model
-from atma.serve.batch import table_of
 from atma.serve.carry import Carrier
 from atma.serve.engine import Engine
 from atma.serve.exact import Served
@@ -21,6 +20,7 @@ from atma.serve.handle import Output
 from atma.serve.pages import PagePool
 from atma.serve.request import Request
 from atma.serve.sampler import scores
+from atma.serve.writing import table_of
 
 Check = Callable[[list[int], Output], None]
 KINDS = ("new", "append", "append", "append", "edit", "again", "branch")
@@ -135,7 +135,7 @@ class Trace:
         event = self.random.random()
         if event < 0.2:
             for _ in range(self.random.randint(1, 6)):
-                self.engine.memory.cache.evict()
+                self.engine.store.cache.evict()
         elif event < 0.3:
             self.engine.close()
             self.engine = self.make()

@@ -60,7 +60,7 @@ def together(engine: Engine, requests: Sequence[Request], seed: int, most: int =
 
     def step() -> None:
         engine.step()
-        rows.append(len(engine.batch.sequences))
+        rows.append(len(engine.writing.sequences))
 
     under_way: list[Handle] = []
     while len(handles) < len(requests):

@@ -95,7 +95,7 @@ class Repeats:
         reusable, handle = self.reusable.of(prompt), self.engine.submit(request)
         while not handle.done:
             self.engine.step()
-            if (disk := self.engine.memory.disk) is not None:
+            if (disk := self.engine.store.disk) is not None:
                 disk.flush()  # what is measured is room, not whether the disk keeps up
         output = handle.outputs[0]
         assert output.usage is not None and output.usage.cached <= reusable, (output.usage, reusable)

@@ -36,7 +36,7 @@ def test_with_room_for_all_every_reusable_token_is_reused():
     assert 0 < first.reusable == first.reused < first.prompts
     assert again.prompts == again.reusable == again.reused == first.prompts
     assert again.other == 0
-    assert repeats.engine.memory.cache.evictions == 0
+    assert repeats.engine.store.cache.evictions == 0
 
 
 def test_with_little_room_less_is_reused_and_the_answers_are_the_same():

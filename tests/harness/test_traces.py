@@ -65,7 +65,7 @@ def test_a_state_that_is_not_the_text_s_own_is_noticed(tmp_path, monkeypatch):
 
     @torch.inference_mode()
     def submit(engine, request, tokens=None):
-        for kept in engine.memory.cache._kept.values():
+        for kept in engine.store.cache._kept.values():
             kept.standing.carried[0].zero_()
         return plain(engine, request, tokens)
 
@@ -82,9 +82,9 @@ def test_what_is_held_is_counted_from_tensors_and_files(tmp_path):
     prompt = [256, *range(40)]
     request = Conversation(random.Random(0), CORPUS, 100).request(prompt)
     finish(engine, engine.submit(request))
-    engine.memory.cache.flush()
-    after, states = held(engine), len(engine.memory.cache)
+    engine.store.cache.flush()
+    after, states = held(engine), len(engine.store.cache)
     assert states == 3
-    assert after["tensors"][0] - before["tensors"][0] == states * engine.memory.budget.row_bytes
+    assert after["tensors"][0] - before["tensors"][0] == states * engine.store.budget.row_bytes
     assert after["files"] == (sum(path.stat().st_size for path in tmp_path.iterdir()), config.cache_folder_bytes)
     assert Found(most={"files": (5, 4), "tensors": (4, 4)}).exceeded == ["files"]

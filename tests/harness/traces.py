@@ -28,7 +28,7 @@ Compare = Callable[[list[int], Output], tuple[int, int]]
 
 def held(engine: Engine) -> dict[str, tuple[int, int]]:
     """What is held now, each with its bound, in bytes."""
-    config, memory = engine.config, engine.memory
+    config, memory = engine.config, engine.store
     found = {
         "counted by the engine": (memory.used_bytes, config.memory_bytes),
         "tensors": (sum(x.nbytes for x in _tensors(engine)), config.memory_bytes),
@@ -51,7 +51,7 @@ def _file_bytes(folder: Path) -> int:
 def _tensors(engine: Engine) -> list[Tensor]:
     """All that stays from step to step: every page, used or not, rows, and kept states; without lists of page numbers
     and recorded steps."""
-    memory, batch = engine.memory, engine.batch
+    memory, batch = engine.store, engine.writing
     found = [*memory.pool.pools, *batch._rows, batch._hidden]
     for kept in memory.cache._kept.values():
         found += [*kept.standing.carried, kept.standing.hidden]
@@ -128,7 +128,7 @@ class Traces:
             self._collect()
             self._meanwhile()
         self._count_engine()
-        if (disk := self.engine.memory.disk) is not None:
+        if (disk := self.engine.store.disk) is not None:
             disk.flush()  # nobody writes to the folder any more
         return self.found
 
@@ -179,7 +179,7 @@ class Traces:
             self._interrupt(self.random.choice(running))
         elif event < 0.08:
             for _ in range(self.random.randint(1, 6)):
-                self.found.events["evictions at random"] += self.engine.memory.cache.evict()
+                self.found.events["evictions at random"] += self.engine.store.cache.evict()
         elif event < 0.09:
             self.found.events["other cuts of prompts"] += 1
             steps = self.random.randint(config.max_rows + 1, config.max_rows + 128)

@@ -60,7 +60,7 @@ class AuditedEngine(Engine):
 
 def audit(engine: Engine) -> None:
     """Every page is referred to exactly as often as it is in use, and all that is held keeps within the budget."""
-    memory, pool = engine.memory, engine.memory.pool
+    memory, pool = engine.store, engine.store.pool
     expected = [0] * pool.count
     holders = [s.pages for s in [*engine.scheduler.running, *engine.scheduler.waiting]]
     holders += [kept.pages for kept in memory.cache._kept.values()]
@@ -74,7 +74,7 @@ def audit(engine: Engine) -> None:
     assert pending <= memory.budget.pending_bytes
     assert memory.cache.bytes + memory.budget.pending_bytes <= engine.config.cache_bytes
     assert len(engine.scheduler.running) <= engine.config.max_rows
-    assert set(engine.batch.sequences) <= set(engine.scheduler.running)
+    assert set(engine.writing.sequences) <= set(engine.scheduler.running)
     for sequence in engine.scheduler.running:
         read = range(pool.first_page(sequence.position), pool.pages_for(sequence.position))
         assert set(read) <= sequence.pages.keys()

@@ -26,39 +26,39 @@ def test_the_longest_kept_beginning_is_found(engine) -> None:
     for length in (5, 9, 14):
         _answer(engine, TEXT[:length], 1)
     for length, expected in ((4, 0), (5, 5), (8, 5), (9, 9), (13, 9), (20, 14)):
-        found = engine.memory.cache.find(TEXT, length, "")
+        found = engine.store.cache.find(TEXT, length, "")
         assert (found.standing.position if found else 0) == expected
 
 
 def test_another_text_of_the_same_length_is_not_found(engine) -> None:
     _answer(engine, TEXT, 1)
-    assert engine.memory.cache.find([*TEXT[:-1], 0], len(TEXT), "") is None
+    assert engine.store.cache.find([*TEXT[:-1], 0], len(TEXT), "") is None
 
 
 def test_the_least_recently_used_state_goes_first(engine) -> None:
     for start in range(3):
         _answer(engine, [start, *TEXT[:20]], 1)
     _answer(engine, [0, *TEXT[:20]], 1)
-    engine.memory.cache.evict()
-    kept = [bool(engine.memory.cache.find([start, *TEXT], 21, "")) for start in range(3)]
+    engine.store.cache.evict()
+    kept = [bool(engine.store.cache.find([start, *TEXT], 21, "")) for start in range(3)]
     assert kept == [True, False, True]
 
 
 def test_pages_of_a_common_beginning_are_held_once(engine) -> None:
     text = list(range(96))
     _answer(engine, text, 1)
-    pages = engine.memory.pool.count - engine.memory.pool.free
+    pages = engine.store.pool.count - engine.store.pool.free
     _answer(engine, [*text, 1], 1)
     _answer(engine, [*text, 2], 1)
-    assert engine.memory.pool.count - engine.memory.pool.free == pages + 2
+    assert engine.store.pool.count - engine.store.pool.free == pages + 2
 
 
 def test_kept_states_never_pass_their_budget(engine) -> None:
     for start in range(40):
         _answer(engine, [start, *TEXT], 2)
-        assert engine.memory.cache.bytes <= SMALL.cache_bytes
-        assert len(engine.memory.cache) <= engine.memory.budget.snapshots
-    assert engine.memory.cache.evictions > 0
+        assert engine.store.cache.bytes <= SMALL.cache_bytes
+        assert len(engine.store.cache) <= engine.store.budget.snapshots
+    assert engine.store.cache.evictions > 0
 
 
 def test_without_cache_bytes_nothing_is_kept_and_everything_works(model) -> None:
@@ -66,7 +66,7 @@ def test_without_cache_bytes_nothing_is_kept_and_everything_works(model) -> None
     first, again = _answer(engine, TEXT), _answer(engine, TEXT)
     assert again.tokens == first.tokens
     assert again.usage.cached == 0
-    assert len(engine.memory.cache) == 0
+    assert len(engine.store.cache) == 0
 
 
 def test_states_survive_a_restart_to_the_bit(tmp_path) -> None:
@@ -86,7 +86,7 @@ def test_states_survive_a_restart_to_the_bit(tmp_path) -> None:
 def test_an_evicted_state_comes_back_from_disk(tmp_path) -> None:
     engine = _on_disk(tmp_path)
     answer = _answer(engine, TEXT)
-    while engine.memory.cache.evict():
+    while engine.store.cache.evict():
         pass
     assert _answer(engine, [*TEXT, *answer.tokens]).usage.cached == len(TEXT) + len(answer.tokens) - 1
 

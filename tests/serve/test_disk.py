@@ -52,7 +52,7 @@ def _answer(engine, tokens, count: int = 6):
 
 
 def _evict_all(engine) -> None:
-    while engine.memory.cache.evict():
+    while engine.store.cache.evict():
         pass
 
 
@@ -61,25 +61,25 @@ def _files(folder: Path) -> list[str]:
 
 
 def _pending_size(engine, tokens: int) -> int:
-    budget = engine.memory.budget
-    return budget.row_bytes + engine.memory.pool.pages_for(tokens) * budget.page_bytes
+    budget = engine.store.budget
+    return budget.row_bytes + engine.store.pool.pages_for(tokens) * budget.page_bytes
 
 
 def test_texts_go_on_while_the_disk_is_slow_and_what_waits_is_counted(disk, tmp_path) -> None:
     engine = _engine(tmp_path)
     _answer(engine, TEXT)
-    used = engine.memory.used_bytes
+    used = engine.store.used_bytes
     _evict_all(engine)
     assert disk.began.wait(60)
     expected = _pending_size(engine, len(TEXT)) + _pending_size(engine, len(TEXT) + 5)
     assert engine.stats()["pending_bytes"] == expected
-    assert engine.memory.used_bytes == engine.memory.budget.set_aside + expected
+    assert engine.store.used_bytes == engine.store.budget.set_aside + expected
     assert used <= SMALL.memory_bytes
     assert _answer(engine, [1, 2, 3]).finish_reason == "length"
     assert engine.stats()["files"] == 0
     assert _files(tmp_path) == []
     disk.opened.set()
-    engine.memory.disk.flush()
+    engine.store.disk.flush()
     assert (engine.stats()["pending_bytes"], engine.stats()["files"]) == (0, 2)
     assert len(_files(tmp_path)) == 2
 
@@ -100,8 +100,8 @@ def test_pages_used_again_meanwhile_change_nothing_in_what_is_written(disk, tmp_
     engine = _engine(tmp_path)
     answer = _answer(engine, TEXT)
     _evict_all(engine)
-    assert engine.memory.pool.free == engine.memory.pool.count
-    _answer(engine, [7] * (engine.memory.pool.size * engine.memory.pool.count - 1), 2)
+    assert engine.store.pool.free == engine.store.pool.count
+    _answer(engine, [7] * (engine.store.pool.size * engine.store.pool.count - 1), 2)
     disk.opened.set()
     engine.close()
     again = _answer(_engine(tmp_path), TEXT)
@@ -115,12 +115,12 @@ def test_when_the_queue_is_full_states_are_dropped_and_counted_and_no_step_waits
         _answer(engine, [start, *TEXT], 1)
     assert disk.began.wait(60)
     evictions, dropped = engine.stats()["evictions"], engine.stats()["files_dropped"]
-    waiting = len(engine.memory.disk._pending)
+    waiting = len(engine.store.disk._pending)
     assert waiting >= 2
     assert dropped == evictions - waiting > 10
-    assert engine.memory.budget.pending_bytes - engine.stats()["pending_bytes"] < _pending_size(engine, len(TEXT) + 1)
+    assert engine.store.budget.pending_bytes - engine.stats()["pending_bytes"] < _pending_size(engine, len(TEXT) + 1)
     disk.opened.set()
-    engine.memory.disk.flush()
+    engine.store.disk.flush()
     assert len(_files(tmp_path)) == waiting
     assert _answer(engine, [0, *TEXT], 1).usage.cached == len(TEXT) + 1
 
@@ -129,7 +129,7 @@ def test_the_end_waits_for_what_is_not_written_and_drops_nothing(disk, tmp_path)
     engine = _engine(tmp_path)
     for start in range(8):
         _answer(engine, [start, *TEXT], 1)
-    kept = engine.stats()["kept_states"] + len(engine.memory.disk._pending)
+    kept = engine.stats()["kept_states"] + len(engine.store.disk._pending)
     dropped = engine.stats()["files_dropped"]
     ending = threading.Thread(target=engine.close)
     ending.start()
@@ -146,7 +146,7 @@ def test_the_end_waits_for_what_is_not_written_and_drops_nothing(disk, tmp_path)
 def test_a_state_larger_than_the_queue_is_written_at_the_end_alone(tmp_path) -> None:
     engine = _engine(tmp_path, pending_bytes=1)
     answer = _answer(engine, TEXT)
-    engine.memory.cache.evict()
+    engine.store.cache.evict()
     assert engine.stats()["files_dropped"] == 1
     engine.close()
     assert len(_files(tmp_path)) == 1
@@ -167,7 +167,7 @@ def test_a_disk_that_fails_costs_only_the_states_and_may_work_again(tmp_path, mo
     for start in range(3):
         _answer(engine, [start, *SHORT], 1)
     _evict_all(engine)
-    engine.memory.disk.flush()
+    engine.store.disk.flush()
     stats = engine.stats()
     assert (stats["file_failures"], stats["files"], stats["pending_bytes"]) == (2, 1, 0)
     assert _answer(engine, [0, *SHORT], 1).usage.cached == 0
@@ -193,7 +193,7 @@ def test_the_thread_ends_when_nothing_is_left_to_write_and_begins_again(tmp_path
     for start in range(2):
         _answer(engine, [start, *SHORT], 1)
         _evict_all(engine)
-        engine.memory.disk.flush()
+        engine.store.disk.flush()
         until = time.monotonic() + 300
         while any(thread.name == "atma-states" for thread in threading.enumerate()):
             assert time.monotonic() < until
@@ -202,7 +202,7 @@ def test_the_thread_ends_when_nothing_is_left_to_write_and_begins_again(tmp_path
 
 
 def test_the_queue_is_part_of_the_bytes_for_kept_states(tmp_path) -> None:
-    plain, queued = _engine(None).memory.budget, _engine(tmp_path).memory.budget
+    plain, queued = _engine(None).store.budget, _engine(tmp_path).store.budget
     assert (plain.pending_bytes, plain.cache_bytes) == (0, SMALL.cache_bytes)
     assert (queued.pending_bytes, queued.cache_bytes) == (SMALL.cache_bytes // 4, SMALL.cache_bytes * 3 // 4)
     for wrong in (-1, 2):

@@ -20,8 +20,8 @@ def _answer(engine: Engine, request: Request):
 
 
 def _nothing_is_held(engine: Engine) -> bool:
-    engine.memory.cache.clear()
-    return not any(engine.memory.pool.references) and engine.memory.pool.free == engine.memory.pool.count
+    engine.store.cache.clear()
+    return not any(engine.store.pool.references) and engine.store.pool.free == engine.store.pool.count
 
 
 def test_an_answer_has_as_many_tokens_as_asked_for_and_says_so(engine) -> None:
@@ -271,7 +271,7 @@ def test_a_preempted_text_goes_on_as_if_nothing_had_been(model) -> None:
             if engine.counters["steps"] % 5 == 0 and not handle.done:
                 engine._preempt(engine.scheduler.running[0])
                 if not keeps_state:
-                    engine.memory.cache.clear()
+                    engine.store.cache.clear()
         assert handle.outputs[0].tokens == expected.tokens
         assert handle.outputs[0].logprobs == expected.logprobs
 
@@ -280,7 +280,7 @@ def test_texts_that_outgrow_memory_take_turns_and_all_finish_as_if_alone(model) 
     config = dataclasses.replace(SMALL, memory_bytes=314 << 10, cache_bytes=40 << 10, snapshot_tokens=0)
     requests = [Request(f"text {i} " * 4, max_tokens=150, seed=i, ignore_end=True) for i in range(6)]
     engine = AuditedEngine(model, byte_tokenizer(), config)
-    assert engine.memory.budget.pages < 6 * engine.memory.pool.pages_for(180)
+    assert engine.store.budget.pages < 6 * engine.store.pool.pages_for(180)
     handles = [engine.submit(request) for request in requests]
     finish(engine, *handles)
     assert engine.counters["preemptions"] > 0
@@ -390,7 +390,7 @@ def test_a_budget_without_room_for_a_page_is_an_error_with_the_numbers(model) ->
 
 def test_the_pools_take_the_bytes_that_were_counted(model) -> None:
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
-    budget, pool = engine.memory.budget, engine.memory.pool
+    budget, pool = engine.store.budget, engine.store.pool
     assert sum(x.numel() * x.element_size() for x in pool.pools) == budget.pages * budget.page_bytes
     assert budget.set_aside >= 2 * budget.rows * budget.row_bytes + budget.recording.room
     whole = budget.pages * budget.page_bytes + budget.snapshots * budget.row_bytes + budget.set_aside
@@ -419,11 +419,11 @@ def test_a_turn_after_a_stop_text_goes_on_from_before_it(engine, text, stop, tol
 
 def test_text_held_back_in_vain_leaves_no_state(engine) -> None:
     _spell(engine, "EN EN, then", Request("p", max_tokens=11, temperature=0, stop=("END",)))
-    assert set(engine.memory.cache._positions) == {2, 12}
+    assert set(engine.store.cache._positions) == {2, 12}
     aborted = engine.submit(Request("q" * 9, max_tokens=50, temperature=0, stop=("END",), ignore_end=True))
     engine.step()
     [sequence] = engine.scheduler.running
-    engine.memory.mark(sequence, engine._standing(sequence))
+    engine.store.mark(sequence, engine._standing(sequence))
     engine.abort(aborted.id)
     assert sequence.mark is None
     assert _nothing_is_held(engine)

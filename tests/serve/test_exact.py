@@ -167,17 +167,17 @@ def test_recorded_steps_give_the_bits_of_steps_as_they_are(core: str) -> None:
         ]
         finish(engine, *handles)
         answers.append([handle.outputs[0].logprobs for handle in handles])
-        assert bool(engine.batch._recorded) == (room > 0)
-        assert engine.batch.recorded_bytes <= min(room, engine.memory.budget.recording.room)
+        assert bool(engine.writing._recorded) == (room > 0)
+        assert engine.writing.recorded_bytes <= min(room, engine.store.budget.recording.room)
     assert answers[0] == answers[1] == answers[2]
 
 
 def test_threads_share_out_the_rows_of_small_models_alone(model, monkeypatch) -> None:
-    batch = AuditedEngine(model, byte_tokenizer(), SMALL).batch
+    batch = AuditedEngine(model, byte_tokenizer(), SMALL).writing
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert [len(batch._parts(rows)) for rows in (1, 15, 16, 100)] == [1, 1, 2, 4]
     weights = sum(x.numel() for x in model.parameters() if x.ndim == 2)
-    monkeypatch.setattr("atma.serve.batch.TOGETHER", 2 * weights)
+    monkeypatch.setattr("atma.serve.writing.TOGETHER", 2 * weights)
     assert batch._parts(100) == [slice(0, 100)]
 
 
@@ -191,8 +191,8 @@ def test_rows_that_threads_share_out_give_the_bits_of_rows_together(model) -> No
             asked = [Request(f"text {i}", max_tokens=20 + i, temperature=0, logprobs=0) for i in range(26)]
             handles = [engine.submit(dataclasses.replace(one, ignore_end=True)) for one in asked]
             finish(engine, *handles)
-            assert 26 in engine.batch._recorded
-            assert [len(engine.batch._parts(rows)) for rows in (15, 26)] == [1, count]
+            assert 26 in engine.writing._recorded
+            assert [len(engine.writing._parts(rows)) for rows in (15, 26)] == [1, count]
             answers.append([handle.outputs[0].logprobs for handle in handles])
     finally:
         torch.set_num_threads(threads)
@@ -208,7 +208,7 @@ def test_a_step_that_cannot_be_recorded_is_made_as_ever(model, monkeypatch) -> N
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
     handle = engine.submit(request)
     finish(engine, handle)
-    assert not engine.batch._recorded
+    assert not engine.writing._recorded
     assert handle.outputs[0].logprobs == wanted.outputs[0].logprobs
 
 
@@ -225,7 +225,7 @@ def test_an_engine_that_takes_a_model_over_holds_each_weight_once_and_gives_the_
         handle = engine.submit(request)
         finish(engine, handle)
         answers.append(handle.outputs[0].logprobs)
-        assert engine.batch._recorded
+        assert engine.writing._recorded
         assert all((x() is not None) == keep for x in weights)
         del engine
     assert answers[0] == answers[1]

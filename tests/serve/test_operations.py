@@ -59,7 +59,7 @@ def test_whatever_happens_bytes_are_kept_to_and_nothing_leaks(seed: int, tmp_pat
         elif action < 0.42 and handles:
             engine.abort(choice.choice(handles).id)
         elif action < 0.45:
-            engine.memory.cache.evict()
+            engine.store.cache.evict()
         else:
             engine.step()
     for _ in range(5000):
@@ -68,7 +68,7 @@ def test_whatever_happens_bytes_are_kept_to_and_nothing_leaks(seed: int, tmp_pat
         engine.step()
     assert all(handle.done for handle in handles)
     assert {o.finish_reason for handle in handles for o in handle.outputs} <= {"length", "stop", "abort"}
-    engine.memory.cache.clear()
-    assert not any(engine.memory.pool.references)
-    assert not engine.batch.sequences
+    engine.store.cache.clear()
+    assert not any(engine.store.pool.references)
+    assert not engine.writing.sequences
     assert not engine.answers.handles

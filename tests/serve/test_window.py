@@ -52,17 +52,17 @@ def test_a_text_gives_back_its_pages_while_it_is_read_and_written() -> None:
         engine.step()
         running = engine.scheduler.running
         held += [(bool(s.written), len(s.pages)) for s in running]
-        assert engine.memory.budget.pages - engine.memory.pool.free == sum(len(s.pages) for s in running)
+        assert engine.store.budget.pages - engine.store.pool.free == sum(len(s.pages) for s in running)
     assert max(pages for written, pages in held if written) <= WRITING
     assert max(pages for _, pages in held) <= WRITING + -(-SMALL.step_tokens // PAGE)
-    assert engine.memory.pool.free == engine.memory.budget.pages
+    assert engine.store.pool.free == engine.store.budget.pages
 
 
 @pytest.mark.skipif(not native.available(torch.float32), reason="exact only by the compiled kernels")
 def test_a_text_longer_than_all_memory_is_served_to_the_bit() -> None:
     model = windowed()
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
-    room = engine.memory.budget.pages * PAGE
+    room = engine.store.budget.pages * PAGE
     prompt = tokens_of(2 * room)
     output = answer(engine, asked(prompt, 100))
     assert Cold(model, 257, PAGE).differences(prompt, output) == (0, 0)
@@ -88,7 +88,7 @@ def test_many_long_texts_at_once_are_served_to_the_bit(recorded_bytes: int) -> N
 def test_a_kept_state_refers_to_the_pages_of_its_window() -> None:
     engine = AuditedEngine(windowed(), byte_tokenizer(), SMALL)
     answer(engine, asked(tokens_of(300), 20))
-    kept = engine.memory.cache._kept.values()
+    kept = engine.store.cache._kept.values()
     assert any(one.standing.position >= 300 for one in kept)
     for one in kept:
         position = one.standing.position
@@ -105,7 +105,7 @@ def test_a_state_on_disk_is_its_window_and_goes_on_after_a_restart(length: int, 
     first.close()
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     token = 2 * 16 * 4  # one layer's key and value of 16 numbers
-    assert max(sizes) < 8192 + first.memory.budget.row_bytes + token * min(length + 10, WINDOW)
+    assert max(sizes) < 8192 + first.store.budget.row_bytes + token * min(length + 10, WINDOW)
     second = AuditedEngine(model, byte_tokenizer(), config)
     longer = prompt + output.tokens + tokens_of(9, 1)
     again = answer(second, asked(longer, 20))
@@ -125,8 +125,8 @@ def test_a_model_of_which_nothing_lies_in_pages_serves_any_length_with_few(tmp_p
     model = speaking(ModelConfig(257, 32, depth=2, pattern=("gated_conv",), mlp_multiple=2), 0)
     config, prompt = dataclasses.replace(SMALL, cache_folder=tmp_path), tokens_of(3000)
     engine = AuditedEngine(model, byte_tokenizer(), config)
-    assert engine.memory.budget.page_bytes == 0
-    assert engine.memory.budget.pages < 300
+    assert engine.store.budget.page_bytes == 0
+    assert engine.store.budget.pages < 300
     output = answer(engine, asked(prompt, 40))
     engine.close()
     longer = prompt + output.tokens + [7]
@@ -137,7 +137,7 @@ def test_a_model_of_which_nothing_lies_in_pages_serves_any_length_with_few(tmp_p
 
 def test_a_window_beyond_all_memory_bounds_texts_as_no_window_does() -> None:
     engine = AuditedEngine(random_model("rope", True, 100_000), byte_tokenizer(), SMALL)
-    assert engine.memory.longest_text == engine.memory.budget.pages * PAGE
+    assert engine.store.longest_text == engine.store.budget.pages * PAGE
     assert len(answer(engine, asked(tokens_of(200), 50)).tokens) == 50
 
 
@@ -147,13 +147,13 @@ def test_beside_layers_without_a_window_pages_are_held_whole_to_the_bit(tmp_path
     prompt, cold = tokens_of(200), Cold(model, 257, PAGE)
     engine = AuditedEngine(model, byte_tokenizer(), config)
     output = answer(engine, asked(prompt, 40))
-    assert engine.memory.pool.window is None
+    assert engine.store.pool.window is None
     assert cold.differences(prompt, output) == (0, 0)
     engine.close()
     again = AuditedEngine(model, byte_tokenizer(), config)
     longer = prompt + output.tokens + [7]
     assert cold.differences(longer, answer(again, asked(longer, 20))) == (0, 0)
-    assert again.memory.saved == len(longer) - 2
+    assert again.store.saved == len(longer) - 2
 
 
 def test_without_the_compiled_kernels_a_long_text_agrees_up_to_rounding(monkeypatch) -> None:
@@ -164,7 +164,7 @@ def test_without_the_compiled_kernels_a_long_text_agrees_up_to_rounding(monkeypa
     monkeypatch.setattr("atma.ops.backend._decided", {})
     monkeypatch.setattr("atma.ops.backend._native_hindrance", lambda: "switched off")
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
-    assert engine.memory.budget.pages * PAGE < len(prompt)
+    assert engine.store.budget.pages * PAGE < len(prompt)
     output = answer(engine, asked(prompt, 1))
     logprob = expected[:257].float().log_softmax(-1)[output.tokens[0]]
     assert abs(output.logprobs[0].logprob - float(logprob)) < 1e-4

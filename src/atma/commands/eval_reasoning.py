@@ -52,12 +52,12 @@ def _documents(measured: Measured, suite: Reasoning, path: Path) -> None:
 
 
 def _fine_tune(measured: Measured, suite: Reasoning, tuning: FineTuning, out: Path, resume: bool) -> None:
-    from atma.eval.language_model import Native
+    from atma.eval.language_model import OwnModel
     from atma.eval.reasoning.training import fine_tune
     from atma.train import terminal_progress
 
     model = measured.load()
-    if not isinstance(model, Native):
+    if not isinstance(model, OwnModel):
         raise ValueError(f"{measured.model}: only our own models are fine-tuned here; others take --documents")
     final = fine_tune(model, suite, tuning, out, resume, terminal_progress())
     print(f"trained: {final}\nmeasure it: atma eval reasoning --model {out} --tasks {' '.join(suite.tasks)}")

@@ -20,8 +20,8 @@ from atma.config import DataConfig, TrainConfig
 from atma.data.dataset import TokenSet
 from atma.data.recall import Piece, Recall
 from atma.data.split import mix
+from atma.ops.loss import NOT_SCORED
 
-NOT_SCORED = -100
 LEAST_RECALL_LENGTH = 32
 ROUNDS = 6
 TEXT_MARGIN = 64

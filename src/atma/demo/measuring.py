@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atma.data.dataset import TokenSet
 from atma.demo.pace import Enough, Stage, lengths_in
-from atma.eval import Native, Row, choose_documents, fixed_targets, haystack, length_curve, needle, provenance
+from atma.eval import OwnModel, Row, choose_documents, fixed_targets, haystack, length_curve, needle, provenance
 from atma.eval.language_model import Scored, by_length
 from atma.eval.likelihood.prefixes import Documents, text_tokens
 from atma.eval.retrieval.induction import VALUE_TOKENS, draw_trials, layouts
@@ -28,7 +28,7 @@ Show = Callable[[str, int, int], None]
 class Kept:
     """A language model that remembers what it was asked, row by row, so that asking again costs nothing."""
 
-    def __init__(self, model: Native, stage: Stage) -> None:
+    def __init__(self, model: OwnModel, stage: Stage) -> None:
         self.model, self.stage = model, stage
         self.by_length = by_length(model)
         self.tokenizer: Tokenizer = self.model.tokenizer
@@ -75,7 +75,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    models: Sequence[Native],
+    models: Sequence[OwnModel],
     text: TokenSet,
     lengths: Sequence[int],
     sizes: tuple[int, int],
@@ -99,7 +99,7 @@ def measure(
     return Measured(rows, documents, needles, fitting)
 
 
-def reading_seconds(model: Native, lengths: Sequence[int], now: Callable[[], float]) -> dict[int, float]:
+def reading_seconds(model: OwnModel, lengths: Sequence[int], now: Callable[[], float]) -> dict[int, float]:
     """Seconds to score one row of each length: a T + b T² through those at 1/32 and 1/8 of the last."""
     short, long = max(1, lengths[-1] // 32), max(2, lengths[-1] // 8)
     rates = []
@@ -111,7 +111,7 @@ def reading_seconds(model: Native, lengths: Sequence[int], now: Callable[[], flo
     return {length: length * (rates[1] + growth * (length - long)) for length in lengths}
 
 
-def _costs(models: Sequence[Native], lengths: Sequence[int], stage: Stage) -> dict[int, float]:
+def _costs(models: Sequence[OwnModel], lengths: Sequence[int], stage: Stage) -> dict[int, float]:
     """Seconds for one text of each length, read by every model."""
     costs = [reading_seconds(model, lengths, stage.pace.now) for model in models]
     return {length: sum(cost[length] for cost in costs) for length in lengths}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from atma.config import Recipe, from_dict
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.rope import Stretch, Stretched
 from atma.loading import Loaded, load
 
@@ -90,8 +90,8 @@ class Packaged:
         name += {None: "", "linear": " interpolated", "yarn": " with YaRN"}[contender.stretch]
         return Packaged(contender, name, loaded, from_dict(Recipe, recipe))
 
-    def reader(self) -> Native:
+    def reader(self) -> OwnModel:
         """The model as it reads texts of any length."""
         if self.contender.stretch is None:
-            return Native(self.loaded)
+            return OwnModel(self.loaded)
         return Stretched(self.loaded, Stretch(self.contender.stretch, self.recipe.train.length))

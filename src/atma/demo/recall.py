@@ -11,7 +11,7 @@ import numpy as np
 
 from atma.data.sources import documents
 from atma.demo.pace import Enough, Stage
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.retrieval.induction import VALUE_TOKENS, Trial, draw_trials, gap_length, layouts
 from atma.report.content import Answer, Recall
 from atma.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def text_of(path: Path | None) -> tuple[str, str]:
 
 
 def recall(
-    models: Sequence[tuple[str, Native]],
+    models: Sequence[tuple[str, OwnModel]],
     text: tuple[str, str],
     lengths: Sequence[int],
     most: int,
@@ -73,7 +73,9 @@ def recall(
     return found.complete([name for name, _ in models])
 
 
-def ask(name: str, model: Native, haystack: np.ndarray, trial: Trial, length: int, number: int, stage: Stage) -> Answer:
+def ask(
+    name: str, model: OwnModel, haystack: np.ndarray, trial: Trial, length: int, number: int, stage: Stage
+) -> Answer:
     """One question, as long as the stage lasts: Enough."""
     tokenizer, began = model.tokenizer, stage.pace.now()
     prompt = layouts(tokenizer.eot, haystack, [trial], length)[0, :-VALUE_TOKENS].tolist()

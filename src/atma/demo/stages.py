@@ -19,7 +19,7 @@ from atma.demo.plan import Packaged, Plan
 from atma.demo.recall import recall, text_of
 from atma.demo.show import say_report
 from atma.demo.training import Trained, learners, train_together
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.loaded import tokenizer_of
 from atma.eval.results import add_rows
 from atma.generation import Settings, generate
@@ -123,7 +123,7 @@ def trained_section(run: Demo) -> Section:
     text = run.corpus("text", "bpe")
     run.settle()
     made, note = _trained(run, text)
-    readers = [Native(load(folder)) for _, folder in made]
+    readers = [OwnModel(load(folder)) for _, folder in made]
     stage = run.pace.stage(run.plan.trained_share)
     run.say("measuring the models trained here")
     found = _measured(run, "the models trained here", readers, text, (stage, Stage(run.pace, stage.pace.now())))
@@ -197,7 +197,9 @@ def _training_words(run: Demo, text: TokenSet, trained: Trained, tokens: int) ->
     )
 
 
-def _measured(run: Demo, what: str, models: Sequence[Native], text: TokenSet, stages: tuple[Stage, Stage]) -> Measured:
+def _measured(
+    run: Demo, what: str, models: Sequence[OwnModel], text: TokenSet, stages: tuple[Stage, Stage]
+) -> Measured:
     wanted = run.plan.lengths(run.trained_length)
     with _lines(run) as show:
         found = measure(models, text, wanted, run.plan.sizes, stages, show)

@@ -5,7 +5,7 @@ alone. Each returns rows of plain JSON data; `evaluate` adds to each where it ca
 """
 
 from atma.config import EvaluationConfig
-from atma.eval.language_model import LanguageModel, Native, Row
+from atma.eval.language_model import LanguageModel, OwnModel, Row
 from atma.eval.lengths import evaluate
 from atma.eval.likelihood.prefixes import Documents, choose_documents, fixed_targets, junk_stream, length_curve
 from atma.eval.loaded import Loaded
@@ -22,7 +22,7 @@ __all__ = [
     "EvaluationConfig",
     "LanguageModel",
     "Loaded",
-    "Native",
+    "OwnModel",
     "Progress",
     "Row",
     "Streaming",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from atma import state as states
-from atma.eval.language_model import LanguageModel, Native, Scored, finite, scored
+from atma.eval.language_model import LanguageModel, OwnModel, Scored, finite, scored
 from atma.eval.ragged import predict_each
 
 SHARED_FROM = 128
@@ -29,7 +29,7 @@ def predict_continuations(
             given = f"{len(context)} and {len(continuation)} tokens"
             raise ValueError(f"request {i}: a context and a continuation need a token each, not {given}")
     found: dict[int, Scored] = {}
-    if isinstance(model, Native):
+    if isinstance(model, OwnModel):
         for rows in _sharing(contexts):
             told = shared(model, contexts[rows[0]], [continuations[i] for i in rows])
             found |= dict(zip(rows, told, strict=True))
@@ -40,7 +40,7 @@ def predict_continuations(
 
 
 @torch.inference_mode()
-def shared(model: Native, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Scored]:
+def shared(model: OwnModel, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Scored]:
     """`predict_continuations` of one context, which is read once."""
     net, device, longest = model.loaded.model, model.device, max(map(len, continuations))
     state = model.read(context[:-1], 1 + longest)

@@ -11,7 +11,7 @@ except ImportError as error:
     raise ValueError(f"tasks need lm-eval ({error}): pip install 'atma-lm[lm-eval]'") from None
 
 from atma.eval.continuations import predict_continuations
-from atma.eval.language_model import LanguageModel, Native
+from atma.eval.language_model import LanguageModel, OwnModel
 from atma.eval.measured import Measured
 from atma.eval.ragged import score_each
 from atma.eval.suite import sha256
@@ -32,7 +32,7 @@ class AtmaLM(TemplateLM):
     def __init__(self, model: LanguageModel, prefix: Prefix = "auto") -> None:
         super().__init__()
         self.model = model
-        self.prefixed = isinstance(model, Native) or _starts(model.tokenizer) if prefix == "auto" else prefix == "on"
+        self.prefixed = isinstance(model, OwnModel) or _starts(model.tokenizer) if prefix == "auto" else prefix == "on"
         self.shown: list[str] = []
         """SHA-256 of the token ids of every request so far."""
 

@@ -1,7 +1,7 @@
 """START HERE for suites. What evaluation asks of a causal language model, and our own models as such.
 
 Two questions are enough for every suite: what did these tokens cost you (`score`), and how do you go on (`generate`).
-`Native` answers them with our models, `atma.eval.hugging_face.HuggingFace` with any of transformers.
+`OwnModel` answers them with our models, `atma.eval.hugging_face.HuggingFace` with any of transformers.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ class LanguageModel(Protocol):
         ...
 
 
-class Native:
+class OwnModel:
     """One of our models, read in chunks through its state."""
 
     def __init__(self, loaded: Loaded, streaming: Streaming = DEFAULT) -> None:

@@ -11,7 +11,7 @@ from typing import cast
 
 from atma.config import EvaluationConfig, Recipe
 from atma.data.dataset import TokenSet
-from atma.eval.language_model import LanguageModel, Native, Row, by_length
+from atma.eval.language_model import LanguageModel, OwnModel, Row, by_length
 from atma.eval.likelihood import prefixes
 from atma.eval.loaded import Loaded
 from atma.eval.provenance import provenance
@@ -41,7 +41,7 @@ def evaluate(
     text for are left out of the loss measures and listed as `skipped_lengths` in the summaries; needles have them all.
     `stretch` is how a rope model's positions go on beyond its trained length.
     """
-    model = Native(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)
+    model = OwnModel(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)
     stamp = provenance(loaded, token_set, evaluation.seed, streaming) | model.provenance()
     return run_measurements("lengths", list(plan(model, token_set, evaluation, joined)), stamp, results, progress)
 

@@ -44,7 +44,7 @@ class Measured:
 
         from atma.device import device_of
         from atma.eval import hugging_face
-        from atma.eval.language_model import Native
+        from atma.eval.language_model import OwnModel
         from atma.eval.rope import Stretched, stretch_of
         from atma.eval.stream import Streaming
         from atma.loading import load
@@ -60,4 +60,4 @@ class Measured:
         loaded = load(self.model)
         loaded.model.to(self.device, dtype)
         stretch = stretch_of(loaded, self.rope_scaling, self.rope_trained, self.rope_factor)
-        return Native(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)
+        return OwnModel(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from atma.eval.language_model import Native, Scored
+from atma.eval.language_model import OwnModel, Scored
 from atma.eval.loaded import Loaded
 from atma.eval.stream import DEFAULT, Advance, Streaming
 from atma.model import Model
@@ -39,8 +39,8 @@ class _Own(NamedTuple):
     path: Path | None
 
 
-class Stretched(Native):
-    """`Native`, with stretched positions. ValueError: a model without positions, or lengths that make no sense.
+class Stretched(OwnModel):
+    """`OwnModel`, with stretched positions. ValueError: a model without positions, or lengths that make no sense.
 
     The loaded model stays as it is; its weights are shared.
     """
@@ -62,7 +62,7 @@ class Stretched(Native):
         return super().predict(tokens, last, progress)
 
     def read(self, tokens: Sequence[int], room: int, progress: Advance | None = None) -> ModelState:
-        """`Native.read`; what is written into the room is counted as text."""
+        """`OwnModel.read`; what is written into the room is counted as text."""
         self._fit(len(tokens) + room)
         return super().read(tokens, room, progress)
 

@@ -6,7 +6,7 @@
         engine.step()
 
 A step takes in whoever fits, lets prompts be read within the step's tokens, and writes one token of every text that is
-being written. Four nouns: a `Request` is what is asked; the `Scheduler` says who is next; the `Batch` is the state of
+being written. Four nouns: a `Request` is what is asked; the `Scheduler` says who is next; the `Writing` is the state of
 the texts being written; the `Engine` runs the model and turns tokens into events. Not thread-safe:
 `atma.serve.AsyncEngine` gives it a thread of its own.
 """
@@ -22,18 +22,18 @@ from atma.hashes import model_hash
 from atma.model import Model
 from atma.sampling import of_tokens
 from atma.serve.answers import Answers, prompt_tokens
-from atma.serve.batch import Batch, recording_of
 from atma.serve.carry import Carrier, Standing
 from atma.serve.exact import Served
 from atma.serve.handle import Handle
-from atma.serve.memory import Memory
 from atma.serve.reader import Reader, standing
 from atma.serve.request import Event, Finish, Request, RequestError
 from atma.serve.sampler import drawn
 from atma.serve.scheduler import Scheduler
 from atma.serve.sequence import Sequence
 from atma.serve.settings import EngineConfig, Reserve
+from atma.serve.store import Store
 from atma.serve.working import working_bytes
+from atma.serve.writing import Writing, recording_of
 from atma.tokenizer import Tokenizer
 
 
@@ -57,11 +57,11 @@ class Engine:
         self.served = Served(model, keep_model)
         recording = recording_of(self.served, carrier, self.config)
         reserve = Reserve(recording, working_bytes(self.served, carrier, self.config))
-        self.memory = Memory(self.served, carrier, self.config, reserve, weights)
+        self.store = Store(self.served, carrier, self.config, reserve, weights)
         sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
         self.scheduler = Scheduler(*sizes)
-        self.batch = Batch(self.served, carrier, self.memory.pool, sizes[0], self.memory.budget.recording)
-        self.reader = Reader(self.served, self.memory, tokenizer)
+        self.writing = Writing(self.served, carrier, self.store.pool, sizes[0], self.store.budget.recording)
+        self.reader = Reader(self.served, self.store, tokenizer)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
         self.answers = Answers(tokenizer)
         self._closed = False
@@ -74,7 +74,7 @@ class Engine:
 
     def prepare(self, request: Request) -> list[int]:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
-        return prompt_tokens(request, self.tokenizer, self.memory.longest_text)
+        return prompt_tokens(request, self.tokenizer, self.store.longest_text)
 
     def submit(self, request: Request, tokens: list[int] | None = None, keep: bool = True) -> Handle:
         """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full.
@@ -133,7 +133,7 @@ class Engine:
         self._closed = True
         for identity in list(self.answers.handles):
             self.abort(identity)
-        self.memory.cache.flush()
+        self.store.cache.flush()
         return self.answers.deliver()
 
     def stats(self) -> dict[str, Any]:
@@ -143,14 +143,14 @@ class Engine:
             "exact": self.served.exact,
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
-            "writing": len(self.batch.sequences),
-            "recorded_bytes": self.batch.recorded_bytes,
-            **self.memory.stats(),
+            "writing": len(self.writing.sequences),
+            "recorded_bytes": self.writing.recorded_bytes,
+            **self.store.stats(),
         }
 
     def _place(self, sequence: Sequence) -> bool:
         try:
-            return self.memory.place(sequence, self.scheduler.running)
+            return self.store.place(sequence, self.scheduler.running)
         except Exception as error:  # a state or a salt that cannot be read costs its own request alone
             self._fail(sequence, f"no place could be made: {error}")
             return False
@@ -158,19 +158,19 @@ class Engine:
     def _join(self) -> None:
         """Whoever came back to be written on needs nothing read: it joins the batch as it is."""
         ready = [s for s in self.scheduler.running if s.carried is not None and s.written and s.position == s.target]
-        self.batch.add(ready)
+        self.writing.add(ready)
 
     def _make_room(self) -> None:
         """A page for every text that needs one to be written on."""
-        full = [s for s in self.batch.sequences if s.position // self.memory.pool.size not in s.pages]
+        full = [s for s in self.writing.sequences if s.position // self.store.pool.size not in s.pages]
         for sequence in self._with_pages([(s, 0) for s in full]):
-            self.batch.pages_changed(sequence)
+            self.writing.pages_changed(sequence)
 
     def _with_pages(self, plan: list[tuple[Sequence, int]]) -> dict[Sequence, int]:
         """Pages for reading so many tokens of each text; those that came last give way, and are left out."""
         for sequence, count in sorted(plan, key=lambda one: one[0].ticket):
             while sequence in self.scheduler.running:
-                if self.memory.grow(sequence, count):
+                if self.store.grow(sequence, count):
                     break
                 victim = self.scheduler.last_to_come()
                 assert victim is not None
@@ -181,17 +181,17 @@ class Engine:
         """Keep a sequence's state and let it wait again; if that state is lost meanwhile, its tokens are read again."""
         self.counters["preemptions"] += 1
         if sequence.position:
-            self.memory.keep(sequence, self._standing(sequence))
-        self.batch.drop([sequence])
-        self.memory.release(sequence)
+            self.store.keep(sequence, self._standing(sequence))
+        self.writing.drop([sequence])
+        self.store.release(sequence)
         self.scheduler.requeue(sequence, last)
 
     def _standing(self, sequence: Sequence) -> Standing:
-        return self.batch.standing(sequence) if sequence.carried is None else standing(sequence)
+        return self.writing.standing(sequence) if sequence.carried is None else standing(sequence)
 
     def _read(self) -> None:
         """What the step's tokens allow of the prompts; a text that had been interrupted is then written on."""
-        plan = self.scheduler.reading(self.config.step_tokens - len(self.batch.sequences))
+        plan = self.scheduler.reading(self.config.step_tokens - len(self.writing.sequences))
         for sequence, error in self.reader.advance(self._with_pages(plan)):
             self._fail(sequence, f"reading failed: {error}")
         self._join()
@@ -201,10 +201,10 @@ class Engine:
 
     def _write(self) -> None:
         """One token for every text that is being written, and the first for those whose prompt has just been read."""
-        writing, parts = list(self.batch.sequences), []
+        writing, parts = list(self.writing.sequences), []
         if writing:
             try:
-                parts.append(of_tokens(self.batch.step(), self.tokenizer))
+                parts.append(of_tokens(self.writing.step(), self.tokenizer))
             except Exception as error:  # the rows of this call end, the engine goes on
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")
@@ -224,7 +224,7 @@ class Engine:
             parts.append(self._logits(torch.cat([s.hidden for s in begun if s.hidden is not None])))
         if parts:
             self._commit(writing + begun, parts[0] if len(parts) == 1 else torch.cat(parts))
-        self.batch.add([s for s in begun if s.finish is None])
+        self.writing.add([s for s in begun if s.finish is None])
 
     def _commit(self, sequences: list[Sequence], logits: Tensor) -> None:
         """Give each text its next token; end those that have ended."""
@@ -243,8 +243,8 @@ class Engine:
                 ended.append(sequence)
                 continue
             self._mark(sequence)
-            if sequence.carried is None and self.memory.wanted(sequence):
-                self.memory.keep(sequence, self._standing(sequence))
+            if sequence.carried is None and self.store.wanted(sequence):
+                self.store.keep(sequence, self._standing(sequence))
         self.counters["written"] += len(sequences)
         self._leave(ended)
 
@@ -252,22 +252,22 @@ class Engine:
         """Keep the state from before the token that began what is held back, until that is told or ends the text."""
         stream = sequence.stream
         if not stream.held:
-            self.memory.unmark(sequence)
+            self.store.unmark(sequence)
         elif sequence.request.cache and stream.held <= stream.fresh:
-            self.memory.mark(sequence, self._standing(sequence))
+            self.store.mark(sequence, self._standing(sequence))
 
     def _leave(self, ended: list[Sequence]) -> None:
         """Texts that have ended whole: their states are kept, from before a stop text, and all else is freed."""
         for sequence in ended:
-            if self.memory.marked(sequence):
+            if self.store.marked(sequence):
                 continue
-            self.memory.unmark(sequence)
-            kept = self.memory.cache.has(sequence.tokens, sequence.position, sequence.salt)
+            self.store.unmark(sequence)
+            kept = self.store.cache.has(sequence.tokens, sequence.position, sequence.salt)
             if sequence.request.cache and not kept:
-                self.memory.keep(sequence, self._standing(sequence))
-        self.batch.drop(ended)
+                self.store.keep(sequence, self._standing(sequence))
+        self.writing.drop(ended)
         for sequence in ended:
-            self.memory.release(sequence)
+            self.store.release(sequence)
             self.scheduler.remove(sequence)
 
     def _fail(self, sequence: Sequence, reason: str) -> None:
@@ -277,7 +277,7 @@ class Engine:
     def _end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
         """An end that no token brought: nothing is kept of it."""
         self.answers.end(sequence, finish, error)
-        self.memory.unmark(sequence)
-        self.batch.drop([sequence])
-        self.memory.release(sequence)
+        self.store.unmark(sequence)
+        self.writing.drop([sequence])
+        self.store.release(sequence)
         self.scheduler.remove(sequence)

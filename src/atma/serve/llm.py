@@ -62,4 +62,4 @@ class LLM:
 
     def _most(self, prompt: Prompt) -> int:
         length = len(self.tokenizer.encode(prompt)) + 1 if isinstance(prompt, str) else len(prompt)
-        return max(1, self.engine.memory.longest_text - length)
+        return max(1, self.engine.store.longest_text - length)

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from atma.sampling import of_tokens
-from atma.serve.batch import table_of
 from atma.serve.carry import Standing, join
 from atma.serve.exact import Served
-from atma.serve.memory import Memory
 from atma.serve.request import Logprob
 from atma.serve.sampler import scores
 from atma.serve.sequence import Sequence
+from atma.serve.store import Store
 from atma.serve.working import SCORED
+from atma.serve.writing import table_of
 from atma.tokenizer import Tokenizer
 
 
 class Reader:
     """Advances sequences that have their pages and carry their own state. A cut anywhere gives the same states."""
 
-    def __init__(self, served: Served, memory: Memory, tokenizer: Tokenizer) -> None:
-        self.served, self.memory, self.tokenizer = served, memory, tokenizer
+    def __init__(self, served: Served, store: Store, tokenizer: Tokenizer) -> None:
+        self.served, self.store, self.tokenizer = served, store, tokenizer
         self.read = 0
         self._device = served.device
 
@@ -29,15 +29,15 @@ class Reader:
         """So many tokens of each sequence. Returns those that failed; what fails together is tried again one by one."""
         failed, left = [], dict(plan)
         while left:
-            some = min(self.memory.to_boundary(sequence.position, count) for sequence, count in left.items())
+            some = min(self.store.to_boundary(sequence.position, count) for sequence, count in left.items())
             for sequence, error in self._attempt(list(left), some):
                 failed.append((sequence, error))
                 del left[sequence]
             for sequence in left:
                 left[sequence] -= some
-                if self.memory.wanted(sequence):
-                    self.memory.keep(sequence, standing(sequence))
-                self.memory.slide(sequence)
+                if self.store.wanted(sequence):
+                    self.store.keep(sequence, standing(sequence))
+                self.store.slide(sequence)
             left = {sequence: count for sequence, count in left.items() if count}
         return failed
 
@@ -52,14 +52,14 @@ class Reader:
 
     def _together(self, sequences: list[Sequence], count: int) -> None:
         """One call of the model: the next `count` tokens of each."""
-        carrier, starts = self.memory.carrier, [s.position for s in sequences]
+        carrier, starts = self.store.carrier, [s.position for s in sequences]
         tokens = [s.tokens[s.position : s.position + count] for s in sequences]
         parts = [s.carried for s in sequences if s.carried is not None]
         table = table_of([s.pages for s in sequences], self._device)
         carried = join(parts) if len(parts) > 1 else parts[0]
-        state = carrier.state(carried, carrier.lengths(starts), table, self.memory.pool)
+        state = carrier.state(carried, carrier.lengths(starts), table, self.store.pool)
         hidden, after = self.served(torch.tensor(tokens, device=self._device), state)
-        carrier.put_back(after, starts, [s.pages for s in sequences], self.memory.pool)
+        carrier.put_back(after, starts, [s.pages for s in sequences], self.store.pool)
         rows = carrier.carried(after)
         for i, sequence in enumerate(sequences):
             sequence.carried = tuple(x[i : i + 1] for x in rows)

@@ -10,12 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from atma.serve.batch import table_of
 from atma.serve.carry import Carrier, join
 from atma.serve.exact import Served
 from atma.serve.pages import PagePool
 from atma.serve.sampler import scores
 from atma.serve.settings import EngineConfig
+from atma.serve.writing import table_of
 
 SCORED = 64
 """Positions of a prompt whose logits are held at once."""

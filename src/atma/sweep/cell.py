@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from atma.data.dataset import TokenSet
-from atma.eval import Native, evaluate
+from atma.eval import OwnModel, evaluate
 from atma.eval.provenance import provenance
 from atma.loading import load
 from atma.strict import to_dict
@@ -117,7 +117,7 @@ def _measure(
     tokens = TokenSet.open(cell.recipe.data.path, "validation")
     rows = evaluate(loaded, tokens, cell.recipe.evaluation, progress, folder / ROWS)
     where = next(loaded.model.parameters()).device
-    suites = dict(measure(cell.suites, Native(loaded), str(where), folder / ROWS, progress))
+    suites = dict(measure(cell.suites, OwnModel(loaded), str(where), folder / ROWS, progress))
     return rows, suites, provenance(loaded, tokens, cell.recipe.evaluation.seed)
 
 

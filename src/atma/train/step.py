@@ -16,14 +16,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from atma.config import TrainConfig
 from atma.model import Model
+from atma.ops.loss import NOT_SCORED
 from atma.train.allocator import keep_freed_memory
 from atma.train.distractor import alignment, core_calls
 from atma.train.objectives import regularise, residual_stream
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, sum_gradients, sum_over
 from atma.train.source import Batch
-
-IGNORED = -100
 
 
 class Outcome(NamedTuple):
@@ -63,7 +62,7 @@ class Stepper:
     def _backward(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradients of every micro-batch; the loss and terms of the whole batch, by name."""
         self.optimisers.zero_grad()
-        scored = sum_over(self.ranks, (batch.targets != IGNORED).sum().to(self.device)).clamp(min=1)
+        scored = sum_over(self.ranks, (batch.targets != NOT_SCORED).sum().to(self.device)).clamp(min=1)
         totals: dict[str, Tensor] = {}
         for turn, part in enumerate(self._parts(batch)):
             parts = self._losses(part, scored, step * self.train.accumulation + turn)
@@ -124,7 +123,7 @@ def validation_loss(stepper: Stepper, batches: Iterator[Batch]) -> float:
         with computing(device, stepper.compute):
             hidden, _ = stepper.model(batch.tokens.to(device), segment_ids=batch.segment_ids.to(device))
             nats = stepper.model.loss(hidden, batch.targets.to(device))
-        totals += torch.stack([nats.double().sum().cpu(), (batch.targets != IGNORED).sum().double()])
+        totals += torch.stack([nats.double().sum().cpu(), (batch.targets != NOT_SCORED).sum().double()])
     nats, count = sum_over(stepper.ranks, totals.to(device)).tolist()
     return nats / max(count, 1)
 

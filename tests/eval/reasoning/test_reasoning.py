@@ -13,7 +13,7 @@ from knower import Knower
 from atma.cli import main
 from atma.commands.eval_reasoning import table
 from atma.eval.compare import compare
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.reasoning.answers import Answered, answered, exact, generation_row, named
 from atma.eval.reasoning.background import Background, lines_of
 from atma.eval.reasoning.prompts import Maker, Prompt
@@ -133,7 +133,7 @@ def test_two_models_are_compared_in_pairs(source):
 
 def test_our_model_scores_through_its_state_what_it_scores_at_once(tiny, maker):
     """Ranking after one reading, in chunks and groups, against reading prompt and answer at once; to 1e-4 a token."""
-    model = Native(tiny, Streaming(chunk=64, batch_tokens=1500))
+    model = OwnModel(tiny, Streaming(chunk=64, batch_tokens=1500))
     for name, length in (("qa1", 0), ("qa8", 600)):
         prompt, told = maker.prompt(TASKS[name], length, 1), []
         found = answered(model, prompt, "both", told.append)
@@ -147,7 +147,7 @@ def test_our_model_scores_through_its_state_what_it_scores_at_once(tiny, maker):
 
 @pytest.mark.parametrize("scoring", ["ranking", "generation"])
 def test_weights_that_are_not_finite_have_no_accuracy(tiny, maker, scoring):
-    broken = Native(tiny._replace(model=copy.deepcopy(tiny.model)))
+    broken = OwnModel(tiny._replace(model=copy.deepcopy(tiny.model)))
     for weights in broken.loaded.model.parameters():
         torch.nn.init.constant_(weights, float("nan"))
     with pytest.raises(ValueError, match="not finite; check the model's weights"):
@@ -156,7 +156,7 @@ def test_weights_that_are_not_finite_have_no_accuracy(tiny, maker, scoring):
 
 def test_ours_and_any_other_model_rank_alike(tiny, maker):
     """The same weights seen as a stranger's, which is asked for every answer by itself."""
-    own = Native(tiny)
+    own = OwnModel(tiny)
     stranger = SimpleNamespace(
         tokenizer=own.tokenizer, predict=own.predict, generate=own.generate, longest=None, truncated=0
     )
@@ -198,10 +198,10 @@ def test_progress_sums_to_the_tokens_and_rows_are_not_made_twice(tiny, source, t
     def progress(name, done, of):
         told[name] = (done, of)
 
-    rows = run(suite, Native(tiny), path, progress)
+    rows = run(suite, OwnModel(tiny), path, progress)
     assert len(told) == 4 and all(done == of > 0 for done, of in told.values())
     assert run(suite, Knower(lambda text: "no"), path) != rows
-    assert run(suite, Native(tiny), path) == rows and len(rows) == 8
+    assert run(suite, OwnModel(tiny), path) == rows and len(rows) == 8
 
 
 def test_a_budget_counts_the_facts_alone_as_a_short_text():

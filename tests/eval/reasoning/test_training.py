@@ -8,7 +8,7 @@ import torch
 
 from atma.data.batches import NOT_SCORED
 from atma.data.sources import documents
-from atma.eval.language_model import Native
+from atma.eval.language_model import OwnModel
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.training import FineTuning, Rows, fine_tune, write_documents
 from atma.loading import load
@@ -23,7 +23,7 @@ def suite(tmp_path):
 
 def rows_of(tiny, suite, loss="answer", batch_tokens=4096):
     tuning = FineTuning(batch_tokens=batch_tokens, loss=loss)
-    return Rows(suite.maker(Native(tiny), "train"), suite, tuning.config(suite), loss)
+    return Rows(suite.maker(OwnModel(tiny), "train"), suite, tuning.config(suite), loss)
 
 
 def test_only_answers_are_scored_and_each_follows_its_question(tiny, suite):
@@ -61,7 +61,7 @@ def losses(run):
 
 def test_fine_tuning_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, suite, tmp_path):
     before = {name: value.clone() for name, value in tiny.model.state_dict().items()}
-    fine_tune(Native(tiny), suite, FineTuning(tokens=8 * 1024, batch_tokens=1024, rate=1.0), tmp_path / "run")
+    fine_tune(OwnModel(tiny), suite, FineTuning(tokens=8 * 1024, batch_tokens=1024, rate=1.0), tmp_path / "run")
     found = losses(tmp_path / "run")
     assert len(found) == 8 and found[-1] < found[0] - 0.1
     assert all(torch.equal(before[name], value) for name, value in tiny.model.state_dict().items())
@@ -69,7 +69,7 @@ def test_fine_tuning_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, suite,
 
 def test_fine_tuning_begins_with_the_weights_and_a_folder_holds_one_run(tiny, suite, tmp_path):
     """At a rate of next to nothing the final weights are the first ones, to a millionth."""
-    model, tuning, out = Native(tiny), FineTuning(tokens=512, batch_tokens=512, rate=1e-9), tmp_path / "run"
+    model, tuning, out = OwnModel(tiny), FineTuning(tokens=512, batch_tokens=512, rate=1e-9), tmp_path / "run"
     fine_tune(model, suite, tuning, out)
     trained = load(out)
     assert trained.tokenizer is not None and trained.model.config == tiny.model.config
@@ -82,7 +82,7 @@ def test_fine_tuning_begins_with_the_weights_and_a_folder_holds_one_run(tiny, su
 
 def test_documents_are_what_prepare_takes(tiny, suite, tmp_path):
     path = tmp_path / "train" / "documents.jsonl"
-    assert write_documents(Native(tiny), suite, path) == 2 * 2 * 3
+    assert write_documents(OwnModel(tiny), suite, path) == 2 * 2 * 3
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = [document.text for document in documents(path)]
     assert texts == [row["text"] for row in rows]
@@ -107,7 +107,7 @@ def test_settings_that_make_no_sense_are_refused(suite, options, told):
 def test_published_rows_are_not_trained_on(tiny, suite, tmp_path):
     published = replace(suite, data=tmp_path)
     with pytest.raises(ValueError, match="leave out --data"):
-        write_documents(Native(tiny), published, tmp_path / "documents.jsonl")
+        write_documents(OwnModel(tiny), published, tmp_path / "documents.jsonl")
     with pytest.raises(ValueError, match="leave out --data"):
-        fine_tune(Native(tiny), published, FineTuning(), tmp_path / "run")
+        fine_tune(OwnModel(tiny), published, FineTuning(), tmp_path / "run")
     assert not list(tmp_path.glob("[dr]*"))

@@ -10,7 +10,7 @@ import torch
 
 from atma.eval.recall.tasks import (
     BLANK,
-    IGNORED,
+    NOT_SCORED,
     TEST,
     TRAIN,
     VALIDATION,
@@ -43,13 +43,13 @@ def test_examples_have_the_length_and_the_ids_of_their_task(task):
     tokens, targets = drawn(task)
     assert tokens.shape == targets.shape == (20, task.length)
     assert tokens.min() >= 0 and tokens.max() < ids(task)
-    assert targets[targets != IGNORED].max() < ids(task)
+    assert targets[targets != NOT_SCORED].max() < ids(task)
 
 
 @named
 def test_every_row_is_asked_equally_often(task):
     _, targets = drawn(task)
-    assert len(set((targets != IGNORED).sum(1))) == 1
+    assert len(set((targets != NOT_SCORED).sum(1))) == 1
 
 
 @pytest.mark.parametrize("task", [AssociativeRecall(64, 16, 128, filler="random"), AssociativeRecall(256, 16)])
@@ -58,7 +58,7 @@ def test_associative_recall_asks_every_key_once_for_the_value_it_was_told_with(t
         told = 2 * task.pairs
         value_of = dict(zip(tokens[0:told:2].tolist(), tokens[1:told:2].tolist(), strict=True))
         assert len(value_of) == len(set(value_of.values())) == task.pairs
-        at = np.flatnonzero(targets != IGNORED)
+        at = np.flatnonzero(targets != NOT_SCORED)
         assert at.min() >= told and not (at % 2).any()
         assert sorted(tokens[at].tolist()) == sorted(value_of)
         assert [value_of[key] for key in tokens[at].tolist()] == targets[at].tolist()
@@ -70,7 +70,7 @@ def test_associative_recall_asks_every_key_once_for_the_value_it_was_told_with(t
 def test_keys_are_asked_at_distances_that_follow_the_power_law():
     task = AssociativeRecall(18, 1, power=0.01)
     _, targets = drawn(task, 4000)
-    slots = (np.flatnonzero((targets != IGNORED).ravel()) % task.length - 2) // 2
+    slots = (np.flatnonzero((targets != NOT_SCORED).ravel()) % task.length - 2) // 2
     chances = np.arange(1, 9) ** -0.99
     chances /= chances.sum()
     found = np.bincount(slots, minlength=8) / 4000
@@ -80,7 +80,7 @@ def test_keys_are_asked_at_distances_that_follow_the_power_law():
 def test_copying_asks_for_the_first_half_one_token_ahead():
     tokens, targets = drawn(Copying(32))
     assert (tokens[:, ::16] == BLANK).all() and (tokens[:, 1:16] != BLANK).all()
-    assert (targets[:, :16] == IGNORED).all() and (targets[:, -1] == IGNORED).all()
+    assert (targets[:, :16] == NOT_SCORED).all() and (targets[:, -1] == NOT_SCORED).all()
     assert (targets[:, 16:31] == tokens[:, 1:16]).all()
     assert (tokens[:, 17:] == targets[:, 16:31]).all()
 
@@ -91,13 +91,13 @@ def test_selective_copying_asks_at_markers_for_the_symbols_in_their_order():
         context, marked = tokens[:32], tokens[32:]
         assert (marked == task.vocabulary + 1).all()
         assert context[context != BLANK].tolist() == targets[32:].tolist()
-        assert (targets[:32] == IGNORED).all()
+        assert (targets[:32] == NOT_SCORED).all()
 
 
 def test_the_capacity_probe_asks_every_key_behind_the_gap():
     for tokens, targets in zip(*drawn(Capacity(16, 5, 64)), strict=True):
         value_of = dict(zip(tokens[0:32:2].tolist(), tokens[1:32:2].tolist(), strict=True))
-        assert (tokens[32:37] == BLANK).all() and (targets[:37] == IGNORED).all()
+        assert (tokens[32:37] == BLANK).all() and (targets[:37] == NOT_SCORED).all()
         assert [value_of[key] for key in tokens[37:].tolist()] == targets[37:].tolist()
         assert tokens[37:].tolist() != tokens[0:32:2].tolist()
 
@@ -106,7 +106,7 @@ def test_the_capacity_probe_asks_every_key_behind_the_gap():
 def test_a_stretched_task_asks_as_much_or_in_proportion(task):
     longer = task.stretched(4)
     grows = task.name in ("copy", "capacity")
-    asked, before = ((drawn(one)[1] != IGNORED).sum() for one in (longer, task))
+    asked, before = ((drawn(one)[1] != NOT_SCORED).sum() for one in (longer, task))
     extra = 20 * 3 if task.name == "copy" else 0  # separators that a longer row does without
     assert longer.length > task.length and asked == before * (4 if grows else 1) + extra
 

@@ -8,7 +8,7 @@ import torch
 
 from atma.config import ModelConfig, TrainConfig
 from atma.eval.recall.mixers import base, mixer, reach
-from atma.eval.recall.tasks import IGNORED, TEST, AssociativeRecall, Capacity, Copying, SelectiveCopying, examples
+from atma.eval.recall.tasks import NOT_SCORED, TEST, AssociativeRecall, Capacity, Copying, SelectiveCopying, examples
 from atma.eval.recall.training import PATIENCE, Learner, Practice, correct, token_cost
 from atma.model import Model
 from atma.train.step import Outcome
@@ -47,7 +47,7 @@ def test_an_answer_is_right_where_the_likeliest_token_is_the_target(length):
     batch = examples(task, 1, TEST, 0, 3)
     with torch.inference_mode():
         likeliest = model.logits(model(batch.tokens)[0]).argmax(-1)
-    wanted = (likeliest == batch.targets)[batch.targets != IGNORED].view(3, 16)
+    wanted = (likeliest == batch.targets)[batch.targets != NOT_SCORED].view(3, 16)
     found = correct(model, batch)
     assert found.dtype == bool and (found == wanted.numpy()).all()
     assert 0 < found.sum() < found.size

@@ -11,7 +11,7 @@ from atma.cli import main
 from atma.eval import needle
 from atma.eval.compare import compare
 from atma.eval.hugging_face import HuggingFace
-from atma.eval.language_model import Native, Scored
+from atma.eval.language_model import OwnModel, Scored
 from atma.eval.retrieval import PRESETS, Maker, Retrieval, cells, suite
 from atma.eval.retrieval.haystacks import haystack
 from atma.eval.retrieval.heat_map import page
@@ -104,7 +104,7 @@ def test_all_tasks_of_ruler_are_measured_either_way(tiny):
         preset="ruler", lengths=(2400,), per_cell=1, scoring="both", tasks=("niah_single_3", "vt", "qa_1")
     )
     seen = {}
-    rows = run(chosen, Native(tiny), progress=lambda what, done, total: seen.__setitem__(what, (done, total)))
+    rows = run(chosen, OwnModel(tiny), progress=lambda what, done, total: seen.__setitem__(what, (done, total)))
     assert [(row["task"], row["scoring"]) for row in rows[:2]] == [
         ("niah_single_3", "forced"),
         ("niah_single_3", "greedy"),
@@ -144,8 +144,8 @@ def test_models_of_two_tokenizers_are_compared_in_pairs(make_finder):
 
 
 def test_induction_is_the_needle_of_the_lengths_suite(tiny):
-    rows = run(Retrieval(preset="induction", haystacks=("prose",), lengths=(128,), per_cell=5), Native(tiny))
-    [theirs] = needle(Native(tiny), haystack("prose", tiny.tokenizer).ids, [128], 5, seed=1234)
+    rows = run(Retrieval(preset="induction", haystacks=("prose",), lengths=(128,), per_cell=5), OwnModel(tiny))
+    [theirs] = needle(OwnModel(tiny), haystack("prose", tiny.tokenizer).ids, [128], 5, seed=1234)
     for row, prefix in zip(rows, ("", "absent_"), strict=True):
         for name in ("token_accuracy", "exact_accuracy", "cross_entropy", "token_low", "exact_high"):
             assert row[name] == pytest.approx(theirs[prefix + name], abs=1e-12)
@@ -243,7 +243,7 @@ def test_the_command_measures_shows_and_writes(folder, tmp_path, capsys):
 
 
 def test_the_command_writes_prompts_and_measures_nothing(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Native, "predict", None)
+    monkeypatch.setattr(OwnModel, "predict", None)
     options = ["--preset", "ruler", "--lengths", "5000", "--per-cell", "1", "--prompts", str(tmp_path / "p.jsonl")]
     assert main(["eval", "retrieval", "--model", str(folder), *options]) == 0
     assert "13 prompts: " in capsys.readouterr().out

@@ -52,7 +52,7 @@ def test_a_quarter_of_many_clients_leave_and_nothing_of_them_stays(live: Live):
     assert live.settled()
     time.sleep(0.2)
     gc.collect()
-    memory, kept = engine.engine.memory, engine.engine.memory.cache._kept.values()
+    memory, kept = engine.engine.store, engine.engine.store.cache._kept.values()
     held = {page for one in kept for page in one.pages.values()}
     assert memory.budget.pages - memory.pool.free == len(held)
     assert engine._readers == {}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from atma.data.batches import NOT_SCORED
-from atma.eval.language_model import LanguageModel, Native, Row, finite
+from atma.eval.language_model import LanguageModel, OwnModel, Row, finite
 from atma.eval.reasoning.prompts import Prompt
 from atma.eval.stream import Advance
 from atma.model import Model
@@ -39,7 +39,7 @@ class Answered(NamedTuple):
 
 def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
     """A trial. Our own models read its prompt once; others once for every answer and once to go on."""
-    if isinstance(model, Native):
+    if isinstance(model, OwnModel):
         return _read_once(model, prompt, scoring, progress)
     nats = _each(model, prompt) if scoring != "generation" else np.zeros(0)
     written: list[int] = []
@@ -50,7 +50,7 @@ def answered(model: LanguageModel, prompt: Prompt, scoring: Scoring, progress: A
 
 
 @torch.inference_mode()
-def _read_once(model: Native, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
+def _read_once(model: OwnModel, prompt: Prompt, scoring: Scoring, progress: Advance) -> Answered:
     *before, last = prompt.ids.tolist()
     most = _most(model, prompt)
     state = model.read(before, 1 + most, progress)

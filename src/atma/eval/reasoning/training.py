@@ -15,7 +15,7 @@ import torch
 
 from atma.config import DataConfig, Recipe, TrainConfig
 from atma.data.batches import NOT_SCORED, Batch
-from atma.eval.language_model import LanguageModel, Native
+from atma.eval.language_model import LanguageModel, OwnModel
 from atma.eval.reasoning.prompts import Maker
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.tasks import chosen
@@ -107,7 +107,7 @@ class Rows:
 
 
 def fine_tune(
-    model: Native,
+    model: OwnModel,
     suite: Reasoning,
     tuning: FineTuning,
     out: Path,

@@ -13,9 +13,9 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
+from atma.ops.loss import NOT_SCORED
 from atma.strict import check_fields
 
-IGNORED = -100
 TRAIN, VALIDATION, TEST = range(3)
 BLANK = 0
 Sequence = tuple[np.ndarray, np.ndarray]
@@ -211,7 +211,7 @@ def _filler(generator: Generator, length: int, keys: np.ndarray, vocabulary: int
 
 
 def _asked(length: int, at: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    targets = np.full(length, IGNORED)
+    targets = np.full(length, NOT_SCORED)
     targets[at] = answers
     return targets
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from atma.config import ModelConfig, TrainConfig
-from atma.eval.recall.tasks import IGNORED, TRAIN, VALIDATION, Examples, Task, examples
+from atma.eval.recall.tasks import NOT_SCORED, TRAIN, VALIDATION, Examples, Task, examples
 from atma.eval.stream import DEFAULT, Advance, pieces
 from atma.model import Model
 from atma.train.optim import Optimisers
@@ -82,11 +82,11 @@ def correct(model: Model, batch: Examples, advance: Advance | None = None) -> np
     right = torch.zeros(batch.targets.shape, dtype=torch.bool)
     for rows, positions, hidden in pieces(model, batch.tokens, None, DEFAULT, advance):
         targets = batch.targets[rows, positions]
-        asked = targets != IGNORED
+        asked = targets != NOT_SCORED
         if asked.any():
             answers = model.logits(hidden[asked.to(hidden.device)]).argmax(-1)
             right[rows, positions][asked] = answers.cpu() == targets[asked]
-    asked = batch.targets != IGNORED
+    asked = batch.targets != NOT_SCORED
     return right[asked].view(len(right), -1).numpy()
 
 

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from atma.ops.backend import backend_for, check_indices, check_tensors, implementation
 
-IGNORE = -100
+NOT_SCORED = -100
+"""The target of a token that is not scored: no loss and no gradient."""
 
 
 def softcap(z: Tensor, cap: float) -> Tensor:
@@ -30,8 +31,8 @@ def softcap_loss(
     check_indices("targets", targets, tuple(hidden.shape[:-1]), hidden.device)
     if targets.device.type == "cpu" and not torch.compiler.is_compiling() and targets.numel():
         low, high = (int(x) for x in targets.aminmax())
-        if high >= weight.shape[0] or (low < 0 and low != IGNORE):
-            raise ValueError(f"targets must be in [0, {weight.shape[0]}) or {IGNORE}; found {low} to {high}")
+        if high >= weight.shape[0] or (low < 0 and low != NOT_SCORED):
+            raise ValueError(f"targets must be in [0, {weight.shape[0]}) or {NOT_SCORED}; found {low} to {high}")
     if torch.is_autocast_enabled(hidden.device.type):
         low = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(low), weight.to(low)

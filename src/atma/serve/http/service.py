@@ -73,7 +73,7 @@ class Service:
         ends = declared(self.folder, engine.tokenizer)
         renderer = Renderer(find_template(self.folder, self.options.chat_template))
         await renderer.start()
-        longest = engine.memory.longest_text
+        longest = engine.store.longest_text
         names = TokenNames(engine.tokenizer)
         give_back()
         self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends)

@@ -17,7 +17,7 @@ POSITIONS = 2**31 - 1
 """Most of a text: a state counts them in 32 bits."""
 
 
-class Memory:
+class Store:
     """Pages and kept states of one model, whose `weights` are told by their hash, within `config.memory_bytes`."""
 
     def __init__(self, served: Served, carrier: Carrier, config: EngineConfig, reserve: Reserve, weights: str) -> None:

@@ -46,7 +46,7 @@ class _Recorded(NamedTuple):
     bytes: int
 
 
-class Batch:
+class Writing:
     """Rows of sequences that all stand before their last token."""
 
     def __init__(self, served: Served, carrier: Carrier, pool: PagePool, max_rows: int, recording: Recording) -> None:
@@ -216,7 +216,7 @@ class Batch:
 def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Recording:
     """What recording a step of every number of rows takes, found by recording one of the most rows."""
     pool = PagePool(carrier.paged, 1, config.page_tokens, served.device)
-    batch = Batch(served, carrier, pool, config.max_rows, Recording(ENOUGH, ENOUGH))
+    batch = Writing(served, carrier, pool, config.max_rows, Recording(ENOUGH, ENOUGH))
     if not (config.recorded_bytes and batch._recordable):
         return NONE
     batch.record(config.max_rows)
