@@ -46,7 +46,7 @@ def model_facts(name: str | Path) -> dict[str, Any]:
         "weights bytes": f"{weights.stat().st_size:,}",
         "tokenizer SHA-256": file_hash(tokenizer) if tokenizer.is_file() else "no tokenizer.json",
         "configuration": identity(config),
-        **{f"  {key}": value for key, value in to_dict(config).items()},
+        **{f"  {key}": value for key, value in _settings(to_dict(config)).items()},
         **{f"extra {key}": value for key, value in load_info(folder).get("extra", {}).items()},
     }
 
@@ -54,6 +54,14 @@ def model_facts(name: str | Path) -> dict[str, Any]:
 def _named(what: str) -> list[str]:
     """Every name of a table, with the package of those that are not of this one."""
     return [name if not (package := package_of(name, what)) else f"{name} ({package})" for name in names(what)]
+
+
+def _settings(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """The settings of tables, those within a table behind its name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _settings(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return found
 
 
 def _version_or_absent(name: str) -> str:

@@ -195,7 +195,8 @@ def _takes(
         found = _found(name, table, where)
         taken = found.cls.takes(dict(shared) | dict(table or {}) | dict(found.fixed))
         known |= {key for key in taken if key not in found.fixed}
-        fixed |= {key: (name, value) for key, value in found.fixed.items()}
+        kind = name if table is None else table[KIND]
+        fixed |= {key: (kind, value) for key, value in found.fixed.items()}
     return known, fixed
 
 
