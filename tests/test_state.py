@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -121,3 +122,19 @@ def test_no_damage_of_what_a_file_says_of_its_tree_gets_further_than_one_line(ad
         else:  # one tensor stands for another of its shape
             assert type(loaded) is type(state)
             assert all(isinstance(x, torch.Tensor) for x in trees.tensors(loaded))
+
+
+class Named(NamedTuple):
+    length: torch.Tensor
+    seen: torch.Tensor
+
+    grows = ("seen",)
+
+
+def test_names_alone_of_what_grows_mean_the_last_axis_but_one(tmp_path):
+    state = Named(torch.tensor([2], dtype=torch.int32), torch.ones(1, 3, 2, 5))
+    assert trees.capacity(state) == 2 and [leaf.axis for leaf in trees.leaves(state)] == [None, 2]
+    wider = trees.grow(state, 7)
+    assert wider.seen.shape == (1, 3, 7, 5) and not wider.seen[:, :, 2:].any()
+    trees.save(wider, tmp_path / "s")
+    assert torch.equal(trees.load(tmp_path / "s", state)[0].seen, wider.seen)

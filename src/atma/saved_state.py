@@ -15,6 +15,12 @@ from torch import Tensor
 S = TypeVar("S")
 
 
+def growing(kind: type) -> Mapping[str, int]:
+    """The fields of a state class that grow, and the axis of their tokens: the last but one if it only names them."""
+    told = getattr(kind, "grows", {})
+    return told if isinstance(told, Mapping) else dict.fromkeys(told, -2)
+
+
 class Free(NamedTuple):
     """Axes along which a saved tensor may have another size."""
 
@@ -135,7 +141,7 @@ def _rebuild(shape: Any, flat: Mapping[str, Tensor], like: Any, free: Free) -> A
         raise ValueError(f"a state of kind {kind.__name__} is wanted, not {str(shape)[:40]}")
     if set(shape) != {"kind", *kind._fields}:
         raise ValueError(f"a {kind.__name__} has {', '.join(kind._fields)}, not {str(sorted(shape))[:80]}")
-    frees = [Free(*(getattr(kind, of, {}).get(name) for of in Free._fields)) for name in kind._fields]
+    frees = [Free(growing(kind).get(name), getattr(kind, "slides", {}).get(name)) for name in kind._fields]
     parts = zip(kind._fields, like, frees, strict=True)
     return kind(*(_rebuild(shape[name], flat, part, free) for name, part, free in parts))
 
@@ -158,7 +164,7 @@ def _tensor(shape: Any, flat: Mapping[str, Tensor], like: Tensor, free: Free) ->
         raise ValueError(f"no tensor of the file is named {str(shape)[:40]}")
     found = flat[shape]
     fits = found.ndim == like.ndim and all(
-        a == b or d in (0, free.grows) or (d == free.slides and a < b)
+        a == b or d == 0 or (free.grows is not None and d == free.grows % like.ndim) or (d == free.slides and a < b)
         for d, (a, b) in enumerate(zip(found.shape, like.shape, strict=True))
     )
     if not fits or found.dtype != like.dtype:

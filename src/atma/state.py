@@ -8,14 +8,14 @@ holds a window, the token at position p at place p mod its size. Capacity, the n
 room for, is fixed within a call; `grow` widens it outside. Files of states are those of `atma.saved_state`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from atma.ops.paged import Pages
-from atma.saved_state import Saved, load, read, save
+from atma.saved_state import Saved, growing, load, read, save
 
 LENGTH = "length"
 
@@ -125,8 +125,9 @@ def tensors(state: Any) -> list[Tensor]:
     return found
 
 
-def _axes(kind: type) -> Mapping[str, int]:
-    return getattr(kind, "grows", {})
+def _leaf(path: tuple[str, ...], axis: int | None, x: Any, owner: type) -> Leaf:
+    """Its axis counted from the first."""
+    return Leaf(path, axis % x.ndim if axis is not None and axis < 0 and x.ndim else axis, x, owner)
 
 
 def _is_tree(node: Any) -> bool:
@@ -137,24 +138,24 @@ def _leaves(node: Any, path: tuple[str, ...], axis: int | None, owner: type) -> 
     if node is None:
         return
     if not isinstance(node, tuple) or isinstance(node, Pages):
-        yield Leaf(path, axis, node, owner)
+        yield _leaf(path, axis, node, owner)
         return
     names = node._fields if _is_tree(node) else [str(i) for i in range(len(node))]  # pyright: ignore
     kind = type(node) if _is_tree(node) else owner
     for name, part in zip(names, node, strict=True):
-        yield from _leaves(part, (*path, name), _axes(kind).get(name), kind)
+        yield from _leaves(part, (*path, name), growing(kind).get(name), kind)
 
 
 def _map(node: Any, path: tuple[str, ...], axis: int | None, owner: type, change: Callable[[Leaf], Any]) -> Any:
     if node is None:
         return None
     if not isinstance(node, tuple) or isinstance(node, Pages):
-        return change(Leaf(path, axis, node, owner))
+        return change(_leaf(path, axis, node, owner))
     if not _is_tree(node):
         return tuple(_map(part, (*path, str(i)), axis, owner, change) for i, part in enumerate(node))
     kind = type(node)
     parts = zip(node._fields, node, strict=True)  # pyright: ignore
-    return kind(*(_map(part, (*path, name), _axes(kind).get(name), kind, change) for name, part in parts))
+    return kind(*(_map(part, (*path, name), growing(kind).get(name), kind, change) for name, part in parts))
 
 
 def _in_pages(x: Any, change: Callable[[Tensor], Tensor]) -> Any:

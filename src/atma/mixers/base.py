@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from atma.layers import init_linear
 from atma.strict import from_dict
 
 
@@ -29,6 +30,11 @@ class Place(NamedTuple):
     """How many layers the model has."""
 
 
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Of a mixer that has nothing to choose."""
+
+
 @dataclasses.dataclass
 class Call:
     """What one call of the model carries to all of its layers. A mixer gets it as `call=` where it `reads_call`."""
@@ -43,10 +49,10 @@ class Mixer(nn.Module):
     """Something that reads x (B, T, D) and gives y (B, T, D), with a state or without one.
 
     A subclass has `Config`, a frozen dataclass of its options, and is built as `cls(config, place)`. It gives
-    `init_weights`, `init_state` and `forward`; everything else has an answer here that is true of any mixer.
+    `init_state` and `forward`; everything else has an answer here that is true of any mixer.
     """
 
-    Config: ClassVar[type]
+    Config: ClassVar[type] = NoOptions
     """Frozen dataclass of the options."""
     reads_call: ClassVar[bool] = False
     """Whether `forward` takes the record of the model's call as `call`."""
@@ -56,8 +62,14 @@ class Mixer(nn.Module):
     """Parts side by side in the inputs of each of the `channels`."""
 
     def init_weights(self, generator: torch.Generator | None) -> None:
-        """Set every parameter. Output projections start at zero: a block then starts as the identity."""
-        raise NotImplementedError(f"{type(self).__name__} does not set its parameters")
+        """Set every parameter from `generator`, so that a seed is all that a training begins from.
+
+        By default linear layers, those of `channels` at zero, so that a block starts as the identity; what else there
+        is stays as it was built.
+        """
+        outputs = {id(projection) for projection in self.channels().values()}
+        for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
+            init_linear(layer, generator, zero=id(layer) in outputs)
 
     def init_state(self, batch: int, capacity: int) -> Any:
         """A NamedTuple of what is known before the first token, batch first, with room for `capacity` tokens."""
