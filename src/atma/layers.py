@@ -43,4 +43,5 @@ def init_linear(layer: nn.Linear, generator: torch.Generator | None, zero: bool 
     """Weights uniform in ±1/√(inputs), or zero for an output projection; biases zero."""
     bound = 0.0 if zero else 1 / math.sqrt(layer.in_features)
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atma.layers import Linear, init_linear
+from atma.layers import Linear
 from atma.mixers import Mixer, Place
 from atma.strict import check_fields, require
 
@@ -51,15 +51,10 @@ class Echo(Mixer):
         super().__init__()
         self.config, self.heads = config, config.echo_heads
         inner = config.echo_heads * config.code_width
-        self.code_proj = Linear(place.width, inner)
+        self.code_proj = Linear(place.width, inner, bias=False)
         self.fade_proj = Linear(place.width, config.echo_heads)
         self.near_proj = Linear(inner, place.width)
         self.far_proj = Linear(inner, place.width)
-
-    def init_weights(self, generator: torch.Generator | None) -> None:
-        for layer, zero in ((self.code_proj, False), (self.fade_proj, False), (self.near_proj, True)):
-            init_linear(layer, generator, zero=zero)
-        init_linear(self.far_proj, generator, zero=True)
 
     def init_state(self, batch: int, capacity: int) -> EchoState:
         weight, heads, width = self.code_proj.weight, self.heads, self.config.code_width
