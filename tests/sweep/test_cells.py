@@ -217,7 +217,7 @@ def test_a_factor_may_set_the_options_of_a_suite():
 @pytest.mark.parametrize(
     ("suites", "said"),
     [
-        ({"liklihood": {}}, "unknown suite 'suites.liklihood'; did you mean 'suites.likelihood'?"),
+        ({"likelihoods": {}}, "unknown suite 'suites.likelihoods'; did you mean 'suites.likelihood'?"),
         ({"likelihood": {"document": 2}}, "unknown key 'suites.likelihood.document'; did you mean 'suites.likelihood."),
         ({"likelihood": {"documents": 0}}, "'documents' must be 1 or more, not 0"),
         ({"likelihood": 3}, "'suites.likelihood' must be a table, not 3"),
