@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from atma.config import ModelConfig, TrainConfig
-from atma.eval.recall.tasks import NOT_SCORED, TRAIN, VALIDATION, Examples, Task, examples
+from atma.eval.recall.tasks import TRAIN, VALIDATION, Examples, Task, examples
 from atma.eval.stream import DEFAULT, Advance, pieces
 from atma.model import Model
+from atma.ops.loss import NOT_SCORED
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks
 from atma.train.precision import choose_precision
