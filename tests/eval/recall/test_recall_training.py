@@ -1,4 +1,4 @@
-"""One run: its loss is the model's own, its answers the likeliest tokens; it learns, stops and repeats itself."""
+"""One lesson: its loss is the model's own, its answers the likeliest tokens; it learns, stops and repeats itself."""
 
 import dataclasses
 
