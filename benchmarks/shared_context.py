@@ -25,14 +25,14 @@ def main(
     rounds: int = 3,
 ) -> None:
     """Print both medians and their ratio at each length, of eight questions, or as many as 2,048 tokens hold."""
-    native = OwnModel(load(model))
+    ours = OwnModel(load(model))
     for length in lengths:
         rng = np.random.default_rng(length)
         questions = [rng.integers(0, 256, length).tolist() for _ in range(min(8, max(1, 2048 // length)))]
         choices = [rng.integers(0, 256, CHOICE_TOKENS).tolist() for _ in range(CHOICES)]
         ways: dict[str, Callable[[], list[Scored]]] = {
-            "again": lambda q=questions, c=choices: _again(native, q, c),
-            "once": lambda q=questions, c=choices: [one for question in q for one in shared(native, question, c)],
+            "again": lambda q=questions, c=choices: _again(ours, q, c),
+            "once": lambda q=questions, c=choices: [one for question in q for one in shared(ours, question, c)],
         }
         for one, other in zip(*(way() for way in ways.values()), strict=True):
             assert np.abs(one.nats - other.nats).max() < AGREE, "the two ways disagree"
@@ -46,9 +46,9 @@ def main(
         print(f"{length:,} tokens: again {again:.3f} s, once {once:.3f} s, {again / once:.2f} times")
 
 
-def _again(native: OwnModel, questions: list[list[int]], choices: list[list[int]]) -> list[Scored]:
+def _again(ours: OwnModel, questions: list[list[int]], choices: list[list[int]]) -> list[Scored]:
     sequences = [np.array(question + choice) for question in questions for choice in choices]
-    return predict_each(native, sequences, [CHOICE_TOKENS] * len(sequences))
+    return predict_each(ours, sequences, [CHOICE_TOKENS] * len(sequences))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from atma.mixers.attention import Attention
 from atma.mixers.heads import Core, Heads, Memory
 from atma.model import Model
 from atma.ops import softmax_attention
+from atma.serve import Engine
 from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
 from tests.conftest import tiny
@@ -236,6 +237,30 @@ def test_a_core_and_a_memory_of_another_package_are_options_of_attention(monkeyp
     generation.feed("some text")
     assert "".join(generation.write()) and generation.ended == "length"
     find.cache_clear()
+
+
+class HalfState(NamedTuple):
+    """A place for every second token."""
+
+    sums: Tensor
+
+    grows = {"sums": 1}  # noqa: RUF012
+
+
+class Half(Skip):
+    def init_state(self, batch: int, capacity: int) -> HalfState:
+        return HalfState(torch.zeros(batch, -(-capacity // 2), 4))
+
+
+def test_a_mixer_that_grows_and_cannot_be_paged_is_one_line(installed):
+    installed(half="others:Half")
+    sys.modules["others"].Half = Half
+    model = Model(ModelConfig(257, width=16, depth=1, pattern=("half",)))
+    with pytest.raises(
+        ValueError, match=r"'blocks.0.sums' of HalfState cannot be served: .* must be \(2, 3, 4\)"
+    ) as told:
+        Engine(model, byte_tokenizer())
+    assert "\n" not in str(told.value)
 
 
 def test_the_record_of_a_call_costs_a_compiled_model_nothing_of_its_graph():

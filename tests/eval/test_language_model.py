@@ -6,7 +6,7 @@ import torch
 from atma.eval import language_model
 from atma.eval.continuations import shared
 from atma.eval.language_model import OwnModel
-from atma.eval.ragged import batches
+from atma.eval.ragged import together
 from atma.eval.stream import Streaming
 from atma.model import Model
 
@@ -30,5 +30,5 @@ def test_sequences_go_together_as_far_as_the_models_batch_tokens_hold(tiny):
     sequences = [np.zeros(1000, np.int64)] * 40
     for batch_tokens, rows in ((2000, 2), (8192, 8), (20_000, 20)):
         model = OwnModel(tiny, Streaming(batch_tokens=batch_tokens))
-        sizes = [len(batch.rows) for batch in batches(sequences, [1] * 40, model)]
+        sizes = [len(padded.rows) for padded in together(sequences, [1] * 40, model)]
         assert sizes == [rows] * (40 // rows)

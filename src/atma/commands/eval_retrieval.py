@@ -7,7 +7,7 @@ import tyro
 
 from atma.commands.suite import check_page, command_line, measure, print_table, tell
 from atma.eval.measured import Measured
-from atma.eval.retrieval.presets import Cell
+from atma.eval.retrieval.presets import Setting
 from atma.eval.retrieval.suite import Retrieval
 
 
@@ -55,9 +55,9 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     lengths = sorted({row["length"] for row in rows})
     lines: dict[str, dict[int, str]] = {}
     for row in rows:
-        cell = Cell(row["task"], row["haystack"], row.get("depth"), row["scoring"], row["kind"] == "absent")
+        setting = Setting(row["task"], row["haystack"], row.get("depth"), row["scoring"], row["kind"] == "absent")
         both = len({one["scoring"] for one in rows}) > 1
-        name = f"{cell.words()}, {cell.scoring}" if both else cell.words()
+        name = f"{setting.words()}, {setting.scoring}" if both else setting.words()
         lines.setdefault(name, {})[row["length"]] = cell_text(row)
     body = [[name, *(found.get(length, "–") for length in lengths)] for name, found in lines.items()]
     return ["", *(f"{length:,}" for length in lengths)], body

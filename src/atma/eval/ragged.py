@@ -15,7 +15,7 @@ from atma.eval.language_model import LanguageModel, Scored, by_length
 from atma.eval.stream import Advance
 
 
-class Batch(NamedTuple):
+class Padded(NamedTuple):
     """Some sequences as one tensor (B, T + 1), and the `last` targets that hold all of theirs."""
 
     rows: list[int]
@@ -30,11 +30,11 @@ def score_each(
 ) -> list[np.ndarray]:
     """Nats (last,) of the last targets of each sequence (n,) of token ids, in the order given."""
     found: list[np.ndarray] = [np.empty(0)] * len(sequences)
-    for batch in batches(sequences, lasts, model):
-        told = Told(progress, batch.read)
-        nats = model.score(batch.tokens, batch.last, told.some)
-        for place, row in enumerate(batch.rows):
-            found[row] = nats[place, _targets(batch, len(sequences[row]), lasts[row])]
+    for padded in together(sequences, lasts, model):
+        told = Told(progress, padded.read)
+        nats = model.score(padded.tokens, padded.last, told.some)
+        for place, row in enumerate(padded.rows):
+            found[row] = nats[place, _targets(padded, len(sequences[row]), lasts[row])]
         told.rest()
     return found
 
@@ -44,17 +44,17 @@ def predict_each(
 ) -> list[Scored]:
     """`score_each`, with whether each target was the likeliest."""
     found: list[Scored] = [Scored(np.empty(0), np.empty(0, bool))] * len(sequences)
-    for batch in batches(sequences, lasts, model):
-        told = Told(progress, batch.read)
-        outcome = model.predict(batch.tokens, batch.last, told.some)
-        for place, row in enumerate(batch.rows):
-            columns = _targets(batch, len(sequences[row]), lasts[row])
+    for padded in together(sequences, lasts, model):
+        told = Told(progress, padded.read)
+        outcome = model.predict(padded.tokens, padded.last, told.some)
+        for place, row in enumerate(padded.rows):
+            columns = _targets(padded, len(sequences[row]), lasts[row])
             found[row] = Scored(outcome.nats[place, columns], outcome.right[place, columns])
         told.rest()
     return found
 
 
-def batches(sequences: Sequence[np.ndarray], lasts: Sequence[int], model: LanguageModel) -> Iterator[Batch]:
+def together(sequences: Sequence[np.ndarray], lasts: Sequence[int], model: LanguageModel) -> Iterator[Padded]:
     """The longest first, as many together as the model's `batch_tokens` holds with their padding.
 
     A sequence that passes what the model can read goes alone, so that padding takes none of its place; so does
@@ -66,7 +66,7 @@ def batches(sequences: Sequence[np.ndarray], lasts: Sequence[int], model: Langua
         longest = len(sequences[order[start]])
         alone = by_length(model) or (model.longest is not None and longest - 1 > model.longest)
         stop = start + (1 if alone else max(1, model.streaming.batch_tokens // longest))
-        yield _batch(sequences, lasts, order[start:stop], model.tokenizer.eot)
+        yield _padded(sequences, lasts, order[start:stop], model.tokenizer.eot)
         start = stop
 
 
@@ -88,16 +88,16 @@ class Told:
         self.some(self.left)
 
 
-def _batch(sequences: Sequence[np.ndarray], lasts: Sequence[int], rows: list[int], pad: int) -> Batch:
+def _padded(sequences: Sequence[np.ndarray], lasts: Sequence[int], rows: list[int], pad: int) -> Padded:
     longest = len(sequences[rows[0]])
     tokens = np.full((len(rows), longest), pad, np.int64)
     for place, row in enumerate(rows):
         tokens[place, : len(sequences[row])] = sequences[row]
     last = max(longest - len(sequences[row]) + lasts[row] for row in rows)
-    return Batch(rows, torch.from_numpy(tokens), last, sum(len(sequences[row]) - 1 for row in rows))
+    return Padded(rows, torch.from_numpy(tokens), last, sum(len(sequences[row]) - 1 for row in rows))
 
 
-def _targets(batch: Batch, size: int, last: int) -> slice:
-    """Where the last targets of a sequence of `size` tokens are among the batch's."""
-    stop = batch.last - (batch.tokens.shape[1] - size)
+def _targets(padded: Padded, size: int, last: int) -> slice:
+    """Where the last targets of a sequence of `size` tokens are among those of `padded`."""
+    stop = padded.last - (padded.tokens.shape[1] - size)
     return slice(stop - last, stop)

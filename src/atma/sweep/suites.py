@@ -81,7 +81,7 @@ def check_suites(suites: Suites, data: str) -> None:
     for name, suite in suites.items():
         try:
             if name == "recall":
-                suite.runs()
+                suite.lessons()
             else:
                 assert tokenizer is not None
                 suite.measurements(cast(LanguageModel, Untrained(tokenizer)), suite.trials())

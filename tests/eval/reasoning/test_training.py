@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from atma.data.batches import NOT_SCORED
 from atma.data.sources import documents
 from atma.eval.language_model import OwnModel
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.training import FineTuning, Rows, fine_tune, write_documents
 from atma.loading import load
+from atma.ops.loss import NOT_SCORED
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The suite and its command: runs are kept and resumed, budgets shorten all alike, and the best rate is marked."""
+"""The suite and its command: lessons are kept and resumed, budgets shorten all alike, and the best rate is marked."""
 
 import dataclasses
 import importlib.metadata
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from atma.cli import main
-from atma.eval.recall import runs, training
+from atma.eval.recall import lessons, training
 from atma.eval.recall import suite as suites
 from atma.eval.recall.suite import Recall, recall
 from atma.eval.recall.summary import figures, groups, table
@@ -124,7 +124,7 @@ def test_the_probe_ends_with_the_first_number_of_pairs_that_is_not_held(monkeypa
         pairs = int((batch.targets[0] >= 0).sum())
         return np.full((len(batch.targets), pairs), pairs <= 4)
 
-    monkeypatch.setattr(runs, "correct", four_at_most)
+    monkeypatch.setattr(lessons, "correct", four_at_most)
     rows = recall(dataclasses.replace(PROBE, tokens=64))
     (run,), tested = of(rows, "run"), of(rows, "capacity")
     assert [(row["pairs"], row["accuracy"]) for row in tested] == [(2, 1.0), (4, 1.0), (8, 0.0)]
@@ -143,7 +143,10 @@ def test_a_budget_halves_the_tokens_of_all_runs_alike(monkeypatch):
     wanted = dataclasses.replace(TINY, tokens=64 * 160)
     fitted = wanted.within(11.0)
     seconds = [
-        sum(1e-3 * (run.practice.train.tokens + (run.tokens() - run.practice.train.tokens) / 3) for run in one.runs())
+        sum(
+            1e-3 * (lesson.practice.train.tokens + (lesson.tokens() - lesson.practice.train.tokens) / 3)
+            for lesson in one.lessons()
+        )
         for one in (fitted, dataclasses.replace(fitted, tokens=2 * fitted.tokens))
     ]
     assert seconds[0] <= 11.0 < seconds[1]

@@ -10,7 +10,6 @@ import torch
 
 from atma.eval.recall.tasks import (
     BLANK,
-    NOT_SCORED,
     TEST,
     TRAIN,
     VALIDATION,
@@ -22,6 +21,7 @@ from atma.eval.recall.tasks import (
     ids,
 )
 from atma.eval.suite import sha256
+from atma.ops.loss import NOT_SCORED
 
 EVERY = [
     AssociativeRecall(64, 4),

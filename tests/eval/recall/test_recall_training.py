@@ -1,4 +1,4 @@
-"""One run: its loss is the model's own, its answers the likeliest tokens; it learns, stops and repeats itself."""
+"""One lesson: its loss is the model's own, its answers the likeliest tokens; it learns, stops and repeats itself."""
 
 import dataclasses
 
@@ -8,9 +8,10 @@ import torch
 
 from atma.config import ModelConfig, TrainConfig
 from atma.eval.recall.mixers import base, mixer, reach
-from atma.eval.recall.tasks import NOT_SCORED, TEST, AssociativeRecall, Capacity, Copying, SelectiveCopying, examples
+from atma.eval.recall.tasks import TEST, AssociativeRecall, Capacity, Copying, SelectiveCopying, examples
 from atma.eval.recall.training import PATIENCE, Learner, Practice, correct, token_cost
 from atma.model import Model
+from atma.ops.loss import NOT_SCORED
 from atma.train.step import Outcome
 
 TASK = AssociativeRecall(8, 1, 16)

@@ -47,15 +47,15 @@ def test_hotpot_questions_have_the_passages_of_their_supporting_facts(tmp_path):
 def test_prompts_are_made_of_a_file_and_rows_know_it(tmp_path, byte_level):
     files = {"squad": squad(tmp_path / "s.json"), "hotpot": hotpot(tmp_path / "h.json")}
     maker = Maker(Retrieval(tasks=("qa_1", "qa_2"), lengths=(900,), **files), byte_level)
-    for cell, needed in zip(maker.cells, (1, 2), strict=True):
-        [prompt] = maker.prompts(cell, 900, range(1))
+    for setting, needed in zip(maker.settings, (1, 2), strict=True):
+        [prompt] = maker.prompts(setting, 900, range(1))
         text = byte_level.decode(prompt.ids[1 : prompt.asks[0].start].tolist())
         assert prompt.asks[0].start + prompt.asks[0].room == 900
-        passages = maker.passages[cell.task]
+        passages = maker.passages[setting.task]
         asked = next(q for q in passages.questions if q.text in text)
         assert len(asked.passages) == needed and all(passage in text for passage in asked.passages)
         assert prompt.asks[0].outputs == asked.answers and text.count("\nPassage ") > 4
-        assert maker.hashes(cell)["questions_sha256"] == passages.sha256
+        assert maker.hashes(setting)["questions_sha256"] == passages.sha256
 
 
 @pytest.mark.parametrize("read", [read_squad, read_hotpot])

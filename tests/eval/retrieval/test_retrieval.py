@@ -12,7 +12,7 @@ from atma.eval import needle
 from atma.eval.compare import compare
 from atma.eval.hugging_face import HuggingFace
 from atma.eval.language_model import OwnModel, Scored
-from atma.eval.retrieval import PRESETS, Maker, Retrieval, cells, suite
+from atma.eval.retrieval import PRESETS, Maker, Retrieval, settings, suite
 from atma.eval.retrieval.haystacks import haystack
 from atma.eval.retrieval.heat_map import page
 from atma.eval.retrieval.prompts import Ask
@@ -28,9 +28,9 @@ SMALL = Retrieval(lengths=(500,), per_cell=3, haystacks=("prose",), depths=(10, 
 
 def test_stage_two_is_4800_trials_of_a_model_and_24000_of_the_papers_five():
     chosen = Retrieval(preset="stage-two")
-    assert not any(cell.absent for cell in cells(chosen.grid()))
+    assert not any(setting.absent for setting in settings(chosen.grid()))
     assert chosen.trials() == {1024 << i: 50 for i in range(1, 9)}
-    assert {cell.task for cell in cells(chosen.grid())} == {"passkey", "niah"}
+    assert {setting.task for setting in settings(chosen.grid())} == {"passkey", "niah"}
     assert chosen.cells() == 2 * 2 * 3
     assert 5 * chosen.cells() * sum(chosen.trials().values()) == 24_000
 
@@ -38,13 +38,16 @@ def test_stage_two_is_4800_trials_of_a_model_and_24000_of_the_papers_five():
 def test_induction_is_sixteen_trials_from_2k_to_64k_with_their_baseline():
     chosen = Retrieval(preset="induction")
     assert chosen.trials() == {2048 << i: 16 for i in range(6)}
-    assert [(cell.task, cell.absent) for cell in cells(chosen.grid())] == [("induction", False), ("induction", True)]
+    assert [(setting.task, setting.absent) for setting in settings(chosen.grid())] == [
+        ("induction", False),
+        ("induction", True),
+    ]
 
 
 def test_ruler_is_thirteen_tasks_by_free_writing():
-    made = cells(PRESETS["ruler"])
-    assert [cell.task for cell in made] == list(RULER) and len(RULER) == 13
-    assert {cell.scoring for cell in made} == {"greedy"} and all(cell.depth is None for cell in made)
+    made = settings(PRESETS["ruler"])
+    assert [setting.task for setting in made] == list(RULER) and len(RULER) == 13
+    assert {setting.scoring for setting in made} == {"greedy"} and all(setting.depth is None for setting in made)
 
 
 def test_a_perfect_copier_finds_every_needle_and_none_that_is_absent(finder):
@@ -87,7 +90,7 @@ class Speller:
 
 def test_a_free_answer_counts_however_it_is_spelled_and_a_forced_one_as_five_digits(joins_digits):
     maker = Maker(replace(SMALL, tasks=("niah",), haystacks=("synthetic",)), joins_digits)
-    [prompt] = maker.prompts(maker.cells[0], 500, range(1))
+    [prompt] = maker.prompts(maker.settings[0], 500, range(1))
     speller = Speller(joins_digits, prompt)
     assert len(speller.ids) < 5
     assert free(speller, prompt).exact and forced(speller, [prompt])[0].right == 0
@@ -166,9 +169,9 @@ def test_what_does_not_fit_is_said_before_anything_is_read(finder):
 def test_another_error_is_not_told_as_want_of_room(byte_level, monkeypatch):
     maker = Maker(replace(SMALL, tasks=("niah", "vt")), byte_level)
     monkeypatch.setattr(maker.encoder, "many", lambda texts: int("a word"))
-    for cell in maker.cells:
+    for setting in maker.settings:
         with pytest.raises(ValueError, match=r"^invalid literal"):
-            maker.prompts(cell, 4096, range(1))
+            maker.prompts(setting, 4096, range(1))
 
 
 def test_a_trial_that_does_not_fit_is_told_before_the_first_is_read(finder):

@@ -29,8 +29,8 @@ def in_bytes(byte_level):
 
 def trial(maker, task, length=8192, index=0):
     """The text of a trial and what is asked for."""
-    cell = next(cell for cell in maker.cells if cell.task == task)
-    [prompt] = maker.prompts(cell, length, range(index, index + 1))
+    setting = next(setting for setting in maker.settings if setting.task == task)
+    [prompt] = maker.prompts(setting, length, range(index, index + 1))
     [ask] = prompt.asks
     return maker.encoder.tokenizer.decode(prompt.ids[1 : ask.start].tolist()), ask, prompt
 

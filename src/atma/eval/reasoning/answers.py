@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from atma.data.batches import NOT_SCORED
 from atma.eval.language_model import LanguageModel, OwnModel, Row, finite
 from atma.eval.reasoning.prompts import Prompt
 from atma.eval.stream import Advance
 from atma.model import Model
+from atma.ops.loss import NOT_SCORED
 from atma.state import ModelState, rows
 from atma.statistics import proportion
 

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from atma.config import DataConfig, Recipe, TrainConfig
-from atma.data.batches import NOT_SCORED, Batch
+from atma.data.batches import Batch
 from atma.eval.language_model import LanguageModel, OwnModel
 from atma.eval.reasoning.prompts import Maker
 from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.tasks import chosen
 from atma.eval.reasoning.worlds import Task, between, pick
 from atma.eval.suite import sha256
+from atma.ops.loss import NOT_SCORED
 from atma.strict import check_fields
 from atma.train.folder import claimed
 from atma.train.loop import Run

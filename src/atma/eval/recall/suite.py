@@ -1,4 +1,4 @@
-"""The options of `atma eval recall`, the runs that they mean, and how long runs may be within a budget."""
+"""The options of `atma eval recall`, the lessons that they mean, and how long lessons may be within a budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from atma.config import TrainConfig
 from atma.eval.provenance import software
+from atma.eval.recall.lessons import Lesson, Row, batched
 from atma.eval.recall.mixers import base, mixer, reach
-from atma.eval.recall.runs import Row, Run, batched
 from atma.eval.recall.tasks import TASKS, AssociativeRecall, Capacity, Task
 from atma.eval.recall.training import Practice, seconds_a_step
 from atma.eval.suite import Progress, run_measurements
@@ -97,19 +97,19 @@ class Recall:
         """The task at each size. ValueError: a size that is not of the task."""
         return [self._task(size) for size in self.sizes or SIZES[self.task]]
 
-    def runs(self, device: str = "cpu") -> list[Run]:
-        """Every run, those of one size together. ValueError for what cannot be trained or tested."""
+    def lessons(self, device: str = "cpu") -> list[Lesson]:
+        """Every lesson, those of one size together. ValueError for what cannot be trained or tested."""
         chosen = product(self.tasks(), self.mixers, self.rates, self.seeds)
-        return [self._run(task, words, rate, seed, device) for task, words, rate, seed in chosen]
+        return [self._lesson(task, words, rate, seed, device) for task, words, rate, seed in chosen]
 
     def within(self, budget: float, device: str = "cpu") -> "Recall":
-        """These options with the training tokens of every run halved until all take about `budget` seconds.
+        """These options with the training tokens of every lesson halved until all take about `budget` seconds.
 
         All mixers keep equal tokens. ValueError when so few steps would be left that nothing could be learned.
         """
-        costs = _seconds_a_token(self.runs(device))
+        costs = _seconds_a_token(self.lessons(device))
         fitted = self
-        while (needed := sum(_seconds(run, costs) for run in fitted.runs(device))) > budget:
+        while (needed := sum(_seconds(lesson, costs) for lesson in fitted.lessons(device))) > budget:
             if fitted.tokens // 2 < LEAST_STEPS * fitted.batch_tokens:
                 least = f"{LEAST_STEPS} steps of every run, and their tests, are about {needed:.3g} s"
                 raise ValueError(f"a budget of {budget:.3g} s is too short: {least}; choose fewer sizes or mixers")
@@ -123,7 +123,7 @@ class Recall:
             known |= {"filler": self.filler}
         return TASKS[self.task](**known)
 
-    def _run(self, task: Task, words: str, rate: float, seed: int, device: str) -> Run:
+    def _lesson(self, task: Task, words: str, rate: float, seed: int, device: str) -> Lesson:
         config = mixer(words, base(task, self.model_preset, self.model))
         factors = self.factors
         if isinstance(task, Capacity):
@@ -132,11 +132,11 @@ class Recall:
         train = batched(_train(rate, seed, self.tokens, self.batch_tokens), task.length)
         practice = Practice(train, self.every, self.held_out, self.stop_at, self.seed)
         threshold = self.threshold if isinstance(task, Capacity) else 0.0
-        run = Run(task, words, rate, config, practice, factors, self.trials, threshold, device)
-        longest = task.stretched(factors[-1])  # what cannot be drawn or batched is refused here, before any run
-        if run.probing:
+        lesson = Lesson(task, words, rate, config, practice, factors, self.trials, threshold, device)
+        longest = task.stretched(factors[-1])  # what cannot be drawn or batched is refused here, before any lesson
+        if lesson.probing:
             batched(train, longest.length)
-        return run
+        return lesson
 
 
 def recall(
@@ -146,18 +146,20 @@ def recall(
     budget: float | None = None,
     device: str = "cpu",
 ) -> list[Row]:
-    """Train and test what the options ask for; the rows of all runs, in order, kept in `results` as runs end.
+    """Train and test what the options ask for; the rows of all lessons, in order, kept in `results` as they end.
 
-    Rows of a run are its curve ("curve"), its accuracy at each length ("accuracy", or "capacity" at each number of
-    pairs) and what is to be known of it ("run"). `budget`, in seconds, shortens all runs alike (`Recall.within`).
+    Those of a lesson are its curve ("curve"), its accuracy at each length ("accuracy", or "capacity" at each number of
+    pairs) and what is to be known of it ("run"). `budget`, in seconds, shortens all lessons alike (`Recall.within`).
     """
     fitted = suite if budget is None else suite.within(budget, device)
     stamp = software() | {"dtype": "float32", "device": device, "backend": backend_for(), "seed": suite.seed}
-    return run_measurements(suite.name, [run.measurement() for run in fitted.runs(device)], stamp, results, progress)
+    return run_measurements(
+        suite.name, [lesson.measurement() for lesson in fitted.lessons(device)], stamp, results, progress
+    )
 
 
 def _train(rate: float, seed: int, tokens: int, batch_tokens: int) -> TrainConfig:
-    """The rates of `atma train` times `rate`, level after the warm-up, since a run may end at any step."""
+    """The rates of `atma train` times `rate`, level after the warm-up, since a lesson may end at any step."""
     usual = TrainConfig()
     return replace(
         usual,
@@ -189,19 +191,19 @@ def _doublings(first: int, most: int) -> tuple[int, ...]:
     return tuple(2**i for i in range((most // first).bit_length()))
 
 
-def _seconds_a_token(runs: Sequence[Run]) -> dict[tuple[str, str], float]:
+def _seconds_a_token(lessons: Sequence[Lesson]) -> dict[tuple[str, str], float]:
     """Of training, by size and mixer, measured at the longest rows."""
     costs: dict[tuple[str, str], float] = {}
-    for run in runs:
-        place = (run.task.size, run.mixer)
+    for lesson in lessons:
+        place = (lesson.task.size, lesson.mixer)
         if place not in costs:
-            task = run.task.stretched(run.factors[-1]) if run.probing else run.task
-            train = run.of_length(task).train
-            costs[place] = seconds_a_step(run.config, task, train, run.device) / train.batch_tokens
+            task = lesson.task.stretched(lesson.factors[-1]) if lesson.probing else lesson.task
+            train = lesson.of_length(task).train
+            costs[place] = seconds_a_step(lesson.config, task, train, lesson.device) / train.batch_tokens
     return costs
 
 
-def _seconds(run: Run, costs: dict[tuple[str, str], float]) -> float:
-    steps = len(run.factors) if run.probing else 1
-    learned = steps * run.practice.train.tokens
-    return costs[run.task.size, run.mixer] * (learned + EVALUATING * max(0, run.tokens() - learned))
+def _seconds(lesson: Lesson, costs: dict[tuple[str, str], float]) -> float:
+    steps = len(lesson.factors) if lesson.probing else 1
+    learned = steps * lesson.practice.train.tokens
+    return costs[lesson.task.size, lesson.mixer] * (learned + EVALUATING * max(0, lesson.tokens() - learned))

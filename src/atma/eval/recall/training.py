@@ -1,4 +1,4 @@
-"""One run: a small model learns a task from examples that never repeat, and is then asked at many lengths.
+"""One lesson: a small model learns a task from examples that never repeat, and is then asked at many lengths.
 
 The steps are those of `atma train` (its optimisers, clipping and masked targets); what is left out is what a run of a
 minute does without: folders, checkpoints, token shards.
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from atma.config import ModelConfig, TrainConfig
-from atma.eval.recall.tasks import NOT_SCORED, TRAIN, VALIDATION, Examples, Task, examples
+from atma.eval.recall.tasks import TRAIN, VALIDATION, Examples, Task, examples
 from atma.eval.stream import DEFAULT, Advance, pieces
 from atma.model import Model
+from atma.ops.loss import NOT_SCORED
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks
 from atma.train.precision import choose_precision
@@ -23,12 +24,12 @@ from atma.train.schedule import rate_multiplier
 from atma.train.step import Stepper, generator
 
 PATIENCE = 3
-"""Non-finite steps in a row that end a run."""
+"""Non-finite steps in a row that end a lesson."""
 Row = dict[str, Any]
 
 
 class Practice(NamedTuple):
-    """How long a run lasts: its settings, how often it is examined and on how much, and the accuracy that ends it."""
+    """How long a lesson lasts: its settings, how often and on how much it is asked, and the accuracy that ends it."""
 
     train: TrainConfig
     every: int

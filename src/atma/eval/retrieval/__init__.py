@@ -5,7 +5,7 @@
 
 from atma.eval.retrieval.export import exported
 from atma.eval.retrieval.maker import Maker
-from atma.eval.retrieval.presets import PRESETS, TASKS, Cell, cells
+from atma.eval.retrieval.presets import PRESETS, TASKS, Setting, settings
 from atma.eval.retrieval.suite import Retrieval, measured
 
-__all__ = ["PRESETS", "TASKS", "Cell", "Maker", "Retrieval", "cells", "exported", "measured"]
+__all__ = ["PRESETS", "TASKS", "Maker", "Retrieval", "Setting", "exported", "measured", "settings"]

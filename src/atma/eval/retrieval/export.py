@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atma.eval.language_model import Row
 from atma.eval.retrieval.maker import Maker
-from atma.eval.retrieval.presets import Cell
+from atma.eval.retrieval.presets import Setting
 from atma.eval.retrieval.prompts import Prompt
 from atma.tokenizer import Tokenizer
 
@@ -30,24 +30,24 @@ def exported(maker: Maker, path: Path) -> int:
 
 def rows(maker: Maker) -> Iterator[Row]:
     """The lines of an export, in the order of the suite; each way of scoring reads the same prompts."""
-    shown = list(dict.fromkeys(cell._replace(scoring="greedy") for cell in maker.cells if not cell.absent))
+    shown = list(dict.fromkeys(setting._replace(scoring="greedy") for setting in maker.settings if not setting.absent))
     for length, count in maker.suite.trials().items():
-        for cell in shown:
+        for setting in shown:
             for index in range(count):
-                [prompt] = maker.prompts(cell, length, range(index, index + 1))
-                yield from _lines(maker, cell, prompt, {"index": index, "target": length, "seed": maker.suite.seed})
+                [prompt] = maker.prompts(setting, length, range(index, index + 1))
+                yield from _lines(maker, setting, prompt, {"index": index, "target": length, "seed": maker.suite.seed})
 
 
-def _lines(maker: Maker, cell: Cell, prompt: Prompt, about: Row) -> Iterator[Row]:
+def _lines(maker: Maker, setting: Setting, prompt: Prompt, about: Row) -> Iterator[Row]:
     tokenizer: Tokenizer = maker.encoder.tokenizer
-    place = {} if cell.depth is None else {"depth": cell.depth}
+    place = {} if setting.depth is None else {"depth": setting.depth}
     for ask in prompt.asks:
         text = tokenizer.decode(prompt.ids[1 : ask.start].tolist())
         length = 1 + len(tokenizer.encode(text)) + ask.room
         yield {
             "index": about["index"],
-            "task": cell.task,
-            "haystack": cell.haystack,
+            "task": setting.task,
+            "haystack": setting.haystack,
             **place,
             "target": about["target"],
             "length": length,

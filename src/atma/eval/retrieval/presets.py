@@ -1,4 +1,4 @@
-"""What is measured together: the grids by name, and what each of their cells is.
+"""What is measured together: the grids by name, and what each of their settings is.
 
 Induction and stage two are those of section 7 of the specification. Stage two: 2 tasks × 2 haystacks × 8 lengths × 3
 depths × 50 trials = 4,800 trials of one model, the same for every model; the 24,000 of the paper are its five models
@@ -53,7 +53,7 @@ PRESETS: dict[PresetName, Preset] = {
 }
 
 
-class Cell(NamedTuple):
+class Setting(NamedTuple):
     """What is measured at one length: a task in a haystack ("none" where the task brings its own text)."""
 
     task: str
@@ -75,17 +75,17 @@ class Cell(NamedTuple):
         return ", ".join(part for part in parts if part)
 
 
-def cells(grid: Preset) -> list[Cell]:
-    """The cells of one length, in order. The needle's absence is measured once for all depths: the text is the same."""
+def settings(grid: Preset) -> list[Setting]:
+    """Those of one length, in order. The needle's absence is measured once for all depths: the text is the same."""
     scorings = ("forced", "greedy") if grid.scoring == "both" else (grid.scoring,)
     made = []
     for task in grid.tasks:
         own = task == INDUCTION or task in RULER or task in ASKS_ALL
         for haystack in _haystacks(task, grid):
             for scoring in scorings:
-                made += [Cell(task, haystack, depth, scoring) for depth in ((None,) if own else grid.depths)]
+                made += [Setting(task, haystack, depth, scoring) for depth in ((None,) if own else grid.depths)]
             if grid.baseline and task not in RULER and "forced" in scorings:
-                made.append(Cell(task, haystack, None, "forced", absent=True))
+                made.append(Setting(task, haystack, None, "forced", absent=True))
     return made
 
 

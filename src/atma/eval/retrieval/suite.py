@@ -1,4 +1,4 @@
-"""The suite `retrieval`: from a grid to measurements, one for each cell and length.
+"""The suite `retrieval`: from a grid to measurements, one for each setting and length.
 
 Trial i of a seed has the same needles, values, depths and haystack at every length, in every task of a family, for
 every model and on every machine; only the tokens that say so are the model's own.
@@ -13,7 +13,7 @@ from atma.eval.language_model import LanguageModel, Row, check_length
 from atma.eval.ragged import Told
 from atma.eval.retrieval.haystacks import Kind
 from atma.eval.retrieval.maker import Maker
-from atma.eval.retrieval.presets import PRESETS, TASKS, Cell, Preset, PresetName, Scoring, cells
+from atma.eval.retrieval.presets import PRESETS, TASKS, Preset, PresetName, Scoring, Setting, settings
 from atma.eval.retrieval.scoring import forced, forced_row, free, free_row
 from atma.eval.stream import Advance
 from atma.eval.suite import Measurement, sha256
@@ -85,7 +85,7 @@ class Retrieval:
 
     def cells(self) -> int:
         """`Suite.cells`, each as often as a trial's text is read."""
-        return sum(cell.reads for cell in cells(self.grid()))
+        return sum(setting.reads for setting in settings(self.grid()))
 
     def measurements(self, model: LanguageModel, trials: Mapping[int, int]) -> list[Measurement]:
         """`Suite.measurements`: shortest lengths first."""
@@ -93,44 +93,46 @@ class Retrieval:
         check_length(model, max(trials))
         maker.check(min(trials), trials[min(trials)])
         return [
-            self._measurement(model, maker, cell, length, count)
+            self._measurement(model, maker, setting, length, count)
             for length, count in trials.items()
-            for cell in cells(self.grid())
+            for setting in settings(self.grid())
         ]
 
-    def _measurement(self, model: LanguageModel, maker: Maker, cell: Cell, length: int, count: int) -> Measurement:
-        spec: Row = {"task": cell.task, "length": length, "haystack": cell.haystack, "scoring": cell.scoring}
-        spec |= {} if cell.depth is None else {"depth": cell.depth}
-        spec |= {"absent": True} if cell.absent else {}
-        spec |= maker.hashes(cell) | {"trials": count}
+    def _measurement(
+        self, model: LanguageModel, maker: Maker, setting: Setting, length: int, count: int
+    ) -> Measurement:
+        spec: Row = {"task": setting.task, "length": length, "haystack": setting.haystack, "scoring": setting.scoring}
+        spec |= {} if setting.depth is None else {"depth": setting.depth}
+        spec |= {"absent": True} if setting.absent else {}
+        spec |= maker.hashes(setting) | {"trials": count}
 
         def run(advance: Advance) -> list[Row]:
-            return [measured(model, maker, cell, length, count, advance)]
+            return [measured(model, maker, setting, length, count, advance)]
 
-        return Measurement(f"{cell.words()}, {length}", spec, length * count * cell.reads, run)
+        return Measurement(f"{setting.words()}, {length}", spec, length * count * setting.reads, run)
 
 
-def measured(model: LanguageModel, maker: Maker, cell: Cell, length: int, count: int, advance: Advance) -> Row:
-    """The row of one cell at one length: `count` trials, of which a bounded number of tokens is held at once."""
+def measured(model: LanguageModel, maker: Maker, setting: Setting, length: int, count: int, advance: Advance) -> Row:
+    """The row of one setting at one length: `count` trials, of which a bounded number of tokens is held at once."""
     shown: list[str] = []
     outputs: list[list[str]] = []
     trials = []
     at_once = max(1, AT_ONCE // length)
     for some in (range(start, min(count, start + at_once)) for start in range(0, count, at_once)):
-        prompts = maker.prompts(cell, length, some)
+        prompts = maker.prompts(setting, length, some)
         shown += [sha256(prompt.ids) for prompt in prompts]
         outputs += [[text for ask in prompt.asks for text in ask.outputs] for prompt in prompts]
         told = Told(advance, length * len(prompts))
-        if cell.scoring == "forced":
+        if setting.scoring == "forced":
             trials += forced(model, prompts, told.some)
             told.rest()
         else:
             for prompt in prompts:
                 trials.append(free(model, prompt))
-                advance(length * cell.reads)
-    row: Row = {"kind": "absent" if cell.absent else "retrieval", "task": cell.task, "haystack": cell.haystack}
-    row |= {"length": length} | ({} if cell.depth is None else {"depth": cell.depth})
-    row |= {"scoring": cell.scoring, "trials": count}
-    row |= forced_row(trials) if cell.scoring == "forced" else free_row(trials)
-    hashes = {"prompts_sha256": sha256(shown), "trials_sha256": maker.trials_sha256(cell, outputs)}
-    return row | hashes | maker.hashes(cell)
+                advance(length * setting.reads)
+    row: Row = {"kind": "absent" if setting.absent else "retrieval", "task": setting.task, "haystack": setting.haystack}
+    row |= {"length": length} | ({} if setting.depth is None else {"depth": setting.depth})
+    row |= {"scoring": setting.scoring, "trials": count}
+    row |= forced_row(trials) if setting.scoring == "forced" else free_row(trials)
+    hashes = {"prompts_sha256": sha256(shown), "trials_sha256": maker.trials_sha256(setting, outputs)}
+    return row | hashes | maker.hashes(setting)

@@ -42,4 +42,4 @@ def softcap_loss(
     return chosen.losses(hidden.flatten(0, -2), weight, bias, targets.flatten(), cap).view(targets.shape)
 
 
-__all__ = ["softcap", "softcap_loss"]
+__all__ = ["NOT_SCORED", "softcap", "softcap_loss"]

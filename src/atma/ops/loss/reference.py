@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atma.ops.loss import NOT_SCORED
+
 
 def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> Tensor:
     """(N,) nats for hidden (N, D)."""
     work = torch.promote_types(hidden.dtype, torch.float32)
     z = F.linear(hidden.to(work), weight.to(work), None if bias is None else bias.to(work))
-    return F.cross_entropy(cap * z / (z * z + cap * cap).sqrt(), targets, reduction="none", ignore_index=-100)
+    return F.cross_entropy(cap * z / (z * z + cap * cap).sqrt(), targets, reduction="none", ignore_index=NOT_SCORED)

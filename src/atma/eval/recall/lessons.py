@@ -1,4 +1,4 @@
-"""What one run leaves: its learning curve, its accuracy at every length, and what is to be known of it, as rows."""
+"""What one lesson leaves: its learning curve, its accuracy at every length, and what is to be known of it, as rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class Lesson:
     """One model to be trained on one task and examined."""
 
     task: Task
@@ -44,7 +44,7 @@ class Run:
         return isinstance(self.task, Capacity)
 
     def measurement(self) -> Measurement:
-        """The run as a resumable piece."""
+        """The lesson as a resumable piece."""
         train = self.practice.train
         about = {"task": self.task.name, "size": self.task.size, "mixer": self.mixer, "rate": self.rate}
         about |= {"run_seed": train.seed}
@@ -57,7 +57,7 @@ class Run:
         return Measurement(name, spec, tokens, lambda advance: self.rows(about, _Whole(tokens, advance)))
 
     def tokens(self) -> int:
-        """Tokens read when nothing ends the run early."""
+        """Tokens read when nothing ends the lesson early."""
         tasks = [self.task.stretched(factor) for factor in self.factors]
         tests = sum(task.length * self.count(f) for task, f in zip(tasks, self.factors, strict=True))
         taught = tasks if self.probing else [self.task]
