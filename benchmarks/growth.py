@@ -78,7 +78,7 @@ class Built(NamedTuple):
 
 KERNELS = {
     "attention": ("polar", "hold"),
-    "memory": ("delta",),
+    "memory": ("recurrence",),
     "convolution": ("conv",),
     "matrix products": ("linear",),
     "norms and gates": ("rms_norm", "gate"),

@@ -262,7 +262,7 @@ def test_a_timed_step_is_a_step_and_names_its_kernels():
         mine.timed(token)
     mine.step(token), other.step(token)
     names = {name for name, seconds in mine.timed(token) if seconds > 0}
-    assert {"linear_float64", "polar_forward_float64", "delta_forward_float64", "conv_forward_float64"} <= names
+    assert {"linear_float64", "polar_forward_float64", "recurrence_forward_float64", "conv_forward_float64"} <= names
     assert torch.equal(mine.step(token), [other.step(token) for _ in range(2)][1])
 
 

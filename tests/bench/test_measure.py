@@ -14,8 +14,8 @@ from atma.bench.rows import Case, Entry, measure
 from atma.bench.table import cases, cells, duration, header, markdown
 from atma.device import device_of
 from atma.ops import native
-from atma.ops.delta import cpu as delta_cpu
 from atma.ops.polar import cpu as polar_cpu
+from atma.ops.recurrent import cpu as delta_cpu
 
 CPU = torch.device("cpu")
 SMALL = Plan(
@@ -132,8 +132,8 @@ def test_backends_that_refuse_are_noted_and_one_must_remain():
     def refuse(name):
         raise ValueError(f"the {name} kernels take bfloat16")
 
-    with pytest.raises(ValueError, match="no backend can measure delta in float16 on cpu: the cpu kernels take bf"):
-        ours("delta", "float16", CPU, [], refuse)
+    with pytest.raises(ValueError, match="no backend can measure recurrent in float16 on cpu: the cpu kernels take bf"):
+        ours("recurrent", "float16", CPU, [], refuse)
 
 
 def test_things_are_timed_in_turn(monkeypatch):

@@ -22,8 +22,8 @@ print("triton" in sys.modules)
 
 def test_an_operation_has_the_backends_whose_files_its_folder_holds():
     found = {name: backends_of(name) for name in operations()}
-    assert set(found) == {"conv", "delta", "dense", "loss", "polar"}
-    assert found["delta"] == BACKENDS and found["polar"] == BACKENDS[:-1] and found["dense"] == ("cpu", "native")
+    assert set(found) == {"conv", "dense", "loss", "polar", "recurrent"}
+    assert found["recurrent"] == BACKENDS and found["polar"] == BACKENDS[:-1] and found["dense"] == ("cpu", "native")
     for name, backends in found.items():
         assert implementation(name, backends[0]).__name__ == f"atma.ops.{name}.{backends[0]}"
 

@@ -162,7 +162,15 @@ def operators():
         "start": (q, keys, values, scale, *visible_range(q, start, None, 3)),
         "one query": (q[:, :, :1], keys, values, scale[..., :1], *visible_range(q[:, :, :1], start, None, None)),
     }
-    for name in ("conv.cpu", "conv.native", "delta.cpu", "delta.native", "dense.native", "loss.cpu", "loss.native"):
+    for name in (
+        "conv.cpu",
+        "conv.native",
+        "dense.native",
+        "loss.cpu",
+        "loss.native",
+        "recurrent.cpu",
+        "recurrent.native",
+    ):
         import_module(f"atma.ops.{name}")  # which registers its operators
     ops = torch.ops.atma
     cases = {"gate native": (ops.gated_square_native.default, (x.repeat(1, 1, 2),))}
@@ -177,7 +185,7 @@ def operators():
             f"conv one token{backend}": (conv.default, (x[:, :1], taps, tail, None)),
             **{f"polar {view}{backend}": (polar.default, given) for view, given in views.items()},
         }
-    for backend, delta, shared in (("", ops.gated_delta, (unit, wide)), (" native", ops.gated_delta_native, (k, v))):
+    for backend, delta, shared in (("", ops.recurrence, (unit, wide)), (" native", ops.recurrence_native, (k, v))):
         for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
             given = tuple(z[:, :, :size] for z in (q, *shared, rates, rates.exp()))
             cases[f"delta{name}{backend}"] = (delta.default, (*given, memory, document))

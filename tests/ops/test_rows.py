@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from atma.ops import causal_conv, gated_conv, gated_delta, native, use_backend
-from atma.ops.delta import reference
 from atma.ops.dense import gated_square, rms_norm
 from atma.ops.native.recorder import Recorder
+from atma.ops.recurrent import reference
 from atma.ops.rows import (
     gate,
     gate_heads,
@@ -143,7 +143,7 @@ def test_operations_in_token_order_are_a_memory_of_the_reference(width, dtype) -
     rates = F.logsigmoid(decay.double() + 3.9).clamp(max=-0.01).mT
     unit_q, unit_k = F.normalize(q.double(), dim=-1), F.normalize(k.double(), dim=-1)
     betas = torch.sigmoid(beta.double() + 0.5).mT
-    expected, after = reference.recurrence(unit_q, unit_k, v.double(), rates, betas, memory.double(), None)
+    expected, after = reference.recurrence(unit_q, unit_k, v.double(), rates, betas, memory.double(), None, "delta")
     normed = F.rms_norm(expected, (width,), None, 2.0**-23).transpose(1, 2).flatten(2)
     expected = normed * torch.sigmoid(opening.double())
     torch.testing.assert_close(read.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 10)
@@ -176,7 +176,7 @@ def test_the_delta_rule_in_token_order_is_that_of_the_reference(width, value_wid
     v, memory = _random(2, 2, 19, value_width, seed=2), _random(2, 4, value_width, width, seed=3)
     gates = F.logsigmoid(_random(2, 4, 19, seed=4) + 3), torch.sigmoid(_random(2, 4, 19, seed=5))
     given = [x.to(dtype) for x in (q, k, v, *gates)]
-    expected, after = reference.recurrence(*(x.double() for x in given), memory, None)
+    expected, after = reference.recurrence(*(x.double() for x in given), memory, None, "delta")
     for start in (memory.to(dtype), memory.to(dtype).mT.contiguous().mT):
         found, held = gated_delta(*given, start, steady=True)
         assert (held is start) == start.is_contiguous()
@@ -188,7 +188,7 @@ def test_the_delta_rule_in_token_order_is_that_of_the_reference(width, value_wid
 
 
 def test_token_order_is_refused_where_it_cannot_be() -> None:
-    q, gates = _random(1, 1, 2, 4), -torch.ones(1, 1, 2, dtype=torch.float64)
+    q, gates = _random(1, 1, 2, 4), torch.zeros(1, 1, 2, dtype=torch.float64)
     with torch.no_grad(), pytest.raises(ValueError, match="not for 'cpu'"):
         gated_delta(q, q, q, gates, gates, backend="cpu", steady=True)
     with torch.no_grad(), pytest.raises(ValueError, match="leave segment_ids out"):

@@ -2,13 +2,13 @@
 
 import torch
 
-from atma.bench import attention, contests, conv, delta, loss
+from atma.bench import attention, contests, conv, loss, recurrence
 from atma.bench.machine import describe, measure_rates, settled
 from atma.bench.plan import KINDS, Plan
 from atma.bench.rows import Job, Result, Row, measure
 from atma.device import device_of
 
-OPERATIONS = {"polar": attention.jobs, "delta": delta.jobs, "conv": conv.jobs, "loss": loss.jobs}
+OPERATIONS = {"polar": attention.jobs, "delta": recurrence.jobs, "conv": conv.jobs, "loss": loss.jobs}
 NOTES = {
     "ops": [
         "Sizes that fit into a cache can be faster than the floor, whose bytes move at the rate of the memory.",

@@ -205,7 +205,7 @@ template <class E> void unit_rows(const Units& p) {
     }
 }
 
-PROBLEM(Turns,  // the gated delta rule token after token (ops/delta), the memory in place
+PROBLEM(Turns,  // the gated delta rule token after token (ops/recurrent), the memory in place
     int64_t batch, heads, groups, tokens, width, value_width;
     int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
     const void *q, *k, *v, *log_decay, *beta;  // the last two (B, H, T)
@@ -267,7 +267,7 @@ template <class T> void turns_of_head(const Turns& p, long b, long h) {
     if (!whole) resize(M, p.value_width, wide, held, p.width);
 }
 
-template <class T> void delta_in_turn(const Turns& p) {
+template <class T> void recurrence_in_turn(const Turns& p) {
 #pragma omp parallel for collapse(2) num_threads(p.threads) schedule(dynamic) if (p.batch * p.heads * p.tokens > 8)
     for (long b = 0; b < p.batch; ++b)
         for (long h = 0; h < p.heads; ++h) turns_of_head<T>(p, b, h);
@@ -303,8 +303,8 @@ template <class T> void largest(const Largest& p) {
 
 KERNEL(largest_float32, Largest, largest<float>)
 KERNEL(largest_float64, Largest, largest<double>)
-KERNEL(delta_in_turn_float32, Turns, delta_in_turn<float>)
-KERNEL(delta_in_turn_float64, Turns, delta_in_turn<double>)
+KERNEL(recurrence_in_turn_float32, Turns, recurrence_in_turn<float>)
+KERNEL(recurrence_in_turn_float64, Turns, recurrence_in_turn<double>)
 #define EXPORT(NAME, E)                                                \
     KERNEL(product_rows_##NAME, Product, product_rows<E>)              \
     KERNEL(packed_rows_##NAME, Choice, packed_rows<E>)                 \

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atma.ops.delta import reference
+from atma.ops.recurrent import reference
 from atma.ops.segments import begins
 
 VERSIONS = (0, 5), (0, 7)
@@ -30,7 +30,14 @@ class _Kernels(NamedTuple):
 
 
 def recurrence(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    segment_ids: Tensor | None,
+    rule: str,
 ) -> tuple[Tensor, Tensor]:
     """q (B, H, T, K); k (B, G, T, K), v (B, G, T, V); the rest float32, as in the reference.
 

@@ -1,4 +1,4 @@
-"""The gated delta rule by the compiled kernel (ops/native/delta.cpp): float32 and float64, on the CPU."""
+"""The gated delta rule by the compiled kernel (ops/native/recurrence.cpp): float32 and float64, on the CPU."""
 
 import functools
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from atma.ops import native
 from atma.ops.backend import recording
-from atma.ops.delta.poison import kept_apart
 from atma.ops.operator import operator
+from atma.ops.recurrent.poison import kept_apart
 from atma.ops.segments import begins
 
 CHUNK = 64
@@ -24,7 +24,14 @@ _IN_TURN = (
 
 
 def recurrence(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    segment_ids: Tensor | None,
+    rule: str,
 ) -> tuple[Tensor, Tensor]:
     """The reference's arguments and results. Without gradients a few tokens are taken one after the other."""
     if recording():
@@ -35,7 +42,9 @@ def recurrence(
     return out, after
 
 
-def in_turn(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+def in_turn(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, rule: str
+) -> tuple[Tensor, Tensor]:
     """The reference's arguments and results, each token by itself (ops/native/serve.cpp): what one gives depends on
     nothing else in the call. A contiguous memory is overwritten. Inference only."""
     q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
@@ -44,7 +53,7 @@ def in_turn(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, me
     sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3], v.shape[3])
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     places = native.addresses(q, k, v, log_decay, beta, memory, out)
-    native.call("delta_in_turn", q.dtype, _IN_TURN, (*sizes, *strides, *places, torch.get_num_threads()))
+    native.call("recurrence_in_turn", q.dtype, _IN_TURN, (*sizes, *strides, *places, torch.get_num_threads()))
     return out, memory
 
 
@@ -59,7 +68,7 @@ def _run(
     before: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     out, after = q.new_empty(*q.shape[:3], v.shape[3]), torch.empty_like(memory, memory_format=torch.contiguous_format)
-    _call("delta_forward", (q, k, v, log_decay, beta), segment_ids, memory, (out, after, before), (None,) * 8)
+    _call("recurrence_forward", (q, k, v, log_decay, beta), segment_ids, memory, (out, after, before), (None,) * 8)
     return out, after
 
 
@@ -88,7 +97,9 @@ def _backward(
     shapes = (q.shape, q.shape, (*q.shape[:3], v.shape[3]), beta.shape, beta.shape, grad_after.shape)
     grads = [q.new_empty(shape) for shape in shapes]
     given = (grad_out.contiguous(), grad_after.contiguous())
-    _call("delta_backward", (q, k, v, log_decay, beta), segment_ids, grads[5], (None, None, before), (*given, *grads))
+    _call(
+        "recurrence_backward", (q, k, v, log_decay, beta), segment_ids, grads[5], (None, None, before), (*given, *grads)
+    )
     grad_q, grad_k, grad_v, grad_decay, grad_beta, grad_memory = grads
     if group > 1:
         grad_k, grad_v = (x.unflatten(1, (-1, group)).sum(2) for x in (grad_k, grad_v))
@@ -118,5 +129,5 @@ def _shapes(q, k, v, log_decay, beta, memory, segment_ids) -> tuple[Tensor, Tens
 
 
 _operation = operator(
-    "atma::gated_delta_native", _forward, _backward, _shapes, ("out", "after", "before"), {"memory": "grad_after"}
+    "atma::recurrence_native", _forward, _backward, _shapes, ("out", "after", "before"), {"memory": "grad_after"}
 )

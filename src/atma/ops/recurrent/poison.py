@@ -19,23 +19,29 @@ def kept_apart(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
+    log_decay: Tensor | None,
+    beta: Tensor | None,
     memory: Tensor,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """What `run` of these arguments gives, the outputs and the memory after them first, spoilt only where it is so."""
     inputs = (q, k, v, log_decay, beta, memory)
-    if all(bool(torch.isfinite(x.sum())) for x in inputs):
+    if all(bool(torch.isfinite(x.sum())) for x in inputs if x is not None):
         return tuple(run(*inputs, segment_ids))
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
-    bad = ~(torch.isfinite(k).all(-1) & torch.isfinite(v).all(-1) & torch.isfinite(beta)) | ~(log_decay < torch.inf)
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    bad = _broken(k) | _broken(v)
+    if log_decay is not None:
+        endless = ~(log_decay < torch.inf)
+        bad |= endless.any(-1) if log_decay.ndim == 4 else endless
+    if beta is not None:
+        bad |= ~torch.isfinite(beta)
     lost = ~torch.isfinite(memory).all(-1).all(-1)
     bad[..., 0] |= lost
     spoilt = _from_then_on(bad, segment_ids)
     k, v, q_clean = (x.masked_fill(y.unsqueeze(-1), 0) for x, y in ((k, spoilt), (v, spoilt), (q, _broken(q))))
-    log_decay, beta = (x.masked_fill(spoilt, 0) for x in (log_decay, beta))
+    if log_decay is not None:
+        log_decay = log_decay.masked_fill(spoilt.unsqueeze(-1) if log_decay.ndim == 4 else spoilt, 0)
+    beta = None if beta is None else beta.masked_fill(spoilt, 0)
     memory = memory.masked_fill(lost[..., None, None], 0)
     out, after, *rest = run(q_clean, k, v, log_decay, beta, memory, segment_ids)
     out = out.masked_fill((spoilt | _broken(q)).unsqueeze(-1), torch.nan)

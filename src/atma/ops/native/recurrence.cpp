@@ -1,4 +1,4 @@
-// The gated delta rule (ops/delta/reference.py) in chunks of tokens, one head after the other, and in single steps.
+// The gated delta rule (ops/recurrent/reference.py) in chunks of tokens, one head after the other, and in single steps.
 // Within a chunk D[p, s] = γ_{s+1} … γ_p, zero across documents, g[p] the decay since before the chunk, and with the
 // strictly lower A = β ∘ D ∘ K Kᵀ the writes U solve (I + A) U = R = β (V − g ∘ K N), where N = Mᵀ (K, V) is the memory.
 #include "problem.h"
@@ -6,7 +6,7 @@
 
 namespace {
 
-PROBLEM(Problem,  // what ops/delta/native.py hands over; strides in elements, the last axis contiguous
+PROBLEM(Problem,  // what ops/recurrent/native.py hands over; strides in elements, the last axis contiguous
     int64_t batch, heads, length, width, groups, value_width, threads;
     int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
     const void *q, *k, *v, *log_decay, *beta;  // the last two (B, H, T) contiguous
@@ -379,7 +379,7 @@ template <class T> void backward(const Problem& p) {
 }  // namespace
 
 #define EXPORT(NAME, T)                               \
-    KERNEL(delta_forward_##NAME, Problem, forward<T>) \
-    KERNEL(delta_backward_##NAME, Problem, backward<T>)
+    KERNEL(recurrence_forward_##NAME, Problem, forward<T>) \
+    KERNEL(recurrence_backward_##NAME, Problem, backward<T>)
 EXPORT(float32, float)
 EXPORT(float64, double)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.ops.on_gpu import DEVICE, LENGTHS, draw, error, is_real, placed, results  # isort: skip (before Triton)
 
 from atma.ops import gated_delta, use_backend
-from atma.ops.delta import fla, gpu, reference
+from atma.ops.recurrent import fla, gpu, reference
 
 
 def case(length, packed=False, groups=1, width=16, depth=24, batch=1):
@@ -30,7 +30,7 @@ def oracle(q, k, v, log_decay, beta, memory, segment_ids):
     """The reference, its k and v expanded."""
     group = q.shape[1] // k.shape[1]
     return reference.recurrence(
-        q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), log_decay, beta, memory, segment_ids
+        q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), log_decay, beta, memory, segment_ids, "delta"
     )
 
 
@@ -212,7 +212,7 @@ def imitation(scale_power=1, keys_first=True):
         outs, states = [], []
         for n, (start, end) in enumerate(itertools.pairwise(bounds)):
             held = state if cu_seqlens is None else state[n : n + 1]
-            out, after = reference.recurrence(*(x[:, :, start:end] for x in inputs), held, None)
+            out, after = reference.recurrence(*(x[:, :, start:end] for x in inputs), held, None, "delta")
             outs.append(out)
             states.append(after.mT if keys_first else after)
         return torch.cat(outs, 2).transpose(1, 2).to(q.dtype), torch.cat(states)

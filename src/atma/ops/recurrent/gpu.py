@@ -25,7 +25,14 @@ WIDEST = 128
 
 
 def recurrence(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    segment_ids: Tensor | None,
+    rule: str,
 ) -> tuple[Tensor, Tensor]:
     """q (B, H, T, K); k (B, G, T, K), v (B, G, T, V) of q's dtype; the rest float32, as in the reference.
 
@@ -544,11 +551,11 @@ def _step_shapes(q, k, v, log_decay, beta, memory):
 
 
 _chunked = operator(
-    "atma::gated_delta_gpu",
+    "atma::recurrence_gpu",
     _forward,
     _backward,
     _shapes,
     ("out", "after", "before", "inverse"),
     {"memory": "grad_after"},
 )
-_one_token = operator("atma::gated_delta_step_gpu", _step, None, _step_shapes)
+_one_token = operator("atma::recurrence_step_gpu", _step, None, _step_shapes)

@@ -12,15 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.backend import recording
-from atma.ops.delta.poison import kept_apart
 from atma.ops.operator import operator
+from atma.ops.recurrent.poison import kept_apart
 from atma.ops.segments import begins
 
 CHUNK = 64
 
 
 def recurrence(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, segment_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    segment_ids: Tensor | None,
+    rule: str,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results of the reference, in chunks; a single token without gradient takes the plain step."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
@@ -189,5 +196,5 @@ def _shapes(q, k, v, log_decay, beta, memory, segment_ids) -> tuple[Tensor, Tens
 
 
 _chunked = operator(
-    "atma::gated_delta", _forward, _backward, _shapes, ("out", "after", "before", "inverse"), {"memory": "grad_after"}
+    "atma::recurrence", _forward, _backward, _shapes, ("out", "after", "before", "inverse"), {"memory": "grad_after"}
 )

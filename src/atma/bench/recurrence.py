@@ -31,7 +31,7 @@ def jobs(plan: Plan, device: torch.device, notes: list[str]) -> list[Job]:
     made = []
     for dtype in plan.dtypes:
         peers = _peers(dtype, device, notes)
-        backends = ours("delta", dtype, device, notes, partial(_probe, plan, getattr(torch, dtype), device))
+        backends = ours("recurrent", dtype, device, notes, partial(_probe, plan, getattr(torch, dtype), device))
         for mode in MODES:
             for length in plan.lengths if mode != "step" else (1,):
                 sizes = {"length": length, "batch": plan.batch, "heads": plan.heads, "groups": plan.key_value_heads}
