@@ -14,7 +14,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +28,20 @@ def _nan_filled_memory():
 
 @pytest.fixture
 def golden():
-    """The folder of golden vectors; the test skips where it is absent."""
-    if not GOLDEN.is_dir():
-        pytest.skip("the golden vectors (../shared/golden) are not beside this checkout")
-    return GOLDEN
+    """The folder of the flagship's golden vectors; the test skips where it is absent."""
+    return _beside("golden")
+
+
+@pytest.fixture
+def golden_mixers():
+    """The folder of golden vectors of all other mixers; the test skips where it is absent."""
+    return _beside("golden_mixers")
+
+
+def _beside(name: str) -> Path:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"the golden vectors (../shared/{name}) are not beside this checkout")
+    return SHARED / name
 
 
 @pytest.fixture(scope="module")
