@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from atma.config import PRESETS, preset
+from atma.config import PRESETS, Recipe, identity, preset
 from atma.model import Model
 from atma.ops import use_backend
 from atma.state import tensors
@@ -232,3 +232,18 @@ def test_presets_have_the_sizes_they_promise():
     assert count("nano") < 3_000_000
     assert abs(count("base-published") - 378_179_776) < 1_000_000
     assert set(PRESETS) == {"nano-test", "nano", "small", "base", "base-published"}
+
+
+def test_a_model_has_the_mlp_that_its_configuration_says_or_none():
+    plain, narrow, none = (tiny().changed({"mlp_width": width}) for width in (None, 9, 0))
+    assert identity(Recipe(model=plain)) == identity(Recipe(model=tiny()))
+    sizes = [sum(p.numel() for p in Model(config).parameters()) for config in (plain, narrow, none)]
+    inner = plain.mlp_multiple * plain.width
+    each = 3 * plain.width + 2
+    assert sizes[0] - sizes[1] == plain.depth * each * (inner - 9)
+    assert sizes[1] - sizes[2] == plain.depth * (each * 9 + 2 * plain.width)
+    with torch.no_grad():
+        hidden, _ = Model(none, torch.Generator().manual_seed(0))(torch.zeros(1, 3, dtype=torch.long))
+    assert torch.isfinite(hidden).all()
+    with pytest.raises(ValueError, match="'mlp_width' must be 0 or more"):
+        tiny().changed({"mlp_width": -1})

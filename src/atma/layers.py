@@ -30,10 +30,10 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """a, g = split(in_proj(x)); y = out_proj(g ⊙ relu(a)²) (maths.md, section 1)."""
 
-    def __init__(self, width: int, multiple: int) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.in_proj = Linear(width, 2 * multiple * width)
-        self.out_proj = Linear(multiple * width, width)
+        self.in_proj = Linear(width, 2 * inner)
+        self.out_proj = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_proj(gated_square(self.in_proj(x)))

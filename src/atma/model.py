@@ -22,20 +22,22 @@ from atma.state import ModelState, capacity
 
 
 class Block(nn.Module):
-    """x += mixer(norm(x)); x += mlp(norm(x))."""
+    """x += mixer(norm(x)); x += mlp(norm(x)), where there is an MLP."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.norm_mixer = RMSNorm(config.width, config.norm_epsilon)
         self.mixer = config.mixer(layer)
-        self.norm_mlp = RMSNorm(config.width, config.norm_epsilon)
-        self.mlp = MLP(config.width, config.mlp_multiple)
+        inner = config.mlp_multiple * config.width if config.mlp_width is None else config.mlp_width
+        self.norm_mlp = RMSNorm(config.width, config.norm_epsilon) if inner else None
+        self.mlp = MLP(config.width, inner) if inner else None
 
     def init_weights(self, generator: torch.Generator | None) -> None:
         """Zero output projections: at the start a block is the identity."""
         self.mixer.init_weights(generator)
-        init_linear(self.mlp.in_proj, generator)
-        init_linear(self.mlp.out_proj, generator, zero=True)
+        if self.mlp is not None:
+            init_linear(self.mlp.in_proj, generator)
+            init_linear(self.mlp.out_proj, generator, zero=True)
 
     def forward(
         self, x: Tensor, state: Any = None, *, segment_ids: Tensor | None = None, call: Call | None = None
@@ -44,7 +46,7 @@ class Block(nn.Module):
         record = {"call": call} if self.mixer.reads_call else {}
         mixed, state = self.mixer(self.norm_mixer(x), state, segment_ids=segment_ids, **record)
         x = x + mixed
-        return x + self.mlp(self.norm_mlp(x)), state
+        return (x if self.mlp is None or self.norm_mlp is None else x + self.mlp(self.norm_mlp(x))), state
 
 
 class Model(nn.Module):

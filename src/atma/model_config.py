@@ -43,6 +43,8 @@ class ModelConfig:
     pattern: tuple[str, ...] = ("local", "local", "global", "local")
     """The mixer of each layer, by name, repeated to `depth`."""
     mlp_multiple: int = 4
+    mlp_width: int | None = field(default=None, metadata={"later": True})
+    """Inner numbers of every MLP; mlp_multiple times the width where it is left out, and no MLP for 0."""
     logit_cap: float = 15.0
     norm_epsilon: float = 1e-6
     tied_head: bool = False
@@ -81,6 +83,7 @@ class ModelConfig:
     def _check(self) -> None:
         for name in ("vocab_size", "width", "depth", "mlp_multiple"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.mlp_width is None or self.mlp_width >= 0, "mlp_width", self.mlp_width, "0 or more, or left out")
         for name in ("logit_cap", "norm_epsilon"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
@@ -175,12 +178,18 @@ class ModelConfig:
 
     def canonical(self) -> dict[str, Any]:
         """`to_table` without what is no part of an identity: what came later and is not set, and packages."""
-        from atma.mixers import flat
-
         table = self.to_table()
         named = {name: {k: v for k, v in one.items() if k != PACKAGE} for name, one in table.pop("mixers", {}).items()}
-        own = {key: value for key, value in table.items() if not flat.came_later(key, value)}
+        own = {key: value for key, value in table.items() if not _came_later(key, value)}
         return own | {"mixers": named} if named else own
+
+
+def _came_later(key: str, value: Any) -> bool:
+    """Whether a field or a flat option came after models were made, and is not set."""
+    from atma.mixers import flat
+
+    known = ModelConfig.__dataclass_fields__ | flat.FIELDS
+    return key in known and known[key].metadata.get("later", False) and value == known[key].default
 
 
 def _takes(

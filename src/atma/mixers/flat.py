@@ -34,11 +34,6 @@ def whole(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options.get(key, one.default) for key, one in FIELDS.items()}
 
 
-def came_later(key: str, value: Any) -> bool:
-    """Whether an option came after models were made, and is not set."""
-    return key in FIELDS and FIELDS[key].metadata.get("later", False) and value == FIELDS[key].default
-
-
 def checked(key: str, value: Any) -> Any:
     """The value of an option that no mixer of the pattern has. ValueError: it is none, or asks for what cannot be."""
     owner = next(owner for owner in OWNERS if any(one.name == key for one in dataclasses.fields(owner)))
