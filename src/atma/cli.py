@@ -32,6 +32,7 @@ VERBS: Verbs = {
     "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),
     "demo": ("demo", "ask for facts told 16,384 tokens ago, train small models, measure them all, report"),
     "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
+    "compare": ("compare", "train any set of mixers alike, and put all of them on one table and page"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),

@@ -32,6 +32,8 @@ class Crew:
     workers: int = 1
     threads: int = 1
     device: str | None = None
+    verb: str = "sweep"
+    """Of the command whose `work` a worker is."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -39,10 +41,10 @@ class Crew:
             raise ValueError(f"--workers {self.workers}, --threads {self.threads}: at least 1 of each")
 
     @staticmethod
-    def choose(workers: int, threads: int | None, device: str | None) -> "Crew":
+    def choose(workers: int, threads: int | None, device: str | None, verb: str = "sweep") -> "Crew":
         """As many threads as the cores allow. ValueError for more, unless each worker has but one."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        crew = Crew(workers, max(1, cores // max(1, workers)) if threads is None else threads, device)
+        crew = Crew(workers, max(1, cores // max(1, workers)) if threads is None else threads, device, verb)
         if crew.threads > 1 and workers * crew.threads > cores:
             raise ValueError(
                 f"{workers} workers × {threads} threads are more than this machine's {cores} cores; take fewer"
@@ -55,7 +57,7 @@ class Crew:
         With several GPUs each worker has one in turn; one without a parent may run where others are, so it has the
         device as it was named.
         """
-        line = [sys.executable, "-m", "atma", "sweep", "work", str(recipe), "--out", str(folder)]
+        line = [sys.executable, "-m", "atma", self.verb, "work", str(recipe), "--out", str(folder)]
         line += ["--threads", str(self.threads)]
         if self.device is not None:
             line += ["--device", self.device if parent is None else self._device(number)]

@@ -12,17 +12,43 @@ logs/                        what local workers said
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from atma.disk import content, destination
 from atma.sweep import files
-from atma.sweep.cells import Sweep, label
+from atma.sweep.cells import label
+from atma.sweep.recipe import Scalar, SweepConfig
 from atma.sweep.task import FAILED, RESULT, Limits, Task, process_is_gone
 
 PLAN = "plan.json"
 State = Literal["done", "failed", "running", "stale", "waiting"]
+
+
+class Piece(Protocol):
+    """Something to be done once, and how it is known: by its id, and to people by its levels and its seed."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def factors(self) -> dict[str, Scalar]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+
+
+class Plan(Protocol):
+    """All pieces, in the order they are to be done, and when to give one up."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> SweepConfig: ...
+    @property
+    def cells(self) -> Sequence[Piece]: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,7 @@ class Ledger:
         self.folder, self.limits, self.cells = folder, limits, cells
 
     @classmethod
-    def create(cls, folder: Path, sweep: Sweep) -> "Ledger":
+    def create(cls, folder: Path, sweep: Plan) -> "Ledger":
         """The folder of this sweep, made if it is not there, its plan as the recipe now says.
 
         ValueError when the folder holds something else.

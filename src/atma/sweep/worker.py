@@ -18,14 +18,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from atma.sweep.cell import Told, run_cell, tidy
-from atma.sweep.cells import Cell, Sweep
-from atma.sweep.ledger import Ledger
+from atma.sweep.ledger import Ledger, Piece, Plan
 from atma.sweep.task import Claim, Heart, Watch
 from atma.train import Stopped
 
 IN_A_ROW = 3
 """Cells that never failed before and fail one after another in one worker: these end it."""
-RunCell = Callable[[Cell, Claim, str | None, Callable[[], bool], Told], dict[str, Any]]
+RunCell = Callable[[Any, Claim, str | None, Callable[[], bool], Told], dict[str, Any]]
 
 
 class Worker:
@@ -33,7 +32,7 @@ class Worker:
 
     def __init__(
         self,
-        sweep: Sweep,
+        sweep: Plan,
         ledger: Ledger,
         device: str | None = None,
         parent: int | None = None,
@@ -68,7 +67,7 @@ class Worker:
         self.say(f"stopped: {self.why}" if self.why else "nothing is left to do")
         return published
 
-    def _take(self) -> tuple[Cell, Claim] | None:
+    def _take(self) -> tuple[Piece, Claim] | None:
         """The first cell that can be had, those with the fewest errors first.
 
         After an error the order is random: the next cells of the plan often share the level that was at fault.
@@ -84,7 +83,7 @@ class Worker:
                 return cell, claim
         return None
 
-    def _do(self, cell: Cell, claim: Claim) -> bool:
+    def _do(self, cell: Piece, claim: Claim) -> bool:
         """One attempt at a cell; whether the result is ours."""
         self.say(f"{cell.id} attempt {claim.number}: {cell.label}")
         heart = Heart(claim, self._notice_orphaned)
@@ -107,7 +106,7 @@ class Worker:
         self.say(f"{cell.id} {'done' if ours else 'was done by another already'} in {result['seconds']:.0f} s")
         return ours
 
-    def _judge(self, cell: Cell, claim: Claim, error: Exception) -> None:
+    def _judge(self, cell: Piece, claim: Claim, error: Exception) -> None:
         """Count an error for the cell, or as this worker's death. ValueError where the worker has to end."""
         if of_the_machine(error):
             with contextlib.suppress(OSError):

@@ -38,7 +38,7 @@ def base(task: Task, model_preset: str = "", settings: Sequence[str] = ()) -> Mo
         start = replace(SMALL, max_half_life=math.inf, count_limit=None)
     else:
         start = replace(SMALL, max_half_life=float(task.length), count_limit=task.length)
-    return replace(_changed(start, settings), vocab_size=ids(task))
+    return replace(changed(start, settings), vocab_size=ids(task))
 
 
 def mixer(words: str, start: ModelConfig) -> ModelConfig:
@@ -49,14 +49,14 @@ def mixer(words: str, start: ModelConfig) -> ModelConfig:
     core, plus, memory = name.partition("+")
     if core in CORES:
         held: bool | str = True if memory == "memory" else memory or bool(plus)
-        return _changed(start.changed({"core": core, "memory": held}), settings)
+        return changed(start.changed({"core": core, "memory": held}), settings)
     if plus or core not in names():
         known = f"{', '.join(CORES)} with +memory or without, or {', '.join(names())}"
         raise ValueError(f"a mixer is {known}, not '{name}'")
     if GLOBAL not in start.pattern:
         raise ValueError(f"'{name}' takes the place of layers '{GLOBAL}', and the pattern has none; leave pattern out")
     pattern = tuple(core if layer == GLOBAL else layer for layer in start.pattern)
-    return _changed(start.changed({"pattern": pattern}), settings)
+    return changed(start.changed({"pattern": pattern}), settings)
 
 
 def reach(config: ModelConfig) -> int | None:
@@ -66,7 +66,8 @@ def reach(config: ModelConfig) -> int | None:
     return None if None in found else sum(one for one in found if one is not None)
 
 
-def _changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
+def changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
+    """A model with settings KEY=VALUE of a recipe's table [model]. ValueError: one is none, or is set elsewhere."""
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
