@@ -185,9 +185,8 @@ def _read(q: Tensor, k: Tensor, v: Tensor, tables: Tables, lag: Tensor, count: T
     q, k, v, u, r, b = (x.to(work) for x in (q, k, v, *tables))
     by_lag = q @ r.permute(1, 2, 0) + b.mT.unsqueeze(1)  # (B, H, Q, window)
     place = lag.clamp(0, r.shape[0] - 1).long().unsqueeze(1).expand(-1, q.shape[1], -1, -1)
-    grouped = (
-        (q + u.unsqueeze(1)).unflatten(1, (groups, -1)).flatten(2, 3)
-    )  # heads of one key head: rows of one product
+    # Heads that share a key head are rows of one product.
+    grouped = (q + u.unsqueeze(1)).unflatten(1, (groups, -1)).flatten(2, 3)
     score = (grouped @ k.mT).view(place.shape) + by_lag.gather(-1, place)
     hidden = ((lag < 0) | (lag >= count)).unsqueeze(1)
     share = (score * q.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf).softmax(-1)
