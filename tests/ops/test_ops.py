@@ -154,8 +154,7 @@ def operators():
     """Each custom operator that runs here, in training and with a state, on arguments as a model hands them over."""
     q, k, v = draw(2, 4, 5, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 4, seed=1)
     keys, values, start = draw(2, 2, 9, 4), draw(2, 2, 9, 4, seed=1), torch.tensor([0, 3])
-    unit, wide, memory = F.normalize(q, dim=-1), draw(2, 4, 5, 4), draw(2, 4, 4, 4)
-    rates, scale = -draw(2, 4, 5).abs(), draw(2, 4, 5)
+    memory, rates, scale = draw(2, 4, 4, 4), -draw(2, 4, 5).abs(), draw(2, 4, 5)
     x, taps, tail, ids = draw(2, 5, 3), draw(3, 4), draw(2, 3, 3), documents(2, 5, 2)
     views = {
         "packed": (q, k, v, scale, *visible_range(q, None, ids, 3)),
@@ -185,10 +184,20 @@ def operators():
             f"conv one token{backend}": (conv.default, (x[:, :1], taps, tail, None)),
             **{f"polar {view}{backend}": (polar.default, given) for view, given in views.items()},
         }
-    for backend, delta, shared in (("", ops.recurrence, (unit, wide)), (" native", ops.recurrence_native, (k, v))):
-        for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
-            given = tuple(z[:, :, :size] for z in (q, *shared, rates, rates.exp()))
-            cases[f"delta{name}{backend}"] = (delta.default, (*given, memory, document))
+    by_channel = -draw(2, 4, 5, 4).abs()
+    for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
+        read, written, beta = [z[:, :, :size] for z in (q, k)], v[:, :1, :size], rates[:, :, :size].exp()
+        for kind, decay in (("no", None), ("one", rates[:, :, :size]), ("channel", by_channel[:, :, :size])):
+            for rule, step in (("add", None), ("add", beta), ("delta", beta), ("delta", None)):
+                given = (*read, written, decay, step, memory, document, rule)
+                weighed = "" if step is None else " beta"
+                cases[f"{rule} {kind} decay{weighed}{name}"] = (ops.recurrence.default, given)
+        for step in (None, beta):
+            given = (*read, written, by_channel[:, :, :size], step, memory, document)
+            weighed = "" if step is None else " beta"
+            cases[f"by value{weighed}{name}"] = (ops.recurrence_by_value.default, given)
+        given = (*read, v[:, :, :size], rates[:, :, :size], beta, memory, document)
+        cases[f"delta{name} native"] = (ops.recurrence_native.default, given)
     hidden, weight, bias, targets = draw(5, 3), draw(7, 3), draw(7), torch.arange(5)
     for backend, loss in (("", ops.softcap_loss), (" native", ops.softcap_loss_native)):
         cases[f"loss{backend}"] = (loss.default, (hidden, weight, bias, targets, 15.0))
