@@ -79,22 +79,31 @@ class Model(nn.Module):
         return ModelState(length, tuple(cast(Block, block).mixer.init_state(batch, capacity) for block in self.blocks))
 
     def forward(
-        self, tokens: Tensor, state: ModelState | None = None, *, segment_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        segment_ids: Tensor | None = None,
+        noise: int | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """tokens (B, T) int64 to hidden (B, T, D) after the last norm, and the state moved on by T (None for None).
 
-        segment_ids (B, T), training only: packed documents that see nothing of each other. ValueError when a row would
-        pass the state's capacity.
+        segment_ids (B, T), training only: packed documents that see nothing of each other. noise, training only: the
+        seed of what layers draw. ValueError when a row would pass the state's capacity.
         """
         self._check(tokens, state, segment_ids)
-        return self.unchecked(tokens, state, segment_ids)
+        return self.unchecked(tokens, state, segment_ids, noise)
 
     def unchecked(
-        self, tokens: Tensor, state: ModelState | None, segment_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: ModelState | None,
+        segment_ids: Tensor | None = None,
+        noise: int | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.embed(tokens)
-        call, states = Call(x), []
+        call, states = Call(x, noise=noise), []
         for i, block in enumerate(self.blocks):
             x, after = block(x, None if state is None else state.blocks[i], segment_ids=segment_ids, call=call)
             states.append(after)

@@ -43,6 +43,8 @@ class Call:
     """The embedded tokens (B, T, D) of the call."""
     left: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What a layer leaves for those after it in this call, such as a selection of keys."""
+    noise: int | None = None
+    """The seed of what layers draw in this call; None, as everywhere but in training: nothing is drawn."""
 
 
 class Mixer(nn.Module):

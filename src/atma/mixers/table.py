@@ -26,6 +26,10 @@ MIXERS: Entries = {
     "polar": ("attention:Attention", {"core": "polar", "memory": False}),
     "nope": ("attention:Attention", {"core": "nope", "memory": False}),
     "rope": ("attention:Attention", {"core": "rope", "memory": False}),
+    "orchid": ("orchid:Orchid", {}),
+    "raven": ("raven:Raven", {}),
+    "relative_attention": ("relative_attention:RelativeAttention", {}),
+    "tensor_attention": ("tensor_attention:TensorAttention", {}),
 }
 CORES: Entries = {
     "polar": ("polar:PolarCore", {}),

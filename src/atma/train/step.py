@@ -79,13 +79,14 @@ class Stepper:
     def _losses(self, part: tuple[Tensor, Tensor, Tensor], scored: Tensor, draw: int) -> dict[str, Tensor]:
         """This micro-batch's share of the loss and of each optional term."""
         tokens, targets, segments = part
+        share, seeds = 1 / (self.train.accumulation * self.ranks.world), (self.train.seed, draw, self.ranks.rank)
         with contextlib.ExitStack() as stack:
             stack.enter_context(computing(self.device, self.compute))
             stream = stack.enter_context(residual_stream(self.model)) if self.train.regulariser != "none" else []
             calls = stack.enter_context(core_calls(self.model)) if self.train.distractor_weight else []
-            hidden, _ = self.model(tokens, segment_ids=segments)
+            noise = generator(3, *seeds).initial_seed()
+            hidden, _ = self.model(tokens, segment_ids=segments, noise=noise)
             losses = {"loss": self.model.loss(hidden, targets).sum() / scored}
-        share, seeds = 1 / (self.train.accumulation * self.ranks.world), (self.train.seed, draw, self.ranks.rank)
         if stream:
             losses["regulariser"] = share * regularise(self.train.regulariser, stream, generator(0, *seeds))
         if calls:

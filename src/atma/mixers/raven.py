@@ -1,0 +1,152 @@
+"""Raven: a memory of slots, of which each token writes a few (mixers.md, section 3.4).
+
+A router chooses slots for a token. Those fade and take the token's key and value by the same amount, all others keep
+what they hold. A query finds slots by their keys and reads their values: two linear recurrences with a softmax between.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atma.layers import Linear, RMSNorm
+from atma.mixers.base import Call, Mixer, Place
+from atma.ops import recurrence
+from atma.strict import check_fields, require
+
+EPSILON = 1e-6
+"""Of every norm here."""
+_TINY = 1e-9
+"""Beside the sum of the weights of the chosen slots."""
+
+
+@dataclass(frozen=True)
+class RavenConfig:
+    """Sizes are counts."""
+
+    query_heads: int = 8
+    slots: int = 64
+    """M, of a head."""
+    chosen_slots: int = 32
+    """How many of them a token writes; all, where there are not so many."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("query_heads", "slots", "chosen_slots"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+class RavenState(NamedTuple):
+    """What the slots hold, as the recurrences have it, float32 or wider."""
+
+    keys: Tensor  # (B, H, M, K): Nᵀ
+    values: Tensor  # (B, H, V, M): Pᵀ
+
+
+class Raven(Mixer):
+    """N ← N diag(e^f) + k sᵀ; π = softmax(Nᵀ q); P ← diag(e^f) P + s vᵀ; y = out_proj(norm(silu(Pᵀ π)))."""
+
+    Config = RavenConfig
+    reads_call = True
+
+    def __init__(self, config: RavenConfig, place: Place) -> None:
+        super().__init__()
+        width, heads = place.width, config.query_heads
+        require(width % heads == 0, "query_heads", heads, f"a divisor of the width {width}")
+        self.config, self.heads, self.layer = config, heads, place.layer
+        self.q_proj, self.k_proj, self.v_proj = (Linear(width, width, bias=False) for _ in range(3))
+        self.q_norm, self.k_norm = (RMSNorm(width // heads, EPSILON) for _ in range(2))
+        self.slot_proj = Linear(width, heads * config.slots, bias=False)
+        self.decay_proj = Linear(width, heads, bias=False)
+        self.decay_scale = nn.Parameter(torch.empty(heads))  # A
+        self.decay_bias = nn.Parameter(torch.empty(heads))  # b
+        self.norm = RMSNorm(width, EPSILON)
+        self.out_proj = Linear(width, width, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """`Mixer.init_weights`: A = log U(1e-4, 16), and b such that sp(b) is log-uniform in [1e-3, 0.1]."""
+        super().init_weights(generator)
+        for norm in (self.q_norm, self.k_norm, self.norm):
+            nn.init.ones_(norm.weight)
+        nn.init.uniform_(self.decay_scale, 1e-4, 16, generator=generator).log_()
+        step = nn.init.uniform_(self.decay_bias, math.log(1e-3), math.log(0.1), generator=generator).exp_()
+        self.decay_bias.copy_(step + (-torch.expm1(-step)).log())
+
+    def init_state(self, batch: int, capacity: int) -> RavenState:
+        """Empty slots; `capacity` has no part in it."""
+        weight, slots = self.out_proj.weight, self.config.slots
+        width, work = weight.shape[0] // self.heads, torch.promote_types(weight.dtype, torch.float32)
+        shapes = (batch, self.heads, slots, width), (batch, self.heads, width, slots)
+        return RavenState(*(weight.new_zeros(shape, dtype=work) for shape in shapes))
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """a / M (B, H, T), float32 or wider: the mean over a head's slots of f = a w, whose weights w add up to 1."""
+        work = torch.promote_types(x.dtype, torch.float32)
+        rate = F.softplus(self.decay_proj(x).to(work) + self.decay_bias.to(work))
+        return -(self.decay_scale.to(work).exp() * rate).mT / self.config.slots
+
+    def slot_weights(self, x: Tensor, seed: int | None = None) -> Tensor:
+        """w (B, H, T, M) ≥ 0, float32 or wider: how much of a token each slot takes. `seed`: with Gumbel noise."""
+        work = torch.promote_types(x.dtype, torch.float32)
+        score = self.slot_proj(x).to(work).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        if seed is not None:
+            generator = torch.Generator(x.device).manual_seed(seed)
+            drawn = torch.empty(score.shape, dtype=work, device=x.device).exponential_(generator=generator)
+            score = score - drawn.log()
+        weight = torch.sigmoid(score) * largest(score.detach(), self.config.chosen_slots)
+        return weight / (weight.sum(-1, keepdim=True) + _TINY)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: RavenState | None = None,
+        *,
+        segment_ids: Tensor | None = None,
+        call: Call | None = None,
+    ) -> tuple[Tensor, RavenState | None]:
+        """x (B, T, D) to y (B, T, D). The router has noise only in training, where the call has a seed for it."""
+        q, k, v = (F.silu(proj(x)).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (z.transpose(1, 2) for z in (self.q_norm(q), self.k_norm(k), v))
+        weight = self.slot_weights(x, _seed(call, self.layer) if self.training else None)
+        f = (self.log_decay(x) * self.config.slots)[..., None] * weight
+        s = -torch.expm1(f)
+        held = (None, None) if state is None else state
+        found, keys = recurrence(q, k, s, f, None, held[0], segment_ids, "add", "value")  # (3.6)
+        share = found.to(f.dtype).softmax(-1)
+        read, values = recurrence(share, s, v, f, None, held[1], segment_ids, "add", "key")  # (3.7)
+        y = self.norm(F.silu(read.to(v.dtype)).transpose(1, 2).flatten(2))
+        return self.out_proj(y), None if state is None else RavenState(keys, values)
+
+    def channels(self) -> dict[str, nn.Linear]:
+        """`Mixer.channels`."""
+        return {"read": self.out_proj}
+
+    @property
+    def reach(self) -> int:
+        """`Mixer.reach`: there is nothing but a memory."""
+        return 0
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """Which `count` of the last axis of `score` are the largest, the first of equals before the others: a mask."""
+    size = score.shape[-1]
+    if size <= count:
+        return torch.ones_like(score, dtype=torch.bool)
+    if score.shape[-2] > 1:
+        order = score.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+        return torch.zeros_like(score, dtype=torch.bool).scatter(-1, order, True)
+    # Of one token by comparing each with each, which can be recorded: those before it are larger, or equal and earlier.
+    own, other = score[..., :, None], score[..., None, :]
+    earlier = torch.ones(size, size, dtype=torch.bool, device=score.device).tril(-1)
+    return ((other > own) | ((other == own) & earlier)).sum(-1) < count
+
+
+def _seed(call: Call | None, layer: int) -> int | None:
+    return None if call is None or call.noise is None else call.noise + layer
+
+
+SMALL = ({"query_heads": 2, "slots": 5, "chosen_slots": 3}, {"query_heads": 1, "slots": 3})
