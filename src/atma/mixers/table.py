@@ -26,6 +26,14 @@ MIXERS: Entries = {
     "polar": ("attention:Attention", {"core": "polar", "memory": False}),
     "nope": ("attention:Attention", {"core": "nope", "memory": False}),
     "rope": ("attention:Attention", {"core": "rope", "memory": False}),
+    "minimal": ("minimal:MinimalAttention", {}),
+    "low_rank": ("low_rank:LowRankAttention", {}),
+    "glu": ("deconstructed:Glu", {}),
+    "taylor2": ("deconstructed:Taylor2", {}),
+    "gate_sum": ("deconstructed:GateSum", {}),
+    "static_qk": ("plain_attention:StaticQK", {}),
+    "position_qk": ("plain_attention:PositionQK", {}),
+    "random_qk": ("random_attention:RandomQK", {}),
 }
 CORES: Entries = {
     "polar": ("polar:PolarCore", {}),
