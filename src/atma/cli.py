@@ -34,6 +34,7 @@ VERBS: Verbs = {
     "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),
+    "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
 
