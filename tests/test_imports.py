@@ -27,7 +27,7 @@ LAYERS = (
     "data",
     "train",
     "eval",
-    "bench demo diagnose importer info integrations sweep",
+    "bench compress demo diagnose importer info integrations sweep",
     "commands",
     "__init__",
     "cli",

@@ -70,6 +70,7 @@ class Model(nn.Module):
         init_linear(self.head, generator, zero=True)
         for block in self.blocks:
             cast(Block, block).init_weights(generator)
+            cast(Block, block).mixer.embedded(self.embed.weight)
 
     def init_state(self, batch: int, capacity: int) -> ModelState:
         """An empty state with room for `capacity` tokens in each of `batch` rows."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
-from atma.mixers import MIXERS, find, names, small
+from atma.mixers import MIXERS, Call, Mixer, find, names, small
 from atma.model import Model
 from atma.ops import use_backend
 from tests.conftest import tiny
@@ -47,6 +47,17 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.double()
 
 
+class Called(nn.Module):
+    """A mixer that reads the record of the model's call, of a model whose embedding is what the mixer is given."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer, self.init_state = mixer, mixer.init_state
+
+    def forward(self, x: Tensor, state=None, *, segment_ids: Tensor | None = None):
+        return self.mixer(x, state, segment_ids=segment_ids, call=Call(x))
+
+
 def make(name: str) -> Subject:
     """A subject by its name: "model-" and what is in it, or a mixer's name and the number of its tiny options."""
     kind, *options = name.split("-")
@@ -59,7 +70,8 @@ def make(name: str) -> Subject:
     config = ModelConfig(16, width=16, depth=2, pattern=(kind,), **small(kind)[int(number)])
     mixer = config.mixer(1)
     mixer.init_weights(None)
-    return Subject(name, randomise(mixer), config, kind in MIXERS)
+    function = Called(mixer) if mixer.reads_call else mixer
+    return Subject(name, randomise(function), config, kind in MIXERS)
 
 
 def _mixers() -> list[str]:

@@ -12,13 +12,12 @@ from atma.layers import Linear, init_linear
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
 from atma.mixers.heads import Attended, Attending, Core, Heads, Memory, Projected
+from atma.mixers.held import GlobalState, State, behind
 from atma.mixers.table import find, names
-from atma.mixers.window import WindowState, attended
-from atma.ops import causal_conv, paged
+from atma.mixers.window import WindowState
+from atma.ops import causal_conv
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
-from atma.ops.paged.pages import Pages
-from atma.ops.polar.held import hold
 from atma.ops.rows import gate
 from atma.strict import check_fields, from_dict, require
 
@@ -64,25 +63,6 @@ class Settings(NamedTuple):
     """None without one."""
 
 
-class GlobalState(NamedTuple):
-    """Of a global mixer without a window. Positions live here: `length` (B,) int32 tokens already seen, per row."""
-
-    length: Tensor
-    keys: Tensor | Pages  # (B, G, capacity, K)
-    values: Tensor | Pages  # (B, G, capacity, K)
-    q_tail: Tensor | None  # (B, W − 1, H·K): last inputs of the Canon convolutions, None without Canon
-    k_tail: Tensor | None  # (B, W − 1, G·K)
-    v_tail: Tensor | None
-    memory: Any  # what the memory holds, (B, H, K, K) of the gated-delta memory; None without one
-
-    grows = {"keys": 2, "values": 2}  # noqa: RUF012 (a field otherwise)
-    pages = {"keys": 3, "values": 2}  # noqa: RUF012
-    """Where in a page of the pool its positions lie: keys (G, K, page), values (G, page, K)."""
-
-
-State = GlobalState | WindowState
-
-
 class Attention(Attending):
     """q, k, v and gate → RMS → Canon → core → gate → out_proj, plus the core's and the memory's channel."""
 
@@ -93,44 +73,54 @@ class Attention(Attending):
         own = self.config = config.own
         self.heads, self.groups, self.head_width = own.query_heads, own.key_value_heads, own.head_width
         self.width, self.epsilon = place.width, place.epsilon
+        self.key_width = self.key_width_of(own)
         shared, inner = self.groups * self.head_width, self.heads * self.head_width
-        self.q_proj = Linear(place.width, 2 * inner)
-        self.k_proj = Linear(place.width, shared)
+        q_width, k_width = self.heads * self.key_width, self.groups * self.key_width
+        self.q_proj = Linear(place.width, q_width + inner)
+        self.k_proj = Linear(place.width, k_width)
         self.v_proj = Linear(place.width, shared)
         self.out_proj = Linear(inner, place.width)
         core = _part("core", own.core)
         self.has_canon = core.canon(config.core)
         self.canon_q, self.canon_k, self.canon_v = (
             nn.Parameter(torch.empty(size, own.canon_taps)) if self.has_canon else None
-            for size in (inner, shared, shared)
+            for size in (q_width, k_width, shared)
         )
-        heads = Heads(place, self.heads, self.groups, self.head_width, own.window)
+        heads = Heads(place, self.heads, self.groups, self.key_width, own.window)
         self.core: Core = core(config.core, heads)
         self.memory: Memory | None = _part("memory", own.memory)(config.memory, heads) if own.memory else None
+
+    def key_width_of(self, own: AttentionConfig) -> int:
+        """Numbers of each head's query and key as they are projected."""
+        return own.head_width
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None) -> None:
         """`Mixer.init_weights`."""
-        for layer in (self.q_proj, self.k_proj, self.v_proj):
-            init_linear(layer, generator)
-        init_linear(self.out_proj, generator, zero=True)
+        for layer in self.children():
+            if isinstance(layer, nn.Linear):
+                init_linear(layer, generator, zero=layer is self.out_proj)
         for taps in self._canon():
             if taps is not None:
                 init_taps(taps, generator)
         if self.config.canon_init == "previous" and self.canon_k is not None:
-            start_at_previous(self.canon_k, self.head_width)
+            start_at_previous(self.canon_k, self.key_width)
         if self.config.share_query_key_init and self.has_canon:
-            share_projection(self.q_proj, self.k_proj, self.heads, self.groups)
+            self.share()
         self.core.init_weights(generator)
         if self.memory is not None:
             self.memory.init_weights(generator)
+
+    def share(self) -> None:
+        """Start every query projection as that of its key head."""
+        share_projection(self.q_proj, self.k_proj.weight, self.heads, self.groups)
 
     def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.canon_q, self.canon_k, self.canon_v
 
     def init_state(self, batch: int, capacity: int) -> GlobalState | WindowState:
         """Room for `capacity` keys, or those of the window, in each of `batch` rows; none held yet."""
-        weight, window = self.k_proj.weight, self.config.window
+        weight, window = self.q_proj.weight, self.config.window
         held = weight.new_zeros(batch, self.groups, window or capacity, self.head_width)
         taps = self._canon()
         q, k, v = (None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in taps)
@@ -141,17 +131,22 @@ class Attention(Attending):
 
     def project(self, x: Tensor, state: State | None = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
-        q, gate = self.q_proj(x).unflatten(-1, (self.heads, 2 * self.head_width)).chunk(2, -1)
-        k = self.k_proj(x).unflatten(-1, (self.groups, self.head_width))
-        q, k = (rms_norm(z, None, self.head_width, self.epsilon).flatten(2) for z in (q, k))
-        inputs = (q, k, self.v_proj(x))
+        q, gate = self.q_proj(x).unflatten(-1, (self.heads, -1)).split((self.key_width, self.head_width), -1)
+        k, v = self.keys_and_values(x, q)
+        q, k = (rms_norm(z, None, self.key_width, self.epsilon).flatten(2) for z in (q, k))
+        inputs = (q, k, v)
         tails = (None,) * 3 if state is None else (state.q_tail, state.k_tail, state.v_tail)
         mixed = [
             z if w is None else z + causal_conv(z, w, None if tail is None else tail.to(z.dtype), segment_ids)
             for z, w, tail in zip(inputs, self._canon(), tails, strict=True)
         ]
-        q, k, v = (z.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for z in mixed)
+        counts = (self.heads, self.groups, self.groups)
+        q, k, v = (z.unflatten(-1, (count, -1)).transpose(1, 2) for z, count in zip(mixed, counts, strict=True))
         return Projected(q, k, v, gate.transpose(1, 2), inputs)
+
+    def keys_and_values(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) and its projected queries (B, T, H, ·) to keys (B, T, G, ·) and values (B, T, G·K), both bare."""
+        return self.k_proj(x).unflatten(-1, (self.groups, -1)), self.v_proj(x)
 
     def forward(
         self, x: Tensor, state: State | None = None, *, segment_ids: Tensor | None = None
@@ -179,21 +174,11 @@ class Attention(Attending):
     def _advance(self, state: State, held: tuple[Any, Any], inputs: tuple[Tensor, ...], memory: Any) -> State:
         tails = (state.q_tail, state.k_tail, state.v_tail)
         q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
-        kind = GlobalState if isinstance(state, GlobalState) else WindowState
-        return kind(state.length + inputs[0].shape[1], *held, q, k, v, memory)
+        return type(state)(state.length + inputs[0].shape[1], *held, q, k, v, memory)
 
     def attended(self, state: State | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
         """`Attending.attended`."""
-        if state is None:
-            return Attended(k, v, None)
-        if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
-            held = paged.hold(state.keys, state.values, k, v, state.length)
-        elif isinstance(state, WindowState):
-            return attended(state, k, v, in_order)
-        else:
-            assert isinstance(state.keys, Tensor) and isinstance(state.values, Tensor)
-            held = hold(state.keys, state.values, k, v, state.length)
-        return Attended(*held, state.length, held)
+        return behind(state, k, v, in_order)
 
     def channels(self) -> dict[str, nn.Linear]:
         """`Mixer.channels`: what is attended, what the core adds, and the memory."""
@@ -202,7 +187,7 @@ class Attention(Attending):
 
     def steady(self, on: bool = True) -> bool:
         """`Mixer.steady`: with the compiled operations, and a core and a memory that have such a form."""
-        compiled = all(backend_for("auto", self.k_proj.weight, name) == "native" for name in ("dense", "polar", "conv"))
+        compiled = all(backend_for("auto", self.q_proj.weight, name) == "native" for name in ("dense", "polar", "conv"))
         on = on and compiled and self.core.steady(on)
         return on if self.memory is None else self.memory.steady(on)
 
@@ -219,7 +204,7 @@ class Attention(Attending):
     @classmethod
     def takes(cls, options: Mapping[str, Any]) -> dict[str, Field[Any]]:
         """`Mixer.takes`: its own options and those of its core and its memory."""
-        own = {field.name: field for field in fields(AttentionConfig)}
+        own = {field.name: field for field in fields(cls.Config)}
         core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
         known = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
         return own | {field.name: field for part in known for field in fields(part.Config)}
@@ -231,7 +216,7 @@ class Attention(Attending):
         def chosen(config: type) -> dict[str, Any]:
             return {field.name: options[field.name] for field in fields(config) if field.name in options}
 
-        own = from_dict(AttentionConfig, chosen(AttentionConfig), where)
+        own = from_dict(cls.Config, chosen(cls.Config), where)
         core = _part("core", own.core, where)
         memory = _part("memory", own.memory, where) if own.memory else None
         config = Settings(
@@ -257,10 +242,10 @@ def start_at_previous(taps: Tensor, head_width: int) -> None:
     taps[upper, -1], taps[upper, -2] = -1.0, 1.0
 
 
-def share_projection(q_proj: nn.Linear, k_proj: nn.Linear, heads: int, groups: int) -> None:
-    """Copy each key head's weights (K, D) into the query half of the heads that read it."""
-    keys = k_proj.weight.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
-    q_proj.weight.unflatten(0, (heads, 2, -1))[:, 0] = keys
+def share_projection(q_proj: nn.Linear, keys: Tensor, heads: int, groups: int) -> None:
+    """Copy each key head's weights, of (G·K, D), into the first rows, of queries, of the heads that read it."""
+    rows = keys.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
+    q_proj.weight.unflatten(0, (heads, -1))[:, : rows.shape[1]] = rows
 
 
 def _part(what: str, name: Any, where: str = "") -> Any:

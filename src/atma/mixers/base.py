@@ -73,6 +73,9 @@ class Mixer(nn.Module):
         for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
             init_linear(layer, generator, zero=id(layer) in outputs)
 
+    def embedded(self, weight: Tensor) -> None:
+        """Copy what is wanted of the embedding (vocabulary, D) of a model just built; here nothing."""
+
     def init_state(self, batch: int, capacity: int) -> Any:
         """A NamedTuple of what is known before the first token, batch first, with room for `capacity` tokens."""
         raise NotImplementedError(f"{type(self).__name__} has no state")

@@ -30,6 +30,14 @@ MIXERS: Entries = {
     "raven": ("raven:Raven", {}),
     "relative_attention": ("relative_attention:RelativeAttention", {}),
     "tensor_attention": ("tensor_attention:TensorAttention", {}),
+    "minimal": ("minimal:MinimalAttention", {}),
+    "low_rank": ("low_rank:LowRankAttention", {}),
+    "glu": ("deconstructed:Glu", {}),
+    "taylor2": ("deconstructed:Taylor2", {}),
+    "gate_sum": ("deconstructed:GateSum", {}),
+    "static_qk": ("plain_attention:StaticQK", {}),
+    "position_qk": ("plain_attention:PositionQK", {}),
+    "random_qk": ("random_attention:RandomQK", {}),
 }
 CORES: Entries = {
     "polar": ("polar:PolarCore", {}),

@@ -1,0 +1,78 @@
+"""`atma compress`: a model folder whose caches hold fewer numbers a key."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atma.model import Model
+
+
+def run(
+    source: Path,
+    out: Path,
+    /,
+    texts: str,
+    tolerance: float = 0.01,
+    tokens: int = 65_536,
+    length: int = 2048,
+) -> None:
+    """Narrow the keys that a trained model caches to the directions that matter on texts like these.
+
+    Args:
+        source: A model folder, a run, or a packaged model's name.
+        out: The model folder to write.
+        texts: Texts to calibrate on, as `atma prepare` takes them.
+        tolerance: The share of what the scores vary by that may be lost, for each layer and head.
+        tokens: How many tokens of the texts are read.
+        length: The most tokens that are read in one piece.
+    """
+    from atma.checkpoint import require_replaceable, save_model
+    from atma.compress import compress, moments
+    from atma.loading import load
+
+    if min(tokens, length) < 2:
+        raise ValueError(f"tokens and length must be at least 2, not {tokens} and {length}")
+    require_replaceable(out)
+    model, tokenizer, _, info = load(source)
+    if tokenizer is None:
+        raise ValueError(f"{source}: no tokenizer.json in it, so no texts can be read")
+    pieces = _pieces(texts, tokenizer.encode, tokens, length)
+    made, kept = compress(model, moments(model, pieces), tolerance)
+    told = {"tolerance": tolerance, "texts": texts, "tokens": sum(map(len, pieces))}
+    save_model(out, made, tokenizer, {**info.get("extra", {}), "compressed": told})
+    for layer, one in kept.items():
+        heads = ", ".join(map(str, one.ranks))
+        print(f"layer {layer}: {one.rank} of {one.basis.shape[-1]} numbers a key (by head {heads})")
+    print(f"compressed: {out}, {_bytes(made)} bytes a token of cache in place of {_bytes(model)}")
+    print(f"nats a token on these texts: {_loss(model, pieces):.4f} before, {_loss(made, pieces):.4f} after")
+
+
+def _pieces(texts: str, encode: Callable[[str], list[int]], tokens: int, length: int) -> list[list[int]]:
+    """So many tokens of the texts, in pieces of at most `length`, each within one text."""
+    from atma.data.sources import documents
+
+    pieces: list[list[int]] = []
+    for document in documents(texts):
+        read = encode(document.text)[:tokens]
+        pieces += [piece for i in range(0, len(read), length) if len(piece := read[i : i + length]) > 1]
+        tokens -= len(read)
+        if tokens < 2:
+            break
+    return pieces
+
+
+def _bytes(model: "Model") -> int:
+    """What a token adds to a state."""
+    from atma.state import nbytes
+
+    return nbytes(model.init_state(1, 2)) - nbytes(model.init_state(1, 1))
+
+
+def _loss(model: "Model", pieces: Sequence[Sequence[int]]) -> float:
+    """Mean nats a token."""
+    import torch
+
+    with torch.inference_mode():
+        rows = [torch.tensor(piece)[None] for piece in pieces]
+        return float(torch.cat([model.loss(model(row[:, :-1])[0], row[:, 1:])[0] for row in rows]).mean())
