@@ -28,6 +28,7 @@ LAYERS = (
     "train",
     "eval",
     "bench compress demo diagnose importer info integrations sweep",
+    "compare",
     "commands",
     "__init__",
     "cli",

@@ -1,4 +1,4 @@
-"""Every recipe that comes with the library is one: it reads, its model can be built, and its size is that of its name."""
+"""Every recipe that comes with the library reads, its model can be built, and a stack has the size of its name."""
 
 from pathlib import Path
 
