@@ -122,7 +122,7 @@ def test_progress_sums_to_the_tokens_of_a_run_even_if_it_ends_early(suite):
 def test_the_probe_ends_with_the_first_number_of_pairs_that_is_not_held(monkeypatch):
     def four_at_most(model, batch, advance):
         pairs = int((batch.targets[0] >= 0).sum())
-        return np.full((len(batch.targets), pairs), pairs <= 4)
+        return np.ma.array(np.full((len(batch.targets), pairs), pairs <= 4))
 
     monkeypatch.setattr(lessons, "correct", four_at_most)
     rows = recall(dataclasses.replace(PROBE, tokens=64))
@@ -139,7 +139,9 @@ def test_the_probe_holds_nothing_where_the_first_number_of_pairs_is_too_many():
 
 
 def test_a_budget_halves_the_tokens_of_all_runs_alike(monkeypatch):
-    monkeypatch.setattr(suites, "seconds_a_step", lambda config, task, train, device: 1e-3 * train.batch_tokens)
+    monkeypatch.setattr(
+        suites, "seconds_a_step", lambda config, task, practice, device: 1e-3 * practice.train.batch_tokens
+    )
     wanted = dataclasses.replace(TINY, tokens=64 * 160)
     fitted = wanted.within(11.0)
     seconds = [

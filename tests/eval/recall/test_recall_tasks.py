@@ -18,7 +18,6 @@ from atma.eval.recall.tasks import (
     Copying,
     SelectiveCopying,
     examples,
-    ids,
 )
 from atma.eval.suite import sha256
 from atma.ops.loss import NOT_SCORED
@@ -42,8 +41,8 @@ def drawn(task, count=20, seed=3, stream=TRAIN):
 def test_examples_have_the_length_and_the_ids_of_their_task(task):
     tokens, targets = drawn(task)
     assert tokens.shape == targets.shape == (20, task.length)
-    assert tokens.min() >= 0 and tokens.max() < ids(task)
-    assert targets[targets != NOT_SCORED].max() < ids(task)
+    assert tokens.min() >= 0 and tokens.max() < task.ids
+    assert targets[targets != NOT_SCORED].max() < task.ids
 
 
 @named

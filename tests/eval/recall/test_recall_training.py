@@ -48,14 +48,14 @@ def test_an_answer_is_right_where_the_likeliest_token_is_the_target(length):
     batch = examples(task, 1, TEST, 0, 3)
     with torch.inference_mode():
         likeliest = model.logits(model(batch.tokens)[0]).argmax(-1)
-    wanted = (likeliest == batch.targets)[batch.targets != NOT_SCORED].view(3, 16)
-    found = correct(model, batch)
-    assert found.dtype == bool and (found == wanted.numpy()).all()
-    assert 0 < found.sum() < found.size
+    found, wanted = correct(model, batch), (likeliest == batch.targets).numpy()
+    assert found.dtype == bool and (~found.mask == (batch.targets != NOT_SCORED).numpy()).all()
+    assert (found == wanted).all() and found.count() == 3 * 16
+    assert 0 < found.sum() < found.count()
 
 
 def test_a_model_learns_the_task():
-    learner = Learner(config(), practice(1).train, CPU)
+    learner = Learner(config(), practice(1), CPU)
     points = list(learner.learn(TASK, practice(150, stop_at=0.97), lambda _: None))
     assert points[-1]["accuracy"] >= 0.97 and points[0]["accuracy"] < 0.6
     fresh = correct(learner.model, examples(TASK, 99, TEST, 0, 64))
@@ -66,7 +66,7 @@ def test_a_run_repeats_itself_and_another_seed_does_not():
     def losses(seed):
         wanted = practice(4, every=1)
         wanted = wanted._replace(train=dataclasses.replace(wanted.train, seed=seed))
-        return [point["loss"] for point in Learner(config(), wanted.train, CPU).learn(TASK, wanted, lambda _: None)]
+        return [point["loss"] for point in Learner(config(), wanted, CPU).learn(TASK, wanted, lambda _: None)]
 
     assert losses(0) == losses(0)
     assert losses(0)[-1] != losses(1)[-1]
@@ -74,13 +74,13 @@ def test_a_run_repeats_itself_and_another_seed_does_not():
 
 def test_the_curve_counts_steps_and_tokens_and_the_advance_sums_to_the_cost():
     told, wanted = [], practice(25)
-    points = list(Learner(config(), wanted.train, CPU).learn(TASK, wanted, told.append))
+    points = list(Learner(config(), wanted, CPU).learn(TASK, wanted, told.append))
     assert [(point["step"], point["tokens"]) for point in points] == [(10, 2560), (20, 5120), (25, 6400)]
     assert sum(told) == token_cost(wanted, TASK)
 
 
 def test_a_run_that_is_not_finite_ends_and_says_so(monkeypatch):
-    learner = Learner(config(), practice(1).train, CPU)
+    learner = Learner(config(), practice(1), CPU)
     monkeypatch.setattr(learner, "stepper", lambda *_: Outcome(float("nan"), float("nan"), {}, False))
     points = list(learner.learn(TASK, practice(100), lambda _: None))
     assert learner.diverged and [(point["step"], point["loss"]) for point in points] == [(PATIENCE, None)]

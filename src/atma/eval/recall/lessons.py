@@ -47,9 +47,11 @@ class Lesson:
         """The lesson as a resumable piece."""
         train = self.practice.train
         about = {"task": self.task.name, "size": self.task.size, "mixer": self.mixer, "rate": self.rate}
-        about |= {"run_seed": train.seed}
+        about |= {"run_seed": train.seed} | ({"decay": train.weight_decay} if self.practice.mad else {})
         options: Row = {"every": self.practice.every, "held_out": self.practice.trials, "trials": self.trials}
         options |= {"stop_at": self.practice.stop_at, "factors": list(self.factors), "threshold": self.threshold}
+        if self.practice.examples or self.practice.mad:
+            options |= {"examples": self.practice.examples, "mad": self.practice.mad}
         whole = [asdict(self.task), canonical(self.config), canonical(train), options]
         name = f"{self.task.name} {self.task.size}, {self.mixer}, rate × {self.rate:g}, seed {train.seed}"
         tokens = self.tokens()
@@ -73,7 +75,7 @@ class Lesson:
 
     def rows(self, about: Row, advance: "_Whole") -> list[Row]:
         device = torch.device(self.device)
-        learner = Learner(self.config, self.practice.train, device)
+        learner = Learner(self.config, self.practice, device, self.task.encoded)
         made = list((self._probe if self.probing else self._learn)(learner, advance))
         advance.finish()
         return [about | row for row in (*made, self._summary(learner, made))]
@@ -101,8 +103,8 @@ class Lesson:
         batch = examples(task, self.practice.test_seed, TEST, 0, self.count(factor))
         right = correct(learner.model, batch, advance)
         whole = np.asarray(right.all(1))
-        row: Row = {"length": task.length, "factor": factor, "trials": len(right), "answers": right.size}
-        row |= proportion("accuracy", "", int(right.sum()), right.size)
+        row: Row = {"length": task.length, "factor": factor, "trials": len(right), "answers": int(right.count())}
+        row |= proportion("accuracy", "", int(right.sum()), row["answers"])
         row |= proportion("exact_accuracy", "exact_", int(whole.sum()), whole.size)
         row |= {"outcomes": whole.astype(int).tolist()}
         return row | {"trials_sha256": sha256(np.stack([batch.tokens.numpy(), batch.targets.numpy()]))}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from atma.config import ModelConfig, preset
-from atma.eval.recall.tasks import Capacity, Task, ids
+from atma.eval.recall.tasks import Capacity, Task
 from atma.mixers import CORES, names
 from atma.strict import read_value
 
@@ -34,11 +34,10 @@ def base(task: Task, model_preset: str = "", settings: Sequence[str] = ()) -> Mo
     """
     if model_preset:
         start = preset(model_preset)
-    elif isinstance(task, Capacity):
-        start = replace(SMALL, max_half_life=math.inf, count_limit=None)
     else:
-        start = replace(SMALL, max_half_life=float(task.length), count_limit=task.length)
-    return replace(changed(start, settings), vocab_size=ids(task))
+        life, count = (math.inf, None) if isinstance(task, Capacity) else (float(task.length), task.length)
+        start = replace(SMALL, pattern=task.layers, max_half_life=life, count_limit=count)
+    return replace(changed(start, settings), vocab_size=task.ids)
 
 
 def mixer(words: str, start: ModelConfig) -> ModelConfig:

@@ -6,28 +6,32 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from atma.config import TrainConfig
+from atma.config import ModelConfig, TrainConfig
 from atma.eval.provenance import software
+from atma.eval.recall import adamw
 from atma.eval.recall.lessons import Lesson, Row, batched
 from atma.eval.recall.mixers import base, mixer, reach
 from atma.eval.recall.tasks import TASKS, AssociativeRecall, Capacity, Task
-from atma.eval.recall.training import Practice, seconds_a_step
+from atma.eval.recall.training import Practice, seconds_a_step, train_config
 from atma.eval.suite import Progress, run_measurements
 from atma.ops import backend_for
 from atma.strict import check_fields
 
-SIZES = {
-    "mqar": ("64,4", "128,8", "256,16", "512,64"),
-    "copy": ("64",),
-    "selective-copy": ("256,16",),
-    "capacity": ("4",),
-}
-FIELDS = {
-    "mqar": ("length", "pairs"),
-    "copy": ("length",),
-    "selective-copy": ("length", "symbols"),
-    "capacity": ("pairs",),
-}
+Name = Literal[
+    "mqar",
+    "copy",
+    "selective-copy",
+    "capacity",
+    "mad-recall",
+    "mad-fuzzy",
+    "mad-noisy",
+    "mad-copy",
+    "mad-compression",
+    "mad-memory",
+]
+"""The tasks, as `TASKS` has them."""
+ALL = "all"
+"""In place of sizes: those taken by default, and the harder ones."""
 LEAST_STEPS = 20
 EVALUATING = 1 / 3
 """About what reading a token costs beside learning from it."""
@@ -37,12 +41,13 @@ EVALUATING = 1 / 3
 class Recall:
     """Models of several mixers, each trained on a task at some sizes and tested on lengths beyond."""
 
-    task: Literal["mqar", "copy", "selective-copy", "capacity"] = "mqar"
+    task: Name = "mqar"
     sizes: tuple[str, ...] = ()
-    """LENGTH,PAIRS of mqar, LENGTH of copy, LENGTH,SYMBOLS of selective-copy, PAIRS that capacity begins with. By
-    default those of the literature for mqar, and our own for the others."""
+    """LENGTH,PAIRS of mqar, LENGTH of copy, LENGTH,SYMBOLS of selective-copy, PAIRS that capacity begins with, and
+    LENGTH,VOCABULARY of the six of MAD, then PERCENT of noise of mad-noisy and SYMBOLS of mad-copy. By default those of
+    the literature for mqar and MAD, and our own for the others; "all" is these and MAD's harder ones."""
     vocabulary: int = 0
-    """Keys and values, or symbols; 0 is the task's own: 8192, 64 (copy), 16 (selective-copy)."""
+    """Keys and values, symbols, or all ids of MAD's; 0 is the task's own, such as 8192 (mqar), 64 (copy) and 16."""
     filler: Literal["blank", "random"] = "blank"
     """What stands between the queries of mqar."""
     mixers: tuple[str, ...] = ("polar+memory", "polar", "nope+memory", "nope", "rope")
@@ -56,6 +61,16 @@ class Recall:
     """Factors on the learning rates of `atma train`; of several the best on held-out examples is marked."""
     seeds: tuple[int, ...] = (0,)
     """Of initial weights and training examples."""
+    protocol: Literal["atma", "mad"] = "atma"
+    """How models are trained: by the optimisers of `atma train`, or as MAD does it, by AdamW at 5e-4 times each of
+    `rates`, falling by a cosine, with 128 examples a step and no clipping."""
+    weight_decays: tuple[float, ...] = (0.0,)
+    """Of the protocol of MAD, whose grid is rates 0.2, 1 and 2, each with a decay of 0 and of 0.1."""
+    examples: int = 0
+    """Of a training set that is gone over again and again; 0 draws new ones for ever. MAD has 12800, or 256 of
+    mad-memory."""
+    epochs: int = 0
+    """Times over the training set, in place of `tokens`. MAD has 200."""
     tokens: int = 2_000_000
     """Most training tokens of a run; of the capacity probe, of each number of pairs."""
     batch_tokens: int = 8192
@@ -82,8 +97,8 @@ class Recall:
         for name in ("tokens", "batch_tokens", "every", "held_out", "trials"):
             if getattr(self, name) < 1:
                 raise ValueError(f"'{name}' must be 1 or more, not {getattr(self, name)}")
-        for name in ("sizes", "mixers", "rates", "seeds", "factors"):
-            values = getattr(self, name) or (SIZES[self.task] if name == "sizes" else ())
+        for name in ("sizes", "mixers", "rates", "weight_decays", "seeds", "factors"):
+            values = getattr(self, name) or (TASKS[self.task].sizes if name == "sizes" else ())
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"'{name}' must be one or more, none twice, not {list(values)}")
         if min(self.factors) < 1 or list(self.factors) != sorted(self.factors):
@@ -92,21 +107,64 @@ class Recall:
             raise ValueError(f"'rates' must be positive factors, not {list(self.rates)}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"'threshold' must be above 0 and at most 1, not {self.threshold}")
+        self._check_protocol()
+
+    def _check_protocol(self) -> None:
+        if min(self.weight_decays) < 0 or (self.protocol == "atma" and self.weight_decays != (0.0,)):
+            rule = "0 or more, and are chosen for --protocol mad alone"
+            raise ValueError(f"'weight_decays' must be {rule}, not {list(self.weight_decays)}")
+        if self.examples < 0 or self.epochs < 0 or (self.epochs and not self.examples):
+            rule = "0 or more, and epochs are of a set of examples"
+            raise ValueError(f"'examples' and 'epochs' must be {rule}, not {self.examples} and {self.epochs}")
 
     def tasks(self) -> list[Task]:
         """The task at each size. ValueError: a size that is not of the task."""
-        return [self._task(size) for size in self.sizes or SIZES[self.task]]
+        kind = TASKS[self.task]
+        named = self.sizes or kind.sizes
+        return [self._task(size) for size in ((*kind.sizes, *kind.harder) if named == (ALL,) else named)]
 
     def lessons(self, device: str = "cpu") -> list[Lesson]:
         """Every lesson, those of one size together. ValueError for what cannot be trained or tested."""
-        chosen = product(self.tasks(), self.mixers, self.rates, self.seeds)
-        return [self._lesson(task, words, rate, seed, device) for task, words, rate, seed in chosen]
+        chosen = product(self.tasks(), self.mixers, self.rates, self.weight_decays, self.seeds)
+        return [
+            self.lesson(self._model(task, words), task, words, seed, (rate, decay), device)
+            for task, words, rate, decay, seed in chosen
+        ]
+
+    def lesson(
+        self,
+        config: ModelConfig,
+        task: Task,
+        name: str,
+        seed: int = 0,
+        rates: tuple[float, float] = (1.0, 0.0),
+        device: str = "cpu",
+    ) -> Lesson:
+        """Any model on a task, by these options but for task, sizes, mixers, models, rates, decays and seeds.
+
+        name: what rows call the model. rates: the factor on learning rates, and the weight decay of the protocol of
+        MAD. ValueError for what cannot be trained or tested.
+        """
+        config, factors = replace(config, vocab_size=task.ids), self.factors
+        if isinstance(task, Capacity):
+            task = replace(task, gap=reach(config) or 0)
+            factors = _doublings(task.pairs, self.most_pairs)
+        practice = Practice(self._train(task, seed, *rates), self.every, self.held_out, self.stop_at, self.seed)
+        practice = practice._replace(examples=self.examples, mad=self.protocol == "mad")
+        threshold = self.threshold if isinstance(task, Capacity) else 0.0
+        lesson = Lesson(task, name, rates[0], config, practice, factors, self.trials, threshold, device)
+        longest = task.stretched(factors[-1])  # what cannot be drawn or batched is refused here, before any lesson
+        if lesson.probing:
+            batched(practice.train, longest.length)
+        return lesson
 
     def within(self, budget: float, device: str = "cpu") -> "Recall":
         """These options with the training tokens of every lesson halved until all take about `budget` seconds.
 
         All mixers keep equal tokens. ValueError when so few steps would be left that nothing could be learned.
         """
+        if self.epochs:
+            raise ValueError("a budget shortens --tokens; leave --epochs out")
         costs = _seconds_a_token(self.lessons(device))
         fitted = self
         while (needed := sum(_seconds(lesson, costs) for lesson in fitted.lessons(device))) > budget:
@@ -123,20 +181,14 @@ class Recall:
             known |= {"filler": self.filler}
         return TASKS[self.task](**known)
 
-    def _lesson(self, task: Task, words: str, rate: float, seed: int, device: str) -> Lesson:
-        config = mixer(words, base(task, self.model_preset, self.model))
-        factors = self.factors
-        if isinstance(task, Capacity):
-            task = replace(task, gap=reach(config) or 0)
-            factors = _doublings(task.pairs, self.most_pairs)
-        train = batched(_train(rate, seed, self.tokens, self.batch_tokens), task.length)
-        practice = Practice(train, self.every, self.held_out, self.stop_at, self.seed)
-        threshold = self.threshold if isinstance(task, Capacity) else 0.0
-        lesson = Lesson(task, words, rate, config, practice, factors, self.trials, threshold, device)
-        longest = task.stretched(factors[-1])  # what cannot be drawn or batched is refused here, before any lesson
-        if lesson.probing:
-            batched(train, longest.length)
-        return lesson
+    def _model(self, task: Task, words: str) -> ModelConfig:
+        return mixer(words, base(task, self.model_preset, self.model))
+
+    def _train(self, task: Task, seed: int, rate: float, decay: float) -> TrainConfig:
+        tokens = self.epochs * self.examples * task.length or self.tokens
+        if self.protocol == "mad":
+            return adamw.train_config(task.length, tokens, seed, rate, decay)
+        return batched(train_config(tokens, self.batch_tokens, seed, rate), task.length)
 
 
 def recall(
@@ -158,31 +210,13 @@ def recall(
     )
 
 
-def _train(rate: float, seed: int, tokens: int, batch_tokens: int) -> TrainConfig:
-    """The rates of `atma train` times `rate`, level after the warm-up, since a lesson may end at any step."""
-    usual = TrainConfig()
-    return replace(
-        usual,
-        length=1,
-        batch_tokens=batch_tokens,
-        tokens=tokens,
-        seed=seed,
-        muon_rate=rate * usual.muon_rate,
-        embedding_rate=rate * usual.embedding_rate,
-        head_rate=rate * usual.head_rate,
-        vector_rate=rate * usual.vector_rate,
-        constant_share=1.0,
-        precision="float32",
-    )
-
-
 def _numbers(task: str, size: str) -> dict[str, int]:
     """The fields of a task that a size gives."""
     parts = size.split(",")
-    if len(parts) != len(FIELDS[task]) or not all(part.isdecimal() for part in parts):
-        rule = f"{','.join(FIELDS[task]).upper()}, such as {SIZES[task][0]}"
+    if len(parts) != len(TASKS[task].fields) or not all(part.isdecimal() for part in parts):
+        rule = f"{','.join(TASKS[task].fields).upper()}, such as {TASKS[task].sizes[0]}"
         raise ValueError(f"a size of {task} is {rule}, not '{size}'")
-    return dict(zip(FIELDS[task], map(int, parts), strict=True))
+    return dict(zip(TASKS[task].fields, map(int, parts), strict=True))
 
 
 def _doublings(first: int, most: int) -> tuple[int, ...]:
@@ -198,8 +232,9 @@ def _seconds_a_token(lessons: Sequence[Lesson]) -> dict[tuple[str, str], float]:
         place = (lesson.task.size, lesson.mixer)
         if place not in costs:
             task = lesson.task.stretched(lesson.factors[-1]) if lesson.probing else lesson.task
-            train = lesson.of_length(task).train
-            costs[place] = seconds_a_step(lesson.config, task, train, lesson.device) / train.batch_tokens
+            practice = lesson.of_length(task)
+            seconds = seconds_a_step(lesson.config, task, practice, lesson.device)
+            costs[place] = seconds / practice.train.batch_tokens
     return costs
 
 

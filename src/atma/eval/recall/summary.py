@@ -12,11 +12,14 @@ from atma.report.figures import COLOURS, MARKERS, Figure, Table, Trace
 from atma.statistics import share_text
 
 Row = dict[str, Any]
-PLACE = ("task", "size", "mixer", "rate")
+PLACE = ("task", "size", "mixer", "rate", "decay")
 
 
 class Group(NamedTuple):
-    """The runs of one mixer at one size and rate, a seed each: their "run" rows, all their rows, and if it is best."""
+    """The runs of one mixer at one size and rate, a seed each: their "run" rows, all their rows, and if it is best.
+
+    `decay` is the weight decay where several are tried, as by the protocol of MAD, and None elsewhere.
+    """
 
     size: str
     mixer: str
@@ -24,6 +27,7 @@ class Group(NamedTuple):
     runs: list[Row]
     rows: list[Row]
     best: bool
+    decay: float | None = None
 
     def tests(self, kind: str) -> dict[int, list[Row]]:
         """Test rows by factor, a seed each."""
@@ -35,10 +39,10 @@ class Group(NamedTuple):
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
-    """The runs by task, size, mixer and rate, in their order."""
+    """The runs by task, size, mixer, rate and weight decay, in their order."""
     by_place: dict[tuple, list[Row]] = {}
     for row in rows:
-        by_place.setdefault(tuple(row[name] for name in PLACE), []).append(row)
+        by_place.setdefault(tuple(row.get(name) for name in PLACE), []).append(row)
     made = [_group(place, found) for place, found in by_place.items()]
     best: dict[tuple[str, str], Group] = {}
     for group in made:
@@ -53,7 +57,7 @@ def table(rows: Sequence[Row]) -> Table:
     found = groups(rows)
     kind = _tested(rows)
     factors = sorted({factor for group in found for factor in group.tests(kind)})
-    rated = len({group.rate for group in found}) > 1
+    rated = len({(group.rate, group.decay) for group in found}) > 1
     probing = kind == "capacity"
     first = min((row["pairs"] for row in rows if row["kind"] == kind), default=0) if probing else 0
     lengths = [f"{first * factor} pairs" if probing else f"{factor}×" for factor in factors]
@@ -61,7 +65,7 @@ def table(rows: Sequence[Row]) -> Table:
     lines = []
     for group in found:
         tests = group.tests(kind)
-        name = f"{group.size} {group.mixer}" + (f" × {group.rate:g}{' *' if group.best else ''}" if rated else "")
+        name = f"{group.size} {group.mixer}" + (_rate(group) if rated else "")
         fact = f"{group.runs[0]['memory_bytes']:,}" if probing else _tokens(group)
         lines.append([name, fact, *(_accuracy(tests.get(factor)) for factor in factors)])
     return Table(["size, mixer", told, *lengths], lines)
@@ -118,7 +122,12 @@ def _by_length(title: str, found: Sequence[Group], kind: str) -> Figure:
 
 def _group(place: tuple, rows: list[Row]) -> Group:
     runs = [row for row in rows if row["kind"] == "run"]
-    return Group(place[1], place[2], place[3], runs, rows, False)
+    return Group(place[1], place[2], place[3], runs, rows, False, place[4])
+
+
+def _rate(group: Group) -> str:
+    decay = "" if group.decay is None else f", decay {group.decay:g}"
+    return f" × {group.rate:g}{decay}{' *' if group.best else ''}"
 
 
 def _merit(group: Group) -> tuple[float, float]:

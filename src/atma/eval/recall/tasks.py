@@ -1,25 +1,24 @@
 """The tasks: sequences whose answers can only be known by remembering, drawn by example and by nothing else.
 
 Example i of a seed and a stream is the same whatever is asked beside it, on every machine. Training, validation and
-test are three streams, so that none of them ever draws from a generator of another. Ids of the three tasks begin with
-what is not content: 0 is the blank.
+test are three streams, so that none of them ever draws from a generator of another. Ids of these tasks begin with what
+is not content: 0 is the blank. Those of MAD are beside them (atma.eval.recall.mad).
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from atma.ops.loss import NOT_SCORED
+from atma.eval.recall.drawing import Drawn, Sequence, asked
+from atma.eval.recall.mad import MAD, Mad
 from atma.strict import check_fields
 
 TRAIN, VALIDATION, TEST = range(3)
 BLANK = 0
-Sequence = tuple[np.ndarray, np.ndarray]
-"""Token ids (L,) and targets (L,), both int64; −100 where nothing is asked."""
 
 
 class Examples(NamedTuple):
@@ -31,7 +30,7 @@ class Examples(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AssociativeRecall:
+class AssociativeRecall(Drawn):
     """MQAR: pairs of a key and a value, then every key once more, at which its value is the target.
 
     Where the keys come again is a power law of the distance from the pairs: slot s of 1, 2, … (every other position)
@@ -45,7 +44,9 @@ class AssociativeRecall:
     power: float = 0.01
     filler: Literal["blank", "random"] = "blank"
     """What stands between: the blank, or random ids that are not among the example's keys."""
-    name: ClassVar[str] = "mqar"
+    name = "mqar"
+    fields = ("length", "pairs")
+    sizes = ("64,4", "128,8", "256,16", "512,64")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,10 +54,6 @@ class AssociativeRecall:
             rule = "an even length of at least 4 tokens a pair, one pair or more"
             raise ValueError(f"mqar needs {rule}, not length {self.length} and {self.pairs} pairs")
         _check_keys(self.vocabulary, self.pairs)
-
-    @property
-    def size(self) -> str:
-        return f"{self.length},{self.pairs}"
 
     def stretched(self, factor: int) -> "AssociativeRecall":
         """As many pairs in a context so many times as long."""
@@ -70,11 +67,11 @@ class AssociativeRecall:
         chances = np.arange(1, (self.length - told) // 2 + 1) ** (self.power - 1)
         at = told + 2 * generator.choice(len(chances), self.pairs, replace=False, p=chances / chances.sum())
         tokens[at] = keys
-        return tokens, _asked(self.length, at, values)
+        return tokens, asked(self.length, at, values)
 
 
 @dataclass(frozen=True)
-class Copying:
+class Copying(Drawn):
     """A separator and random symbols, then both again: each symbol of the second half is asked for one token ahead.
 
     The separator before either half is what tells where the copy begins. Source: Repeat After Me, arXiv 2402.01032.
@@ -83,7 +80,9 @@ class Copying:
     length: int = 64
     vocabulary: int = 64
     """Symbols, besides the blank, which separates."""
-    name: ClassVar[str] = "copy"
+    name = "copy"
+    fields = ("length",)
+    sizes = ("64",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -92,8 +91,8 @@ class Copying:
             raise ValueError(f"copying needs {rule}, not length {self.length} and {self.vocabulary}")
 
     @property
-    def size(self) -> str:
-        return str(self.length)
+    def ids(self) -> int:
+        return self.vocabulary + 1
 
     def stretched(self, factor: int) -> "Copying":
         """So many times as many symbols."""
@@ -103,11 +102,11 @@ class Copying:
         half = self.length // 2
         symbols = generator.integers(1, self.vocabulary + 1, half - 1)
         tokens = np.tile(np.concatenate([[BLANK], symbols]), 2)
-        return tokens, _asked(self.length, np.arange(half, self.length - 1), symbols)
+        return tokens, asked(self.length, np.arange(half, self.length - 1), symbols)
 
 
 @dataclass(frozen=True)
-class SelectiveCopying:
+class SelectiveCopying(Drawn):
     """A few symbols at random places among blanks, then as many markers, at which they are asked for in their order.
 
     Source: the task of Mamba, arXiv 2312.00752, section 4.1.1.
@@ -117,7 +116,9 @@ class SelectiveCopying:
     symbols: int = 16
     vocabulary: int = 16
     """Different symbols, besides the blank and the marker."""
-    name: ClassVar[str] = "selective-copy"
+    name = "selective-copy"
+    fields = ("length", "symbols")
+    sizes = ("256,16",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -126,8 +127,8 @@ class SelectiveCopying:
             raise ValueError(f"selective copying needs {rule}, not length {self.length} and {self.symbols} symbols")
 
     @property
-    def size(self) -> str:
-        return f"{self.length},{self.symbols}"
+    def ids(self) -> int:
+        return self.vocabulary + 2
 
     def stretched(self, factor: int) -> "SelectiveCopying":
         """As many symbols in a context so many times as long."""
@@ -139,17 +140,19 @@ class SelectiveCopying:
         tokens = np.full(self.length, BLANK)
         tokens[np.sort(generator.choice(context, self.symbols, replace=False))] = symbols
         tokens[context:] = self.vocabulary + 1
-        return tokens, _asked(self.length, np.arange(context, self.length), symbols)
+        return tokens, asked(self.length, np.arange(context, self.length), symbols)
 
 
 @dataclass(frozen=True)
-class Capacity:
+class Capacity(Drawn):
     """Pairs of a key and a value, a gap of blanks, then every key once, in another order: its value is the target."""
 
     pairs: int = 8
     gap: int = 0
     vocabulary: int = 8192
-    name: ClassVar[str] = "capacity"
+    name = "capacity"
+    fields = ("pairs",)
+    sizes = ("4",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -161,10 +164,6 @@ class Capacity:
     def length(self) -> int:
         return 3 * self.pairs + self.gap
 
-    @property
-    def size(self) -> str:
-        return str(self.pairs)
-
     def stretched(self, factor: int) -> "Capacity":
         """So many times as many pairs."""
         return replace(self, pairs=factor * self.pairs)
@@ -174,23 +173,19 @@ class Capacity:
         order = generator.permutation(self.pairs)
         told = np.column_stack([keys, values]).ravel()
         tokens = np.concatenate([told, np.full(self.gap, BLANK), keys[order]])
-        return tokens, _asked(self.length, np.arange(self.length - self.pairs, self.length), values[order])
+        return tokens, asked(self.length, np.arange(self.length - self.pairs, self.length), values[order])
 
 
-Task = AssociativeRecall | Copying | SelectiveCopying | Capacity
-TASKS = {task.name: task for task in (AssociativeRecall, Copying, SelectiveCopying, Capacity)}
-
-
-def ids(task: Task) -> int:
-    """Token ids that a task uses: the vocabulary of a model for it."""
-    return {"copy": task.vocabulary + 1, "selective-copy": task.vocabulary + 2}.get(task.name, task.vocabulary)
+Task = AssociativeRecall | Copying | SelectiveCopying | Capacity | Mad
+TASKS = {task.name: task for task in (AssociativeRecall, Copying, SelectiveCopying, Capacity, *MAD)}
 
 
 def examples(task: Task, seed: int, stream: int, first: int, count: int) -> Examples:
     """Examples `first` to `first + count` of a stream of a seed. ValueError for a seed that is not of 32 bits."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"a seed of a recall task must be 0 or more, below 2^32, not {seed}")
-    drawn = [task.example(np.random.default_rng([seed, stream, first + i])) for i in range(count)]
+    draw = task.lesson if stream == TRAIN else task.example
+    drawn = [draw(np.random.default_rng([seed, stream, first + i])) for i in range(count)]
     tokens, targets = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
     return Examples(tokens, targets, torch.zeros(tokens.shape, dtype=torch.int32))
 
@@ -208,12 +203,6 @@ def _filler(generator: Generator, length: int, keys: np.ndarray, vocabulary: int
         return np.full(length, BLANK)
     drawn = generator.integers(1, vocabulary, length)
     return np.where(np.isin(drawn, keys), BLANK, drawn)
-
-
-def _asked(length: int, at: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    targets = np.full(length, NOT_SCORED)
-    targets[at] = answers
-    return targets
 
 
 def _check_keys(vocabulary: int, pairs: int) -> None:

@@ -1,18 +1,21 @@
-"""One lesson: a small model learns a task from examples that never repeat, and is then asked at many lengths.
+"""One lesson: a small model learns a task, from examples that never repeat or from a set, and is asked at many lengths.
 
-The steps are those of `atma train` (its optimisers, clipping and masked targets); what is left out is what a run of a
-minute does without: folders, checkpoints, token shards.
+The steps are those of `atma train` (its optimisers, clipping and masked targets), or of MAD (atma.eval.recall.adamw);
+what is left out is what a run of a minute does without: folders, checkpoints, token shards.
 """
 
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from atma.config import ModelConfig, TrainConfig
+from atma.eval.recall.adamw import AdamW, cosine
+from atma.eval.recall.compression import AutoEncoder
 from atma.eval.recall.tasks import TRAIN, VALIDATION, Examples, Task, examples
 from atma.eval.stream import DEFAULT, Advance, pieces
 from atma.model import Model
@@ -25,6 +28,8 @@ from atma.train.step import Stepper, generator
 
 PATIENCE = 3
 """Non-finite steps in a row that end a lesson."""
+SHUFFLE = 3
+"""The stream, after those of the examples, by which a set of examples is put in order for each time over it."""
 Row = dict[str, Any]
 
 
@@ -38,15 +43,25 @@ class Practice(NamedTuple):
     """Examples of an examination."""
     stop_at: float
     test_seed: int
+    examples: int = 0
+    """Of the set that is gone over again and again; 0: no example comes twice."""
+    mad: bool = False
+    """Whether the rule is that of MAD in place of that of `atma train`."""
+
+    def multiplier(self, step: int) -> float:
+        """Factor on the learning rates at a step."""
+        return (cosine if self.mad else rate_multiplier)(step, self.train)
 
 
 class Learner:
     """A model in training on one task after another, with one count of steps and tokens."""
 
-    def __init__(self, config: ModelConfig, train: TrainConfig, device: torch.device) -> None:
-        self.model = Model(config, generator(2, train.seed)).to(device)
+    def __init__(self, config: ModelConfig, practice: Practice, device: torch.device, encoded: bool = False) -> None:
+        train = practice.train
+        self.model = (AutoEncoder if encoded else Model)(config, generator(2, train.seed)).to(device)
         compute = choose_precision(train.precision, device, config.width)
-        self.stepper = Stepper(self.model, Optimisers(self.model, train), train, compute, Ranks())
+        rule = (AdamW if practice.mad else Optimisers)(self.model, train)
+        self.stepper = Stepper(self.model, rule, train, compute, Ranks())
         self.rows_drawn, self.step, self.tokens = 0, 0, 0
         self.diverged = False
 
@@ -58,9 +73,9 @@ class Learner:
         train, began, streak = practice.train, time.perf_counter(), 0
         rows = train.batch_tokens // task.length
         held_out = examples(task, practice.test_seed, VALIDATION, 0, practice.trials)
+        drawn = batches(task, train.seed, rows, practice.examples, self.rows_drawn)
         for step in range(train.steps):
-            batch = examples(task, train.seed, TRAIN, self.rows_drawn, rows)
-            outcome = self.stepper(step, batch, rate_multiplier(step, train))
+            outcome = self.stepper(step, next(drawn), practice.multiplier(step))
             self.rows_drawn, self.step = self.rows_drawn + rows, self.step + 1
             self.tokens += rows * task.length
             advance(rows * task.length)
@@ -78,22 +93,48 @@ class Learner:
         return {"step": self.step, "tokens": self.tokens, "loss": shown, "accuracy": accuracy, "seconds": seconds}
 
 
-def correct(model: Model, batch: Examples, advance: Advance | None = None) -> np.ndarray:
-    """Which answers are right, (B, answers a row) bool, each the likeliest token. Long rows go through the state."""
+def train_config(tokens: int, batch_tokens: int, seed: int, rate: float) -> TrainConfig:
+    """The rates of `atma train` times `rate`, level after the warm-up, since a lesson may end at any step."""
+    usual = TrainConfig()
+    rates = {name: rate * getattr(usual, name) for name in ("muon_rate", "embedding_rate", "head_rate", "vector_rate")}
+    shape = {"length": 1, "batch_tokens": batch_tokens, "tokens": tokens, "seed": seed}
+    return replace(usual, constant_share=1.0, precision="float32", **shape, **rates)
+
+
+def batches(task: Task, seed: int, rows: int, count: int, first: int = 0) -> Iterator[Examples]:
+    """Training examples without end: from `first` on; or each of a set of `count` in an order, then in another."""
+    while not count:
+        yield examples(task, seed, TRAIN, first, rows)
+        first += rows
+    whole, waiting, times = examples(task, seed, TRAIN, 0, count), np.empty(0, dtype=np.int64), 0
+    while True:
+        while len(waiting) < rows:
+            order = np.random.default_rng([seed, SHUFFLE, times]).permutation(count)
+            waiting, times = np.append(waiting, order), times + 1
+        chosen, waiting = torch.from_numpy(waiting[:rows]), waiting[rows:]
+        yield Examples(*(part[chosen] for part in whole))
+
+
+def correct(model: Model, batch: Examples, advance: Advance | None = None) -> np.ma.MaskedArray:
+    """Which answers are right, (B, T) bool, masked where nothing is asked; each is the likeliest token.
+
+    Long rows go through the state, those of an auto-encoder excepted.
+    """
     right = torch.zeros(batch.targets.shape, dtype=torch.bool)
-    for rows, positions, hidden in pieces(model, batch.tokens, None, DEFAULT, advance):
+    chunk = max(DEFAULT.chunk, batch.tokens.shape[1] if isinstance(model, AutoEncoder) else 0)
+    for rows, positions, hidden in pieces(model, batch.tokens, None, DEFAULT._replace(chunk=chunk), advance):
         targets = batch.targets[rows, positions]
         asked = targets != NOT_SCORED
         if asked.any():
             answers = model.logits(hidden[asked.to(hidden.device)]).argmax(-1)
             right[rows, positions][asked] = answers.cpu() == targets[asked]
-    asked = batch.targets != NOT_SCORED
-    return right[asked].view(len(right), -1).numpy()
+    return np.ma.array(right.numpy(), mask=(batch.targets == NOT_SCORED).numpy())
 
 
-def seconds_a_step(config: ModelConfig, task: Task, train: TrainConfig, device: str) -> float:
+def seconds_a_step(config: ModelConfig, task: Task, practice: Practice, device: str) -> float:
     """How long one training step takes, the better of two, after one that is not counted."""
-    learner = Learner(config, train, torch.device(device))
+    train = practice.train
+    learner = Learner(config, practice, torch.device(device), task.encoded)
     batch = examples(task, train.seed, TRAIN, 0, train.batch_tokens // task.length)
     times = []
     for step in range(3):
