@@ -134,9 +134,7 @@ def _target(name: str, model: Model) -> tuple[str, Part | Path]:
     given = re.fullmatch(r"(?:(\d+)\.)?(?:(\d+)(?:\.|$))?([a-z]\w*)?", name)
     layer, head, channel = given.groups() if given else (None, None, None)
     if (head is None and channel is None) or (head is not None and layer is None):
-        raise ValueError(
-            f"--scale {name}: name a channel, a head or a path, as in 2.read, 2.1, 2.1.read, memory, 3.mlp"
-        )
+        raise ValueError(f"--scale {name}: name what is there, as in 2.read, 2.1, 2.1.read, memory or 3.mlp")
     here = mixers(model)
     if layer is not None and int(layer) not in here:
         raise ValueError(f"--scale {name}: there is no layer {layer}; layers are 0 to {len(here) - 1}")

@@ -1,7 +1,7 @@
-"""Heads whose map of weights is moved to the identity: (1 − s) w + s I, so that a token reads ever more of itself alone.
+"""Heads whose map of weights is moved to the identity, (1 − s) w + s I, so that tokens read ever more of themselves.
 
-Of a diffusion model the heads so moved make the weak model that guidance leads away from (SoftPAG, arXiv 2506.10978); in
-a language model the loss tells what a head's looking elsewhere is worth, at any strength s from 0 to 1. It is defined
+In a diffusion model such heads make the weak model that guidance leads away from (SoftPAG, arXiv 2506.10978); in a
+language model the loss tells what a head's looking elsewhere is worth, at any strength s from 0 to 1. It is defined
 where queries weigh keys and the core says what it makes of moved weights (`Core.toward_own`); a recurrence, whose
 coefficients are no weights that sum to one, and a convolution have no such map.
 """
@@ -35,9 +35,7 @@ def check_movable(heads: Sequence[Head], model: Model) -> None:
     for head in heads:
         if head not in known:
             names = ", ".join(map(str, known)) or "none"
-            raise ValueError(
-                f"head {head} has no map of weights that could be moved to the identity; heads with: {names}"
-            )
+            raise ValueError(f"head {head} has no map of weights to move to the identity; heads that have: {names}")
 
 
 @contextmanager

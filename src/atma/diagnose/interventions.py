@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from atma.diagnose.parts import Head, Part, check_heads, forgetting, log_decay_of, memory_heads, mixers
+from atma.diagnose.parts import Head, Part, check_heads, forgetting, memory_heads, mixers
 from atma.model import Model
 
 Decays = Callable[[Tensor], Tensor]
-"""`log_decay` of what forgets, x (B, T, D) to log γ (B, H, T), or `channel_log_decay`, to (B, H, T, channels)."""
+"""`log_decay` of what forgets, x (B, T, D) to log γ (B, H, T), the mean over channels where each has its own."""
 
 
 @contextmanager
@@ -77,8 +77,7 @@ def cappable(model: Model) -> list[Head]:
 
     with ExitStack() as stack:
         for layer, module in forgetting(model).items():
-            name = _decays_in(module)
-            stack.enter_context(replaced(module, name, noting(layer, getattr(module, name))))
+            stack.enter_context(replaced(module, "log_decay", noting(layer, cast(Decays, module.log_decay))))
         if forgetting(model):
             model(torch.zeros(1, 1, dtype=torch.long, device=model.embed.weight.device))
     return [head for head in memory_heads(model) if head.layer in reached]
@@ -86,7 +85,7 @@ def cappable(model: Model) -> list[Head]:
 
 @contextmanager
 def noted_decays(model: Model, notes: dict[int, list[Tensor]]) -> Iterator[None]:
-    """Inside, each memory adds the log γ (B, H, T) of what it is given to the notes of its layer, as float32 on the CPU."""
+    """Inside, each memory adds the log γ (B, H, T) of what it is given to its layer's notes, float32 on the CPU."""
     with ExitStack() as stack:
         for layer, module in forgetting(model).items():
             stack.callback(module.register_forward_pre_hook(_note(notes.setdefault(layer, []))).remove)
@@ -122,27 +121,21 @@ def _times(columns: slice, factor: float):
 
 @contextmanager
 def _capped(module: nn.Module, heads: list[int], most: float) -> Iterator[None]:
-    name = _decays_in(module)
-    log_decay = cast(Decays, getattr(module, name))
+    log_decay = cast(Decays, module.log_decay)
 
     def bounded(x: Tensor) -> Tensor:
         own = log_decay(x)
-        bounds = own.new_zeros(own.shape[1], *[1] * (own.ndim - 2))
+        bounds = own.new_zeros(own.shape[1], 1)
         bounds[heads] = most
         return torch.minimum(own, bounds)
 
-    with replaced(module, name, bounded):
+    with replaced(module, "log_decay", bounded):
         yield
-
-
-def _decays_in(module: nn.Module) -> str:
-    """The name of the function that a forward takes its decays from."""
-    return "channel_log_decay" if hasattr(module, "channel_log_decay") else "log_decay"
 
 
 def _note(notes: list[Tensor]) -> Callable[..., None]:
     def before(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        notes.append(log_decay_of(module, given[0]).float().cpu())
+        notes.append(cast(Decays, module.log_decay)(given[0]).float().cpu())
 
     return before
 

@@ -44,6 +44,8 @@ HEAD_FIGURES = (
 
 def sentences(rows: Sequence[Row], found: Sequence[Finding]) -> list[str]:
     """What the page and the terminal begin with."""
+    if not _kind(rows, "loss"):
+        return sinks.told(rows)
     inside = {"channel", "branch", "retention"} & {row["kind"] for row in rows}
     first = [] if inside else [ONLY_LOSSES]
     return [*first, *([one.text for one in found] or [NOTHING]), *choice.told(rows), *sinks.told(rows)]
@@ -60,7 +62,14 @@ def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Findi
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
     """Every figure that the rows have numbers for."""
-    made = [_losses(rows), *_far(rows), _recall(rows), *_worth(rows), *half_lives(_kind(rows, "retention"))]
+    read = bool(_kind(rows, "loss"))
+    made = [
+        *([_losses(rows)] if read else []),
+        *_far(rows),
+        *([_recall(rows)] if read else []),
+        *_worth(rows),
+        *half_lives(_kind(rows, "retention")),
+    ]
     heads = _kind(rows, "channel")
     for key, title, caption in HEAD_FIGURES:
         having = [row | {"name": f"head {row['layer']}.{row['head']}"} for row in heads if key in row]

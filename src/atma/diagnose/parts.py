@@ -66,12 +66,6 @@ def forgetting(model: Model) -> dict[int, nn.Module]:
     return {i: module for i, module in found.items() if module is not None}
 
 
-def log_decay_of(module: nn.Module, x: Tensor) -> Tensor:
-    """log γ (B, H, T) of what forgets, for x (B, T, D): the mean over channels where each has its own."""
-    found = cast(Any, module).log_decay(x)
-    return found if found.ndim == 3 else found.mean(-1)
-
-
 def bound_of(module: nn.Module, head: int) -> float:
     """The longest half-life, in tokens, that a head of what forgets can have; inf where it tells of no bound."""
     return float(cast(Any, module).bound(head)) if hasattr(module, "bound") else math.inf
@@ -82,7 +76,7 @@ def zero_input(model: Model) -> dict[Head, float]:
     """log γ of each head that forgets for an input of zeros. What forgets may have other heads than the channels."""
     found, zeros = {}, model.embed.weight.new_zeros(1, 1, model.config.width)
     for layer, module in forgetting(model).items():
-        values = log_decay_of(module, zeros)[0, :, 0].double().tolist()
+        values = cast(Any, module).log_decay(zeros)[0, :, 0].double().tolist()
         found |= {Head(layer, head): value for head, value in enumerate(values)}
     return found
 

@@ -84,8 +84,8 @@ def chosen(rows: Sequence[Row]) -> list[Figure]:
     data = [{"type": "scatter", "mode": "lines+markers", "name": "chosen on", "x": names, "y": losses, "line": style}]
     layout = {"xaxis": {"title": {"text": "heads moved so far"}, "type": "category"}}
     caption = (
-        f"Nats a token at {size_text(steps[0]['length'])} tokens of the documents that chose, after each head whose map "
-        f"was moved by {steps[0]['strength']:g} to the identity beside those before it; the table has the others' change."
+        f"Nats a token at {size_text(steps[0]['length'])} tokens of the documents that chose, after each head's map "
+        f"was moved by {steps[0]['strength']:g} to the identity beside those before; the table has the others."
     )
     cells = [[row["head"], _text(row["loss"]), f"{row['change']:+.3f}", _rest(row)] for row in steps]
     return [Figure("Heads chosen", caption, data, layout, Table(["head", "loss", "change", "of the others"], cells))]

@@ -10,6 +10,7 @@ its level.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -37,15 +38,14 @@ class Aligner:
     """Takes the states of one text, layer by layer and piece by piece."""
 
     def __init__(self, layers: int) -> None:
-        self._first: list[Tensor | None] = [None] * layers
+        self._first: dict[int, Tensor] = {}
         self.notes: dict[int, list[Tensor]] = {layer: [] for layer in range(layers)}
 
     def take(self, layer: int, states: Tensor) -> None:
         """States (T, D) of the next tokens."""
         states = states.detach().float()
-        if self._first[layer] is None:
-            self._first[layer] = states[0].clone()
-        self.notes[layer].append(cosine_similarity(states, self._first[layer], -1).abs().cpu())
+        first = self._first.setdefault(layer, states[0].clone())
+        self.notes[layer].append(cosine_similarity(states, first, -1).abs().cpu())
 
     def notes_of(self, wanted: bool) -> dict[str, list[Tensor]]:
         """The notes under names that are no layers', for `unnoted`; none where they are not wanted."""
@@ -53,7 +53,7 @@ class Aligner:
 
     def alignment(self) -> Alignment:
         """Of all that was taken, the same tokens at every layer."""
-        norms = [float(torch.linalg.vector_norm(first)) for first in self._first if first is not None]
+        norms = [float(torch.linalg.vector_norm(first)) for _, first in sorted(self._first.items())]
         return Alignment(norms, torch.stack([torch.cat(noted) for noted in self.notes.values()]))
 
 
@@ -75,7 +75,7 @@ def aligned(model: Model, aligner: Aligner) -> Iterator[None]:
 
 def span(norms: Sequence[float]) -> range:
     """The layers between the largest rise of the first token's norm and the largest fall after it."""
-    changes = [after - before for before, after in zip(norms, norms[1:], strict=False)]
+    changes = [after - before for before, after in pairwise(norms)]
     if not changes:
         return range(len(norms))
     start = changes.index(max(changes)) + 1
@@ -97,7 +97,7 @@ def sinks_row(document: int, tokens: Sequence[int], found: Alignment, threshold:
 
 
 def level_rows(rows: Sequence[Row]) -> list[Row]:
-    """One row a level over the texts of `sinks_row`: how many sinks it has, in how many texts, and what it is called."""
+    """One row a level over the texts of `sinks_row`: how many sinks it has, in how many texts, what it is called."""
     counted, texts = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for row in rows:
         levels = list(zip(row["first_layers"], row["lifetimes"], strict=True))

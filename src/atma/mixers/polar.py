@@ -93,9 +93,9 @@ class PolarCore(Core):
     def toward_own(
         self, q: Tensor, k: Held, v: Held, start: Tensor | None, own: tuple[Tensor, Tensor], strength: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`Core.toward_own`: the null's weight is of the map too, and direction and magnitude are made of what is left."""
+        """`Core.toward_own`: the null's weight is of the map too; direction and magnitude are made of the moved map."""
         assert isinstance(k, Tensor) and isinstance(v, Tensor)
-        work, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
+        work, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // own[0].shape[1]
         key, value = (x.to(work).repeat_interleave(group, 1) for x in own)
         first, last = visible_range(q, start, None, self.window)
         scale, null_logit = self.scale_and_null(q, (last - first).to(work))
