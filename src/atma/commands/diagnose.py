@@ -35,7 +35,8 @@ def run(
     writes a page with the pictures.
 
     Args:
-        model: A packaged model (see `atma info`), a model folder or a run folder.
+        model: A packaged model (see `atma info`), a model folder or a run folder; hf: and a folder or a name for a
+            model of transformers, of which --sinks alone can be told.
         data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read. Default: the
             data that the model was trained on if they are here, else the held-out files of the standard library.
         text: A plain text file to read in place of the data, cut into documents of the longest length.
@@ -51,6 +52,9 @@ def run(
     from atma.eval.results import read_rows, write_rows
 
     check_page(page)
+    if model.startswith("hf:"):
+        _theirs(model[3:], (data, text), plan, (page, out), dtype, device)
+        return
     loaded = _loaded(model, dtype, device)
     with bars() as progress:
         documents = _documents(loaded, data, text, plan, progress)
@@ -58,6 +62,7 @@ def run(
     for number, sentence in enumerate(sentences(found.rows, found.findings), 1):
         print(f"{number}. {sentence}")
     _tables(found.rows)
+    _more_tables(found.rows)
     if out is not None:
         told = [one.row() for one in found.findings]
         derived = [row for row in found.rows if row["kind"] == "effect"]
@@ -78,7 +83,39 @@ def _loaded(model: str, dtype: str, device: str) -> "Loaded":
     return loaded
 
 
-def _documents(loaded: "Loaded", data: Path | None, text: Path | None, plan: Plan, progress: "Progress") -> "Documents":
+def _theirs(
+    name: str,
+    texts: tuple[Path | None, Path | None],
+    plan: Plan,
+    written: tuple[Path, Path | None],
+    dtype: str,
+    device: str,
+) -> None:
+    """What there is to tell of a model of transformers."""
+    import torch
+
+    from atma.device import device_of
+    from atma.diagnose.page import page as write
+    from atma.diagnose.page import sentences
+    from atma.diagnose.theirs import Theirs, diagnose_theirs
+    from atma.eval import hugging_face
+
+    if not plan.sinks:
+        raise ValueError(f"hf:{name}: of a model of transformers secondary sinks alone can be told; add --sinks")
+    device_of(device)
+    model = hugging_face.load(name, getattr(torch, dtype), device)
+    with bars() as progress:
+        documents = _documents(Theirs(Path(name), model.tokenizer, {}), *texts, plan, progress)
+        rows = diagnose_theirs(model, documents, plan, written[1], progress)
+    for number, sentence in enumerate(sentences(rows, []), 1):
+        print(f"{number}. {sentence}")
+    _more_tables(rows)
+    if written[1] is not None:
+        print(f"rows: {written[1]}")
+    print(f"page: {write(written[0], model.name, rows, [], command_line())}")
+
+
+def _documents(loaded: Any, data: Path | None, text: Path | None, plan: Plan, progress: "Progress") -> "Documents":
     from atma.diagnose.texts import documents_of_text
     from atma.eval.held_out import open_text
     from atma.eval.likelihood.prefixes import choose_documents
@@ -119,6 +156,31 @@ def _tables(rows: list[Row]) -> None:
     ]
     if cells:
         print_table("What each head does", ["head", *names.values()], cells)
+
+
+def _more_tables(rows: list[Row]) -> None:
+    """Of the heads that were chosen, and of secondary sinks."""
+    chosen = [row for row in rows if row["kind"] == "choice" and row["step"]]
+    if chosen:
+        cells = [[row["head"], f"{row['loss']:.3f}", f"{row['change']:+.3f}", _others(row)] for row in chosen]
+        caption = "each with those before it; the last column is of the documents that did not choose"
+        print_table("Heads chosen, loss in nats a token", ["head", "loss", "change", "others"], cells, caption)
+    levels = [row for row in rows if row["kind"] == "sink level"]
+    if levels:
+        cells = [[str(row[key]) for key in LEVEL] for row in levels[:MOST_LEVELS]]
+        caption = "tokens whose state lies within 0.9 in cosine of the first token's; the commonest levels"
+        print_table("Sinks like the first token", [key.replace("_", " ") for key in LEVEL], cells, caption)
+
+
+LEVEL = ("first_layer", "lifetime", "count", "texts", "called")
+MOST_LEVELS = 12
+
+
+def _others(row: Row) -> str:
+    if row["rest_change"] is None:
+        return "–"
+    span = "" if row["rest_low"] is None else f" [{row['rest_low']:+.3f}, {row['rest_high']:+.3f}]"
+    return f"{row['rest_change']:+.3f}{span}"
 
 
 def _losses(rows: list[Row], lengths: list[int]) -> list[list[str]]:

@@ -5,21 +5,23 @@ long-holding memory head capped, all in pairs. `findings` says in plain words wh
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from atma.diagnose import changes, choice
+from atma.diagnose.changes import Change
 from atma.diagnose.effects import UNCHANGED, effect_rows, far_rows, reading_rows
 from atma.diagnose.findings import Finding, findings
-from atma.diagnose.interventions import capped, masked, noted_decays
-from atma.diagnose.parts import Head, channel_masks, forgetting, head_masks, held_by, parse_heads
+from atma.diagnose.interventions import noted_decays
+from atma.diagnose.parts import forgetting
 from atma.diagnose.plan import QUERIES, Plan
 from atma.diagnose.probe import Probe
 from atma.diagnose.reading import read, read_recent
-from atma.diagnose.retention import longest_held, retention_rows, thinned
+from atma.diagnose.retention import retention_rows, thinned
+from atma.diagnose.sinks import THRESHOLD, Aligner, aligned, level_rows, sinks_row
 from atma.diagnose.stress import gain_rows, gains
 from atma.diagnose.texts import Laid, check_lengths, lay
 from atma.eval.likelihood.prefixes import Documents
@@ -39,15 +41,6 @@ class Diagnosis(NamedTuple):
     findings: list[Finding]
     cap: float
     """Tokens that half-lives were capped at."""
-
-
-class _Change(NamedTuple):
-    """One change to the model: how it is made, the heads and parts that it concerns, and the cap, if it is one."""
-
-    make: Callable[[], AbstractContextManager[None]]
-    heads: list[str]
-    parts: list[str]
-    cap: float | None
 
 
 class _Reader(NamedTuple):
@@ -78,7 +71,7 @@ def diagnose(
     before anything is measured: heads that are not there, texts too short.
     """
     plan = plan or Plan()
-    parse_heads(plan.heads, loaded.model)
+    changes.check(plan, loaded.model)
     lengths, seed = plan.extent.lengths, plan.seed
     texts = lay(tokenizer_of(loaded), documents, lengths[-1], plan.records, seed)
     check_lengths(texts, lengths)
@@ -88,9 +81,11 @@ def diagnose(
     def measured(measurements: Sequence[Measurement]) -> list[Row]:
         return run_measurements("diagnose", measurements, stamp, results, progress)
 
-    rows = measured([_baseline(reader)])
-    changes = _masks(reader) | _caps(reader, rows)
-    rows += measured([*(_changed(reader, name, change) for name, change in changes.items()), *_stress(reader)])
+    rows, model = measured([_baseline(reader)]), loaded.model
+    tried = changes.masks(plan, model) | changes.caps(plan, model, reader.cap, rows) | changes.moved(plan, model)
+    tried |= changes.factors(plan, model) | changes.pruned(plan, model)
+    rows += measured([_changed(reader, name, change) for name, change in tried.items()])
+    rows += measured([*_stress(reader), *_choice(reader)])
     rows += effect_rows(rows)
     return Diagnosis(rows, findings(rows), reader.cap)
 
@@ -109,67 +104,65 @@ def _measurement(reader: _Reader, name: str, spec: Row, run: Callable[[Advance],
 
 
 def _baseline(reader: _Reader) -> Measurement:
-    model = reader.loaded.model
+    model, plan = reader.loaded.model, reader.plan
 
     def run(advance: Advance) -> list[Row]:
         notes: dict[int, list[torch.Tensor]] = {layer: [] for layer in forgetting(model)}
         probe, readings, recent = Probe(model, QUERIES, notes), [], []
         decays: dict[int, list[torch.Tensor]] = {layer: [] for layer in forgetting(model)}
-        for text in reader.texts:
-            with noted_decays(model, notes):
+        sinks: list[Row] = []
+        for i, text in enumerate(reader.texts):
+            aligner = Aligner(len(model.blocks))
+            probe.notes = notes | aligner.notes_of(plan.sinks)
+            with noted_decays(model, notes), aligned(model, aligner) if plan.sinks else nullcontext():
                 readings.append(read(model, text, reader.lengths, reader.chunk, probe, advance))
+            if plan.sinks:
+                sinks.append(sinks_row(i, text.tokens.tolist(), aligner.alignment()))
             recent.append(read_recent(model, text, reader.lengths))
             for layer, noted in notes.items():
                 decays[layer].append(thinned(noted))
                 noted.clear()
         used = {layer: torch.cat(noted, 1) for layer, noted in decays.items()}
         rows = reading_rows(UNCHANGED, readings, reader.lengths) + far_rows(readings, recent, reader.lengths)
-        return rows + probe.rows() + retention_rows(model, used)
+        return rows + probe.rows() + retention_rows(model, used) + sinks + level_rows(sinks)
 
-    return _measurement(reader, UNCHANGED, {"measure": UNCHANGED, "queries": QUERIES}, run)
+    more = {"sinks": THRESHOLD} if plan.sinks else {}
+    return _measurement(reader, UNCHANGED, {"measure": UNCHANGED, "queries": QUERIES} | more, run)
 
 
-def _changed(reader: _Reader, name: str, change: _Change) -> Measurement:
+def _changed(reader: _Reader, name: str, change: Change) -> Measurement:
     model = reader.loaded.model
 
     def run(advance: Advance) -> list[Row]:
         with change.make():
             readings = [read(model, text, reader.lengths, reader.chunk, None, advance) for text in reader.texts]
-        about = {"heads": change.heads, "parts": change.parts, "cap": change.cap}
-        return [row | about for row in reading_rows(name, readings, reader.lengths)]
+        return [row | change.about for row in reading_rows(name, readings, reader.lengths)]
 
-    return _measurement(reader, name, {"measure": "change", "change": name, "cap": change.cap}, run)
-
-
-def _masks(reader: _Reader) -> dict[str, _Change]:
-    model = reader.loaded.model
-    parts = {} if reader.plan.mask == "none" else channel_masks(model)
-    if reader.plan.mask == "heads":
-        parts |= head_masks(model)
-    return {
-        name: _Change(partial(masked, model, part), part.heads(model), part.parts(model), None)
-        for name, part in parts.items()
-    }
+    spec = {"measure": "change", "change": name, "cap": change.cap} | change.more
+    return _measurement(reader, name, spec, run)
 
 
-def _caps(reader: _Reader, rows: Sequence[Row]) -> dict[str, _Change]:
-    """Each chosen head capped alone, and all of them together; none where "worst" finds none beyond the cap."""
-    model, cap = reader.loaded.model, reader.cap
-    chosen = parse_heads(reader.plan.heads, model)
-    if isinstance(chosen, int):
-        chosen = longest_held([row for row in rows if row["kind"] == "retention"], cap, chosen)
-    groups: dict[str, list[Head]] = {f"head {head} capped at {cap:g}": [head] for head in chosen}
-    if len(chosen) > 1:
-        groups[f"heads {', '.join(map(str, chosen))} capped at {cap:g}"] = chosen
-    return {
-        name: _Change(
-            partial(capped, model, heads, cap),
-            list(map(str, heads)),
-            [part for head in heads for part in held_by(head, model)],
-            cap,
-        )
-        for name, heads in groups.items()
-    }
+def _choice(reader: _Reader) -> Iterator[Measurement]:
+    model, plan = reader.loaded.model, reader.plan
+    if plan.choose_heads == 0:
+        return
+    tokens = choice.passes(plan, model, len(reader.texts)) * reader.lengths[-1]
+
+    def run(advance: Advance) -> list[Row]:
+        read = 0
+
+        def counting(count: int) -> None:
+            nonlocal read
+            read += count
+            advance(count)
+
+        rows = choice.choose(model, reader.texts, plan, reader.chunk, counting)
+        advance(tokens - read)
+        return rows
+
+    spec: Row = {"measure": "choice", "heads": plan.choose_heads, "by": plan.choose_by}
+    made = _measurement(reader, "choice of heads", spec | {"strength": plan.choose_strength}, run)
+    yield made._replace(tokens=tokens)
 
 
 def _stress(reader: _Reader) -> Iterator[Measurement]:

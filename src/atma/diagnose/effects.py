@@ -91,7 +91,7 @@ def effect_rows(rows: Sequence[Row]) -> list[Row]:
     for change in changes:
         for length in lengths:
             row: Row = {"kind": "effect", "change": change, "length": length, "family": family}
-            row |= {key: found["loss", change, length][key] for key in ("heads", "parts", "cap")}
+            row |= {key: value for key, value in found["loss", change, length].items() if key in ABOUT}
             for name, kind, key in COMPARED:
                 base, other = (found[kind, one, length][key] for one in (UNCHANGED, change))
                 differences = np.subtract(other, base).tolist()
@@ -101,6 +101,8 @@ def effect_rows(rows: Sequence[Row]) -> list[Row]:
     return made
 
 
+ABOUT = ("heads", "parts", "cap", "subject", "strength", "factor")
+"""What the rows of a change tell of it."""
 COMPARED = (
     ("loss", "loss", "document_losses"),
     ("recall_nats", "recall", "document_nats"),

@@ -131,11 +131,13 @@ def _cause(row: Row, rows: Sequence[Row]) -> Finding:
         worth = f"raises the recall at {length} tokens by {found.value:.0%} {_span(found, '+.0%')}"
         before, unit = f"{first['accuracy']:+.0%} at {size_text(first['length'])}", "accuracy"
     alone = "" if first is row else f"; {before}"
-    rule = "mask" if row["cap"] is None else "cap"
+    rule = "cap" if row["cap"] is not None else "mask" if "subject" not in row else "change"
     return _finding(rule, f"{_subject(row, rows)} {worth}{alone}.", found, unit)
 
 
 def _subject(row: Row, rows: Sequence[Row]) -> str:
+    if "subject" in row:
+        return str(row["subject"])
     if row["cap"] is None:
         return f"Going {row['change']}"
     held = {f"{one['layer']}.{one['head']}": one for one in rows if one["kind"] == "retention"}

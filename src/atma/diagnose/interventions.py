@@ -1,21 +1,21 @@
-"""Changes to a model for the time of a measurement, without changing a weight: masks, and caps on half-lives.
+"""Changes to a model for the time of a measurement, without changing a weight: masks, factors, caps on half-lives.
 
-Both are context managers and leave the model exactly as it was, whatever happens inside.
+All are context managers and leave the model exactly as it was, whatever happens inside.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from atma.diagnose.parts import Head, Part, check_heads, forgetting, mixers
+from atma.diagnose.parts import Head, Part, check_heads, forgetting, memory_heads, mixers
 from atma.model import Model
 
 Decays = Callable[[Tensor], Tensor]
-"""`log_decay` of what forgets: x (B, T, D) to log γ (B, H, T)."""
+"""`log_decay` of what forgets, x (B, T, D) to log γ (B, H, T), the mean over channels where each has its own."""
 
 
 @contextmanager
@@ -23,6 +23,16 @@ def masked(model: Model, part: Part) -> Iterator[None]:
     """Inside, the part's projections read zeros in place of it, as if these columns of their weights were zero.
 
     A projection's bias stays: it tells nothing of the text. ValueError where a layer has not such a channel.
+    """
+    with scaled(model, part, 0.0):
+        yield
+
+
+@contextmanager
+def scaled(model: Model, part: Part, factor: float) -> Iterator[None]:
+    """Inside, the part's projections read it so many times as large, as if these columns of their weights were.
+
+    A projection's bias stays. ValueError where a layer has not such a channel, or a channel not such heads.
     """
     with ExitStack() as stack:
         for layer in part.layers:
@@ -32,8 +42,7 @@ def masked(model: Model, part: Part) -> Iterator[None]:
                 if channel not in had:
                     raise ValueError(f"layer {layer} has no channel '{channel}'; it has {', '.join(had) or 'none'}")
                 columns = _columns(had[channel], part.head, mixer.heads)
-                handle = had[channel].register_forward_pre_hook(_zero(columns))
-                stack.callback(handle.remove)
+                stack.callback(had[channel].register_forward_pre_hook(_times(columns, factor)).remove)
         yield
 
 
@@ -54,17 +63,37 @@ def capped(model: Model, heads: Sequence[Head], half_life: float) -> Iterator[No
         yield
 
 
-@contextmanager
-def noted_decays(model: Model, notes: dict[int, list[Tensor]]) -> Iterator[None]:
-    """Inside, each memory adds the log γ (B, H, T) that it uses to the notes of its layer, as float32 on the CPU."""
+@torch.inference_mode()
+def cappable(model: Model) -> list[Head]:
+    """The heads of what forgets that a cap reaches: those whose forward, of one token, takes its decays from there."""
+    reached: set[int] = set()
+
+    def noting(layer: int, log_decay: Decays) -> Decays:
+        def asked(x: Tensor) -> Tensor:
+            reached.add(layer)
+            return log_decay(x)
+
+        return asked
+
     with ExitStack() as stack:
         for layer, module in forgetting(model).items():
-            stack.enter_context(_noted(module, notes.setdefault(layer, [])))
+            stack.enter_context(replaced(module, "log_decay", noting(layer, cast(Decays, module.log_decay))))
+        if forgetting(model):
+            model(torch.zeros(1, 1, dtype=torch.long, device=model.embed.weight.device))
+    return [head for head in memory_heads(model) if head.layer in reached]
+
+
+@contextmanager
+def noted_decays(model: Model, notes: dict[int, list[Tensor]]) -> Iterator[None]:
+    """Inside, each memory adds the log γ (B, H, T) of what it is given to its layer's notes, float32 on the CPU."""
+    with ExitStack() as stack:
+        for layer, module in forgetting(model).items():
+            stack.callback(module.register_forward_pre_hook(_note(notes.setdefault(layer, []))).remove)
         yield
 
 
 @contextmanager
-def unnoted(notes: dict[int, list[Tensor]]) -> Iterator[None]:
+def unnoted(notes: Mapping[Any, list[Tensor]]) -> Iterator[None]:
     """What is noted inside is dropped."""
     before = {layer: len(noted) for layer, noted in notes.items()}
     yield
@@ -75,14 +104,16 @@ def unnoted(notes: dict[int, list[Tensor]]) -> Iterator[None]:
 def _columns(projection: nn.Linear, head: int | None, heads: int) -> slice:
     if head is None:
         return slice(None)
+    if not 0 <= head < heads or projection.in_features % heads:
+        raise ValueError(f"{projection.in_features} inputs are not those of head {head} of {heads} side by side")
     width = projection.in_features // heads
     return slice(head * width, (head + 1) * width)
 
 
-def _zero(columns: slice):
+def _times(columns: slice, factor: float):
     def hook(_module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = given[0].clone()
-        x[..., columns] = 0
+        x[..., columns] = x[..., columns] * factor if factor else 0
         return (x, *given[1:])
 
     return hook
@@ -90,44 +121,34 @@ def _zero(columns: slice):
 
 @contextmanager
 def _capped(module: nn.Module, heads: list[int], most: float) -> Iterator[None]:
-    log_decay = _decays(module)
+    log_decay = cast(Decays, module.log_decay)
 
     def bounded(x: Tensor) -> Tensor:
         own = log_decay(x)
-        bounds = torch.zeros(own.shape[1], 1, dtype=own.dtype, device=own.device)
+        bounds = own.new_zeros(own.shape[1], 1)
         bounds[heads] = most
         return torch.minimum(own, bounds)
 
-    with _replaced(module, bounded):
+    with replaced(module, "log_decay", bounded):
         yield
 
 
-@contextmanager
-def _noted(module: nn.Module, notes: list[Tensor]) -> Iterator[None]:
-    log_decay = _decays(module)
+def _note(notes: list[Tensor]) -> Callable[..., None]:
+    def before(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        notes.append(cast(Decays, module.log_decay)(given[0]).float().cpu())
 
-    def noting(x: Tensor) -> Tensor:
-        own = log_decay(x)
-        notes.append(own.float().cpu())
-        return own
-
-    with _replaced(module, noting):
-        yield
-
-
-def _decays(module: nn.Module) -> Decays:
-    return cast(Decays, module.log_decay)
+    return before
 
 
 @contextmanager
-def _replaced(module: nn.Module, log_decay: Decays) -> Iterator[None]:
-    """`module.log_decay` is another function inside; what was there before is there again after."""
-    before = vars(module).get("log_decay")
-    vars(module)["log_decay"] = log_decay
+def replaced(module: nn.Module, name: str, function: Callable[..., object]) -> Iterator[None]:
+    """`module.name` is another function inside; what was there before is there again after."""
+    before = vars(module).get(name)
+    vars(module)[name] = function
     try:
         yield
     finally:
         if before is None:
-            del vars(module)["log_decay"]
+            del vars(module)[name]
         else:
-            vars(module)["log_decay"] = before
+            vars(module)[name] = before

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from atma.diagnose import choice, sinks
 from atma.diagnose.effects import UNCHANGED
 from atma.diagnose.findings import Finding
-from atma.diagnose.pictures import bars, half_lives, lines
+from atma.diagnose.pictures import bars, chosen, half_lives, levels, lines
 from atma.report.content import environment
 from atma.report.figures import Figure
 from atma.report.plain import plain_page
@@ -43,8 +44,11 @@ HEAD_FIGURES = (
 
 def sentences(rows: Sequence[Row], found: Sequence[Finding]) -> list[str]:
     """What the page and the terminal begin with."""
+    if not _kind(rows, "loss"):
+        return sinks.told(rows)
     inside = {"channel", "branch", "retention"} & {row["kind"] for row in rows}
-    return [*([] if inside else [ONLY_LOSSES]), *([one.text for one in found] or [NOTHING])]
+    first = [] if inside else [ONLY_LOSSES]
+    return [*first, *([one.text for one in found] or [NOTHING]), *choice.told(rows), *sinks.told(rows)]
 
 
 def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Finding], command: str) -> Path:
@@ -58,13 +62,20 @@ def page(path: Path | str, name: str, rows: Sequence[Row], found: Sequence[Findi
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
     """Every figure that the rows have numbers for."""
-    made = [_losses(rows), *_far(rows), _recall(rows), *_worth(rows), *half_lives(_kind(rows, "retention"))]
+    read = bool(_kind(rows, "loss"))
+    made = [
+        *([_losses(rows)] if read else []),
+        *_far(rows),
+        *([_recall(rows)] if read else []),
+        *_worth(rows),
+        *half_lives(_kind(rows, "retention")),
+    ]
     heads = _kind(rows, "channel")
     for key, title, caption in HEAD_FIGURES:
         having = [row | {"name": f"head {row['layer']}.{row['head']}"} for row in heads if key in row]
         if having:
             made.append(lines(title, caption, having, key))
-    return [*made, *_branches(rows), *_gains(rows)]
+    return [*made, *_branches(rows), *_gains(rows), *chosen(_kind(rows, "choice")), *levels(_kind(rows, "sink level"))]
 
 
 def _losses(rows: Sequence[Row]) -> Figure:
@@ -92,8 +103,9 @@ def _recall(rows: Sequence[Row]) -> Figure:
 
 
 def _shown(rows: Sequence[Row], kind: str) -> list[Row]:
-    """Rows of the model as it is and of every change but single heads taken away, which the bars show."""
-    return [row for row in _kind(rows, kind) if not row["change"].startswith("without head")]
+    """Rows of the model as it is and of every change but single heads and paths taken away, which the bars show."""
+    many = ("without head", "without the mixer of layer", "without the mlp of layer")
+    return [row for row in _kind(rows, kind) if not row["change"].startswith(many)]
 
 
 def _worth(rows: Sequence[Row]) -> list[Figure]:

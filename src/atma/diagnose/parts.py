@@ -3,9 +3,10 @@
 Layers and heads count from zero, as in maths.md: head 2.5 is head 5 of layer 2.
 """
 
+import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,21 @@ def forgetting(model: Model) -> dict[int, nn.Module]:
     return {i: module for i, module in found.items() if module is not None}
 
 
+def bound_of(module: nn.Module, head: int) -> float:
+    """The longest half-life, in tokens, that a head of what forgets can have; inf where it tells of no bound."""
+    return float(cast(Any, module).bound(head)) if hasattr(module, "bound") else math.inf
+
+
+@torch.inference_mode()
+def zero_input(model: Model) -> dict[Head, float]:
+    """log γ of each head that forgets for an input of zeros. What forgets may have other heads than the channels."""
+    found, zeros = {}, model.embed.weight.new_zeros(1, 1, model.config.width)
+    for layer, module in forgetting(model).items():
+        values = cast(Any, module).log_decay(zeros)[0, :, 0].double().tolist()
+        found |= {Head(layer, head): value for head, value in enumerate(values)}
+    return found
+
+
 def observable(model: Model) -> dict[int, Mixer]:
     """The mixers that are looked at while they run, by layer: those that tell of a channel, attend or forget."""
     found = {*attending(model), *forgetting(model)}
@@ -91,9 +107,14 @@ def head_masks(model: Model) -> dict[str, Part]:
     """Each head taken away with all its channels; by what it is called."""
     masks = {}
     for layer, mixer in mixers(model).items():
-        if had := tuple(mixer.channels()):
+        if had := by_heads(mixer):
             masks |= {f"without head {layer}.{head}": Part((layer,), had, head) for head in range(mixer.heads)}
     return masks
+
+
+def by_heads(mixer: Mixer) -> tuple[str, ...]:
+    """The channels whose inputs are the heads side by side, each of one width."""
+    return tuple(name for name, layer in mixer.channels().items() if layer.in_features % mixer.heads == 0)
 
 
 def held_by(head: Head, model: Model) -> list[str]:
@@ -114,7 +135,7 @@ def memory_of(mixer: Mixer, state: object) -> Tensor | None:
 
 def memory_heads(model: Model) -> list[Head]:
     """All heads that forget."""
-    return [Head(layer, head) for layer in forgetting(model) for head in range(mixers(model)[layer].heads)]
+    return list(zero_input(model))
 
 
 def parse_heads(text: str, model: Model) -> list[Head] | int:
@@ -126,11 +147,16 @@ def parse_heads(text: str, model: Model) -> list[Head] | int:
         return memory_heads(model)
     if worst := re.fullmatch(r"worst *([1-9]\d*)", text):
         return int(worst[1])
-    if not re.fullmatch(r"\d+\.\d+(,\d+\.\d+)*", text):
-        raise ValueError(f"heads are named as in 2.5,6.1 (layer.head), or all, or worst3; not '{text}'")
-    heads = [Head(*map(int, name.split("."))) for name in text.split(",")]
+    heads = named_heads(text, ", or all, or worst3")
     check_heads(heads, model)
-    return list(dict.fromkeys(heads))
+    return heads
+
+
+def named_heads(text: str, others: str = ", or all") -> list[Head]:
+    """ "2.5,6.1" as heads. ValueError for anything else, told with what `others` might be written."""
+    if not re.fullmatch(r"\d+\.\d+(,\d+\.\d+)*", text):
+        raise ValueError(f"heads are named as in 2.5,6.1 (layer.head){others}; not '{text}'")
+    return list(dict.fromkeys(Head(*map(int, name.split("."))) for name in text.split(",")))
 
 
 def check_heads(heads: Sequence[Head], model: Model) -> None:

@@ -73,6 +73,50 @@ HALF_LIVES = {
 }
 
 
+def chosen(rows: Sequence[Row]) -> list[Figure]:
+    """The loss after each of the heads chosen one after the other; no figure where none was."""
+    steps = [row for row in rows if row["step"] > 0]
+    if not steps:
+        return []
+    names = ["none", *(f"{row['step']}. {row['head']}" for row in steps)]
+    losses = [steps[0]["loss_before"], *(row["loss"] for row in steps)]
+    style = {"color": COLOURS[0], "width": 2}
+    data = [{"type": "scatter", "mode": "lines+markers", "name": "chosen on", "x": names, "y": losses, "line": style}]
+    layout = {"xaxis": {"title": {"text": "heads moved so far"}, "type": "category"}}
+    caption = (
+        f"Nats a token at {size_text(steps[0]['length'])} tokens of the documents that chose, after each head's map "
+        f"was moved by {steps[0]['strength']:g} to the identity beside those before; the table has the others."
+    )
+    cells = [[row["head"], _text(row["loss"]), f"{row['change']:+.3f}", _rest(row)] for row in steps]
+    return [Figure("Heads chosen", caption, data, layout, Table(["head", "loss", "change", "of the others"], cells))]
+
+
+def levels(rows: Sequence[Row]) -> list[Figure]:
+    """How many sinks of each first layer and lifetime there are; no figure where there are none."""
+    if not rows:
+        return []
+    counts = {(row["lifetime"], row["first_layer"]): row["count"] for row in rows}
+    lives, firsts = (range(1, max(one) + 1) for one in zip(*counts, strict=True))
+    firsts = range(firsts.stop)
+    z = [[math.log1p(counts.get((life, first), 0)) for first in firsts] for life in lives]
+    trace: dict[str, Any] = {"type": "heatmap", "x": list(firsts), "y": list(lives), "z": z, "colorscale": "Viridis"}
+    trace["colorbar"] = {"title": {"text": "log(1 + tokens)"}}
+    layout = {"xaxis": {"title": {"text": "first layer"}}, "yaxis": {"title": {"text": "lifetime, layers"}}}
+    caption = (
+        "Tokens whose hidden state lies within 0.9 of the first token's in cosine, by the layer where that begins and "
+        "by how many layers it lasts."
+    )
+    cells = [[str(row[key]) for key in ("first_layer", "lifetime", "count", "texts", "called")] for row in rows]
+    heads = ["first layer", "lifetime", "tokens", "texts", "called"]
+    return [Figure("Sinks like the first token", caption, [trace], layout, Table(heads, cells))]
+
+
+def _rest(row: Row) -> str:
+    if row["rest_low"] is None:
+        return "–" if row["rest_change"] is None else f"{row['rest_change']:+.3f}"
+    return f"{row['rest_change']:+.3f} [{row['rest_low']:+.3f}, {row['rest_high']:+.3f}]"
+
+
 def _line(name: str, points: dict[int, float], place: int) -> dict[str, Any]:
     style = {"color": COLOURS[place % len(COLOURS)], "width": 2, "dash": DASHES[place // len(COLOURS) % len(DASHES)]}
     return {

@@ -5,7 +5,7 @@ sink, and the copy score. By layer: the energies of the branches and of the stre
 the last `queries` positions of a length; a copy score is the weight of a record's tokens where they are to be told.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
@@ -32,7 +32,7 @@ Place = tuple[int, int | None, int]
 class Probe:
     """A watch for `read`. It may see several documents; `rows` are over them."""
 
-    def __init__(self, model: Model, queries: int, notes: dict[int, list[Tensor]] | None = None) -> None:
+    def __init__(self, model: Model, queries: int, notes: Mapping[Any, list[Tensor]] | None = None) -> None:
         """notes: those of `noted_decays`, if any are taken, which are to be of the text and not of what is asked."""
         self.model, self.queries, self.notes = model, queries, notes or {}
         self._values: dict[Place, dict[str, list[float]]] = {}

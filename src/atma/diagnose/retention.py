@@ -6,13 +6,13 @@ within the configured bound.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from atma.diagnose.parts import Head, forgetting
+from atma.diagnose.parts import Head, bound_of, forgetting, zero_input
 from atma.model import Model
 
 Row = dict[str, Any]
@@ -28,16 +28,6 @@ def half_life(log_decay: float) -> float | None:
     return -math.log(2) / log_decay if log_decay < 0 else None
 
 
-@torch.inference_mode()
-def zero_input(model: Model) -> dict[Head, float]:
-    """log γ of each memory head for an input of zeros."""
-    found, zeros = {}, model.embed.weight.new_zeros(1, 1, model.config.width)
-    for layer, module in forgetting(model).items():
-        log_decay = cast(Any, module).log_decay(zeros)
-        found |= {Head(layer, head): float(value) for head, value in enumerate(log_decay[0, :, 0].double())}
-    return found
-
-
 def thinned(notes: Sequence[Tensor]) -> Tensor:
     """The log γ (H, tokens) of one text from its calls' (1, H, T), at most `KEPT` tokens of it."""
     whole = torch.cat([note[0] for note in notes], 1)
@@ -51,7 +41,7 @@ def retention_rows(model: Model, decays: Mapping[int, Tensor]) -> list[Row]:
     """
     rows: list[Row] = []
     for (layer, head), log_decay in zero_input(model).items():
-        bound = cast(Any, forgetting(model)[layer]).bound(head)
+        bound = bound_of(forgetting(model)[layer], head)
         row: Row = {"kind": "retention", "layer": layer, "head": head, "gamma": math.exp(log_decay)}
         row |= {"half_life": half_life(log_decay), "bound": bound if math.isfinite(bound) else None}
         used = decays[layer][head].double().numpy()

@@ -68,6 +68,15 @@ class Core(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} tells nothing of its scores")
 
+    def toward_own(
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, own: tuple[Tensor, Tensor], strength: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` with each head's map of weights w moved to the identity, (1 − s) w + s I: diagnosis asks for it.
+
+        own: key and value (B, G, T, K) of each query's own token; strength s (H,), from 0 to 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no map of weights that could be moved")
+
     def channels(self) -> dict[str, nn.Linear]:
         """The projections of what is added, by name."""
         return {}

@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atma.layers import Linear, init_linear
 from atma.mixers.heads import Core, Heads, Held
 from atma.ops import paged, polar_attention
 from atma.ops.paged.pages import Pages
-from atma.ops.polar import temperature_and_floor
+from atma.ops.polar import statistics_of, temperature_and_floor, visible_range
 from atma.strict import FOLLOWS, check_fields, require
 
 
@@ -88,6 +89,28 @@ class PolarCore(Core):
         scalars = self.length_gain, self.null_base, self.null_slope
         temperature, floor = temperature_and_floor(count, *scalars, self.count_limit, self.sharpening)
         return temperature * q.shape[-1] ** -0.5, temperature * floor
+
+    def toward_own(
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, own: tuple[Tensor, Tensor], strength: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`Core.toward_own`: the null's weight is of the map too; direction and magnitude are made of the moved map."""
+        assert isinstance(k, Tensor) and isinstance(v, Tensor)
+        work, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // own[0].shape[1]
+        key, value = (x.to(work).repeat_interleave(group, 1) for x in own)
+        first, last = visible_range(q, start, None, self.window)
+        scale, null_logit = self.scale_and_null(q, (last - first).to(work))
+        S, L, Q, M = statistics_of("auto", q)(q, k, v, scale, first, last)
+        total = torch.logaddexp(M + L.log(), null_logit)  # of all weights before they are normalised
+        share, null = (M - total).exp(), (null_logit - total).exp()
+        own_weight = ((q.to(work) * key).sum(-1) * scale - total).exp()
+        s = strength.to(work)[:, None]
+        d = (S * share[..., None] + null[..., None] * self.null_value.to(work)[:, None]).lerp(value, s[..., None])
+        c = d / torch.linalg.vector_norm(d, dim=-1, keepdim=True).clamp(min=1e-6)
+        real = (1 - s) * L * share + s
+        squares = (1 - s) ** 2 * Q * share**2 + 2 * s * (1 - s) * own_weight + s**2
+        effective = real**3 / squares  # n_eff (1 − w_N)
+        magnitude = torch.tanh(F.softplus(self.magnitude_slope.to(work))[:, None] * effective.log1p())
+        return (c * self.radius).to(q.dtype), self.count_proj(magnitude.to(q.dtype).mT)
 
     def channels(self) -> dict[str, nn.Linear]:
         """`Core.channels`."""

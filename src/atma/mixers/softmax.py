@@ -38,6 +38,14 @@ class SoftmaxCore(Core):
         work = torch.promote_types(q.dtype, torch.float32)
         return torch.full(q.shape[:-1], self.scale, dtype=work, device=q.device), None
 
+    def toward_own(
+        self, q: Tensor, k: Held, v: Held, start: Tensor | None, own: tuple[Tensor, Tensor], strength: Tensor
+    ) -> tuple[Tensor, None]:
+        """`Core.toward_own`: (1 − s) read + s v of the token's own."""
+        read, _ = self.forward(q, k, v, start, None)
+        value = own[1].repeat_interleave(q.shape[1] // own[1].shape[1], 1).to(read.dtype)
+        return read + strength.to(read)[:, None, None] * (value - read), None
+
     def steady(self, on: bool = True) -> bool:
         """`Core.steady`: compiled, it is as it is."""
         return True
