@@ -10,16 +10,17 @@ from atma.sweep.cells import load_sweep
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 STACKS = sorted(FOLDER.glob("stacks/*.toml"))
+SINGLE = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.startswith("sweep"))
 SIZES = {"nano": (2.0e6, 3.5e6), "small": (35e6, 75e6)}
 """Parameters between which a stack of that size lies."""
 
 
-@pytest.mark.parametrize("path", [path for path in FOLDER.glob("*.toml") if not path.stem.startswith("sweep")], ids=str)
+@pytest.mark.parametrize("path", SINGLE, ids=lambda path: path.stem)
 def test_a_recipe_reads_and_its_model_can_be_built(path):
     assert parameters(load_recipe(path).model) > 0
 
 
-@pytest.mark.parametrize("path", FOLDER.glob("sweep*.toml"), ids=str)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("sweep*.toml")), ids=lambda path: path.stem)
 def test_a_sweep_reads_and_has_cells(path):
     assert load_sweep(path).cells
 

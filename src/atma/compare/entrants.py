@@ -12,10 +12,11 @@ import torch
 
 from atma.config import ModelConfig, load_recipe
 from atma.eval.recall.mixers import mixer
+from atma.eval.recall.tasks import Task
 from atma.model import Model
 
-CLOSE = 0.01
-"""Share of the parameters by which entrants of equal size may differ."""
+LOCAL = "local"
+"""The layers of the base model that are the same in all entrants."""
 
 
 class Entrant(NamedTuple):
@@ -44,10 +45,16 @@ def parameters(model: ModelConfig) -> int:
         return sum(p.numel() for p in Model(model, torch.Generator("cpu")).parameters())
 
 
-def one_of_each(model: ModelConfig, vocabulary: int) -> ModelConfig:
-    """The same with each mixer of its pattern in one layer, in order: the model that learns a recall task."""
-    pattern = tuple(dict.fromkeys(model.pattern))
-    return model.changed({"pattern": pattern, "depth": len(pattern), "vocab_size": vocabulary})
+def one_of_each(model: ModelConfig, task: Task) -> ModelConfig:
+    """The model that learns a recall task: each mixer of the pattern once, in order.
+
+    A task whose models have no local layers (MAD's) has what is left of them, twice where that is a single one.
+    """
+    pattern = list(dict.fromkeys(model.pattern))
+    if LOCAL not in task.layers and len(pattern) > 1:
+        pattern = [name for name in pattern if name != LOCAL]
+    pattern *= max(1, len(task.layers) // len(pattern))
+    return model.changed({"pattern": pattern, "depth": len(pattern), "vocab_size": task.ids})
 
 
 def _entrant(word: str, base: ModelConfig) -> Entrant:

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as changed
-from typing import Any
+from typing import Any, cast
 
 from atma.config import ModelConfig
 from atma.eval.provenance import software
 from atma.eval.recall.lessons import Lesson
-from atma.eval.recall.suite import Recall
-from atma.eval.recall.tasks import ids
+from atma.eval.recall.suite import TASKS, Recall
+from atma.eval.recall.tasks import Task
 from atma.eval.suite import run_measurements, sha256
 from atma.sweep import files
 from atma.sweep.cell import Told, run_cell
@@ -42,18 +42,18 @@ class Piece:
         return label(self.factors, self.seed)
 
 
-def lesson(task: str, name: str, model: Callable[[int], ModelConfig], seed: int, tokens: int) -> Piece:
-    """The piece of a task in words, TASK or TASK=SIZE; `model` makes the entrant of so many ids. ValueError."""
-    kind, _, size = task.partition("=")
-    asked = Recall(task=kind, seeds=(seed,), tokens=tokens, factors=FACTORS, mixers=("polar",))  # pyright: ignore[reportArgumentType]
-    if size:
-        asked = changed(asked, sizes=(size,))
-    found = asked.lessons()
+def lesson(words: str, name: str, model: Callable[[Task], ModelConfig], seed: int, tokens: int) -> Piece:
+    """The piece of a task in words, TASK or TASK=SIZE; `model` makes the entrant that learns it. ValueError."""
+    kind, _, size = words.partition("=")
+    if kind not in TASKS:
+        raise ValueError(f"no task '{kind}'; there are {', '.join(TASKS)}")
+    asked = Recall(cast(Any, kind), sizes=(size,) if size else (), tokens=tokens, factors=FACTORS)
+    found = asked.tasks()
     if len(found) > 1:
-        sizes = ", ".join(f"{task}={one.task.size}" for one in found)
-        raise ValueError(f"'{task}' has several sizes; choose one, or more, of {sizes}")
-    mine = changed(found[0], mixer=name, config=model(ids(found[0].task)))
-    return Piece(mine, {"mixer": name, "task": task}, seed)
+        sizes = ", ".join(f"{kind}={one.size}" for one in found)
+        raise ValueError(f"'{words}' has several sizes; choose one, or more, of {sizes}")
+    mine = asked.lesson(model(found[0]), found[0], name, seed)
+    return Piece(mine, {"mixer": name, "task": words}, seed)
 
 
 def run_piece(

@@ -7,12 +7,14 @@ is done already stays.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from atma.compare.entrants import Entrant, entrants, one_of_each
 from atma.compare.lessons import Piece, lesson
 from atma.config import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrainConfig, preset
+from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation
 from atma.eval.recall.mixers import changed
 from atma.strict import check_fields, require
@@ -69,7 +71,9 @@ class Comparison:
         """The model before a mixer is chosen; what its preset bounds by the training length is bounded by this one."""
         chosen = preset(self.model_preset)
         bounded = [key for key, value in chosen.following.items() if value not in (None, math.inf)]
-        return changed(chosen.changed(dict.fromkeys(bounded, self.length)), self.model)
+        chosen = changed(chosen.changed(dict.fromkeys(bounded, self.length)), self.model)
+        made = self.tokens > 0 and Path(self.data).is_dir()
+        return chosen.changed({"vocab_size": TokenSet.open(self.data).vocab_size}) if made else chosen
 
     def entrants(self) -> list[Entrant]:
         """Every entrant, in order. ValueError: one is none."""
@@ -116,16 +120,17 @@ def _text(comparison: Comparison, one: Entrant, seed: int) -> Cell:
     """The training on text: a cell of a sweep."""
     length, tokens = comparison.length, comparison.tokens
     data = DataConfig(comparison.data, recall_share=0.4, copy_warmup_tokens=tokens // 15, copy_vocabulary=256)
-    train = TrainConfig(length=length, batch_tokens=16 * length, tokens=tokens, seed=seed, checkpoint_every=50)
+    train = TrainConfig(length, 16 * length, tokens, seed=seed, checkpoint_every=50, evaluate_every=0)
     evaluation = EvaluationConfig(
         comparison.lengths(),
         comparison.documents,
+        min(EvaluationConfig.target_tokens, length // 2),
         needle_trials=comparison.needle_trials,
         needle_tokens=4 * comparison.longest * length,
     )
-    recipe = Recipe(NAME, one.model, data, replace(train, evaluate_every=0), evaluation)
+    recipe = Recipe(NAME, one.model, data, train, evaluation)
     return Cell(recipe, {"mixer": one.name, "task": "text"}, seed)
 
 
 def _lesson(comparison: Comparison, one: Entrant, task: str, seed: int) -> Piece:
-    return lesson(task, one.name, lambda ids: one_of_each(one.model, ids), seed, comparison.task_tokens)
+    return lesson(task, one.name, lambda asked: one_of_each(one.model, asked), seed, comparison.task_tokens)
