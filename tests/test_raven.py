@@ -9,11 +9,12 @@ from atma.config import ModelConfig
 from atma.mixers import Call
 from atma.mixers.raven import largest
 from atma.model import Model
-from atma.ops import use_backend
+from atma.ops import native
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks
 from atma.train.step import Stepper
 from tests.laws.conftest import randomise
+from tests.test_decoding import both, started
 from tests.train.tiny_run import rows, tiny_recipe
 
 OPTIONS = {"query_heads": 2, "slots": 5, "chosen_slots": 3}
@@ -146,7 +147,9 @@ def test_a_training_step_draws_from_its_seed_and_number_alone():
     assert loss(0, 3) != loss(0, 4) and loss(0, 3) != loss(1, 3)
 
 
-@pytest.fixture(autouse=True)
-def _reference():
-    with use_backend("cpu"):
-        yield
+@pytest.mark.skipif(not native.available(), reason="the compiled kernels are not available here")
+def test_decoding_steps_are_recorded_and_are_the_model_s():
+    model = randomise(Model(ModelConfig(23, width=16, depth=2, pattern=("raven",), mlp_multiple=1, **OPTIONS)))
+    for decoder, found, expected, _ in both(model, started(model)):
+        assert decoder.how.startswith("recorded"), decoder.how
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -154,8 +154,7 @@ def operators():
     """Each custom operator that runs here, in training and with a state, on arguments as a model hands them over."""
     q, k, v = draw(2, 4, 5, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 4, seed=1)
     keys, values, start = draw(2, 2, 9, 4), draw(2, 2, 9, 4, seed=1), torch.tensor([0, 3])
-    memory, rates, scale = draw(2, 4, 4, 4), -draw(2, 4, 5).abs(), draw(2, 4, 5)
-    x, taps, tail, ids = draw(2, 5, 3), draw(3, 4), draw(2, 3, 3), documents(2, 5, 2)
+    scale, x, taps, tail, ids = draw(2, 4, 5), draw(2, 5, 3), draw(3, 4), draw(2, 3, 3), documents(2, 5, 2)
     views = {
         "packed": (q, k, v, scale, *visible_range(q, None, ids, 3)),
         "start": (q, keys, values, scale, *visible_range(q, start, None, 3)),
@@ -184,24 +183,39 @@ def operators():
             f"conv one token{backend}": (conv.default, (x[:, :1], taps, tail, None)),
             **{f"polar {view}{backend}": (polar.default, given) for view, given in views.items()},
         }
-    by_channel = -draw(2, 4, 5, 4).abs()
-    for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
-        read, written, beta = [z[:, :, :size] for z in (q, k)], v[:, :1, :size], rates[:, :, :size].exp()
-        for kind, decay in (("no", None), ("one", rates[:, :, :size]), ("channel", by_channel[:, :, :size])):
-            for rule, step in (("add", None), ("add", beta), ("delta", beta), ("delta", None)):
-                given = (*read, written, decay, step, memory, document, rule)
-                weighed = "" if step is None else " beta"
-                cases[f"{rule} {kind} decay{weighed}{name}"] = (ops.recurrence.default, given)
-        for step in (None, beta):
-            given = (*read, written, by_channel[:, :, :size], step, memory, document)
-            weighed = "" if step is None else " beta"
-            cases[f"by value{weighed}{name}"] = (ops.recurrence_by_value.default, given)
-        given = (*read, v[:, :, :size], rates[:, :, :size], beta, memory, document)
-        cases[f"delta{name} native"] = (ops.recurrence_native.default, given)
+    cases |= recurrences(q, k, v, ids)
     hidden, weight, bias, targets = draw(5, 3), draw(7, 3), draw(7), torch.arange(5)
     for backend, loss in (("", ops.softcap_loss), (" native", ops.softcap_loss_native)):
         cases[f"loss{backend}"] = (loss.default, (hidden, weight, bias, targets, 15.0))
         cases[f"loss without bias{backend}"] = (loss.default, (hidden, weight, None, targets, 15.0))
+    return cases
+
+
+def recurrences(q, k, v, ids):
+    """Both rules, each kind of decay, with and without beta, documents and a second token."""
+    ops, memory, beta = torch.ops.atma, draw(2, 4, 4, 4), draw(2, 4, 5).sigmoid()
+    one, channel = -draw(2, 4, 5).abs(), -draw(2, 4, 5, 4).abs()
+    kinds = {
+        "add": (None, None, None, "add"),
+        "add packed": (one, None, ids, "add"),
+        "add by channel": (channel, beta, None, "add"),
+        "delta": (one, beta, None, "delta"),
+        "delta packed": (None, beta, ids, "delta"),
+        "delta by channel packed": (channel, None, ids, "delta"),
+        "delta one token": (channel, beta, None, "delta"),
+        "value": (channel, None, None),
+        "value packed": (channel, beta, ids),
+        "value one token": (channel, beta, None),
+    }
+    cases = {}
+    for name, (decay, step, documents, *rule) in kinds.items():
+        size = 1 if "one" in name else 5
+        taken = [x if x is None else x[:, :, :size] for x in (q, k, v[:, :1], decay, step)]
+        operator = ops.recurrence if rule else ops.recurrence_by_value
+        cases[f"recurrence {name}"] = (operator.default, (*taken, memory, documents, *rule))
+    for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
+        taken = tuple(x[:, :, :size] for x in (q, k, v, one, beta))
+        cases[f"delta{name} native"] = (ops.recurrence_native.default, (*taken, memory, document))
     return cases
 
 
