@@ -1,6 +1,6 @@
 // Kernels for serving: what a token's row of a result is, bit for bit, does not depend on how many rows a call has, on
 // how a text was cut into calls, or on the number of threads. Every sum runs in one order: products over their inputs
-// one after the other; attention within a page of keys, then over pages in order; the memory token after token.
+// one after the other; attention within a page of keys, then over pages in order.
 // T computes, E is how tensors are stored.
 #include <limits>
 #include "problem.h"
@@ -205,74 +205,6 @@ template <class E> void unit_rows(const Units& p) {
     }
 }
 
-PROBLEM(Turns,  // the gated delta rule token after token (ops/recurrent), the memory in place
-    int64_t batch, heads, groups, tokens, width, value_width;
-    int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
-    const void *q, *k, *v, *log_decay, *beta;  // the last two (B, H, T)
-    void *memory, *out;                        // (B, H, V, K), (B, H, T, V)
-    int64_t threads;
-)
-
-// M ← γ M + β (v − γ M k) kᵀ; read = M q. M (tall, wide), as many rows at a time as a vector has lanes.
-template <class T> void step(T* M, const T* q, const T* k, const T* v, T decay, T beta, long tall, long wide, T* read) {
-    using S = Simd<T>;
-    for (long e = 0; e < tall; e += S::lanes) {
-        typename S::V sums[S::lanes];
-        alignas(64) T error[S::lanes];
-        for (int i = 0; i < S::lanes; ++i) {
-            sums[i] = typename S::V{};
-            for (long d = 0; d < wide; d += S::lanes) sums[i] += S::load(M + (e + i) * wide + d) * S::load(k + d);
-        }
-        S::store(error, beta * (S::load(v + e) - decay * S::sums(sums)));
-        for (int i = 0; i < S::lanes; ++i) {
-            T* row = M + (e + i) * wide;
-            sums[i] = typename S::V{};
-            for (long d = 0; d < wide; d += S::lanes) {
-                typename S::V next = decay * S::load(row + d) + error[i] * S::load(k + d);
-                S::store(row + d, next);
-                sums[i] += next * S::load(q + d);
-            }
-        }
-        S::store(read + e, S::sums(sums));
-    }
-}
-
-template <class T> void resize(const T* from, long rows, long width, T* to, long wide) {  // (rows, width), wide apart
-    for (long e = 0; e < rows; ++e) std::copy_n(from + e * width, std::min(width, wide), to + e * wide);
-}
-
-template <class T> const T* filled(const void* from, long at, long width, long wide, T* room) {  // with zeros up to wide
-    const T* x = static_cast<const T*>(from) + at;
-    return width == wide ? x : (std::fill(std::copy_n(x, width, room), room + wide, T(0)), room);
-}
-
-template <class T> void turns_of_head(const Turns& p, long b, long h) {
-    long wide = padded<T>(p.width), tall = padded<T>(p.value_width), group = h / (p.heads / p.groups), n = b * p.heads + h;
-    bool whole = wide == p.width && tall == p.value_width;
-    Buffer<T> room(whole ? 0 : 2 * wide + 2 * tall + tall * wide);
-    T *q_room = room, *k_room = q_room + wide, *v_room = k_room + wide, *read = v_room + tall;
-    T* held = static_cast<T*>(p.memory) + n * p.value_width * p.width;
-    T* M = whole ? held : read + tall;
-    if (!whole) std::fill(M, M + tall * wide, T(0)), resize(held, p.value_width, p.width, M, wide);
-    for (long t = 0; t < p.tokens; ++t) {
-        const T* q = filled<T>(p.q, b * p.q_batch + h * p.q_head + t * p.q_token, p.width, wide, q_room);
-        const T* k = filled<T>(p.k, b * p.k_batch + group * p.k_head + t * p.k_token, p.width, wide, k_room);
-        const T* v = filled<T>(p.v, b * p.v_batch + group * p.v_head + t * p.v_token, p.value_width, tall, v_room);
-        long at = n * p.tokens + t;
-        T decay = std::exp(static_cast<const T*>(p.log_decay)[at]), beta = static_cast<const T*>(p.beta)[at];
-        T* out = static_cast<T*>(p.out) + at * p.value_width;
-        step<T>(M, q, k, v, decay, beta, tall, wide, whole ? out : read);
-        if (!whole) std::copy_n(read, p.value_width, out);
-    }
-    if (!whole) resize(M, p.value_width, wide, held, p.width);
-}
-
-template <class T> void recurrence_in_turn(const Turns& p) {
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(dynamic) if (p.batch * p.heads * p.tokens > 8)
-    for (long b = 0; b < p.batch; ++b)
-        for (long h = 0; h < p.heads; ++h) turns_of_head<T>(p, b, h);
-}
-
 PROBLEM(Largest,  // y (rows): where each row of x (rows, width) is largest, the first of equals; −1 if that is not finite
     int64_t rows, width, x_row;
     const void* x;
@@ -303,8 +235,6 @@ template <class T> void largest(const Largest& p) {
 
 KERNEL(largest_float32, Largest, largest<float>)
 KERNEL(largest_float64, Largest, largest<double>)
-KERNEL(recurrence_in_turn_float32, Turns, recurrence_in_turn<float>)
-KERNEL(recurrence_in_turn_float64, Turns, recurrence_in_turn<double>)
 #define EXPORT(NAME, E)                                                \
     KERNEL(product_rows_##NAME, Product, product_rows<E>)              \
     KERNEL(packed_rows_##NAME, Choice, packed_rows<E>)                 \
