@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Writer = Callable[[Path], object]
 FORMAT = "atma-1"
 MANIFEST = "manifest.json"
-_HEAD = "head.weight"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *OURS)
 _VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
@@ -50,13 +49,11 @@ def save_model(
 def model_files(
     model: "Model", tokenizer: "Tokenizer | None", extra: Mapping[str, Any] | None = None
 ) -> dict[str, Writer]:
-    """The writers of a model folder's files, for `write_folder`. A tied head is not written: it is the embedding."""
+    """The writers of a model folder's files, for `write_folder`. What is tied, as a head may be, is written once."""
     config = {"format": FORMAT, "model": to_dict(model.config), "extra": dict(extra or {})}
     if tokenizer is not None and tokenizer.end_to_record:
         config["end_of_text"] = tokenizer.end_to_record
-    tensors = {name: value.detach() for name, value in model.state_dict().items()}
-    if model.config.tied_head:
-        tensors.pop(_HEAD, None)
+    tensors = _own(model)
     files = {"config.json": json_writer(config), "model.safetensors": tensor_writer(tensors)}
     if tokenizer is not None:
         files["tokenizer.json"] = lambda path: tokenizer.save(path)
@@ -124,9 +121,7 @@ def load_info(folder: str | Path) -> dict[str, Any]:
 
 def fill_model(model: "Model", tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy `tensors`, read from `path`, into the model; ValueError when a name or shape differs from its config."""
-    own = model.state_dict()
-    if model.config.tied_head:
-        own.pop(_HEAD, None)
+    own = _own(model)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing:
         raise ValueError(
@@ -145,6 +140,13 @@ def fill_model(model: "Model", tensors: Mapping[str, Tensor], path: Path) -> Non
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
+
+
+def _own(model: "Model") -> dict[str, Tensor]:
+    """A model's tensors by name, one that has several by its first: a tied head is the embedding."""
+    tensors = model.state_dict(keep_vars=True)
+    names = {id(value): name for name, value in reversed(tensors.items())}
+    return {name: value.detach() for name, value in tensors.items() if names[id(value)] == name}
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atma.config import ModelConfig
 from atma.layers import MLP, RMSNorm, init_linear
-from atma.mixers import Call
+from atma.mixers import Call, Mixer
 from atma.ops import softcap_loss
 from atma.ops.dense import linear
 from atma.ops.loss import softcap
@@ -59,6 +59,11 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.head = nn.Linear(config.width, config.vocab_size)
+        first: dict[str, Mixer] = {}
+        for name, block in zip(config.layers, self.blocks, strict=True):
+            kind, mixer = config.named()[name].kind, cast(Block, block).mixer
+            if first.setdefault(kind, mixer) is not mixer:
+                mixer.share(first[kind])
         self.init_weights(generator)
         if config.tied_head:
             self.head.weight = self.embed.weight

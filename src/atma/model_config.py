@@ -92,18 +92,27 @@ class ModelConfig:
         """The options that some mixer has. ValueError for one given by name that none has."""
         known, fixed = _takes(self.pattern, self.mixers, {**options, **given}, where)
         given = {key: value for key, value in given.items() if key in known or fixed.get(key, ("",))[1:] != (value,)}
-        for key, value in given.items():
-            if key not in known and key in fixed:
-                raise ValueError(f"'{where}{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', not {value!r}")
-            if key not in known:
-                own = [one.name for one in dataclasses.fields(self) if one.name != "options"]
-                raise ValueError(unknown(key, (*own, *sorted(known)), where))
+        for key in [key for key in given if key not in known]:
+            if key in fixed:
+                told = f"'{where}{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', not {given[key]!r}"
+            elif key in self._own_options():
+                told = f"'{where}{key}' is not shared: set {where}mixers.NAME.{key} in a table of the mixer's own"
+            else:
+                own = (one.name for one in dataclasses.fields(self) if one.name != "options")
+                told = unknown(key, (*own, *sorted(known)), where)
+            raise ValueError(told)
         return {key: value for key, value in options.items() if key in known} | given
+
+    def _own_options(self) -> set[str]:
+        """Options that are not shared."""
+        taken = (_found(name, self.mixers.get(name), "").cls.takes({}) for name in self.pattern)
+        return set().union(*(fields.keys() - _shared(fields) for fields in taken))
 
     def _coerced(self, key: str, value: Any) -> Any:
         """The value of a shared option as a mixer has taken it."""
         for name, one in self._named.items():
-            if key in one.options and key not in one.found.fixed and key not in self.mixers.get(name, ()):
+            taken = _shared(one.found.cls.takes(one.options)) - one.found.fixed.keys()
+            if key in taken - self.mixers.get(name, {}).keys():
                 return one.options[key]
         from atma.mixers import flat
 
@@ -137,7 +146,9 @@ class ModelConfig:
         from atma.mixers.base import Place
 
         one = self._named[self.layers[layer]]
-        return one.found.cls(one.config, Place(self.width, self.norm_epsilon, layer, self.depth))
+        alike = [i for i, name in enumerate(self.layers) if self._named[name].kind == one.kind]
+        count = alike.index(layer), len(alike)
+        return one.found.cls(one.config, Place(self.width, self.norm_epsilon, layer, self.depth, *count))
 
     def named(self) -> dict[str, Named]:
         """Every mixer of the pattern and of the tables, by name."""
@@ -203,7 +214,7 @@ def _takes(
         table = mixers.get(name)
         found = _found(name, table, where)
         taken = found.cls.takes(dict(shared) | dict(table or {}) | dict(found.fixed))
-        known |= {key for key in taken if key not in found.fixed}
+        known |= {key for key in _shared(taken) if key not in found.fixed}
         kind = name if table is None else table[KIND]
         fixed |= {key: (kind, value) for key, value in found.fixed.items()}
     return known, fixed
@@ -237,9 +248,14 @@ def _named(name: str, table: Any, shared: Mapping[str, Any], where: str) -> Name
             raise ValueError(unknown(key, taken, f"{where}mixers.{name}."))
         fixed = found.fixed.get(key, value)
         require(fixed == value, f"{where}mixers.{name}.{key}", value, f"left out, or {fixed!r} as the kind has it")
-    mine = {key: value for key, value in shared.items() if key in taken}
+    mine = {key: value for key, value in shared.items() if key in _shared(taken)}
     inner = f"{where}mixers.{name}." if own else where
     return Named(table[KIND] if table else name, found, found.cls.configure(mine | own | dict(found.fixed), inner))
+
+
+def _shared(taken: Mapping[str, dataclasses.Field[Any]]) -> set[str]:
+    """Those of a mixer's options that one beside the model's own fields sets."""
+    return {key for key, one in taken.items() if not one.metadata.get("own")}
 
 
 def _table(one: Named) -> dict[str, Any]:

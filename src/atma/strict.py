@@ -22,6 +22,9 @@ LATER = {"later": True}
 FOLLOWS = {"follows": "length"}
 """Metadata of an option of a mixer that presets bound by the length of training: a recipe's own length bounds it."""
 
+OWN = {"own": True}
+"""Metadata of an option of a mixer that is set in its own table alone: one shared with others does not reach it."""
+
 
 def require(holds: bool, name: str, value: Any, rule: str) -> None:
     """ValueError with the field's name, its rule and the value it has, unless the rule holds."""

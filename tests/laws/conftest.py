@@ -1,7 +1,8 @@
 """The subjects of the laws: every mixer over its own tiny options, installed ones too, and the whole model."""
 
 import dataclasses
-from typing import NamedTuple
+from itertools import product
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from atma.mixers import MIXERS, Call, Mixer, find, names, small
 from atma.model import Model
 from atma.ops import use_backend
 from tests.conftest import tiny
-from tests.ops.backends import ALL
+from tests.ops.backends import ALL, FAST
 
 MODELS = ("polar-memory", "nope", "rope-memory-window", "rope+canon-memory", "polar-tap")
+EXAMPLES = ("based-0", "mamba2-0", "kda-0")
+"""Of the systems of one class, those that every backend computes: a normaliser, keys that heads share, channels that
+decay under the delta rule."""
 
 
 class Subject(NamedTuple):
@@ -80,18 +84,41 @@ def _mixers() -> list[str]:
     return [f"{name}-{i}" for name in reversed(first.values()) for i in range(len(small(name)))]
 
 
-def _names() -> list[str]:
-    return [*_mixers(), *(f"model-{parts}" for parts in MODELS)]
+def _systems() -> list[str]:
+    """Every name of a class of which each name fixes options, once for each of its tiny options."""
+    whole = {find(name).cls for name in names() if not find(name).fixed}
+    return [f"{name}-{i}" for name in names() if find(name).cls not in whole for i in range(len(small(name)))]
 
 
-@pytest.fixture(params=_names())
-def subject(request) -> Subject:
+def _cases() -> list[tuple[str, Any]]:
+    """Subjects and their backends: all of them, but of one class's many systems that are no example one, in turn."""
+    every = [*_mixers(), *EXAMPLES, *(f"model-{parts}" for parts in MODELS)]
+    rest = [name for name in _systems() if name not in EXAMPLES]
+    return [*product(every, ALL), *((name, FAST[i % len(FAST)]) for i, name in enumerate(rest))]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each law over the subjects and their backends; what has no subject over the backends alone."""
+    if "subject" in metafunc.fixturenames:
+        metafunc.parametrize(("subject", "backend"), [_case(*case) for case in _cases()], indirect=True)
+    else:
+        metafunc.parametrize("backend", ALL, indirect=True)
+
+
+def _case(name: str, backend: Any) -> Any:
+    """A parameter, which is left out where its backend is."""
+    values, marks = getattr(backend, "values", (backend,)), getattr(backend, "marks", ())
+    return pytest.param(name, *values, marks=marks, id=f"{name}-{values[0]}")
+
+
+@pytest.fixture
+def subject(request, backend) -> Subject:
     """Every mixer and the whole model, in float64."""
     torch.manual_seed(0)
     return make(request.param)
 
 
-@pytest.fixture(params=ALL, autouse=True)
+@pytest.fixture(autouse=True)
 def backend(request):
     with use_backend(request.param):
         yield request.param

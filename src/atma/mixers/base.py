@@ -28,6 +28,10 @@ class Place(NamedTuple):
     """Which of the model's layers, from 0."""
     layers: int = 1
     """How many layers the model has."""
+    among: int = 0
+    """Which of those of the same kind, from 0."""
+    alike: int = 1
+    """How many layers are of the same kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,9 @@ class Mixer(nn.Module):
         Their inputs are the heads' side by side, so that diagnosis can take a head of a channel away.
         """
         return {}
+
+    def share(self, first: "Mixer") -> None:
+        """Take from the model's first layer of the same kind what is one for all of them; by default nothing is."""
 
     def steady(self, on: bool = True) -> bool:
         """Take, or leave, the form whose bits depend neither on how a text is cut into calls nor on the rows beside it.

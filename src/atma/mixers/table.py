@@ -38,6 +38,18 @@ MIXERS: Entries = {
     "static_qk": ("plain_attention:StaticQK", {}),
     "position_qk": ("plain_attention:PositionQK", {}),
     "random_qk": ("random_attention:RandomQK", {}),
+    "linear": ("linear_recurrence:LinearRecurrence", {"system": "linear"}),
+    "based": ("linear_recurrence:LinearRecurrence", {"system": "based"}),
+    "hedgehog": ("linear_recurrence:LinearRecurrence", {"system": "hedgehog"}),
+    "lightning": ("linear_recurrence:LinearRecurrence", {"system": "lightning"}),
+    "retnet": ("linear_recurrence:LinearRecurrence", {"system": "retnet"}),
+    "gla": ("linear_recurrence:LinearRecurrence", {"system": "gla"}),
+    "hgrn2": ("linear_recurrence:LinearRecurrence", {"system": "hgrn2"}),
+    "mamba2": ("linear_recurrence:LinearRecurrence", {"system": "mamba2"}),
+    "deltanet": ("linear_recurrence:LinearRecurrence", {"system": "deltanet"}),
+    "gated_deltanet": ("linear_recurrence:LinearRecurrence", {"system": "gated_deltanet"}),
+    "kda": ("linear_recurrence:LinearRecurrence", {"system": "kda"}),
+    "delta_memory": ("linear_recurrence:LinearRecurrence", {"system": "delta_memory"}),
 }
 CORES: Entries = {
     "polar": ("polar:PolarCore", {}),

@@ -1,0 +1,172 @@
+"""Feature maps of queries and keys (mixers.md, section 2.1).
+
+A map takes x (B, H, T, K) to φ(x) (B, H, T, K′), float32 or wider but for those that only take lengths away. `positive`
+ones have φ(q)·φ(k) > 0 and can be normalised by their sum; `bounded` ones have |φ(k)| of at most 1, as the delta rule
+needs of its keys.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atma.ops.rows import unit
+from atma.strict import require
+
+FeatureName = Literal["identity", "unit", "elu1", "taylor", "hedgehog", "poly"]
+WIDEST = 16
+"""The widest head whose products of coordinates are taken: of two, 153 features; of a head of 64 they were 2,145."""
+
+
+class Feature(nn.Module):
+    """x itself."""
+
+    positive: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
+    steady: ClassVar[bool] = True
+    """Whether there is a form whose bits are a row's own."""
+
+    def __init__(self, heads: int, width: int, degree: int) -> None:
+        super().__init__()
+        self.width = width
+        """K′."""
+
+    def init_weights(self) -> None:
+        """Set what is learned."""
+
+    def forward(self, x: Tensor, steady: bool = False) -> Tensor:
+        """φ(x)."""
+        return x
+
+
+class Unit(Feature):
+    """x / max(|x|, 1e-12)."""
+
+    bounded = True
+
+    def forward(self, x: Tensor, steady: bool = False) -> Tensor:
+        """`Feature.forward`."""
+        return unit(x, steady)
+
+
+class Elu1(Feature):
+    """x + 1 above zero, else exp(x): not as elu + 1, which float32 rounds to 0 from −17 on."""
+
+    positive = True
+    steady = False
+
+    def forward(self, x: Tensor, steady: bool = False) -> Tensor:
+        """`Feature.forward`."""
+        x = widened(x)
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
+class Taylor(Feature):
+    """φ(q)·φ(k) = 1 + s + s²/2 with s = q·k/√K: the exponential's first terms (BASED, 2402.18668)."""
+
+    positive = True
+
+    def __init__(self, heads: int, width: int, degree: int) -> None:
+        super().__init__(heads, width, degree)
+        require(width <= WIDEST, "key_width", width, f"at most {WIDEST} for products of coordinates")
+        self.width = 1 + width + width * (width + 1) // 2
+
+    def forward(self, x: Tensor, steady: bool = False) -> Tensor:
+        """`Feature.forward`: 1, x/K^¼, then x_i²/√(2K) and x_i x_j/√K row by row."""
+        x = widened(x) * x.shape[-1] ** -0.25
+        first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
+        scale = torch.where(first == second, 0.5**0.5, 1.0).to(x.dtype)
+        products = x.index_select(-1, first) * x.index_select(-1, second) * scale
+        return torch.cat([torch.ones_like(x[..., :1]), x, products], -1)
+
+
+class Hedgehog(Feature):
+    """softmax(y), softmax(−y) of y = A x + b, learned for each query head, which q and k share (2402.04347)."""
+
+    positive = True
+    steady = False
+
+    def __init__(self, heads: int, width: int, degree: int) -> None:
+        super().__init__(heads, width, degree)
+        self.width = 2 * width
+        self.weight = nn.Parameter(torch.empty(heads, width, width))
+        self.shift = nn.Parameter(torch.empty(heads, width))
+
+    def init_weights(self) -> None:
+        """`Feature.init_weights`: A = I, b = 0."""
+        nn.init.zeros_(self.shift)
+        self.weight.copy_(torch.eye(self.weight.shape[-1], dtype=self.weight.dtype).expand_as(self.weight))
+
+    def forward(self, x: Tensor, steady: bool = False) -> Tensor:
+        """`Feature.forward`; keys of fewer heads (B, G, T, K) become those of the query heads."""
+        x = x.repeat_interleave(len(self.weight) // x.shape[1], 1) if x.shape[1] != len(self.weight) else x
+        y = widened(x @ self.weight.to(x.dtype).mT) + self.shift[:, None]
+        return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1)
+
+
+class Poly(Feature):
+    """All monomials of degree ≤ p, by degree, then by their coordinates in order (ATLAS, 2505.23735).
+
+    For unit x and y φ(x)·φ(y) = Σ a_i (x·y)^i / Σ a_i with learned a_i = exp(raw_i), 1/i! at the start, and |φ| = 1.
+    """
+
+    bounded = True
+
+    def __init__(self, heads: int, width: int, degree: int) -> None:
+        super().__init__(heads, width, degree)
+        require(width <= WIDEST, "key_width", width, f"at most {WIDEST} for products of coordinates")
+        self.width = math.comb(width + degree, degree)
+        self.raw = nn.Parameter(torch.empty(degree + 1))
+
+    def init_weights(self) -> None:
+        """`Feature.init_weights`."""
+        self.raw.copy_(-torch.tensor([math.lgamma(i + 1) for i in range(len(self.raw))]))
+
+    def forward(self, x: Tensor, steady: bool = False) -> Tensor:
+        """`Feature.forward`, of x made unit."""
+        return self.lift(unit(x, steady))
+
+    def lift(self, x: Tensor) -> Tensor:
+        """The monomials of x as it is, weighed: x^α of degree i by √(a_i i!/α!) / √Σa."""
+        x = widened(x)
+        weights = (self.raw.to(x.dtype) - self.raw.to(x.dtype).logsumexp(0)).mul(0.5).exp()
+        levels, level = [torch.ones_like(x[..., :1]) * weights[0]], x
+        for degree in range(1, len(weights)):
+            lists = torch.combinations(torch.arange(x.shape[-1], device=x.device), degree, with_replacement=True)
+            if degree > 1:
+                level = x.index_select(-1, lists[:, 0]) * level.index_select(-1, _tails(lists, x.shape[-1]))
+            levels.append(level * (weights[degree] * _multinomial(lists).to(x.dtype).sqrt()))
+        return torch.cat(levels, -1)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _tails(lists: Tensor, width: int) -> Tensor:
+    """Where in the level below each list (n, degree) without its first stands."""
+    below = torch.combinations(torch.arange(width, device=lists.device), lists.shape[1] - 1, with_replacement=True)
+    places = width ** torch.arange(lists.shape[1] - 2, -1, -1, device=lists.device)
+    return torch.searchsorted((below * places).sum(-1), (lists[:, 1:] * places).sum(-1))
+
+
+def _multinomial(lists: Tensor) -> Tensor:
+    """i!/α! of each list (n, i) of coordinates in order: the product over its places of place / run so far."""
+    count = torch.ones(len(lists), dtype=torch.float64, device=lists.device)
+    run = torch.zeros_like(count)
+    for place in range(lists.shape[1]):
+        run = torch.where(lists[:, place] == lists[:, place - 1], run + 1, 1.0) if place else run + 1
+        count = count * (place + 1) / run
+    return count
+
+
+FEATURES: dict[str, type[Feature]] = {
+    "identity": Feature,
+    "unit": Unit,
+    "elu1": Elu1,
+    "taylor": Taylor,
+    "hedgehog": Hedgehog,
+    "poly": Poly,
+}

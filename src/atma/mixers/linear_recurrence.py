@@ -1,0 +1,269 @@
+"""Linear recurrences as mixers: q, k and v around one operation, `atma.ops.recurrence` (mixers.md, sections 2 and 3).
+
+The published systems are the lines of `recurrent_systems`; their feature maps, gates and surround are modules beside
+this one.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atma.layers import Linear
+from atma.mixers.base import Mixer, Place
+from atma.mixers.features import FEATURES, Feature
+from atma.mixers.recurrent_gates import Gates, Sizes, by_head, silu
+from atma.mixers.recurrent_surround import Readout, ShortConv
+from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, sizes
+from atma.ops import recurrence
+from atma.ops.backend import backend_for
+from atma.ops.native import logging
+from atma.ops.rows import rotate
+from atma.ops.segments import tokens_before
+
+BASE = 10_000.0
+"""Of RetNet's rotary positions."""
+EPSILON = 1e-12
+"""Added to a normaliser."""
+
+
+class RecurrentState(NamedTuple):
+    """Of a recurrence. What its system does not need is None."""
+
+    memory: Tensor  # (B, H, V, K′), float32 or wider; with a normaliser V + 1 rows
+    tail: Tensor | None = None  # (B, 3, C): the last inputs of the convolution, q, k and v side by side
+    length: Tensor | None = None  # (B,) int32: where positions are turned
+
+
+class LinearRecurrence(Mixer):
+    """q, k, v → convolution → φ → M ← M diag(a) + β w kᵀ, M q → norm → gate → projection."""
+
+    Config = RecurrenceConfig
+
+    def __init__(self, config: RecurrenceConfig, place: Place) -> None:
+        super().__init__()
+        self.config, self.sizes = config, sizes(config, place)
+        self.heads = self.sizes.heads
+        self.turned, self.mamba = config.system == "retnet", config.system == "mamba2"
+        self.key_heads = 1 if self.mamba else self.heads
+        self.key_floor = config.decay == "floor"
+        keys, values = self.key_heads * self.sizes.key_width, self.heads * self.sizes.value_width
+        self.q_proj = Linear(place.width, keys, bias=False)
+        self.k_proj = None if self.key_floor else Linear(place.width, keys, bias=False)
+        self.v_proj = Linear(place.width, values, bias=False)
+        self.widths = [keys, values] if self.key_floor else [keys, keys, values]
+        self.conv = None
+        if config.conv is not None and config.conv != "none":
+            self.conv = ShortConv(config.conv, sum(self.widths), self.mamba)
+        self.feature = feature_of(config, self.sizes)
+        self.gates = gates_of(config, self.sizes)
+        self.skip = nn.Parameter(torch.empty(self.heads)) if self.mamba else None
+        self.readout = _readout(config, self.sizes)
+        self.in_turn = False
+        """Whether tokens are taken one after the other, by operations whose bits are a row's own."""
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """`Mixer.init_weights`."""
+        super().init_weights(generator)
+        if self.conv is not None:
+            self.conv.init_weights(generator)
+        self.feature.init_weights()
+        self.gates.init_weights(generator)
+        self.readout.init_weights()
+        if self.skip is not None:
+            nn.init.ones_(self.skip)
+
+    def init_state(self, batch: int, capacity: int) -> RecurrentState:
+        """Zeros; `capacity` has no part in it."""
+        weight = self.readout.out_proj.weight
+        memory = empty_memory(weight, batch, self.sizes, self.feature.width, bool(self.config.normaliser))
+        length = torch.zeros(batch, dtype=torch.int32, device=weight.device) if self.turned else None
+        return RecurrentState(memory, None if self.conv is None else self.conv.empty(batch), length)
+
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState | None]:
+        """x (B, T, D) to y (B, T, D). ValueError: a normaliser of zero."""
+        memory, tail, length = (None, None, None) if state is None else state
+        (q, k, v), tail = self._project(x, tail, segment_ids)
+        if self.turned:
+            assert k is not None
+            q, k = self._turn(q, length, segment_ids), self._turn(k, length, segment_ids)
+        log_decay, beta = self._gates(x)
+        if k is None:
+            assert log_decay is not None
+            k = -log_decay.expm1()
+        q, k = self.feature(q, self.in_turn), self.feature(k, self.in_turn)
+        if SYSTEMS[self.config.system].scaled:
+            q = q * self.sizes.key_width**-0.5
+        q = q.expand(-1, self.heads, -1, -1)
+        read, memory = recur((q, k, v), (log_decay, beta), memory, segment_ids, self.config, self.in_turn)
+        if self.skip is not None:
+            read = read + self.skip.to(read.dtype)[:, None, None] * v
+        y = self.readout(read, x, self.in_turn)
+        if state is None:
+            return y, None
+        return y, RecurrentState(memory, tail, None if length is None else length + x.shape[1])
+
+    def _project(
+        self, x: Tensor, tail: Tensor | None, segment_ids: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor | None, Tensor], Tensor | None]:
+        """q, k and v by heads, and the tail after; k is None where it is what the decays leave."""
+        layers = [layer for layer in (self.q_proj, self.k_proj, self.v_proj) if layer is not None]
+        parts = [layer(x) for layer in layers]
+        if self.conv is not None:
+            mixed, tail = self.conv(torch.cat(parts, -1), tail, segment_ids, self.in_turn)
+            parts = list(mixed.split(self.widths, -1))
+        if self.config.system == "lightning" and self.config.conv != "silu":
+            parts = [silu(part, self.in_turn) for part in parts]
+        if self.config.system == "hgrn2" and self.config.conv != "silu":
+            parts[0] = silu(parts[0], self.in_turn)
+        q, v = by_head(parts[0], self.key_heads), by_head(parts[-1], self.heads)
+        return (q, by_head(parts[1], self.key_heads) if len(parts) == 3 else None, v), tail
+
+    def _turn(self, x: Tensor, start: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+        """x (B, H, T, K) by the angles n · 10000^(−2i/K), pairs (i, i + K/2), of positions n."""
+        if segment_ids is not None:
+            position = tokens_before(segment_ids)
+        else:
+            position = torch.arange(x.shape[2], device=x.device, dtype=torch.int32)[None]
+            position = position if start is None else start[:, None] + position
+        pairs = torch.arange(x.shape[3] // 2, dtype=torch.float64, device=x.device)
+        return rotate(x, position, -(BASE ** (-2 / x.shape[3] * pairs)))
+
+    def _gates(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        log_decay, beta = self.gates(x, self.in_turn)
+        if log_decay is not None and "log_decay" in vars(self):
+            # A measurement has put its own in place of `log_decay`: each channel goes as far as the mean does.
+            change = self.log_decay(x) - _mean(log_decay)
+            log_decay = log_decay + (change.unsqueeze(-1) if log_decay.ndim == 4 else change)
+        return log_decay, beta
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """`Mixer.log_decay`: of channels their mean."""
+        log_decay, _ = self.gates(x, self.in_turn)
+        if log_decay is None:
+            return super().log_decay(x)
+        return _mean(log_decay)
+
+    def bound(self, head: int) -> float:
+        """`Mixer.bound`."""
+        return self.gates.bound(head)
+
+    def retention(self) -> nn.Module | None:
+        """`Mixer.retention`."""
+        return None if self.gates.decay is None else self
+
+    def channels(self) -> dict[str, nn.Linear]:
+        """`Mixer.channels`."""
+        return {"read": self.readout.out_proj}
+
+    def share(self, first: Mixer) -> None:
+        """`Mixer.share`: the table of floors."""
+        share_table(self.gates, first.gates if isinstance(first, LinearRecurrence) else None)
+
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: with the compiled operations, and a feature map that has such a form."""
+        compiled = (
+            backend_for("auto", self.q_proj.weight, name) == "native" for name in ("dense", "conv", "recurrent")
+        )
+        self.in_turn = on and self.feature.steady and all(compiled)
+        return self.in_turn
+
+    @property
+    def reach(self) -> int:
+        """`Mixer.reach`."""
+        return 0 if self.conv is None else self.conv.taps.shape[1] - 1
+
+
+def recur(
+    read: tuple[Tensor, Tensor, Tensor],
+    gates: tuple[Tensor | None, Tensor | None],
+    memory: Tensor | None,
+    segment_ids: Tensor | None,
+    config: RecurrenceConfig,
+    steady: bool,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence of q, k and v with a normaliser where there is one: what is read, and the memory after."""
+    q, k, v = read
+    assert config.rule is not None
+    if not config.normaliser:
+        return recurrence(q, k, v, *gates, memory, segment_ids, config.rule, steady=steady)
+    v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    out, memory = recurrence(q, k, v, *gates, memory, segment_ids, config.rule, steady=steady)
+    total = out[..., -1:]
+    _check_total(total)
+    return out[..., :-1] / (total + EPSILON), memory
+
+
+def _check_total(total: Tensor) -> None:
+    """On the CPU, where looking costs little, and not in a step that is recorded."""
+    if total.device.type != "cpu" or torch.compiler.is_compiling() or logging():
+        return
+    if bool((total == 0).any()):
+        raise ValueError(
+            "a query has no weight on any key: its features are all zero, so what it reads cannot be normalised; "
+            "queries or keys are too large (a norm before the mixer, or a lower learning rate)"
+        )
+
+
+def feature_of(config: RecurrenceConfig, sizes: Sizes) -> Feature:
+    """The feature map of a configuration."""
+    assert config.feature is not None
+    return FEATURES[config.feature](sizes.heads, sizes.key_width, config.degree)
+
+
+def gates_of(config: RecurrenceConfig, sizes: Sizes) -> Gates:
+    """The decays and β of a configuration."""
+    assert config.decay is not None and config.write is not None
+    least = SYSTEMS[config.system].least
+    return Gates(sizes, config.decay, config.write, config.negative, config.max_half_life, least)
+
+
+def empty_memory(weight: Tensor, batch: int, sizes: Sizes, width: int, normaliser: bool) -> Tensor:
+    """Zeros (B, H, V, K′), float32 or wider."""
+    work = torch.promote_types(weight.dtype, torch.float32)
+    return weight.new_zeros(batch, sizes.heads, sizes.value_width + normaliser, width, dtype=work)
+
+
+def share_table(gates: Gates, first: Gates | None) -> None:
+    """Take the first such layer's table of floors. ValueError: it is one of another width."""
+    table = getattr(gates.decay, "table", None)
+    if table is None:
+        return
+    other = None if first is None else getattr(first.decay, "table", None)
+    if other is None or other.shape != table.shape:
+        found = None if other is None else tuple(other.shape)
+        raise ValueError(
+            f"layers with decay 'floor' share one table, here {tuple(table.shape)} and {found}: give them equal sizes"
+        )
+    gates.decay.table = other  # pyright: ignore
+
+
+def _readout(config: RecurrenceConfig, sizes: Sizes) -> Readout:
+    assert config.norm is not None and config.out_gate is not None
+    rank = {"lightning": sizes.key_width, "kda": sizes.value_width}.get(config.system)
+    return Readout(sizes, config.norm, config.out_gate, rank, config.system == "kda", config.system == "mamba2")
+
+
+def _mean(log_decay: Tensor) -> Tensor:
+    return log_decay.mean(-1) if log_decay.ndim == 4 else log_decay
+
+
+SMALL = (
+    {"system": "linear", "query_heads": 2},
+    {"system": "based", "query_heads": 2, "key_width": 3},
+    {"system": "hedgehog", "query_heads": 2},
+    {"system": "lightning", "query_heads": 2},
+    {"system": "retnet", "heads": 2},
+    {"system": "gla", "heads": 2},
+    {"system": "hgrn2", "key_width": 8},
+    {"system": "mamba2", "key_width": 6, "value_width": 16},
+    {"system": "deltanet", "heads": 2, "negative": True},
+    {"system": "gated_deltanet", "heads": 2, "key_width": 4},
+    {"system": "kda", "key_width": 8},
+    {"system": "delta_memory", "query_heads": 2},
+    {"system": "delta_memory", "query_heads": 2, "feature": "poly", "key_width": 3, "conv": "none"},
+    {"system": "gla", "heads": 2, "conv": "canon", "rule": "delta", "feature": "unit", "write": "sigmoid"},
+)

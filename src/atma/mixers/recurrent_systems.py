@@ -1,0 +1,175 @@
+"""The published linear recurrences by name, and the options that make one out of another (mixers.md, section 3.3).
+
+A system is a line of `SYSTEMS`: what an option is that is left out. Every one can be set, and what does not go together
+is refused.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+from atma.mixers.base import Place
+from atma.mixers.features import FEATURES, FeatureName
+from atma.mixers.recurrent_gates import DecayName, Sizes, WriteName
+from atma.mixers.recurrent_surround import ConvName, GateName, NormName
+from atma.ops.recurrent import Rule
+from atma.strict import OWN, check_fields, require
+
+SystemName = Literal[
+    "linear",
+    "based",
+    "hedgehog",
+    "lightning",
+    "retnet",
+    "gla",
+    "hgrn2",
+    "mamba2",
+    "deltanet",
+    "gated_deltanet",
+    "kda",
+    "delta_memory",
+]
+
+
+class System(NamedTuple):
+    """What a system is where nothing else is asked for."""
+
+    feature: FeatureName
+    decay: DecayName
+    rule: Rule
+    write: WriteName
+    conv: ConvName
+    norm: NormName
+    out_gate: GateName
+    normaliser: bool = False
+    scaled: bool = False
+    """q/√K."""
+    least: float = 1.0
+    """Of U in A = log U(least, 16)."""
+
+
+SYSTEMS: dict[str, System] = {
+    "linear": System("elu1", "none", "add", "none", "none", "plain", "sigmoid", normaliser=True),
+    "based": System("taylor", "none", "add", "none", "none", "none", "none", normaliser=True),
+    "hedgehog": System("hedgehog", "none", "add", "none", "none", "none", "none", normaliser=True),
+    "lightning": System("identity", "lightning", "add", "none", "none", "whole_plain", "sigmoid"),
+    "retnet": System("identity", "retnet", "add", "none", "none", "head", "silu", scaled=True),
+    "gla": System("identity", "low_rank", "add", "none", "none", "head", "silu", scaled=True),
+    "hgrn2": System("identity", "floor", "add", "none", "none", "whole", "none", scaled=True),
+    "mamba2": System("identity", "step", "add", "step", "silu", "whole", "silu"),
+    "deltanet": System("unit", "none", "delta", "sigmoid", "silu", "head", "none", scaled=True),
+    "gated_deltanet": System("unit", "step", "delta", "sigmoid", "silu", "head", "silu", scaled=True, least=0.0),
+    "kda": System("unit", "channel_step", "delta", "sigmoid", "silu", "head", "sigmoid", scaled=True),
+    "delta_memory": System("unit", "sigmoid", "delta", "biased", "canon", "plain", "sigmoid"),
+}
+assert tuple(SYSTEMS) == get_args(SystemName)
+
+
+@dataclass(frozen=True)
+class RecurrenceConfig:
+    """A system and what is set otherwise. None is what the system has; sizes are counts."""
+
+    system: SystemName = "linear"
+    query_heads: int = 8
+    """The model's query heads: H of the systems that have no number of their own."""
+    heads: int | None = None
+    """H."""
+    key_width: int | None = None
+    """K, before the feature map."""
+    value_width: int | None = None
+    """V."""
+    feature: FeatureName | None = None
+    degree: int = 2
+    """Of the feature map "poly"."""
+    normaliser: bool | None = None
+    """Divide what is read by the sum of its weights."""
+    decay: DecayName | None = None
+    rule: Rule | None = None
+    write: WriteName | None = None
+    """β: "sigmoid" of x, "biased" with a bias, the "step" Δ of the decay, or "none" for 1."""
+    negative: bool = False
+    """β up to 2, so that M (I − β k kᵀ) can have negative eigenvalues."""
+    conv: ConvName | None = None
+    """Of q, k and v: "canon" is z + conv(z), "silu" is silu(conv(z))."""
+    norm: NormName | None = None
+    """Of what is read: of each "head" or of all heads as a "whole" with learned gains, "plain" and "whole_plain"
+    without."""
+    out_gate: GateName | None = None
+    max_half_life: float = field(default=math.inf, metadata=OWN)
+    """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table
+    of the mixer's own, so that a preset's bound, which is its own training length, is never that of another system."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, value in SYSTEMS[self.system]._asdict().items():
+            if name in _OPTIONS and getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("query_heads", "heads", "key_width", "value_width", "degree"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")
+        require(self.max_half_life > 0, "max_half_life", self.max_half_life, "positive")
+        _check_together(self)
+
+
+_OPTIONS = {"feature", "normaliser", "decay", "rule", "write", "conv", "norm", "out_gate"}
+
+
+def _check_together(config: RecurrenceConfig) -> None:
+    """ValueError for options that are each known and together none."""
+    assert config.feature is not None
+    feature, delta = FEATURES[config.feature], config.rule == "delta"
+    normed = f"false for feature = {config.feature!r}, whose sums may be zero" if not feature.positive else ""
+    require(not config.normaliser or feature.positive, "normaliser", True, normed)
+    require(not (config.normaliser and delta), "normaliser", True, 'false for rule = "delta"')
+    known = [name for name, one in FEATURES.items() if one.bounded]
+    short = f'one of {", ".join(known)} for rule = "delta", which grows with longer keys'
+    require(feature.bounded or not delta, "feature", config.feature, short)
+    require(config.write != "step" or config.decay == "step", "write", "step", 'another for a decay without a "step"')
+    sure = config.write != "step" or not delta
+    require(sure, "write", "step", '"sigmoid" for rule = "delta", which is stable for β of at most 2')
+    doubled = delta and config.write in ("sigmoid", "biased")
+    require(not config.negative or doubled, "negative", True, 'false without rule = "delta" and a "sigmoid" write')
+    forgets = config.decay != "floor" or config.feature == "identity"
+    require(forgets, "feature", config.feature, '"identity" for decay = "floor", whose keys are 1 − a')
+
+
+def sizes(config: RecurrenceConfig, place: Place) -> Sizes:
+    """H, K and V in a stream of width D. ValueError: what must divide D and does not, and how to mend it."""
+    heads, key, value = _numbers(config, place.width)
+    require(config.system != "retnet" or key % 2 == 0, "key_width", key, "even for rotary positions")
+    return Sizes(place, heads, key, value)
+
+
+def _numbers(config: RecurrenceConfig, width: int) -> tuple[int, int, int]:
+    system, heads, key, value = config.system, config.heads, config.key_width, config.value_width
+    if system in ("hgrn2", "kda"):
+        key = key or 128
+        return heads or _share(width, key, "key_width"), key, value or key
+    if system == "mamba2":
+        value = value or 64
+        return heads or _share(2 * width, value, "value_width"), key or 128, value
+    if system == "gated_deltanet":
+        key = key or 256
+        return heads or max(1, int(0.75 * width / key + 0.5)), key, value or 2 * key
+    told = "heads" if heads or system in _HEADS else "query_heads"
+    heads = heads or _HEADS.get(system, config.query_heads)
+    share = None if key and value else _share(width, heads, told)
+    if system == "based":
+        return heads, key or 16, value or share or 0
+    if system == "gla":
+        return heads, key or _share(width, 2 * heads, "2 · heads"), value or share or 0
+    key = key or share or 0
+    return heads, key, value or (2 * key if system == "retnet" else share or 0)
+
+
+_HEADS = {"retnet": 8, "gla": 4, "deltanet": 4}
+
+
+def _share(width: int, parts: int, name: str) -> int:
+    """width / parts. ValueError unless it is whole."""
+    if width % parts:
+        raise ValueError(
+            f"'{name}' = {parts} must divide {width}, which the model's width makes of it; "
+            "set heads, key_width and value_width"
+        )
+    return width // parts
