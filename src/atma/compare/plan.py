@@ -126,7 +126,7 @@ def _text(comparison: Comparison, one: Entrant, seed: int) -> Cell:
         comparison.documents,
         min(EvaluationConfig.target_tokens, length // 2),
         needle_trials=comparison.needle_trials,
-        needle_tokens=4 * comparison.longest * length,
+        needle_tokens=16 * comparison.longest * length,
     )
     recipe = Recipe(NAME, one.model, data, train, evaluation)
     return Cell(recipe, {"mixer": one.name, "task": "text"}, seed)

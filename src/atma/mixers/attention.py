@@ -106,12 +106,12 @@ class Attention(Attending):
         if self.config.canon_init == "previous" and self.canon_k is not None:
             start_at_previous(self.canon_k, self.key_width)
         if self.config.share_query_key_init and self.has_canon:
-            self.share()
+            self.start_alike()
         self.core.init_weights(generator)
         if self.memory is not None:
             self.memory.init_weights(generator)
 
-    def share(self) -> None:
+    def start_alike(self) -> None:
         """Start every query projection as that of its key head."""
         share_projection(self.q_proj, self.k_proj.weight, self.heads, self.groups)
 

@@ -64,12 +64,12 @@ class MinimalAttention(Attention):
             del self.v_proj
             self.out_proj = cast(Linear, Through(inner))
 
-    def share(self) -> None:
+    def start_alike(self) -> None:
         """`Attention.share`: with merge_qk the key projection is the slice itself."""
         if self.own.merge_qk:
             share_projection(self.q_proj, torch.eye(self.width).to(self.q_proj.weight), self.heads, self.groups)
         elif not self.own.symmetric:
-            super().share()
+            super().start_alike()
 
     def keys_and_values(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """`Attention.keys_and_values`."""
