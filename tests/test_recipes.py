@@ -11,7 +11,7 @@ from atma.sweep.cells import load_sweep
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 STACKS = sorted(FOLDER.glob("stacks/*.toml"))
 SINGLE = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.startswith("sweep"))
-SIZES = {"nano": (2.0e6, 3.5e6), "small": (35e6, 75e6)}
+SIZES = {"nano": (2.0e6, 3.6e6), "small": (60e6, 90e6)}
 """Parameters between which a stack of that size lies."""
 
 

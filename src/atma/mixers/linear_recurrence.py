@@ -159,7 +159,7 @@ class LinearRecurrence(Mixer):
         """`Mixer.channels`."""
         return {"read": self.readout.out_proj}
 
-    def share(self, first: Mixer) -> None:
+    def take_shared(self, first: Mixer) -> None:
         """`Mixer.share`: the table of floors."""
         share_table(self.gates, first.gates if isinstance(first, LinearRecurrence) else None)
 
