@@ -154,9 +154,7 @@ def operators():
     """Each custom operator that runs here, in training and with a state, on arguments as a model hands them over."""
     q, k, v = draw(2, 4, 5, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 4, seed=1)
     keys, values, start = draw(2, 2, 9, 4), draw(2, 2, 9, 4, seed=1), torch.tensor([0, 3])
-    unit, wide, memory = F.normalize(q, dim=-1), draw(2, 4, 5, 4), draw(2, 4, 4, 4)
-    rates, scale = -draw(2, 4, 5).abs(), draw(2, 4, 5)
-    x, taps, tail, ids = draw(2, 5, 3), draw(3, 4), draw(2, 3, 3), documents(2, 5, 2)
+    scale, x, taps, tail, ids = draw(2, 4, 5), draw(2, 5, 3), draw(3, 4), draw(2, 3, 3), documents(2, 5, 2)
     views = {
         "packed": (q, k, v, scale, *visible_range(q, None, ids, 3)),
         "start": (q, keys, values, scale, *visible_range(q, start, None, 3)),
@@ -185,14 +183,39 @@ def operators():
             f"conv one token{backend}": (conv.default, (x[:, :1], taps, tail, None)),
             **{f"polar {view}{backend}": (polar.default, given) for view, given in views.items()},
         }
-    for backend, delta, shared in (("", ops.recurrence, (unit, wide)), (" native", ops.recurrence_native, (k, v))):
-        for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
-            given = tuple(z[:, :, :size] for z in (q, *shared, rates, rates.exp()))
-            cases[f"delta{name}{backend}"] = (delta.default, (*given, memory, document))
+    cases |= recurrences(q, k, v, ids)
     hidden, weight, bias, targets = draw(5, 3), draw(7, 3), draw(7), torch.arange(5)
     for backend, loss in (("", ops.softcap_loss), (" native", ops.softcap_loss_native)):
         cases[f"loss{backend}"] = (loss.default, (hidden, weight, bias, targets, 15.0))
         cases[f"loss without bias{backend}"] = (loss.default, (hidden, weight, None, targets, 15.0))
+    return cases
+
+
+def recurrences(q, k, v, ids):
+    """Both rules, each kind of decay, with and without beta, documents and a second token."""
+    ops, memory, beta = torch.ops.atma, draw(2, 4, 4, 4), draw(2, 4, 5).sigmoid()
+    one, channel = -draw(2, 4, 5).abs(), -draw(2, 4, 5, 4).abs()
+    kinds = {
+        "add": (None, None, None, "add"),
+        "add packed": (one, None, ids, "add"),
+        "add by channel": (channel, beta, None, "add"),
+        "delta": (one, beta, None, "delta"),
+        "delta packed": (None, beta, ids, "delta"),
+        "delta by channel packed": (channel, None, ids, "delta"),
+        "delta one token": (channel, beta, None, "delta"),
+        "value": (channel, None, None),
+        "value packed": (channel, beta, ids),
+        "value one token": (channel, beta, None),
+    }
+    cases = {}
+    for name, (decay, step, documents, *rule) in kinds.items():
+        size = 1 if "one" in name else 5
+        taken = [x if x is None else x[:, :, :size] for x in (q, k, v[:, :1], decay, step)]
+        operator = ops.recurrence if rule else ops.recurrence_by_value
+        cases[f"recurrence {name}"] = (operator.default, (*taken, memory, documents, *rule))
+    for name, size, document in (("", 5, None), (" packed", 5, ids), (" one token", 1, None)):
+        taken = tuple(x[:, :, :size] for x in (q, k, v, one, beta))
+        cases[f"delta{name} native"] = (ops.recurrence_native.default, (*taken, memory, document))
     return cases
 
 
