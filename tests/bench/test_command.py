@@ -5,6 +5,7 @@ import json
 import pytest
 
 from atma.bench.plan import Plan
+from atma.bench.recurrence import RECURRENCES
 from atma.cli import main
 from atma.ops.polar import cpu as polar_cpu
 
@@ -28,7 +29,7 @@ def test_a_measurement_prints_a_table_and_writes_both_files(tmp_path, capsys):
     found = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert {row["what"] for row in found["rows"]} == {
         *(f"polar {mode}" for mode in ("forward", "forward+backward", "decode")),
-        *(f"delta {mode}" for mode in ("forward", "forward+backward", "step")),
+        *(f"{kind} {mode}" for kind in RECURRENCES for mode in ("forward", "forward+backward", "step")),
         *(f"{name} {mode}" for name in ("conv", "loss") for mode in ("forward", "forward+backward")),
     }
     assert all(f"{row['what']}, {row['dtype']}" in said and row["name"] in said for row in found["rows"])
