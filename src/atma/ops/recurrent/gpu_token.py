@@ -53,17 +53,19 @@ def _solve_kernel(
     n, head, p = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, C)
     row, start = head // heads, n * C
     chunk = head * tl.num_programs(0) + n
-    rates = load_row(beta + head * length, start, length, C)
-    decay, entry = decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
-    tl.store(entries + chunk * C + p, entry)
-    # g, and D's last row: what each write is still worth at the chunk's end.
-    tl.store(lasts + chunk * C + p, last_row(decay, C))
     if DELTA:
         keys = load(k + row * k_row + head % heads // k_group * k_head, start, k_step, length, width, C, WIDTH)
+    rates = load_row(beta + head * length, start, length, C)
+    decay, entry = decays(log_decay + head * length, segment_ids + row * length, start, length, C, PACKED)
+    if DELTA:
         # A = β ∘ strictly-lower(D ∘ K Kᵀ), T = (I + A)⁻¹.
         A = tl.where(p[:, None] > p[None, :], dot(keys, tl.trans(keys)) * decay * rates[:, None], 0.0)
         low = narrow(invert(A, C), keys.dtype)
         store(inverse + chunk * C * C, low, 0, C, C, C, C, C)
+    tl.store(entries + chunk * C + p, entry)
+    # g, and D's last row: what each write is still worth at the chunk's end.
+    tl.store(lasts + chunk * C + p, last_row(decay, C))
+    if DELTA:
         # U = T β V − (T β g K) N: neither factor knows the memory N, so all chunks make theirs at once.
         taken = dot(low, narrow((rates * entry)[:, None] * keys, keys.dtype))
         store(removed + head * length * width, taken, start, width, length, width, C, WIDTH)
@@ -110,15 +112,18 @@ def pass_kernel(
         # The memory before this chunk is kept, for the reads and for the gradient.
         low = narrow(held, k.dtype.element_ty)
         store(before + chunk * depth * width + first, low, 0, depth, width, depth - first, WIDTH, BLOCK)
-        written = load(writes, start, depth, length, depth - first, C, BLOCK)
+        if DELTA:
+            taken = load(removed, start, width, length, width, C, WIDTH)
+        written = load(writes, start, depth, length, depth - first, C, BLOCK).to(tl.float32)
         if DELTA:
             # U = fresh − removed N.
-            written = written.to(tl.float32) - dot(load(removed, start, width, length, width, C, WIDTH), low)
+            written -= dot(taken, low)
             store(writes, written, start, depth, length, depth - first, C, BLOCK)
-        keys = load(k, start, k_step, length, width, C, WIDTH)
         # N ← g_C N + Kᵀ (last ∘ U).
         if AXIS == TOKEN:
             written = tl.load(lasts + chunk * C + tl.arange(0, C))[:, None] * written
+        keys = load(k, start, k_step, length, width, C, WIDTH)
+        if AXIS == TOKEN:
             rest = tl.load(entries + chunk * C + C - 1)
         elif AXIS == KEY:
             rest = load_row(entries + chunk * width, 0, width, WIDTH)[:, None]
@@ -231,23 +236,24 @@ def grad_pass_kernel(
         low = narrow(held, k.dtype.element_ty)
         store(after + chunk * depth * width + first, low, 0, depth, width, depth - first, WIDTH, BLOCK)
         if DELTA:
+            if AXIS == TOKEN:
+                last = tl.load(lasts + chunk * C + tl.arange(0, C))
             keys = load(k, start, k_step, length, width, C, WIDTH)
             written = load(grad_writes, start, depth, length, depth - first, C, BLOCK).to(tl.float32)
             # … and from the memory after the chunk, which U lives on in: (last ∘ K) grad N.
-            lived = dot(keys, low)
-            if AXIS == TOKEN:
-                lived = tl.load(lasts + chunk * C + tl.arange(0, C))[:, None] * lived
-            written += lived
+            written += last[:, None] * dot(keys, low) if AXIS == TOKEN else dot(keys, low)
             store(grad_writes, written, start, depth, length, depth - first, C, BLOCK)
         # grad N ← g_C grad N + Qᵀ (g ∘ grad R) − (T β g K)ᵀ grad U.
-        read = load(grad, start, depth, length, depth - first, C, BLOCK)
         if AXIS == TOKEN:
-            read = narrow(tl.load(entries + chunk * C + tl.arange(0, C))[:, None] * read, low.dtype)
+            entry = tl.load(entries + chunk * C + tl.arange(0, C))
+            read = narrow(entry[:, None] * load(grad, start, depth, length, depth - first, C, BLOCK), low.dtype)
             rest = tl.load(entries + chunk * C + C - 1)
         elif AXIS == KEY:
             rest = load_row(entries + chunk * width, 0, width, WIDTH)[:, None]
         else:
             rest = load_row(entries + chunk * depth, first, depth, BLOCK)[None, :]
+        if AXIS != TOKEN:
+            read = load(grad, start, depth, length, depth - first, C, BLOCK)
         queries = load(q, start, q_step, length, width, C, WIDTH)
         held = held * rest + dot(tl.trans(queries), read)
         if DELTA:
