@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atma import state as trees
-from atma.ops.recurrent.cpu import CHUNK
+from atma.ops.recurrent.decays import CHUNK
 from atma.state import tensors
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
