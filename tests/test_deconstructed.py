@@ -13,6 +13,7 @@ from atma.mixers import Call
 from atma.mixers.deconstructed import softmax_sum
 from atma.model import Model
 from atma.ops import native, use_backend
+from tests.harness.greedy import greedy, served
 from tests.laws.conftest import randomise
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -248,3 +249,20 @@ def test_a_step_of_decoding_is_recorded_unless_places_are_looked_at(kind, record
         found = [decoder.step(torch.tensor(tokens)).clone() for tokens in ([[3], [5]], [[4], [6]])]
     assert decoder.how.startswith(RECORDED) == recorded, decoder.how
     torch.testing.assert_close(torch.stack(found, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("glu", {}),
+        ("static_qk", {}),
+        ("position_qk", {"window": 5}),
+        ("random_qk", {"score": "relu"}),
+        ("random_qk", {"score": "relu", "window": 5}),
+        ("random_qk", {"identity": 0.5, "key_value_heads": 4}),
+    ],
+)
+def test_a_served_text_is_the_one_that_the_model_writes(kind, options):
+    model = randomise(Model(ModelConfig(257, width=16, depth=2, pattern=(kind,), **(HEADS | options)))).float().eval()
+    tokens = torch.arange(20)[None] * 7 % 257
+    assert served(model, tokens[0].tolist(), 6) == greedy(model, tokens, 6)
