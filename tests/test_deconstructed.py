@@ -13,7 +13,8 @@ from atma.mixers import Call
 from atma.mixers.deconstructed import softmax_sum
 from atma.model import Model
 from atma.ops import native, use_backend
-from tests.harness.greedy import greedy, served
+from atma.serve.exact import Served
+from tests.harness.greedy import greedy, outputs, served
 from tests.laws.conftest import randomise
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -266,3 +267,24 @@ def test_a_served_text_is_the_one_that_the_model_writes(kind, options):
     model = randomise(Model(ModelConfig(257, width=16, depth=2, pattern=(kind,), **(HEADS | options)))).float().eval()
     tokens = torch.arange(20)[None] * 7 % 257
     assert served(model, tokens[0].tolist(), 6) == greedy(model, tokens, 6)
+
+
+@pytest.mark.skipif(not native.available(), reason="exact only by the compiled kernels")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("glu", {}),
+        ("static_qk", {"window": 5}),
+        ("position_qk", {}),
+        ("random_qk", {"identity": 0.5, "key_value_heads": 4}),
+        ("minimal", {"symmetric": True, "identity_vo": True, "key_value_heads": 4}),
+    ],
+)
+def test_what_is_steady_is_served_with_the_same_bits_beside_any_other_text(kind, options):
+    model = randomise(Model(ModelConfig(257, width=16, depth=2, pattern=(kind,), **(HEADS | options)))).float().eval()
+    assert Served(model).exact
+    prompts = [(torch.arange(length) * 7 % 257).tolist() for length in (20, 3, 41)]
+    together = outputs(model, prompts, 5)
+    for prompt, output in zip(prompts, together, strict=True):
+        alone = outputs(model, [prompt], 5)[0]
+        assert (alone.tokens, alone.logprobs) == (output.tokens, output.logprobs)
