@@ -106,9 +106,9 @@ class Summing(Mixer):
         q, k, v = (z.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2) for z in made)
         return q, k, F.pad(v, (0, 1), value=1.0)
 
-    def output(self, read: Tensor) -> Tensor:
-        """Reads (B, H, T, K) to y (B, T, D)."""
-        return self.out_proj(read.transpose(1, 2).flatten(2).to(self.out_proj.weight.dtype))
+    def output(self, read: Tensor, dtype: torch.dtype) -> Tensor:
+        """Reads (B, H, T, K) to y (B, T, D), in x's dtype."""
+        return self.out_proj(read.transpose(1, 2).flatten(2).to(dtype))
 
     def zeros(self, batch: int, *shape: int) -> Tensor:
         """Zeros (B, H, …), float32 or wider."""
@@ -156,7 +156,7 @@ class Taylor2(Summing):
             for pair, memory in zip(features, held, strict=True)
         ]
         first, second, third = (total[..., :-1] / away_from_zero(total[..., -1:]) for total, _ in sums)
-        y = self.output(first + second + third)
+        y = self.output(first + second + third, x.dtype)
         return y, None if state is None else TaylorState(*(memory for _, memory in sums))
 
     def steady(self, on: bool = True) -> bool:
@@ -192,7 +192,7 @@ class GateSum(Summing):
         k = k.repeat_interleave(self.heads // self.groups, 1)
         score = (F.silu(q) * k).sum(-1) * self.config.head_width**-0.5
         read, state_after = softmax_sum(score, v, state, segment_ids)
-        return self.output(read), state_after
+        return self.output(read, x.dtype), state_after
 
 
 def softmax_sum(
