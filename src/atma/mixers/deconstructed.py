@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
 from atma.ops import recurrence
+from atma.ops.backend import backend_for
+from atma.ops.rows import sigmoid
 from atma.ops.segments import document_start
 from atma.strict import check_fields, require
 
@@ -54,6 +56,7 @@ class Glu(Mixer):
         self.gate_proj = Linear(place.width, inner, bias=False)
         self.up_proj = Linear(place.width, inner, bias=False)
         self.out_proj = Linear(inner, place.width, bias=False)
+        self.is_steady = False
 
     def init_state(self, batch: int, capacity: int) -> GluState:
         """There is none."""
@@ -63,11 +66,18 @@ class Glu(Mixer):
         self, x: Tensor, state: GluState | None = None, *, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, GluState | None]:
         """x (B, T, D) to y (B, T, D)."""
-        return self.out_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), state
+        gate = self.gate_proj(x)
+        opened = gate * sigmoid(gate, True) if self.is_steady else F.silu(gate)
+        return self.out_proj(opened * self.up_proj(x)), state
 
     def channels(self) -> dict[str, nn.Linear]:
         """`Mixer.channels`: all of it."""
         return {"read": self.out_proj}
+
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: with a compiled sigmoid."""
+        self.is_steady = on and backend_for("auto", self.out_proj.weight, "dense") == "native"
+        return self.is_steady
 
     @property
     def reach(self) -> int:
@@ -96,9 +106,9 @@ class Summing(Mixer):
         q, k, v = (z.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2) for z in made)
         return q, k, F.pad(v, (0, 1), value=1.0)
 
-    def output(self, read: Tensor) -> Tensor:
-        """Reads (B, H, T, K) to y (B, T, D)."""
-        return self.out_proj(read.transpose(1, 2).flatten(2).to(self.out_proj.weight.dtype))
+    def output(self, read: Tensor, dtype: torch.dtype) -> Tensor:
+        """Reads (B, H, T, K) to y (B, T, D), in x's dtype."""
+        return self.out_proj(read.transpose(1, 2).flatten(2).to(dtype))
 
     def zeros(self, batch: int, *shape: int) -> Tensor:
         """Zeros (B, H, …), float32 or wider."""
@@ -121,6 +131,9 @@ class TaylorState(NamedTuple):
 class Taylor2(Summing):
     """o = Σ_p Σ_j s^p_ij v_j / d(Σ_j s^p_ij) of the orders s⁰ = 1, s¹ = q·k/√K and s² = (q⊙q)·(k⊙k)/2K."""
 
+    in_turn = False
+    """Whether tokens are taken one after the other, however many a call has."""
+
     def init_state(self, batch: int, capacity: int) -> TaylorState:
         """Zeros; `capacity` has no part in it."""
         width = self.config.head_width
@@ -138,10 +151,18 @@ class Taylor2(Summing):
             (q * q / (2 * width), k * k),
         )
         held = (None, None, None) if state is None else state
-        sums = [recurrence(*pair, v, memory=m, segment_ids=segment_ids) for pair, m in zip(features, held, strict=True)]
+        sums = [
+            recurrence(*pair, v, memory=memory, segment_ids=segment_ids, steady=self.in_turn)
+            for pair, memory in zip(features, held, strict=True)
+        ]
         first, second, third = (total[..., :-1] / away_from_zero(total[..., -1:]) for total, _ in sums)
-        y = self.output(first + second + third)
+        y = self.output(first + second + third, x.dtype)
         return y, None if state is None else TaylorState(*(memory for _, memory in sums))
+
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: tokens in turn, by operations whose bits are a row's own."""
+        self.in_turn = on and backend_for("auto", self.out_proj.weight, "recurrent") == "native"
+        return self.in_turn
 
 
 def away_from_zero(x: Tensor) -> Tensor:
@@ -171,7 +192,7 @@ class GateSum(Summing):
         k = k.repeat_interleave(self.heads // self.groups, 1)
         score = (F.silu(q) * k).sum(-1) * self.config.head_width**-0.5
         read, state_after = softmax_sum(score, v, state, segment_ids)
-        return self.output(read), state_after
+        return self.output(read, x.dtype), state_after
 
 
 def softmax_sum(
