@@ -12,7 +12,8 @@ import pytest
 from atma.cli import main
 from atma.eval.recall import lessons, training
 from atma.eval.recall import suite as suites
-from atma.eval.recall.suite import Recall, recall
+from atma.eval.recall.mixers import base, mixer
+from atma.eval.recall.suite import Recall, learn, recall
 from atma.eval.recall.summary import figures, groups, table
 from atma.eval.results import read_rows
 from atma.mixers.table import GROUPS, find
@@ -62,6 +63,17 @@ def test_a_run_leaves_its_curve_its_accuracies_and_what_is_to_be_known(made):
     assert first["memory_bytes"] == 2 * 8 * 8 * 4 and second["memory_bytes"] == 0
     assert first["identity"] != second["identity"] and first["model"]["core"] == "polar"
     assert first["trained_tokens"] == 640
+
+
+def test_any_configuration_is_taught_without_the_command(made):
+    (task,) = TINY.tasks()
+    config = mixer("rope", base(task, "", TINY.model))
+    rows = learn(dataclasses.replace(config, vocab_size=99), "copy", 640, 0, TINY, "rope")
+    about = {"suite", "measurement", "provenance", "key"}
+    expected = [{k: v for k, v in row.items() if k not in about} for row in made if row["mixer"] == "rope"]
+    for row in (*rows, *expected):
+        row.pop("seconds", None)
+    assert rows == expected
 
 
 def test_any_mixer_is_trained_in_the_place_of_the_global_layers(monkeypatch):

@@ -10,6 +10,7 @@ from atma.config import ModelConfig, TrainConfig
 from atma.eval.recall.mixers import base, mixer, reach
 from atma.eval.recall.tasks import TEST, AssociativeRecall, Capacity, Copying, SelectiveCopying, examples
 from atma.eval.recall.training import PATIENCE, Learner, Practice, correct, token_cost
+from atma.mixers.gated_conv import GatedConv
 from atma.model import Model
 from atma.ops.loss import NOT_SCORED
 from atma.train.step import Outcome
@@ -139,6 +140,21 @@ def test_the_name_of_any_mixer_takes_the_place_of_the_global_layers():
     assert convolutions.layers == ("local", "gated_conv") and reach(convolutions) == 4 + 4
     with pytest.raises(ValueError, match="'atma' takes the place of layers 'global', and the pattern has none"):
         mixer("atma", base(Copying(64), "", ('pattern=["local"]',)))
+
+
+def test_an_option_that_is_a_mixers_alone_goes_to_its_own_table(monkeypatch):
+    fields = GatedConv.takes({})
+    own = {**fields, "local_taps": dataclasses.field(default=3, metadata={"own": True})}
+    monkeypatch.setattr(GatedConv, "takes", classmethod(lambda cls, options: own))
+    made = mixer("gated_conv,local_taps=5,width=96", base(Copying(64)))
+    monkeypatch.undo()
+    assert made.width == 96 and made.mixers["gated_conv"]["local_taps"] == 5
+    assert reach(made) == 2 + 4
+
+
+def test_selective_copying_has_two_layers_that_look_far():
+    for words, far in (("rope", "global"), ("gated_conv", "gated_conv")):
+        assert mixer(words, base(SelectiveCopying())).layers == ("local", far) * 2
 
 
 @pytest.mark.parametrize(

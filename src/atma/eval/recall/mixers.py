@@ -10,6 +10,7 @@ import torch
 from atma.config import ModelConfig, preset
 from atma.eval.recall.tasks import Capacity, Task
 from atma.mixers import CORES, names
+from atma.mixers.table import find
 from atma.strict import read_value
 
 SMALL = ModelConfig(
@@ -36,7 +37,8 @@ def base(task: Task, model_preset: str = "", settings: Sequence[str] = ()) -> Mo
         start = preset(model_preset)
     else:
         life, count = (math.inf, None) if isinstance(task, Capacity) else (float(task.length), task.length)
-        start = replace(SMALL, pattern=task.layers, max_half_life=life, count_limit=count)
+        bounds = {"max_half_life": life, "count_limit": count}
+        start = replace(SMALL, pattern=task.layers, depth=len(task.layers), **bounds)
     return replace(changed(start, settings), vocab_size=task.ids)
 
 
@@ -55,7 +57,7 @@ def mixer(words: str, start: ModelConfig) -> ModelConfig:
     if GLOBAL not in start.pattern:
         raise ValueError(f"'{name}' takes the place of layers '{GLOBAL}', and the pattern has none; leave pattern out")
     pattern = tuple(core if layer == GLOBAL else layer for layer in start.pattern)
-    return changed(start.changed({"pattern": pattern}), settings)
+    return changed(start.changed({"pattern": pattern}), settings, core)
 
 
 def reach(config: ModelConfig) -> int | None:
@@ -65,8 +67,8 @@ def reach(config: ModelConfig) -> int | None:
     return None if None in found else sum(one for one in found if one is not None)
 
 
-def changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
-    """A model with settings KEY=VALUE of a recipe's table [model]. ValueError: one is none, or is set elsewhere."""
+def changed(config: ModelConfig, settings: Sequence[str], name: str = "") -> ModelConfig:
+    """With settings KEY=VALUE; those that are a mixer's alone ("own" in its metadata) in a table of mixer `name`."""
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -78,4 +80,6 @@ def changed(config: ModelConfig, settings: Sequence[str]) -> ModelConfig:
         if key in values:
             raise ValueError(f"'{setting}': '{key}' is set twice; keep the one that you mean")
         values[key] = read_value(text)
-    return config.changed(values)
+    taken = find(name).cls.takes(values) if name else {}
+    own = {key: values.pop(key) for key in list(values) if key in taken and taken[key].metadata.get("own")}
+    return config.changed(values | ({"mixers": {name: {"kind": name, **own}}} if own else {}))

@@ -54,7 +54,8 @@ class Recall:
     """CORE or CORE+memory of the global layers, or the name of any mixer that takes their place; after commas settings
     of this one alone: polar+memory,window=16."""
     model_preset: str = ""
-    """Begin with this preset; by default two layers, local and global, of width 64."""
+    """Begin with this preset; by default layers of width 64: local and global, twice for selective-copy; two that look
+    far for the tasks of MAD."""
     model: tuple[str, ...] = ()
     """Settings of every model, KEY=VALUE of a recipe's table [model], such as width=128 depth=4."""
     rates: tuple[float, ...] = (1.0,)
@@ -208,6 +209,18 @@ def recall(
     return run_measurements(
         suite.name, [lesson.measurement() for lesson in fitted.lessons(device)], stamp, results, progress
     )
+
+
+def learn(
+    config: ModelConfig, task: Name, tokens: int, seed: int = 0, options: Recall | None = None, name: str = ""
+) -> list[Row]:
+    """The rows of one model, of any configuration, that learns a task at its first size: what `recall` does of many.
+
+    Sizes, vocabulary, examples, tests and the protocol are those of `options`; `name` is what rows call the mixer. To
+    keep rows in a file, give `run_measurements` what `Recall.lesson(...).measurement()` returns. ValueError: `Recall`.
+    """
+    wanted = replace(options or Recall(), task=task, tokens=tokens)
+    return wanted.lesson(config, wanted.tasks()[0], name, seed).measurement().run(lambda _: None)
 
 
 def _numbers(task: str, size: str) -> dict[str, int]:

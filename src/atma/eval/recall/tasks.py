@@ -109,16 +109,19 @@ class Copying(Drawn):
 class SelectiveCopying(Drawn):
     """A few symbols at random places among blanks, then as many markers, at which they are asked for in their order.
 
-    Source: the task of Mamba, arXiv 2312.00752, section 4.1.1.
+    All markers are the same, so a model must count symbols in one layer and look for that number in a later one: a model
+    with one layer that looks far cannot learn it. Source: the task of Mamba, arXiv 2312.00752, section 4.1.1.
     """
 
-    length: int = 256
-    symbols: int = 16
+    length: int = 64
+    symbols: int = 8
     vocabulary: int = 16
     """Different symbols, besides the blank and the marker."""
     name = "selective-copy"
     fields = ("length", "symbols")
-    sizes = ("256,16",)
+    sizes = ("64,8",)
+    harder = ("128,8", "256,8", "256,16", "4096,16")
+    layers = ("local", "global", "local", "global")
 
     def __post_init__(self) -> None:
         check_fields(self)
