@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atma.config import ModelConfig
 from atma.diagnose.diagnosis import diagnose
-from atma.diagnose.interventions import capped, masked
+from atma.diagnose.interventions import cappable, capped, masked
 from atma.diagnose.page import NOTHING, ONLY_LOSSES, figures, page, sentences
 from atma.diagnose.parts import Head, Part, channel_masks, channels, held_by, memory_heads, parse_heads
 from atma.diagnose.plan import Plan
@@ -91,11 +91,65 @@ class Tally(Mixer):
         return y, None if state is None else TallyState(held.length + x.shape[1], held.codes, sums)
 
 
+class Fading(Mixer):
+    """A running sum of two heads of four channels, each channel with a decay of its own; no bound is told of."""
+
+    fixed = False
+    """Whether `forward` asks `log_decay` for its decays."""
+
+    def __init__(self, config, place: Place) -> None:
+        super().__init__()
+        self.heads = 2
+        self.in_proj, self.fade_proj = Linear(place.width, 8), Linear(place.width, 8)
+        self.out_proj = Linear(8, place.width)
+
+    def init_weights(self, generator) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def init_state(self, batch, capacity):
+        return FadingState(torch.zeros(batch, dtype=torch.int32), self.in_proj.weight.new_zeros(batch, 2, 4))
+
+    def channels(self) -> dict[str, nn.Linear]:
+        return {"read": self.out_proj}
+
+    def decays(self, x: Tensor) -> Tensor:
+        return nn.functional.logsigmoid(self.fade_proj(x) + 2).unflatten(-1, (2, 4)).transpose(1, 2)
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        return self.decays(x).mean(-1)
+
+    def forward(self, x, state=None, *, segment_ids=None):
+        held = self.init_state(x.shape[0], 1) if state is None else state
+        own = self.decays(x)
+        if not self.fixed:
+            own = own + (self.log_decay(x) - own.mean(-1))[..., None]
+        memory, reads = held.memory, []
+        for value, gamma in zip(self.in_proj(x).unbind(1), own.exp().unbind(2), strict=True):
+            memory = gamma * memory + value.unflatten(-1, (2, 4))
+            reads.append(memory.flatten(1))
+        y = self.out_proj(torch.stack(reads, 1))
+        return y, None if state is None else FadingState(held.length + x.shape[1], memory)
+
+
+class FadingState(NamedTuple):
+    length: Tensor
+    memory: Tensor  # (B, 2, 4)
+
+
+class Stubborn(Fading):
+    fixed = True
+
+
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch):
     """As if a package had brought it."""
-    point = importlib.metadata.EntryPoint("tally", f"{__name__}:Tally", table.GROUPS["mixer"])
-    monkeypatch.setattr(table, "_points", lambda what: (point,) if what == "mixer" else ())
+    brought = (Tally, Fading, Stubborn)
+    group = table.GROUPS["mixer"]
+    points = tuple(
+        importlib.metadata.EntryPoint(x.__name__.lower(), f"{__name__}:{x.__name__}", group) for x in brought
+    )
+    monkeypatch.setattr(table, "_points", lambda what: points if what == "mixer" else ())
     table.find.cache_clear()
     yield
     table.find.cache_clear()
@@ -185,6 +239,47 @@ def test_a_cap_and_a_mask_are_of_its_own_decays_and_columns():
         found = hidden(model)
     mixer.mean_proj.weight[:, 8:] = 0
     torch.testing.assert_close(found, hidden(model), rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_decays_by_channel_are_told_by_their_mean_and_capped_by_it():
+    model = made("fading", "gated_conv")
+    mixer, found = model.blocks[0].mixer, diagnosed(model, stress=0, heads="0.1", cap_half_life=2)
+    bias = mixer.fade_proj.bias.unflatten(0, (2, 4)) + 2
+    rows = of(found.rows, "retention")
+    assert [row["gamma"] for row in rows] == pytest.approx(nn.functional.logsigmoid(bias).mean(1).exp().tolist())
+    assert [row["bound"] for row in rows] == [None, None] and all(row["tokens"] == 2 * 192 for row in rows)
+    names = {row["change"] for row in of(found.rows, "effect")}
+    assert names == {"without the read of layer 0", "without head 0.0", "without head 0.1", "head 0.1 capped at 2"}
+    before = hidden(model)
+    with capped(model, [Head(0, 1)], 2.0):
+        assert not torch.equal(hidden(model), before)
+        assert float(mixer.log_decay(TOKENS.new_ones(1, 5, 16).double())[:, 1].max()) <= -math.log(2) / 2
+
+
+def test_what_no_cap_reaches_is_not_capped_and_said_so_where_it_is_named():
+    model = made("stubborn", "fading")
+    assert cappable(model) == [Head(1, 0), Head(1, 1)]
+    rows = diagnosed(model, stress=0, heads="all", cap_half_life=2, mask="none").rows
+    assert {row["change"] for row in of(rows, "effect")} == {
+        "head 1.0 capped at 2", "head 1.1 capped at 2", "heads 1.0, 1.1 capped at 2",
+    }  # fmt: skip
+    assert len(of(rows, "retention")) == 4
+    with pytest.raises(ValueError, match=r"what forgets in 0\.1 does not take its decays from its log_decay"):
+        diagnosed(model, heads="0.1")
+
+
+def test_maps_are_moved_where_there_are_any_and_chosen_among_these():
+    model = made("tally", "fading", "polar", **NEAR)
+    rows = diagnosed(model, stress=0, mask="none", heads="1.0", interpolate=("all=0.5",), choose_heads=1).rows
+    [change] = {row["change"] for row in of(rows, "effect") if "strength" in row}
+    assert change == "heads 2.0, 2.1 moved 0.5 to the identity"
+    [choice] = of(rows, "choice")
+    assert set(choice["tried"]) == {"2.0", "2.1"} and choice["rest_documents"] == 1
+    with pytest.raises(ValueError, match=r"head 1\.0 has no map of weights"):
+        diagnosed(model, interpolate=("1.0=0.5",))
+    with pytest.raises(ValueError, match="no head of this model has a map of weights"):
+        diagnosed(made("tally", "fading"), choose_heads=1)
 
 
 def test_a_memory_of_another_form_has_no_norm():

@@ -60,6 +60,20 @@ def test_a_diagnosis_is_sentences_tables_rows_and_a_page(folder, capsys, monkeyp
     assert [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()] == rows
 
 
+def test_changes_that_are_asked_for_are_rows_tables_and_figures(folder, capsys):
+    asked = ["--mask", "none", "--stress", "0", "--interpolate", "3.1=0.5", "--scale", "3.read=0.5", "1.mlp=0"]
+    assert main(arguments(folder, *asked, "--choose-heads", "1", "--paths", "straight", "--sinks")) == 0
+    said = capsys.readouterr().out
+    assert "Heads, one after the other" in said and "econdary sink" in said and "Heads chosen" in said
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    effects = {row["change"]: row for row in rows if row["kind"] == "effect"}
+    assert effects["head 3.1 moved 0.5 to the identity"]["strength"] == 0.5
+    assert effects["the read of layer 3 times 0.5"]["factor"] == 0.5 and "the mlp of layer 1 times 0" in effects
+    assert sum(change.endswith(" at the head") for change in effects) == 8
+    assert {"choice", "sinks"} <= {row["kind"] for row in rows}
+    assert "Heads chosen" in (folder / "page.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -69,6 +83,11 @@ def test_a_diagnosis_is_sentences_tables_rows_and_a_page(folder, capsys, monkeyp
         (["--lengths", "128", "150"], "'lengths' must be 64 or more apart"),
         (["--heads", "0.0"], "there is no memory head 0.0"),
         (["--heads", "9"], "heads are named as in 2.5,6.1"),
+        (["--interpolate", "0.0=1"], "head 0.0 has no map of weights"),
+        (["--interpolate", "3.0=2"], "a strength from 0 to 1"),
+        (["--interpolate", "3.0"], "--interpolate is written as in 2.0,2.1=0.5 or all=1"),
+        (["--scale", "wisdom=0"], "no layer has this channel"),
+        (["--choose-strength", "0"], "'choose_strength' must be over 0 and at most 1"),
         (["--records", "0"], "'records' must be at least 1"),
         (["--cap-half-life", "-3"], "'cap_half_life' must be positive, or 0"),
         (["--text", "/nowhere.txt"], "/nowhere.txt: No such file"),

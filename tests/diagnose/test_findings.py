@@ -53,6 +53,14 @@ def mixed(change, worth, heads, cap=None):
     return rows
 
 
+def test_a_factor_that_helps_is_told_by_its_own_words():
+    change = mixed("the read of layer 2 times 0.5", (0.0, -0.3), ["2.0"])
+    change = [row | {"subject": "Multiplying the read of layer 2 by 0.5", "factor": 0.5} for row in change]
+    [found] = found_in(rows_of(UNCHANGED, (2.0, 2.0)), change)
+    assert found.text.startswith("Multiplying the read of layer 2 by 0.5 lowers the loss at 4K tokens by 0.30 nats")
+    assert found.rule == "change"
+
+
 def test_a_model_that_does_not_fail_has_no_findings():
     base = rows_of(UNCHANGED, (2.0, 2.0))
     assert found_in(base) == []

@@ -46,7 +46,7 @@ def interpolated(model: Model, heads: Sequence[Head], strength: float) -> Iterat
     check_movable(heads, model)
     with ExitStack() as stack:
         for layer, mixer in movable(model).items():
-            moved = torch.zeros(mixer.heads)
+            moved = torch.zeros(mixer.heads, dtype=torch.float64)
             moved[[head.head for head in heads if head.layer == layer]] = strength
             if moved.any():
                 stack.enter_context(_moved(mixer, moved))

@@ -132,7 +132,7 @@ def told(rows: Sequence[Row]) -> list[str]:
     levels = [row for row in rows if row["kind"] == "sink level" and row["called"] == "secondary"]
     read = f"{len(texts)} texts of {texts[0]['length']:,} tokens"
     if not levels:
-        return [f"No secondary sink: in {read} no token's state lines up with the first token's for a while."]
+        return [f"No secondary sink in {read}."]
     most, count = levels[0], sum(row["count"] for row in levels)
     commonest = f"from layer {most['first_layer']} for {most['lifetime']} of {texts[0]['layers']}"
     return [f"Secondary sinks: {count:,} tokens of {read}; {most['count']:,} of them {commonest} layers."]
