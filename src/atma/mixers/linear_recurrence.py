@@ -160,7 +160,7 @@ class LinearRecurrence(Mixer):
         return {"read": self.readout.out_proj}
 
     def take_shared(self, first: Mixer) -> None:
-        """`Mixer.share`: the table of floors."""
+        """`Mixer.take_shared`: the table of floors."""
         share_table(self.gates, first.gates if isinstance(first, LinearRecurrence) else None)
 
     def steady(self, on: bool = True) -> bool:

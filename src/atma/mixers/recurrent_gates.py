@@ -152,7 +152,8 @@ class Floor(Decay):
             whole, below = table.logsumexp(0), table[1 : layer + 1].logsumexp(0)
             above = torch.cat([table[:1], table[layer + 1 :]]).logsumexp(0)
             # log(λ + (1 − λ) σ(f)) = log λ + softplus(log(1 − λ) + log σ(f) − log λ).
-            rates = (below - whole) + softplus(rates + (above - below), steady)
+            # An open gate is log 1, which rounding must not lift above 0.
+            rates = ((below - whole) + softplus(rates + (above - below), steady)).clamp(max=0)
         return by_head(rates, self.sizes.heads)
 
 
