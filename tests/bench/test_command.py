@@ -66,7 +66,10 @@ _statistics = polar_cpu.statistics
     [
         (["speed"], "no measurement 'speed'; known: ops, train, decode, prefill"),
         (["ops", "--dtypes", "int8"], "'dtypes' must be from float32, bfloat16, float16, not 'int8'"),
-        (["ops", "--operations", "rope"], "'operations' must be from polar, delta, conv, loss, not 'rope'"),
+        (
+            ["ops", "--operations", "rope"],
+            "'operations' must be from polar, delta, kda, gla, mamba2, conv, loss, not 'rope'",
+        ),
         (["ops", "--head-width", "0"], "'head_width' must be 1 or more, not 0"),
         (["ops", "--head-width", "512"], "'head_width' must be at most 256, not 512"),
         (["ops", "--heads", "3"], "'key_value_heads' must be a divisor of heads = 3, not 2"),
