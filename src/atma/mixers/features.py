@@ -5,13 +5,14 @@ ones have φ(q)·φ(k) > 0 and can be normalised by their sum; `bounded` ones ha
 needs of its keys.
 """
 
+import itertools
 import math
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from atma.ops.rows import unit
+from atma.ops.rows import sigmoid, unit
 from atma.strict import require
 
 FeatureName = Literal["identity", "unit", "elu1", "taylor", "hedgehog", "poly"]
@@ -54,12 +55,12 @@ class Elu1(Feature):
     """x + 1 above zero, else exp(x): not as elu + 1, which float32 rounds to 0 from −17 on."""
 
     positive = True
-    steady = False
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
-        """`Feature.forward`."""
+        """`Feature.forward`; e^m is σ(m)/σ(−m) where bits are to be a row's own."""
         x = widened(x)
-        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+        low = x.clamp(max=0)
+        return torch.where(x > 0, x + 1, sigmoid(low, True) / sigmoid(-low, True) if steady else low.exp())
 
 
 class Taylor(Feature):
@@ -76,7 +77,7 @@ class Taylor(Feature):
         """`Feature.forward`: 1, x/K^¼, then x_i²/√(2K) and x_i x_j/√K row by row."""
         x = widened(x) * x.shape[-1] ** -0.25
         first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-        scale = torch.where(first == second, 0.5**0.5, 1.0).to(x.dtype)
+        scale = x.new_ones(len(first)).masked_fill(first == second, 0.5**0.5)
         products = x.index_select(-1, first) * x.index_select(-1, second) * scale
         return torch.cat([torch.ones_like(x[..., :1]), x, products], -1)
 
@@ -118,6 +119,8 @@ class Poly(Feature):
         require(width <= WIDEST, "key_width", width, f"at most {WIDEST} for products of coordinates")
         self.width = math.comb(width + degree, degree)
         self.raw = nn.Parameter(torch.empty(degree + 1))
+        for i in range(1, degree + 1):
+            self.register_buffer(f"degree_{i}", _monomials(width, i), persistent=False)
 
     def init_weights(self) -> None:
         """`Feature.init_weights`."""
@@ -132,11 +135,10 @@ class Poly(Feature):
         x = widened(x)
         weights = (self.raw.to(x.dtype) - self.raw.to(x.dtype).logsumexp(0)).mul(0.5).exp()
         levels, level = [torch.ones_like(x[..., :1]) * weights[0]], x
-        for degree in range(1, len(weights)):
-            lists = torch.combinations(torch.arange(x.shape[-1], device=x.device), degree, with_replacement=True)
-            if degree > 1:
-                level = x.index_select(-1, lists[:, 0]) * level.index_select(-1, _tails(lists, x.shape[-1]))
-            levels.append(level * (weights[degree] * _multinomial(lists).to(x.dtype).sqrt()))
+        for i in range(1, len(weights)):
+            first, rest, count = self.get_buffer(f"degree_{i}")
+            level = x if i == 1 else x.index_select(-1, first) * level.index_select(-1, rest)
+            levels.append(level * (weights[i] * count.to(x.dtype).sqrt()))
         return torch.cat(levels, -1)
 
 
@@ -145,21 +147,19 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _tails(lists: Tensor, width: int) -> Tensor:
-    """Where in the level below each list (n, degree) without its first stands."""
-    below = torch.combinations(torch.arange(width, device=lists.device), lists.shape[1] - 1, with_replacement=True)
-    places = width ** torch.arange(lists.shape[1] - 2, -1, -1, device=lists.device)
-    return torch.searchsorted((below * places).sum(-1), (lists[:, 1:] * places).sum(-1))
+def _monomials(width: int, degree: int) -> Tensor:
+    """(3, n) of the monomials x^α of degree i: the first coordinate, where the others are a degree lower, i!/α!."""
+    coordinates = range(width)
+    lower = {one: n for n, one in enumerate(itertools.combinations_with_replacement(coordinates, degree - 1))}
+    found = itertools.combinations_with_replacement(coordinates, degree)
+    numbers = [(one[0], lower[one[1:]], _arrangements(one)) for one in found]
+    return torch.tensor(numbers).T.contiguous()
 
 
-def _multinomial(lists: Tensor) -> Tensor:
-    """i!/α! of each list (n, i) of coordinates in order: the product over its places of place / run so far."""
-    count = torch.ones(len(lists), dtype=torch.float64, device=lists.device)
-    run = torch.zeros_like(count)
-    for place in range(lists.shape[1]):
-        run = torch.where(lists[:, place] == lists[:, place - 1], run + 1, 1.0) if place else run + 1
-        count = count * (place + 1) / run
-    return count
+def _arrangements(coordinates: tuple[int, ...]) -> int:
+    """i!/α!."""
+    repeats = math.prod(math.factorial(coordinates.count(one)) for one in set(coordinates))
+    return math.factorial(len(coordinates)) // repeats
 
 
 FEATURES: dict[str, type[Feature]] = {

@@ -90,7 +90,8 @@ class LinearRecurrence(Mixer):
         if self.turned:
             assert k is not None
             q, k = self._turn(q, length, segment_ids), self._turn(k, length, segment_ids)
-        log_decay, beta = self._gates(x)
+        log_decay, beta = self.gates(x, self.in_turn)
+        log_decay = taken(self, x, log_decay)
         if k is None:
             assert log_decay is not None
             k = -log_decay.expm1()
@@ -132,20 +133,12 @@ class LinearRecurrence(Mixer):
         pairs = torch.arange(x.shape[3] // 2, dtype=torch.float64, device=x.device)
         return rotate(x, position, -(BASE ** (-2 / x.shape[3] * pairs)))
 
-    def _gates(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        log_decay, beta = self.gates(x, self.in_turn)
-        if log_decay is not None and "log_decay" in vars(self):
-            # A measurement has put its own in place of `log_decay`: each channel goes as far as the mean does.
-            change = self.log_decay(x) - _mean(log_decay)
-            log_decay = log_decay + (change.unsqueeze(-1) if log_decay.ndim == 4 else change)
-        return log_decay, beta
-
     def log_decay(self, x: Tensor) -> Tensor:
         """`Mixer.log_decay`: of channels their mean."""
         log_decay, _ = self.gates(x, self.in_turn)
         if log_decay is None:
             return super().log_decay(x)
-        return _mean(log_decay)
+        return mean_of(log_decay)
 
     def bound(self, head: int) -> float:
         """`Mixer.bound`."""
@@ -247,7 +240,19 @@ def _readout(config: RecurrenceConfig, sizes: Sizes) -> Readout:
     return Readout(sizes, config.norm, config.out_gate, rank, config.system == "kda", config.system == "mamba2")
 
 
-def _mean(log_decay: Tensor) -> Tensor:
+def taken(module: nn.Module, x: Tensor, log_decay: Tensor | None) -> Tensor | None:
+    """The decays of a module's call, moved as far as a measurement moves their means.
+
+    That puts a function of its own in place of the module's `log_decay` (atma.diagnose.interventions).
+    """
+    if log_decay is None or "log_decay" not in vars(module):
+        return log_decay
+    moved = vars(module)["log_decay"](x) - mean_of(log_decay)
+    return log_decay + (moved.unsqueeze(-1) if log_decay.ndim == 4 else moved)
+
+
+def mean_of(log_decay: Tensor) -> Tensor:
+    """log a (B, H, T), of channels (B, H, T, K) their mean."""
     return log_decay.mean(-1) if log_decay.ndim == 4 else log_decay
 
 
