@@ -16,10 +16,10 @@ from atma.ops import native, use_backend
 from atma.serve.exact import Served
 from tests.harness.greedy import greedy, outputs, served
 from tests.laws.conftest import randomise
+from tests.ops.backends import ALL
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 HEADS = {"query_heads": 4, "key_value_heads": 2, "head_width": 4}
-BACKENDS = ["reference"]
 
 
 def made(kind, batch=2, length=11, **options):
@@ -50,7 +50,7 @@ def test_a_glu_is_as_large_as_the_attention_that_it_replaces():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_taylor2_is_the_sum_of_three_normalised_orders(backend):
     mixer, x = made("taylor2")
     reads = []
@@ -70,7 +70,7 @@ def test_taylor2_is_the_sum_of_three_normalised_orders(backend):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_gate_sum_weighs_tokens_by_themselves(backend):
     mixer, x = made("gate_sum")
     reads = []
@@ -84,7 +84,7 @@ def test_gate_sum_weighs_tokens_by_themselves(backend):
         torch.testing.assert_close(mixer(x)[0], joined(mixer, reads), **EXACT)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_gate_sum_reproduces_the_golden_vectors_and_their_gradients(backend, golden_mixers):
     with safe_open(golden_mixers / "gate_sum.safetensors", framework="pt") as file:
         about = json.loads(file.metadata()["about"])
@@ -98,7 +98,7 @@ def test_gate_sum_reproduces_the_golden_vectors_and_their_gradients(backend, gol
         torch.testing.assert_close(found, x[name], rtol=0, atol=1e-9 * float(x[name].abs().max()))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL)
 def test_gate_sum_does_not_overflow_whatever_the_scores(backend):
     score = torch.tensor([-2000.0, 3000.0, -3000.0, 2999.0], dtype=torch.float64)[None, None]
     v = torch.tensor([[1.0, 1], [2, 1], [3, 1], [4, 1]], dtype=torch.float64)[None, None]
@@ -232,14 +232,13 @@ def test_at_the_start_the_output_is_zero_and_all_of_it_is_a_channel(kind):
     mixer = ModelConfig(23, width=16, depth=1, pattern=(kind,), **HEADS).mixer(0)
     mixer.init_weights(None)
     x = torch.randn(1, 5, 16)
-    with use_backend("reference"):
-        y, _ = mixer(x, **({"call": Call(x)} if mixer.reads_call else {}))
+    y, _ = mixer(x, **({"call": Call(x)} if mixer.reads_call else {}))
     assert not y.any() and list(mixer.channels().values()) == [mixer.out_proj] and mixer.out_proj.bias is None
 
 
 @pytest.mark.skipif(not native.available(), reason="the compiled kernels are not available here")
 @pytest.mark.parametrize(
-    ("kind", "recorded"), [("glu", True), ("static_qk", True), ("random_qk", True), ("position_qk", False)]
+    ("kind", "recorded"), [*((name, True) for name in NAMES if name != "position_qk"), ("position_qk", False)]
 )
 def test_a_step_of_decoding_is_recorded_unless_places_are_looked_at(kind, recorded):
     model = randomise(Model(ModelConfig(23, width=16, depth=2, pattern=(kind,), **HEADS))).float()
@@ -256,7 +255,9 @@ def test_a_step_of_decoding_is_recorded_unless_places_are_looked_at(kind, record
     ("kind", "options"),
     [
         ("glu", {}),
+        ("taylor2", {}),
         ("static_qk", {}),
+        ("gate_sum", {}),
         ("position_qk", {"window": 5}),
         ("random_qk", {"score": "relu"}),
         ("random_qk", {"score": "relu", "window": 5}),
@@ -274,6 +275,7 @@ def test_a_served_text_is_the_one_that_the_model_writes(kind, options):
     ("kind", "options"),
     [
         ("glu", {}),
+        ("taylor2", {}),
         ("static_qk", {"window": 5}),
         ("position_qk", {}),
         ("random_qk", {"identity": 0.5, "key_value_heads": 4}),
