@@ -21,6 +21,7 @@ NOT_RUN = {
     r"^atma (serve|chat)\b": "goes on until it is stopped; tests/serve/http and tests/test_generate.py run them",
     r"^serve ": "starts a cluster; tests/serve/test_ray.py does (slow)",
     r"^atma sweep (run|work|status)\b": "of workers; tests/sweep/test_command.py runs them small",
+    r"^atma compare\b": "of workers; tests/compare runs it small",
     r"^atma eval tasks\b": "downloads its questions; tests/eval/test_tasks.py runs a task of its own",
     r"\bhf:": "a model of another's, to be chosen by the reader; tests/eval/test_hugging_face.py makes some",
     r"…|\.\.\.|(^| )\[|(^| )[A-Z]+( |\.|$)": "the reader fills something in",
