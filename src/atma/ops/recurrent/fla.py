@@ -137,7 +137,9 @@ def _checked(device: torch.device) -> _Kernels:
         log_decay, beta = F.logsigmoid(gates[0] + 2), gates[1].sigmoid()
         with torch.no_grad():
             found = _call(kernels, q, k, v, log_decay, beta, memory, None)
-            exact = reference.recurrence(*(x.double() for x in (q, k, v, log_decay, beta, memory)), None, "delta")
+            exact = reference.recurrence(
+                *(x.double() for x in (q, k, v, log_decay, beta, memory)), segment_ids=None, rule="delta"
+            )
         worst = max(float((a - b).abs().max()) for a, b in zip(found, exact, strict=True))
         if not worst <= TOLERANCE:
             raise RuntimeError(f"flash-linear-attention is off by {worst:.2g} on {length} tokens; use another backend")
