@@ -4,7 +4,7 @@
 
 Builds nothing. First every kernel is compared with the float64 references on small shapes, forward and backward; an
 operation that is wrong is told and not timed. Then, in turn with their peers: polar attention (beside SDPA and its
-flash kernel), the gated delta rule (beside transformers and flash-linear-attention, where installed), the convolution,
+flash kernel), linear recurrences (beside transformers and flash-linear-attention, where installed), the convolution,
 the loss, a training step of the base preset at 2,048 tokens in bfloat16 autocast, and decoding at batch 1. Results are
 written after every part, as gpu.md and gpu.json, into --out, $OUT or runs/gpu. Exit status: 0; 1 where a kernel is
 wrong or a part failed; 2 without a CUDA device.

@@ -126,13 +126,12 @@ def apply(gpu, case: Case, given: list[Tensor], ids: Tensor | None) -> tuple[Ten
 
 def usage(cubin: bytes) -> tuple[int, int]:
     """Registers a thread, and bytes of its stack."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True)
-    found = [tuple(int(number) for number in pair) for pair in USAGE.findall(text.stdout + text.stderr)]
-    return max(found)
+    return max((int(registers), int(stack)) for registers, stack in USAGE.findall(text.stdout + text.stderr))
 
 
 if __name__ == "__main__":

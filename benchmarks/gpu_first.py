@@ -82,7 +82,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
     processes = str(min(12, os.cpu_count() or 1))
     tests = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_*_gpu.py"))
     pytest = ["-m", "pytest", "-W", "default", "-n", processes, "--tb=short", "--maxfail=60"]
-    me, made = [str(HERE), "--out", str(folder)], [Part("tests", 110, [*pytest, *tests])]
+    me, made = [str(HERE), "--out", str(folder)], [Part("tests", 180, [*pytest, *tests])]
     if options.nano_data:
         each = ["--train", "nano", "--seconds", "20", "--data", options.nano_data]
         made.append(Part("side by side", 60, [*me, "--side-by-side", str(options.side_by_side), *each]))
@@ -94,6 +94,9 @@ def parts(options: argparse.Namespace) -> list[Part]:
     for kind in ("train", "decode", "prefill"):
         arguments = [gpu, "--operations", "--models", kind, "--out", str(folder / "parts" / kind)]
         made.append(Part(kind, 60, arguments))
+    for name in ("kda", "gla", "mamba2"):  # much of their time is Triton's compiler
+        arguments = [gpu, "--operations", name, "--models", "--widths", "128", "--out", str(folder / "parts" / name)]
+        made.append(Part(name, 150, arguments))
     return [part for part in made if not options.only or part.name in options.only]
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.ops.on_gpu import DEVICE, LENGTHS, draw, error, is_real, placed, results  # isort: skip (before Triton)
 
 from atma.ops import gated_delta, use_backend
-from atma.ops.recurrent import fla, gpu, reference
+from atma.ops.recurrent import fla, gpu, gpu_tiles, reference
 
 
 def case(length, packed=False, groups=1, width=16, depth=24, batch=1):
@@ -26,12 +26,16 @@ def case(length, packed=False, groups=1, width=16, depth=24, batch=1):
     return [q, k, v, log_decay, beta, memory, ids]
 
 
-def oracle(q, k, v, log_decay, beta, memory, segment_ids):
-    """The reference, its k and v expanded."""
-    group = q.shape[1] // k.shape[1]
-    return reference.recurrence(
-        q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), log_decay, beta, memory, segment_ids, "delta"
-    )
+def oracle(*arguments):
+    return reference.recurrence(*arguments, "delta")
+
+
+def delta(*arguments):
+    return gpu.recurrence(*arguments, "delta")
+
+
+def fla_delta(*arguments):
+    return fla.recurrence(*arguments, "delta")
 
 
 def lowered(arguments, dtype):
@@ -49,7 +53,7 @@ def single(arguments):
 def test_outputs_memory_and_gradients_equal_the_oracle(packed, length):
     arguments = case(length, packed)
     exact = results(oracle, placed(arguments, device="cpu"))
-    found = results(gpu.recurrence, placed(single(arguments)))
+    found = results(delta, placed(single(arguments)))
     assert max(error(found, exact)) <= 1e-5
 
 
@@ -57,16 +61,16 @@ def test_outputs_memory_and_gradients_equal_the_oracle(packed, length):
 def test_any_width_and_number_of_key_heads(groups, width, depth):
     arguments = case(20, True, groups, width, depth, batch=2 if width < 32 else 1)
     exact = results(oracle, placed(arguments, device="cpu"))
-    found = results(gpu.recurrence, placed(single(arguments)))
+    found = results(delta, placed(single(arguments)))
     assert max(error(found, exact)) <= 1e-5
 
 
 def test_chunks_of_64_are_as_exact(monkeypatch):
     """The chunk of low precision, in float32: its solution joins blocks twice."""
-    monkeypatch.setitem(gpu.CHUNK, torch.float32, 64)
+    monkeypatch.setitem(gpu_tiles.CHUNK, torch.float32, 64)
     arguments = case(130, True)
     exact = results(oracle, placed(arguments, device="cpu"))
-    found = results(gpu.recurrence, placed(single(arguments)))
+    found = results(delta, placed(single(arguments)))
     assert max(error(found, exact)) <= 1e-5
 
 
@@ -75,7 +79,7 @@ def test_one_token_over_and_over_is_solved_without_cancellation():
     q, k, v, log_decay, beta, memory, ids = case(70)
     arguments = [q, k[:, :, :1].expand_as(k), v, log_decay * 0, beta * 0 + 1, memory, ids]
     exact = results(oracle, placed(arguments, device="cpu"))
-    found = results(gpu.recurrence, placed(single(arguments)))
+    found = results(delta, placed(single(arguments)))
     assert max(error(found[:2], exact[:2])) <= 1e-5
 
 
@@ -84,7 +88,7 @@ def test_strong_decay_between_tokens_that_hardly_decay_keeps_its_digits():
     log_decay = torch.where(torch.arange(70) % 40 < 30, -30.0, -0.01).double().expand_as(log_decay).contiguous()
     arguments = [q, k, v, log_decay, beta, memory, ids]
     exact = results(oracle, placed(arguments, device="cpu"))
-    found = results(gpu.recurrence, placed(single(arguments)))
+    found = results(delta, placed(single(arguments)))
     assert max(error(found[:2], exact[:2])) <= 1e-5
 
 
@@ -94,7 +98,7 @@ def test_low_precision_is_within_twice_the_error_of_plain_low_precision(packed, 
     low = single(lowered(case(100, packed, width=32, depth=32), dtype))
     exact = results(oracle, placed([x.double() if is_real(x) else x for x in low], device="cpu"))
     plain = results(oracle, placed(low, dtype, device="cpu"))
-    found = results(gpu.recurrence, placed(low))
+    found = results(delta, placed(low))
     assert [x.dtype for x in found] == [dtype, torch.float32, dtype, dtype, dtype, *[torch.float32] * 3]
     for ours, theirs in zip(error(found, exact), error(plain, exact), strict=True):
         assert ours <= 2 * theirs
@@ -111,7 +115,7 @@ def test_a_document_sees_nothing_of_the_one_before_it():
             arguments[at] = arguments[at].clone()
             arguments[at][:, :, :41] *= 1 + seed / 9
         arguments = placed(arguments)
-        out, after = gpu.recurrence(*arguments)
+        out, after = delta(*arguments)
         given = [draw(*x.shape, seed=9, dtype=torch.float32).to(DEVICE) for x in (out, after)]
         gradients = torch.autograd.grad((out, after), arguments[:5], given)
         seen.append([after.detach(), out[:, :, 41:].detach(), *(x[:, :, 41:] for x in gradients)])
@@ -122,9 +126,9 @@ def test_a_document_sees_nothing_of_the_one_before_it():
 def test_two_calls_with_the_memory_carried_equal_one(cut):
     arguments = placed(single(case(50)))
     with torch.no_grad():
-        whole, after = gpu.recurrence(*arguments)
-        first, memory = gpu.recurrence(*(x[:, :, :cut] for x in arguments[:5]), *arguments[5:])
-        second, end = gpu.recurrence(*(x[:, :, cut:] for x in arguments[:5]), memory, None)
+        whole, after = delta(*arguments)
+        first, memory = delta(*(x[:, :, :cut] for x in arguments[:5]), *arguments[5:])
+        second, end = delta(*(x[:, :, cut:] for x in arguments[:5]), memory, None)
     torch.testing.assert_close(torch.cat([first, second], 2), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(end, after, rtol=1e-5, atol=1e-5)
 
@@ -135,9 +139,9 @@ def test_one_token_without_gradient_takes_the_step_and_leaves_the_old_memory_alo
     low = single(lowered(case(1, groups=groups, width=20, depth=40, batch=2), dtype))
     exact = oracle(*(x.double() if is_real(x) else x for x in low))
     arguments = placed(low)
-    monkeypatch.setattr(gpu, "_chunked", None)
+    monkeypatch.setattr(gpu, "by_token", None)
     with torch.no_grad():
-        out, after = gpu.recurrence(*arguments)
+        out, after = delta(*arguments)
     assert out.dtype == dtype
     assert error([after.cpu()], exact[1:])[0] <= 1e-6
     assert error([out.cpu()], exact[:1])[0] <= (1e-6 if dtype == torch.float32 else 2**-8)
@@ -156,34 +160,34 @@ def test_heads_beside_tokens_in_memory_need_no_copy():
     """q, k and v as the projections leave them, (B, T, H, K) in memory, give the same bits."""
     arguments = placed(single(case(40)))
     turned = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in arguments[:3]]
-    given = results(gpu.recurrence, arguments), results(gpu.recurrence, turned + arguments[3:])
+    given = results(delta, arguments), results(delta, turned + arguments[3:])
     assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
 
 
 def test_the_gradient_has_the_same_bits_every_time():
-    first, second = (results(gpu.recurrence, placed(single(case(33, groups=2)))) for _ in range(2))
+    first, second = (results(delta, placed(single(case(33, groups=2)))) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_custom_operator_keeps_its_contract(packed):
-    torch.library.opcheck(torch.ops.atma.gated_delta_gpu.default, tuple(placed(single(case(5, packed)))))
+    torch.library.opcheck(torch.ops.atma.recurrence_gpu.default, (*placed(single(case(5, packed))), True))
 
 
 def test_the_step_keeps_its_contract_too():
-    step = torch.ops.atma.gated_delta_step_gpu.default
-    torch.library.opcheck(step, tuple(x.detach() for x in placed(single(case(1)))[:6]))
+    step = torch.ops.atma.recurrence_step_gpu.default
+    torch.library.opcheck(step, (*(x.detach() for x in placed(single(case(1)))[:6]), True, False))
 
 
 def test_it_compiles_without_a_graph_break():
     arguments = placed(single(case(5)))
-    compiled = torch.compile(gpu.recurrence, fullgraph=True, backend="aot_eager")
-    for a, b in zip(results(compiled, arguments), results(gpu.recurrence, arguments), strict=True):
+    compiled = torch.compile(delta, fullgraph=True, backend="aot_eager")
+    for a, b in zip(results(compiled, arguments), results(delta, arguments), strict=True):
         assert torch.equal(a, b)
     token = [x if x is None else x.detach() for x in placed(single(case(1)))]
     with torch.no_grad():
-        for a, b in zip(compiled(*token), gpu.recurrence(*token), strict=True):
+        for a, b in zip(compiled(*token), delta(*token), strict=True):
             assert torch.equal(a, b)
 
 
@@ -193,12 +197,19 @@ def test_it_compiles_without_a_graph_break():
         (lambda a: a, "float16, bfloat16 or float32, not torch.float64"),
         (lambda a: [a[0].float(), *a[1:]], "not torch.float32, torch.float64 and torch.float64"),
         (lambda a: lowered(a, torch.float32), "log_decay, beta and memory must be float32 .*, not torch.float64"),
-        (lambda a: single([F.pad(a[0], (0, 120)), F.pad(a[1], (0, 120)), *a[2:]]), "widths up to 128, not 136 and 24"),
+        (
+            lambda a: single([F.pad(a[0], (0, 250)), F.pad(a[1], (0, 250)), *a[2:]]),
+            "keys of at most 256 .* or backend .*, not 266",
+        ),
+        (
+            lambda a: single([*a[:2], F.pad(a[2], (0, 1001)), *a[3:]]),
+            "values of at most 1024 .* or backend .*, not 1025",
+        ),
     ],
 )
 def test_what_it_does_not_take_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
-        gpu.recurrence(*change(case(2)))
+        delta(*change(case(2)))
 
 
 def imitation(scale_power=1, keys_first=True):
@@ -244,7 +255,7 @@ def test_flash_linear_attention_is_called_in_its_own_layout(packed, groups, inst
     install()
     arguments = case(9, packed, groups)
     exact = results(oracle, placed(arguments, device="cpu"))
-    found = results(fla.recurrence, placed(single(arguments), device="cpu"))
+    found = results(fla_delta, placed(single(arguments), device="cpu"))
     assert max(error(found, exact)) <= 1e-5
 
 
@@ -256,7 +267,7 @@ def test_flash_linear_attention_takes_its_recurrent_kernel_for_one_token_without
     install(chunk=never)
     arguments = single(case(1))
     with torch.no_grad():
-        for a, b in zip(fla.recurrence(*arguments), oracle(*arguments), strict=True):
+        for a, b in zip(fla_delta(*arguments), oracle(*arguments), strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -264,14 +275,14 @@ def test_flash_linear_attention_takes_its_recurrent_kernel_for_one_token_without
 def test_flash_linear_attention_that_means_something_else_is_an_error(part, length, install):
     install(**{part: imitation(keys_first=False)})
     with pytest.raises(RuntimeError, match=f"is off by .* on {length} tokens"):
-        fla.recurrence(*single(case(2)))
+        fla_delta(*single(case(2)))
 
 
 @pytest.mark.parametrize("version", ["0.4.2", "0.7.0", "1.0"])
 def test_an_unknown_version_of_flash_linear_attention_is_refused(version, install):
     install(version)
     with pytest.raises(ValueError, match=rf"knows flash-linear-attention >=0.5,<0.7, not {version}: pip install"):
-        fla.recurrence(*single(case(2)))
+        fla_delta(*single(case(2)))
 
 
 def test_without_flash_linear_attention_the_error_says_how_to_install_it(monkeypatch):
@@ -281,10 +292,27 @@ def test_without_flash_linear_attention_the_error_says_how_to_install_it(monkeyp
     monkeypatch.setattr(importlib.metadata, "version", missing)
     fla._checked.cache_clear()
     with pytest.raises(ValueError, match=r"pip install atma-lm\[fla\]"):
-        fla.recurrence(*single(case(2)))
+        fla_delta(*single(case(2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "found"),
+    [
+        ({}, "add", r"rule 'add', log_decay \(1, 2, 2\)"),
+        ({3: None}, "delta", "log_decay None"),
+        ({3: draw(1, 2, 2, 16)}, "delta", r"log_decay \(1, 2, 2, 16\)"),
+        ({4: None}, "delta", "beta None"),
+    ],
+)
+def test_flash_linear_attention_takes_the_gated_delta_rule_alone(change, rule, found):
+    arguments = [change.get(at, x) for at, x in enumerate(single(case(2)))]
+    with pytest.raises(ValueError, match=f"takes rule 'delta' .*{found}.*; use another backend"):
+        fla.recurrence(*arguments, rule)
+    with pytest.raises(ValueError, match="not decays on the value axis; use another backend"):
+        fla.by_value(*arguments)
 
 
 def test_flash_linear_attention_takes_packed_documents_in_one_row_only(install):
     install()
     with pytest.raises(ValueError, match="in one row, not 2"):
-        fla.recurrence(*single(case(9, packed=True, batch=2)))
+        fla_delta(*single(case(9, packed=True, batch=2)))

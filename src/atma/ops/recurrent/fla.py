@@ -24,6 +24,9 @@ TOLERANCE = 0.03
 """Largest error in the self-check, of values up to about 1 in bfloat16: 8 of its roundings."""
 
 
+_ONLY = "backend 'fla' takes rule 'delta' with log_decay and beta (B, H, T)"
+
+
 class _Kernels(NamedTuple):
     chunk: Callable
     step: Callable
@@ -33,21 +36,39 @@ def recurrence(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
+    log_decay: Tensor | None,
+    beta: Tensor | None,
     memory: Tensor,
     segment_ids: Tensor | None,
     rule: str,
 ) -> tuple[Tensor, Tensor]:
-    """q (B, H, T, K); k (B, G, T, K), v (B, G, T, V); the rest float32, as in the reference.
+    """q (B, H, T, K); k (B, G, T, K), v (B, G', T, V); the rest float32, as in the reference.
 
-    segment_ids only for one row. A single token without gradient takes the recurrent kernel.
+    Only rule "delta" with log_decay and beta (B, H, T); segment_ids only for one row. A single token without gradient
+    takes the recurrent kernel.
     """
+    if rule != "delta" or log_decay is None or log_decay.ndim != 3 or beta is None:
+        decay, rates = (None if x is None else tuple(x.shape) for x in (log_decay, beta))
+        found = f"rule '{rule}', log_decay {decay} and beta {rates}"
+        raise ValueError(f"{_ONLY}, not {found}; use another backend")
     if segment_ids is not None and q.shape[0] != 1:
         raise ValueError(
             f"flash-linear-attention takes packed documents in one row, not {q.shape[0]}; use another backend"
         )
     return _call(_checked(q.device), q, k, v, log_decay, beta, memory, segment_ids)
+
+
+def by_value(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor | None,
+    memory: Tensor,
+    segment_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Not in flash-linear-attention: a ValueError."""
+    raise ValueError(f"{_ONLY}, not decays on the value axis; use another backend")
 
 
 def _call(
@@ -60,9 +81,7 @@ def _call(
     memory: Tensor,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    group = q.shape[1] // k.shape[1]
-    if group > 1:
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    k, v = (x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     bounds, state = None, memory.mT.contiguous()
     if segment_ids is not None:
         bounds = _bounds(segment_ids[0])
@@ -118,7 +137,9 @@ def _checked(device: torch.device) -> _Kernels:
         log_decay, beta = F.logsigmoid(gates[0] + 2), gates[1].sigmoid()
         with torch.no_grad():
             found = _call(kernels, q, k, v, log_decay, beta, memory, None)
-            exact = reference.recurrence(*(x.double() for x in (q, k, v, log_decay, beta, memory)), segment_ids=None)
+            exact = reference.recurrence(
+                *(x.double() for x in (q, k, v, log_decay, beta, memory)), segment_ids=None, rule="delta"
+            )
         worst = max(float((a - b).abs().max()) for a, b in zip(found, exact, strict=True))
         if not worst <= TOLERANCE:
             raise RuntimeError(f"flash-linear-attention is off by {worst:.2g} on {length} tokens; use another backend")

@@ -5,7 +5,7 @@ Every chunk is first cut: the tables ⟨q_p, k_s⟩_D and ⟨k_p, k_s⟩_D, and 
 knows a decay but that of the memory over a whole chunk, so the rest is that of one decay a token, without it. Backward
 the same way round: gradients of what was cut, then of q, k and the decays. Rounding is that of `gpu_token`.
 """
-# pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from typing import NamedTuple
 

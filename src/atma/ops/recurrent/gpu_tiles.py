@@ -19,7 +19,7 @@ from atma.ops.gpu import narrow, unit_stride
 CHUNK = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
 """Tokens of a chunk. Float32 has no tensor core to fill; its products in chunks of 64 would not fit in registers."""
 NARROW = 128
-"""Keys wider than this go in chunks of 32; values in tiles of this many columns."""
+"""Values wider than this go in tiles of as many columns; a pass with wider keys takes more warps."""
 TOKEN, KEY, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What a decay belongs to: a head and token, and of it each key channel, or each value channel."""
 
@@ -188,7 +188,7 @@ class Call(NamedTuple):
 
     @property
     def chunk(self) -> int:
-        return chunk_of(self.inputs[0])
+        return CHUNK[self.inputs[0].dtype]
 
     @property
     def chunks(self) -> int:
@@ -222,8 +222,8 @@ class Call(NamedTuple):
     @property
     def sequential(self) -> dict[str, int]:
         """How a pass over the chunks runs. Few value rows a program: it is the number of programs that fills a GPU."""
-        block, warps, stages = (16, 8, 1) if self.exact else (min(padded(self.sizes[5]), 32), 4, 2)
-        width = padded(self.sizes[4])
+        width, few = padded(self.sizes[4]), min(padded(self.sizes[5]), 32)
+        block, warps, stages = (16, 8, 1) if self.exact else (few, 4 if width <= NARROW else 8, 2)
         return {"C": self.chunk, "WIDTH": width, "BLOCK": block, "num_warps": warps, "num_stages": stages}
 
     @property
@@ -238,11 +238,6 @@ class Call(NamedTuple):
 
 def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
-
-
-def chunk_of(q: Tensor) -> int:
-    """Tokens of a chunk for q (…, K)."""
-    return CHUNK[q.dtype] if q.shape[-1] <= NARROW else min(CHUNK[q.dtype], 32)
 
 
 def call_of(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, segment_ids: Tensor | None) -> Call:
@@ -263,7 +258,7 @@ def shared(grad: Tensor, like: Tensor) -> Tensor:
 
 def shapes(q, k, v, log_decay, beta, memory, segment_ids, delta):
     """Results of a forward pass with decays of tokens or key channels, without data."""
-    chunk = chunk_of(q)
+    chunk = CHUNK[q.dtype]
     shape = (*q.shape[:2], -(-q.shape[2] // chunk))
     out, inverse = q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(*shape, chunk, chunk if delta else 0)
     return out, memory.new_empty(memory.shape), q.new_empty(*shape, q.shape[3], v.shape[3]), inverse

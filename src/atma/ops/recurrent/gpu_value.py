@@ -14,11 +14,11 @@ from torch import Tensor
 from atma.ops.gpu import dot, narrow
 from atma.ops.operator import operator
 from atma.ops.recurrent.gpu_tiles import (
+    CHUNK,
     VALUE,
     Call,
     births,
     call_of,
-    chunk_of,
     edges,
     load,
     load_row,
@@ -133,7 +133,7 @@ def _grad_pairs(sums, tiles, scores, SIZE: tl.constexpr, C: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def _grad_chunk_kernel(
+def _grad_values_kernel(
     call,
     grad,
     held,
@@ -144,59 +144,81 @@ def _grad_chunk_kernel(
     BLOCK: tl.constexpr,
     PACKED: tl.constexpr,
 ):
-    """Every gradient of one chunk but the memory's, per query head; what sums over value columns, BLOCK at a time."""
+    """Gradients of BLOCK value columns of one chunk and of their decays, and their share of those of Q Kᵀ and β."""
     inputs, strides, sizes = call
     before, after, over = held
     q, k, v, log_decay, beta, segment_ids = inputs
     q_row, q_head, q_step, k_row, k_head, k_step, v_row, v_head, v_step = strides
     heads, k_group, v_group, length, width, depth = sizes
-    grad_q, grad_k, grad_v, grad_decay, grad_beta = results
+    grad_v, grad_decay, grad_scores, grad_beta = results
     n, head, p = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, C)
-    row, start = head // heads, n * C
-    chunk = head * tl.num_programs(0) + n
+    row, start, first = head // heads, n * C, tl.program_id(2) * BLOCK
+    rest, at, chunk = depth - first, head * length * depth + first, head * tl.num_programs(0) + n
+    share = chunk * tl.num_programs(2) + tl.program_id(2)
     queries = load(q + row * q_row + head % heads * q_head, start, q_step, length, width, C, WIDTH)
     keys = load(k + row * k_row + head % heads // k_group * k_head, start, k_step, length, width, C, WIDTH)
     segment_ids += row * length
     scores, counts = _table(queries, keys, segment_ids, start, length, C, PACKED)
-    itself = tl.sum(tl.where(p[:, None] == p[None, :], scores, 0.0), 1)[:, None]
+    old = load(before + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
+    new = load(after + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
+    upper = load(grad + at, start, depth, length, rest, C, BLOCK)
     weight = load_row(beta + head * length, start, length, C)
-    v += row * v_row + head % heads // v_group * v_head
+    v += row * v_row + head % heads // v_group * v_head + first
+    values = load(v, start, v_step, length, rest, C, BLOCK)
+    rates = load(log_decay + at, start, depth, length, rest, C, BLOCK)
+    later = load(log_decay + at, start + 1, depth, length, rest, C, BLOCK)
+    entry, last, _ = edges(rates, later, segment_ids, start, length, C, BLOCK, PACKED)
+    writes = weight[:, None] * values
+    # By the memory before the chunk, which is read, and by that after it, in which U lives on.
+    by_write = last * dot(keys, new)
+    by_rate = spread(entry * upper * dot(queries, old), writes * by_write, C, C, BLOCK)
+    # The memory's own decay over the chunk is in every rate of it.
+    whole = load_row(over + chunk * depth + first, 0, rest, BLOCK)
+    by_rate += (whole * tl.sum(new.to(tl.float32) * old.to(tl.float32), 0))[None, :]
+    # A token's own write, without decay.
+    by_write += tl.sum(tl.where(p[:, None] == p[None, :], scores, 0.0), 1)[:, None] * upper
+    own = tl.sum(upper * writes, 1)
+    sums = tl.where(p[:, None] == p[None, :], own[:, None], 0.0), by_write, by_rate
+    for exponent in tl.static_range(0, SIZES):
+        sums = _grad_pairs(sums, (upper, writes, rates, later), scores, 2**exponent, C, BLOCK)
+    scored, by_write, by_rate = sums
+    store(grad_decay + at, by_rate, start, depth, length, rest, C, BLOCK)
+    store(grad_v + at, weight[:, None] * by_write, start, depth, length, rest, C, BLOCK)
+    store(grad_scores + share * C * C, tl.where(counts, scored, 0.0), 0, C, C, C, C, C)
+    tl.store(grad_beta + share * C + p, tl.sum(by_write * values, 1))
+
+
+@triton.jit
+def _grad_keys_kernel(call, held, shares, results, C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Gradients of q, k and β of one chunk: what sums over value columns, BLOCK at a time."""
+    inputs, strides, sizes = call
+    before, after, read, written = held
+    grad_scores, grad_shares = shares
+    grad_q, grad_k, grad_beta = results
+    q_row, q_head, q_step, k_row, k_head, k_step, _, _, _ = strides
+    heads, k_group, _, length, width, depth = sizes
+    n, head, p = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, C)
+    row, start, chunk = head // heads, n * C, head * tl.num_programs(0) + n
+    q = inputs[0] + row * q_row + head % heads * q_head
+    k = inputs[1] + row * k_row + head % heads // k_group * k_head
     scored, learned = tl.zeros((C, C), dtype=tl.float32), tl.zeros((C,), dtype=tl.float32)
-    read, through = tl.zeros((C, WIDTH), dtype=tl.float32), tl.zeros((C, WIDTH), dtype=tl.float32)
+    by_query, by_key = tl.zeros((C, WIDTH), dtype=tl.float32), tl.zeros((C, WIDTH), dtype=tl.float32)
+    share = chunk * tl.cdiv(depth, BLOCK)
     for first in range(0, depth, BLOCK):
         rest, at = depth - first, head * length * depth + first
         old = load(before + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
         new = load(after + chunk * depth * width + first, 0, depth, width, rest, WIDTH, BLOCK)
-        upper = load(grad + at, start, depth, length, rest, C, BLOCK)
-        values = load(v + first, start, v_step, length, rest, C, BLOCK)
-        rates = load(log_decay + at, start, depth, length, rest, C, BLOCK)
-        later = load(log_decay + at, start + 1, depth, length, rest, C, BLOCK)
-        entry, last, _ = edges(rates, later, segment_ids, start, length, C, BLOCK, PACKED)
-        writes = weight[:, None] * values
-        # By the memory before the chunk, which is read, and by that after it, in which U lives on.
-        scaled = entry * upper
-        read += dot(scaled, tl.trans(old))
-        through += dot(last * writes, tl.trans(new))
-        by_write = last * dot(keys, new)
-        by_rate = spread(scaled * dot(queries, old), writes * by_write, C, C, BLOCK)
-        # The memory's own decay over the chunk is in every rate of it.
-        whole = load_row(over + chunk * depth + first, 0, rest, BLOCK)
-        by_rate += (whole * tl.sum(new.to(tl.float32) * old.to(tl.float32), 0))[None, :]
-        # A token's own write, without decay.
-        by_write += itself * upper
-        own = tl.sum(upper * writes, 1)
-        scored += tl.where(p[:, None] == p[None, :], own[:, None], 0.0)
-        sums = scored, by_write, by_rate
-        for exponent in tl.static_range(0, SIZES):
-            sums = _grad_pairs(sums, (upper, writes, rates, later), scores, 2**exponent, C, BLOCK)
-        scored, by_write, by_rate = sums
-        store(grad_decay + at, by_rate, start, depth, length, rest, C, BLOCK)
-        store(grad_v + at, weight[:, None] * by_write, start, depth, length, rest, C, BLOCK)
-        learned += tl.sum(by_write * values, 1)
-    scored = tl.where(counts, scored, 0.0)
+        # e^g ∘ grad R by the memory before the chunk, e^(g_C − g) ∘ U by that after it.
+        by_query += dot(load(read + at, start, depth, length, rest, C, BLOCK), tl.trans(old))
+        by_key += dot(load(written + at, start, depth, length, rest, C, BLOCK), tl.trans(new))
+        scored += load(grad_scores + share * C * C, 0, C, C, C, C, C)
+        learned += tl.load(grad_shares + share * C + p)
+        share += 1
+    by_query += dot(scored, load(k, start, k_step, length, width, C, WIDTH))
+    by_key += dot(tl.trans(scored), load(q, start, q_step, length, width, C, WIDTH))
     at = head * length * width
-    store(grad_q + at, read + dot(scored, keys), start, width, length, width, C, WIDTH)
-    store(grad_k + at, through + dot(tl.trans(scored), queries), start, width, length, width, C, WIDTH)
+    store(grad_q + at, by_query, start, width, length, width, C, WIDTH)
+    store(grad_k + at, by_key, start, width, length, width, C, WIDTH)
     tl.store(grad_beta + head * length + start + p, learned, mask=start + p < length)
 
 
@@ -248,17 +270,24 @@ def _backward(
     after, grad_memory = torch.empty_like(before), torch.empty_like(grad_after)
     grad_q, grad_k, grad_v = (call.buffer(length, columns) for columns in (width, width, depth))
     grad_decay, grad_beta = (call.buffer(*shape, dtype=torch.float32) for shape in ((length, depth), (length,)))
-    run, results = {"DELTA": False, "AXIS": VALUE, **call.sequential}, (grad_q, grad_k, grad_v, grad_decay, grad_beta)
+    run, how = {"DELTA": False, "AXIS": VALUE, **call.sequential}, _columns(call)
+    grid, blocks = (call.chunks, call.heads), triton.cdiv(depth, how["BLOCK"])
+    of_scores = call.buffer(call.chunks, blocks, call.chunk, call.chunk, dtype=torch.float32)
+    of_beta = call.buffer(call.chunks, blocks, call.chunk, dtype=torch.float32)
+    once = {name: value for name, value in how.items() if name not in ("SIZES", "PACKED")}
     with torch.cuda.device_of(q):
         scaled, over = _scaled(call, grad)
         unused = scaled, scaled, over, over
         grad_pass_kernel[call.passes](call[:3], scaled, unused, grad_after, after, grad_memory, **run)
-        _grad_chunk_kernel[call.chunks, call.heads](call[:3], grad, (before, after, over), results, **_columns(call))
+        results = grad_v, grad_decay, of_scores, of_beta
+        _grad_values_kernel[*grid, blocks](call[:3], grad, (before, after, over), results, **how)
+        (writes, _), results = _scaled(call, None), (grad_q, grad_k, grad_beta)
+        _grad_keys_kernel[grid](call[:3], (before, after, scaled, writes), (of_scores, of_beta), results, **once)
     return grad_q, shared(grad_k, k), shared(grad_v, v), grad_decay, grad_beta, grad_memory
 
 
 def _shapes(q, k, v, log_decay, beta, memory, segment_ids):
-    before = q.new_empty(*q.shape[:2], -(-q.shape[2] // chunk_of(q)), q.shape[3], v.shape[3])
+    before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK[q.dtype]), q.shape[3], v.shape[3])
     return q.new_empty(*q.shape[:3], v.shape[3]), memory.new_empty(memory.shape), before
 
 
