@@ -20,12 +20,6 @@ Entries = Mapping[str, tuple[str, Mapping[str, Any]]]
 MIXERS: Entries = {
     "gated_conv": ("gated_conv:GatedConv", {}),
     "local": ("gated_conv:GatedConv", {}),
-    "attention": ("attention:Attention", {}),
-    "global": ("attention:Attention", {}),
-    "atma": ("attention:Attention", {"core": "polar", "memory": True}),
-    "polar": ("attention:Attention", {"core": "polar", "memory": False}),
-    "nope": ("attention:Attention", {"core": "nope", "memory": False}),
-    "rope": ("attention:Attention", {"core": "rope", "memory": False}),
     "minimal": ("minimal:MinimalAttention", {}),
     "low_rank": ("low_rank:LowRankAttention", {}),
     "glu": ("deconstructed:Glu", {}),
@@ -34,6 +28,12 @@ MIXERS: Entries = {
     "static_qk": ("plain_attention:StaticQK", {}),
     "position_qk": ("plain_attention:PositionQK", {}),
     "random_qk": ("random_attention:RandomQK", {}),
+    "attention": ("attention:Attention", {}),
+    "global": ("attention:Attention", {}),
+    "atma": ("attention:Attention", {"core": "polar", "memory": True}),
+    "polar": ("attention:Attention", {"core": "polar", "memory": False}),
+    "nope": ("attention:Attention", {"core": "nope", "memory": False}),
+    "rope": ("attention:Attention", {"core": "rope", "memory": False}),
 }
 CORES: Entries = {
     "polar": ("polar:PolarCore", {}),
