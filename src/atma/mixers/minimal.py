@@ -79,8 +79,13 @@ class MinimalAttention(Attention):
         return q if self.own.symmetric else self.k_proj(x).unflatten(-1, (self.groups, -1)), v
 
 
-_TINY = {"query_heads": 2, "key_value_heads": 2, "head_width": 8}
 SMALL = (
-    {**_TINY, "merge_qk": True, "identity_vo": True},
-    {**_TINY, "symmetric": True, "core": "rope", "window": 7},
+    {
+        "query_heads": 2,
+        "key_value_heads": 2,
+        "head_width": 8,
+        "merge_qk": True,
+        "identity_vo": True,
+        "window": 7,
+    },
 )

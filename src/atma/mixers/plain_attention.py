@@ -188,5 +188,4 @@ class PositionQK(PlainAttention):
             )
 
 
-_TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}
-SMALL = (_TINY, {**_TINY, "key_value_heads": 2, "window": 7})
+SMALL = ({"query_heads": 2, "key_value_heads": 1, "head_width": 8, "window": 7},)

@@ -123,7 +123,6 @@ def mean_of_positive(q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tenso
 
 _TINY = {"query_heads": 2, "key_value_heads": 2, "head_width": 8}
 SMALL = (
-    {**_TINY, "key_value_heads": 1},
     {**_TINY, "identity": 0.5, "window": 7},
     {**_TINY, "score": "relu", "identity": -0.5},
     {**_TINY, "score": "relu", "key_value_heads": 1, "window": 7},
