@@ -109,8 +109,8 @@ class Copying(Drawn):
 class SelectiveCopying(Drawn):
     """A few symbols at random places among blanks, then as many markers, at which they are asked for in their order.
 
-    All markers are the same, so a model must count symbols in one layer and look for that number in a later one: one
-    with a single layer that looks far cannot learn it. Source: the task of Mamba, arXiv 2312.00752, section 4.1.1.
+    All markers are the same, so symbols must be counted in one layer and found by their number in a later one: a model
+    with one layer that looks far does not learn it. Source: the task of Mamba, arXiv 2312.00752, section 4.1.1.
     """
 
     length: int = 64
