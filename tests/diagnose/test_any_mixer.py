@@ -332,6 +332,14 @@ def test_a_model_that_tells_nothing_of_itself_has_its_losses_and_gains(tmp_path)
     assert ONLY_LOSSES in written.read_text()
 
 
+def test_a_channel_that_is_not_called_is_told_of(monkeypatch):
+    monkeypatch.setattr(
+        Fading, "channels", lambda self: {"read": self.out_proj, "spare": self.in_proj.__class__(8, 16)}
+    )
+    with pytest.raises(ValueError, match="layer 0 names channels that its forward does not call: spare"):
+        diagnosed(made("fading"), mask="none", stress=0)
+
+
 def test_rows_tell_of_a_core_and_a_memory_where_there_are_any():
     with_core, without = (
         model_provenance(Loaded(made("gated_conv", name, **options), byte_tokenizer()))

@@ -47,6 +47,9 @@ def observed(model: Model) -> Iterator[dict[int, Seen]]:
                 stack.callback(handle.remove)
         yield seen
     for layer, note in notes.items():
+        if unused := set(layers[layer].channels()) - set(note["inputs"]):
+            told = f"layer {layer} names channels that its forward does not call: {', '.join(sorted(unused))}"
+            raise ValueError(f"{told}; project with the module of `channels`, not with its weight")
         for name in ("inputs", "branches"):  # in the order of the channels, in whichever they were computed
             note[name] = {channel: note[name][channel] for channel in layers[layer].channels()}
         seen[layer] = Seen(**whole, **note)
