@@ -18,7 +18,7 @@ LAYERS = (
     "ops",
     "layers state threads",
     "mixers",
-    "config model_config",
+    "config model_config presets",
     "model",
     "checkpoint decoding hashes loading stop_tokens",
     "generation",

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from atma.model_config import PRESETS, ModelConfig, preset
+from atma.model_config import ModelConfig
+from atma.presets import PRESETS, preset
 from atma.strict import check_fields, from_dict, plain, read_toml, read_value, require, to_dict, toml_key, toml_value
 
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]

@@ -1,4 +1,4 @@
-"""What a model is, as frozen data: its shape, its mixers by name, and the named models (`PRESETS`).
+"""What a model is, as frozen data: its shape, and its mixers by name.
 
 `pattern` names the mixer of each layer. A name is one of the table of mixers (atma.mixers.table), or a table of
 `mixers` that has its `kind` there and options of its own. An option that stands beside the model's own fields is
@@ -261,45 +261,3 @@ def _shared(taken: Mapping[str, dataclasses.Field[Any]]) -> set[str]:
 def _table(one: Named) -> dict[str, Any]:
     package = {PACKAGE: one.found.package} if one.found.package else {}
     return {KIND: one.kind, **package, **one.options}
-
-
-def preset(name: str) -> ModelConfig:
-    """The named model configuration; ValueError names the known ones."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
-    return ModelConfig(**PRESETS[name])
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "nano-test": {
-        "vocab_size": 257,
-        "width": 64,
-        "depth": 4,
-        "query_heads": 2,
-        "key_value_heads": 1,
-        "head_width": 16,
-        "mlp_multiple": 2,
-    },
-    "nano": {
-        "vocab_size": 1024,
-        "width": 128,
-        "depth": 8,
-        "query_heads": 2,
-        "key_value_heads": 1,
-        "head_width": 64,
-        "max_half_life": 256,
-        "count_limit": 256,
-    },
-    "small": {
-        "vocab_size": 16_384,
-        "width": 512,
-        "depth": 12,
-        "query_heads": 8,
-        "key_value_heads": 2,
-        "head_width": 64,
-        "max_half_life": 2048,
-        "count_limit": 2048,
-    },
-    "base": {"max_half_life": 2048, "count_limit": 2048},
-    "base-published": {"direction_radius": 1.0, "canon_init": "uniform", "share_query_key_init": False},
-}
