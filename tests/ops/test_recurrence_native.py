@@ -25,7 +25,8 @@ class Given:
     """A call's tensors, of which some tokens, rows or heads can be taken."""
 
     def __init__(self, rule, decay, weighed, dtype, strength=1.0):
-        self.rule, self.axis, shape = rule, "value" if decay == "value" else "key", DECAYS[decay]
+        shape = DECAYS[decay]
+        self.rule, self.axis = rule, ("key", "value")[decay == "value"]
         q = draw(BATCH, HEADS, LENGTH, WIDTH)
         k = torch.nn.functional.normalize(draw(BATCH, GROUPS, LENGTH, WIDTH, seed=1), dim=-1)
         v = draw(BATCH, 1, LENGTH, VALUE_WIDTH, seed=2)
@@ -37,12 +38,13 @@ class Given:
     def part(self, rows=slice(None), tokens=slice(None)):
         return [x if x is None or x.ndim == 1 else x[rows, :, tokens] for x in self.tensors]
 
-    def run(self, tensors, memory, **how):
-        return recurrence(*tensors, memory.clone(), None, self.rule, self.axis, **how)
+    def run(self, tensors, memory, backend="native", steady=False):
+        q, k, v, log_decay, beta = tensors
+        return recurrence(q, k, v, log_decay, beta, memory.clone(), None, self.rule, self.axis, backend, steady)
 
     def in_turn(self, tensors, memory):
         with torch.inference_mode():
-            return self.run(tensors, memory, backend="native", steady=True)
+            return self.run(tensors, memory, steady=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -84,8 +86,8 @@ def test_what_has_decayed_away_is_exactly_nothing(rule, decay):
     """log a = −400 is a decay of 0 in float32: the memory before a token leaves no trace, however large it was."""
     given = Given(rule, decay, True, torch.float32)
     tensors = given.part()
-    tensors[3] = torch.full_like(tensors[3], -400.0)
+    tensors[3] = torch.full(DECAYS[decay], -400.0)
     large, nothing = 1e30 * given.memory, 0.0 * given.memory
     assert torch.equal(given.in_turn(tensors, large)[0], given.in_turn(tensors, nothing)[0])
-    chunked = [given.run(tensors, memory, backend="native")[0] for memory in (large, nothing)]
+    chunked = [given.run(tensors, memory)[0] for memory in (large, nothing)]
     assert torch.equal(*chunked)

@@ -6,6 +6,7 @@ gives the read with queries scaled by 1/√K, and for a step the memory after it
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import unwrap
 from types import ModuleType
 
 import torch
@@ -34,12 +35,9 @@ def peers_of(
 def _delta(step: bool, length: int, kernels: bool, notes: list[str]) -> dict[str, Function]:
     found: dict[str, Function] = {}
     if (qwen := peer(QWEN, notes)) is not None:
-        name, rule = (
-            ("recurrent", qwen.torch_recurrent_gated_delta_rule)
-            if step
-            else ("chunk", qwen.torch_chunk_gated_delta_rule)
-        )
-        found[f"transformers {name}"] = partial(_call, rule)
+        name = "recurrent" if step else "chunk"
+        # The function itself: the name stands for a Triton kernel where flash-linear-attention is installed.
+        found[f"transformers {name}"] = partial(_call, unwrap(getattr(qwen, f"torch_{name}_gated_delta_rule")))
     if kernels and (fla := peer("fla.ops.gated_delta_rule", notes)) is not None:
         name, rule = (
             ("recurrent", fla.fused_recurrent_gated_delta_rule) if step else ("chunk", fla.chunk_gated_delta_rule)
@@ -109,7 +107,7 @@ def _scan(mamba: ModuleType, *tensors: Tensor) -> Sequence[Tensor]:
     """Its step Δ is both β and the decay's factor: ours are apart, so values come times β / Δ."""
     q, k, v, log_decay, beta = tensors
     values, rate = v * (beta / -log_decay).unsqueeze(-1), -torch.ones(q.shape[2], device=q.device)
-    found = mamba.mamba2_chunk_scan(values, -log_decay, rate, k, q * q.shape[-1] ** -0.5, MAMBA_CHUNK)
+    found = unwrap(mamba.mamba2_chunk_scan)(values, -log_decay, rate, k, q * q.shape[-1] ** -0.5, MAMBA_CHUNK)
     return [found[0] if isinstance(found, tuple) else found]
 
 
@@ -117,5 +115,5 @@ def _mamba_step(mamba: ModuleType, *tensors: Tensor) -> Sequence[Tensor]:
     q, k, v, log_decay, beta, memory = (x[:, 0] if x.ndim < 4 or x.shape[1] == 1 else x for x in tensors)
     state, rate = memory.mT.clone(), -torch.ones(q.shape[1], 1, 1, device=q.device)
     values, step = v * (beta / -log_decay).unsqueeze(-1), -log_decay.unsqueeze(-1)
-    read = mamba.mamba2_selective_state_update(state, values, step, rate, k, q * q.shape[-1] ** -0.5)
+    read = unwrap(mamba.mamba2_selective_state_update)(state, values, step, rate, k, q * q.shape[-1] ** -0.5)
     return [read.unsqueeze(1), state.mT]
