@@ -6,7 +6,7 @@ Every case is run on tensors of the CPU with launches that compile alone. Prints
 KiB of shared memory, registers a thread and bytes of stack (what registers could not hold), by `cuobjdump` of Triton's
 wheel. Exit status: 0; 1 where a kernel takes more shared memory than a program may have on an H100, 227 KiB.
 """
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
 
 import argparse
 import re

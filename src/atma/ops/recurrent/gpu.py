@@ -4,7 +4,8 @@
 for each value channel; `gpu_tiles` what they share. No atomics: equal bits every time. What tensor cores multiply is
 rounded to q's dtype; decays, the delta rule's solution, the memory and all sums are float32, and products of float32
 are IEEE, never tf32. A query head finds its key and value heads by itself; gradients of shared keys and values are
-summed afterwards. What these modules do not say to be proven is not yet run on hardware.
+summed afterwards. The memory before each chunk is kept in q's dtype, of which float16 ends at 65,504: a long text of
+rule `add` that hardly decays wants bfloat16. What these modules do not say to be proven is not yet run on hardware.
 """
 # pyright: reportMissingImports=false, reportIndexIssue=false
 

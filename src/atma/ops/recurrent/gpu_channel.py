@@ -5,7 +5,7 @@ Every chunk is first cut: the tables ⟨q_p, k_s⟩_D and ⟨k_p, k_s⟩_D, and 
 knows a decay but that of the memory over a whole chunk, so the rest is that of one decay a token, without it. Backward
 the same way round: gradients of what was cut, then of q, k and the decays. Rounding is that of `gpu_token`.
 """
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 
 from typing import NamedTuple
 
@@ -361,8 +361,8 @@ def _cut_of(call: Call, delta: bool, rows: torch.dtype | None, products: torch.d
     readers, writers = (call.buffer(length, width, dtype=rows) for _ in range(2))
     entering = call.buffer(length, width if delta else 0, dtype=rows)
     scores = call.buffer(chunks, size, size)
-    products = call.buffer(chunks, size, size if delta else 0, dtype=products)
-    return _Cut(readers, entering, writers, scores, products, call.buffer(chunks, width, dtype=torch.float32))
+    of_keys = call.buffer(chunks, size, size if delta else 0, dtype=products)
+    return _Cut(readers, entering, writers, scores, of_keys, call.buffer(chunks, width, dtype=torch.float32))
 
 
 def _channels(call: Call) -> dict[str, int | bool]:

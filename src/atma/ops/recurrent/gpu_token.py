@@ -8,7 +8,7 @@ The two passes are also those of decays for each key or value channel.
 The delta rule up to widths of 128 has passed its tests on an H100; the rule `add`, other head counts for v than for k,
 and wider heads are not yet run on hardware.
 """
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 
 import torch
 import triton
