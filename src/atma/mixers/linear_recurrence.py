@@ -152,8 +152,8 @@ class LinearRecurrence(Mixer):
         """`Mixer.channels`."""
         return {"read": self.readout.out_proj}
 
-    def share(self, first: Mixer) -> None:
-        """`Mixer.share`: the table of floors."""
+    def share_weights(self, first: Mixer) -> None:
+        """`Mixer.share_weights`: the table of floors."""
         share_table(self.gates, first.gates if isinstance(first, LinearRecurrence) else None)
 
     def steady(self, on: bool = True) -> bool:
