@@ -91,7 +91,7 @@ def based(m, x):
 
 def hedgehog(m, x):
     def phi(z):
-        y = torch.einsum("hij,thj->thi", m.feature.weight, z) + m.feature.shift
+        y = torch.einsum("hkl,thl->thk", m.feature.weight, z) + m.feature.shift
         return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1)
 
     return m.readout.out_proj(normalised(m, x, phi).flatten(1))
