@@ -5,6 +5,7 @@ import json
 import pytest
 
 from atma.bench.plan import Plan
+from atma.bench.recurrence import RECURRENCES
 from atma.cli import main
 from atma.ops.polar import cpu as polar_cpu
 
@@ -28,7 +29,7 @@ def test_a_measurement_prints_a_table_and_writes_both_files(tmp_path, capsys):
     found = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert {row["what"] for row in found["rows"]} == {
         *(f"polar {mode}" for mode in ("forward", "forward+backward", "decode")),
-        *(f"delta {mode}" for mode in ("forward", "forward+backward", "step")),
+        *(f"{kind} {mode}" for kind in RECURRENCES for mode in ("forward", "forward+backward", "step")),
         *(f"{name} {mode}" for name in ("conv", "loss") for mode in ("forward", "forward+backward")),
     }
     assert all(f"{row['what']}, {row['dtype']}" in said and row["name"] in said for row in found["rows"])
@@ -65,7 +66,10 @@ _statistics = polar_cpu.statistics
     [
         (["speed"], "no measurement 'speed'; known: ops, train, decode, prefill"),
         (["ops", "--dtypes", "int8"], "'dtypes' must be from float32, bfloat16, float16, not 'int8'"),
-        (["ops", "--operations", "rope"], "'operations' must be from polar, delta, conv, loss, not 'rope'"),
+        (
+            ["ops", "--operations", "rope"],
+            "'operations' must be from polar, delta, kda, gla, mamba2, conv, loss, not 'rope'",
+        ),
         (["ops", "--head-width", "0"], "'head_width' must be 1 or more, not 0"),
         (["ops", "--head-width", "512"], "'head_width' must be at most 256, not 512"),
         (["ops", "--heads", "3"], "'key_value_heads' must be a divisor of heads = 3, not 2"),

@@ -10,6 +10,7 @@ from atma.bench.available import ours
 from atma.bench.machine import Cost, Rates
 from atma.bench.measure import bench
 from atma.bench.plan import KINDS, Plan
+from atma.bench.recurrence import RECURRENCES
 from atma.bench.rows import Case, Entry, measure
 from atma.bench.table import cases, cells, duration, header, markdown
 from atma.device import device_of
@@ -31,7 +32,7 @@ SMALL = Plan(
     repeats=1,
     device="cpu",
 )
-MODES = {"polar": 3, "delta": 3, "conv": 2, "loss": 2}
+MODES = {"polar": 3, "conv": 2, "loss": 2} | dict.fromkeys(RECURRENCES, 3)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_every_operation_has_a_row_for_each_mode_length_dtype_and_backend(operat
     mine = [(row.what, row.sizes["length"], row.dtype, row.name) for row in operations.rows if row.ours]
     assert len(mine) == len(set(mine))
     cpu = [row for row in mine if row[3] == "atma cpu"]
-    steps = 1
+    steps = len(RECURRENCES)
     assert len(cpu) == 2 * (2 * sum(MODES.values()) - steps)
     if native.available(torch.bfloat16):
         assert {what for what, *_, name in mine if name == "atma native"} >= {"polar decode", "delta step"}

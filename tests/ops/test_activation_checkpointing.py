@@ -15,8 +15,18 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from atma.model import Model
-from atma.ops import causal_conv, gated_conv, gated_delta, polar_attention, softcap_loss, softmax_attention, use_backend
+from atma.ops import (
+    causal_conv,
+    gated_conv,
+    gated_delta,
+    polar_attention,
+    recurrence,
+    softcap_loss,
+    softmax_attention,
+    use_backend,
+)
 from atma.ops.dense import gated_square, linear, rms_norm
+from atma.ops.recurrent import Axis, Rule
 from tests.conftest import tiny
 from tests.laws.conftest import randomise
 from tests.ops.backends import ALL
@@ -36,6 +46,14 @@ def delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, *memory:
     return out.sum() + after.square().sum()
 
 
+def linear_recurrence(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *memory: Tensor, rule: Rule = "add", axis: Axis = "key"
+) -> Tensor:
+    unit_k, ids = F.normalize(k, dim=-1), None if memory else SEGMENTS
+    out, after = recurrence(q, unit_k, v, F.logsigmoid(decay), None, *(memory or (None,)), ids, rule, axis)
+    return out.sum() + after.square().sum()
+
+
 def polar(*inputs: Tensor) -> Tensor:
     direction, magnitude = polar_attention(*inputs, segment_ids=SEGMENTS, window=9)
     return direction.square().sum(-1) + magnitude
@@ -52,6 +70,8 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "softmax": (partial(softmax_attention, scale=0.3, segment_ids=SEGMENTS), HEADS),
     "delta": (partial(delta, segment_ids=SEGMENTS), (*HEADS, *GATES)),
     "delta with a memory": (delta, (*HEADS, *GATES, random(B, H, K, K))),
+    "delta by channel": (partial(linear_recurrence, rule="delta"), (*HEADS, random(B, H, T, K))),
+    "add by value": (partial(linear_recurrence, axis="value"), (*HEADS, random(B, H, T, K), random(B, H, K, K))),
     "loss": (
         lambda hidden, weight, bias: softcap_loss(hidden, weight, bias, TARGETS, 15.0),
         (random(B, T, C), random(31, C), random(31)),

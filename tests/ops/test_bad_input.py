@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atma.ops import causal_conv, gated_delta, polar_attention, softcap_loss, softmax_attention
+from atma.ops import causal_conv, gated_delta, polar_attention, recurrence, softcap_loss, softmax_attention
 from tests.ops.backends import FAST, NATIVE
 
 META = torch.device("meta")
@@ -29,6 +29,12 @@ def delta(spoil=None, backend="auto", length=3, **options):
     return gated_delta(**spoiled(given | options, spoil), backend=backend)
 
 
+def linear(spoil=None, backend="auto", **options):
+    """A recurrence with everything by default, one argument replaced or given on top."""
+    given = {name: torch.randn(1, heads, 3, 8) for name, heads in (("q", 4), ("k", 2), ("v", 1))}
+    return recurrence(**spoiled(given | options, spoil), backend=backend)
+
+
 def conv(spoil=None, backend="auto", **options):
     given = {"x": torch.randn(1, 5, 3), "weight": torch.randn(3, 4)}
     return causal_conv(**spoiled(given | options, spoil), backend=backend)
@@ -45,7 +51,7 @@ def to(kind):
 
 KINDS = [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
 TENSORS = [(polar, "q"), (polar, "k"), (polar, "null_value"), (softmax, "v"), (delta, "k"), (delta, "beta")]
-TENSORS += [(conv, "x"), (conv, "weight")]
+TENSORS += [(linear, "q"), (linear, "v"), (conv, "x"), (conv, "weight")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,6 +99,30 @@ def test_a_tensor_without_numbers_is_refused(call, name, backend):
             r"memory must be \(1, 2, 8, 8\), not \(1, 2, 4, 8\)",
         ),
         (lambda b: delta(segment_ids=torch.zeros(1, 4).int(), backend=b), r"segment_ids must be \(1, 3\)"),
+        (lambda b: linear(("k", lambda x: x[..., :4]), b), r"k \(1, 2, 3, 4\) and v \(1, 1, 3, 8\) do not fit"),
+        (lambda b: linear(("v", lambda x: x.expand(1, 3, 3, 8)), b), r"v \(1, 3, 3, 8\) do not fit"),
+        (lambda b: linear(("v", lambda x: x[:, :, :2]), b), r"v \(1, 1, 2, 8\) do not fit"),
+        (lambda b: linear(("k", lambda x: x[:, :0]), b), r"k \(1, 0, 3, 8\) .*none of them 0"),
+        (
+            lambda b: linear(log_decay=-torch.ones(1, 4, 3, 5), backend=b),
+            r"log_decay must be \(4,\), \(1, 4, 3\) or \(1, 4, 3, 8\), not \(1, 4, 3, 5\)",
+        ),
+        (
+            lambda b: linear(log_decay=-torch.ones(1, 4, 3), decay_axis="value", backend=b),
+            r"on the value axis must be \(1, 4, 3, 8\), not \(1, 4, 3\)",
+        ),
+        (lambda b: linear(decay_axis="value", backend=b), r"must be \(1, 4, 3, 8\), not None"),
+        (
+            lambda b: linear(log_decay=-torch.ones(1, 4, 3, 8), decay_axis="value", rule="delta", backend=b),
+            "decay_axis 'value' is for rule 'add'",
+        ),
+        (lambda b: linear(decay_axis="row", backend=b), "decay_axis must be 'key' or 'value', not 'row'"),
+        (lambda b: linear(rule="hebb", backend=b), "rule must be 'add' or 'delta', not 'hebb'"),
+        (lambda b: linear(beta=torch.ones(4), backend=b), r"beta must be \(1, 4, 3\), not \(4,\)"),
+        (
+            lambda b: linear(memory=torch.zeros(1, 4, 8, 8), segment_ids=torch.zeros(1, 3).int(), backend=b),
+            "a call with a memory continues one document",
+        ),
         (lambda b: conv(("x", lambda x: x[0]), b), r"x must be \(batch, length, channels\)"),
         (lambda b: conv(("weight", lambda x: x[:, :0]), b), "taps ≥ 1"),
         (lambda b: conv(segment_ids=torch.zeros(1, 4).int(), backend=b), r"segment_ids must be \(1, 5\)"),
@@ -102,6 +132,32 @@ def test_a_tensor_without_numbers_is_refused(call, name, backend):
 def test_shapes_and_positions_that_do_not_fit_are_refused(call, message, backend):
     with pytest.raises(ValueError, match=message):
         call(backend)
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log_decay": torch.tensor([-1, 0.25, -1, -1])}, "log_decay must not be above 0 .*found 0.25"),
+        ({"log_decay": torch.full((1, 4, 3), 1e-3)}, "above 0 .*found 0.001"),
+        ({"log_decay": torch.full((1, 4, 3, 8), 2.0)}, "above 0 .*found 2"),
+        ({"log_decay": torch.full((1, 4, 3, 8), 2.0), "decay_axis": "value"}, "above 0 .*found 2"),
+        ({"rule": "delta", "beta": torch.full((1, 4, 3), 2.5)}, "beta must be from 0 to 2 .*found 2.5"),
+        ({"rule": "delta", "beta": torch.full((1, 4, 3), -0.5)}, "beta must be from 0 to 2 .*found -0.5"),
+    ],
+)
+def test_a_memory_that_would_grow_is_refused(options, message, backend):
+    with pytest.raises(ValueError, match=message):
+        linear(backend=backend, **options)
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_the_ends_of_what_is_taken_are_taken(backend):
+    """No decay as 0, β of 0 and of 2; and by the rule `add` any β."""
+    ends = torch.tensor([0.0, 2.0, 1.0]).expand(1, 4, 3)
+    for rule, beta in (("delta", ends), ("add", 10 * ends - 5)):
+        out, after = linear(log_decay=torch.zeros(1, 4, 3), beta=beta, rule=rule, backend=backend)
+        assert out.isfinite().all() and after.isfinite().all()
 
 
 @pytest.mark.parametrize("width", [1, 7, 512, 1024])

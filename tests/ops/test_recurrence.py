@@ -175,9 +175,11 @@ def test_a_token_that_is_not_a_number_spoils_its_document_from_then_on_alone(rul
     torch.testing.assert_close(out[~lost], clean[~lost], rtol=1e-11, atol=1e-11)
 
 
+PACKED = [("delta", "channel", "documents"), ("add", "value", "documents")]
+
+
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("start", ["memory", "documents"])
-@pytest.mark.parametrize(("rule", "decay"), RULES_AND_DECAYS)
+@pytest.mark.parametrize(("rule", "decay", "start"), [*((*kind, "memory") for kind in RULES_AND_DECAYS), *PACKED])
 def test_gradients_agree_with_finite_differences(rule, decay, start, backend, monkeypatch):
     for name, size in (("batch", 1), ("heads", 2), ("width", 2), ("depth", 3)):
         monkeypatch.setitem(SIZES, name, size)

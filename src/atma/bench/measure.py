@@ -1,5 +1,7 @@
 """One measurement from its plan to its rows: every parity check, then the rates of the machine, then the times."""
 
+from functools import partial
+
 import torch
 
 from atma.bench import attention, contests, conv, loss, recurrence
@@ -8,7 +10,8 @@ from atma.bench.plan import KINDS, Plan
 from atma.bench.rows import Job, Result, Row, measure
 from atma.device import device_of
 
-OPERATIONS = {"polar": attention.jobs, "delta": recurrence.jobs, "conv": conv.jobs, "loss": loss.jobs}
+OPERATIONS = {"polar": attention.jobs, "conv": conv.jobs, "loss": loss.jobs}
+OPERATIONS |= {kind: partial(recurrence.jobs, kind) for kind in recurrence.RECURRENCES}
 NOTES = {
     "ops": [
         "Sizes that fit into a cache can be faster than the floor, whose bytes move at the rate of the memory.",

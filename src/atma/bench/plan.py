@@ -9,7 +9,7 @@ from atma.strict import check_fields
 
 KINDS = ("ops", "train", "decode", "prefill")
 DTYPES = ("float32", "bfloat16", "float16")
-OPERATIONS = ("polar", "delta", "conv", "loss")
+OPERATIONS = ("polar", "delta", "kda", "gla", "mamba2", "conv", "loss")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Plan:
     batch: int = 1
     """Rows at once."""
     operations: tuple[str, ...] = OPERATIONS
-    """Which of polar, delta, conv and loss `ops` measures."""
+    """Which of polar, the recurrences delta, kda, gla and mamba2, conv and loss `ops` measures."""
     heads: int = 8
     """Query heads of an operation; heads × head-width channels for conv and loss."""
     key_value_heads: int = 2

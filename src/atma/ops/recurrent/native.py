@@ -35,7 +35,11 @@ def recurrence(
     """The reference's arguments and results. Without gradients a few tokens are taken one after the other."""
     if recording():
         return _operation(q, k, v, log_decay, beta, memory, segment_ids, rule)[:2]
-    return _inference(functools.partial(_run, "recurrence", rule), q, k, v, log_decay, beta, memory, segment_ids)
+    run = functools.partial(_run, "recurrence", rule)
+    if q.shape[2] == 1:
+        return run(q, k, v, log_decay, beta, memory, segment_ids)
+    out, after = kept_apart(run, q, k, v, log_decay, beta, memory, segment_ids)
+    return out, after
 
 
 def by_value(
@@ -51,7 +55,10 @@ def by_value(
     if recording():
         return _by_value(q, k, v, log_decay, beta, memory, segment_ids)[:2]
     run = functools.partial(_run, "recurrence_by_value", "add")
-    return _inference(run, q, k, v, log_decay, beta, memory, segment_ids)
+    if q.shape[2] == 1:
+        return run(q, k, v, log_decay, beta, memory, segment_ids)
+    out, after = kept_apart(run, q, k, v, log_decay, beta, memory, segment_ids)
+    return out, after
 
 
 def in_turn(
@@ -74,12 +81,6 @@ def _in_turn(name: str, inputs: _Inputs, memory: Tensor, rule: str) -> tuple[Ten
     out = inputs[0].new_empty((*inputs[0].shape[:3], inputs[2].shape[3]))
     _call(name, rule, inputs, None, (memory, out, memory, None))
     return out, memory
-
-
-def _inference(run: functools.partial, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-    q = inputs[0]
-    out, after = run(*inputs) if q is not None and q.shape[2] == 1 else kept_apart(run, *inputs)
-    return out, after
 
 
 def _run(
