@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from atma.config import ModelConfig
 from atma.mixers import MEMORIES, MIXERS, Place, find, small
 from atma.mixers.linear_recurrence import LinearRecurrence, recur
-from atma.mixers.recurrent_systems import RecurrenceConfig, sizes
 from atma.model import Model
 from atma.ops import use_backend
 from atma.train.optim import parameter_groups
@@ -92,7 +91,7 @@ def based(m, x):
 
 def hedgehog(m, x):
     def phi(z):
-        y = torch.einsum("hij,thj->thi", m.feature.weight, z) + m.feature.shift
+        y = torch.einsum("hkl,thl->thk", m.feature.weight, z) + m.feature.shift
         return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1)
 
     return m.readout.out_proj(normalised(m, x, phi).flatten(1))
@@ -276,28 +275,6 @@ def test_a_seed_is_all_that_a_start_depends_on():
     for name in NAMES:
         first, second = (made(name, 1, 3, random=False).state_dict() for _ in range(2))
         assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "expected"),
-    [
-        ("linear", 1024, (8, 128, 128)),
-        ("based", 1024, (8, 16, 128)),
-        ("hedgehog", 1024, (8, 128, 128)),
-        ("lightning", 1024, (8, 128, 128)),
-        ("retnet", 1024, (8, 128, 256)),
-        ("gla", 1024, (4, 128, 256)),
-        ("hgrn2", 1024, (8, 128, 128)),
-        ("mamba2", 1024, (32, 128, 64)),
-        ("deltanet", 1024, (4, 256, 256)),
-        ("gated_deltanet", 1024, (3, 256, 512)),
-        ("gated_deltanet", 128, (1, 256, 512)),
-        ("kda", 1024, (8, 128, 128)),
-        ("delta_memory", 1024, (8, 128, 128)),
-    ],
-)
-def test_heads_and_widths_are_those_of_the_papers(name, width, expected):
-    assert sizes(RecurrenceConfig(name), Place(width, 1e-6))[1:] == expected
 
 
 def test_everything_learned_learns_and_only_matrices_go_to_muon():

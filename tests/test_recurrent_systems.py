@@ -12,7 +12,7 @@ from atma.diagnose.interventions import capped
 from atma.diagnose.parts import Head, memory_of
 from atma.mixers import MEMORIES, Place, small
 from atma.mixers.linear_recurrence import LinearRecurrence
-from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig
+from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, sizes
 from atma.model import Model
 from atma.ops import native
 from atma.serve.exact import Served
@@ -23,7 +23,29 @@ from tests.test_linear_recurrence import EXACT, NAMES, inputs, made
 MEMORY_NAMES = [name for name, (place, _) in MEMORIES.items() if place.startswith("recurrent_memory")]
 
 
-# What is refused
+# Sizes, and what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        ("linear", 1024, (8, 128, 128)),
+        ("based", 1024, (8, 16, 128)),
+        ("hedgehog", 1024, (8, 128, 128)),
+        ("lightning", 1024, (8, 128, 128)),
+        ("retnet", 1024, (8, 128, 256)),
+        ("gla", 1024, (4, 128, 256)),
+        ("hgrn2", 1024, (8, 128, 128)),
+        ("mamba2", 1024, (32, 128, 64)),
+        ("deltanet", 1024, (4, 256, 256)),
+        ("gated_deltanet", 1024, (3, 256, 512)),
+        ("gated_deltanet", 128, (1, 256, 512)),
+        ("kda", 1024, (8, 128, 128)),
+        ("delta_memory", 1024, (8, 128, 128)),
+    ],
+)
+def test_heads_and_widths_are_those_of_the_papers(name, width, expected):
+    assert sizes(RecurrenceConfig(name), Place(width, 1e-6))[1:] == expected
 
 
 @pytest.mark.parametrize(
@@ -250,3 +272,5 @@ def test_a_memory_follows_the_bound_of_its_model_and_refuses_heads_too_wide_for_
         ModelConfig(pattern=("global",), memory="based", head_width=64).mixer(0)
     with pytest.raises(ValueError, match="'negative' must be false"):
         ModelConfig(pattern=("global",), memory="gla", negative=True).mixer(0)
+    flat = ModelConfig(memory="kda", negative=True)
+    assert flat.to_table()["negative"] is True and ModelConfig.from_table(flat.to_table()) == flat

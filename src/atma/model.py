@@ -63,7 +63,7 @@ class Model(nn.Module):
         for name, block in zip(config.layers, self.blocks, strict=True):
             kind, mixer = config.named()[name].kind, cast(Block, block).mixer
             if first.setdefault(kind, mixer) is not mixer:
-                mixer.take_shared(first[kind])
+                mixer.share_weights(first[kind])
         self.init_weights(generator)
         if config.tied_head:
             self.head.weight = self.embed.weight

@@ -98,7 +98,7 @@ class Mixer(nn.Module):
         """
         return {}
 
-    def take_shared(self, first: "Mixer") -> None:
+    def share_weights(self, first: "Mixer") -> None:
         """Take from the model's first layer of the same kind what is one for all of them; by default nothing is."""
 
     def steady(self, on: bool = True) -> bool:

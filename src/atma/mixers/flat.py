@@ -30,8 +30,8 @@ def is_flat(pattern: Iterable[str], mixers: Collection[str]) -> bool:
 
 
 def whole(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option, where some are set."""
-    return {key: options.get(key, one.default) for key, one in FIELDS.items()}
+    """Every option, where some are set; of a memory of another kind those that are."""
+    return {key: one.default for key, one in FIELDS.items()} | dict(options)
 
 
 def checked(key: str, value: Any) -> Any:

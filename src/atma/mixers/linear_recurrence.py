@@ -152,8 +152,8 @@ class LinearRecurrence(Mixer):
         """`Mixer.channels`."""
         return {"read": self.readout.out_proj}
 
-    def take_shared(self, first: Mixer) -> None:
-        """`Mixer.take_shared`: the table of floors."""
+    def share_weights(self, first: Mixer) -> None:
+        """`Mixer.share_weights`: the table of floors."""
         share_table(self.gates, first.gates if isinstance(first, LinearRecurrence) else None)
 
     def steady(self, on: bool = True) -> bool:
