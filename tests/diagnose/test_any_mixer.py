@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atma.config import ModelConfig
 from atma.diagnose.diagnosis import diagnose
-from atma.diagnose.interventions import cappable, capped, masked
+from atma.diagnose.interventions import can_be_capped, capped, masked
 from atma.diagnose.page import NOTHING, ONLY_LOSSES, figures, page, sentences
 from atma.diagnose.parts import Head, Part, channel_masks, channels, held_by, memory_heads, parse_heads
 from atma.diagnose.plan import Plan
@@ -259,7 +259,7 @@ def test_decays_by_channel_are_told_by_their_mean_and_capped_by_it():
 
 def test_what_no_cap_reaches_is_not_capped_and_said_so_where_it_is_named():
     model = made("stubborn", "fading")
-    assert cappable(model) == [Head(1, 0), Head(1, 1)]
+    assert can_be_capped(model) == [Head(1, 0), Head(1, 1)]
     rows = diagnosed(model, stress=0, heads="all", cap_half_life=2, mask="none").rows
     assert {row["change"] for row in of(rows, "effect")} == {
         "head 1.0 capped at 2", "head 1.1 capped at 2", "heads 1.0, 1.1 capped at 2",

@@ -8,7 +8,7 @@ import torch
 
 from atma.config import ModelConfig
 from atma.diagnose.diagnosis import diagnose
-from atma.diagnose.interventions import cappable, capped, masked
+from atma.diagnose.interventions import can_be_capped, capped, masked
 from atma.diagnose.parts import Part, channel_masks, forgetting, head_masks, memory_heads, zero_input
 from atma.diagnose.plan import Plan
 from atma.eval.likelihood.prefixes import Documents
@@ -56,7 +56,7 @@ def test_its_half_lives_are_those_of_its_own_decays_on_the_text(model):
 @torch.no_grad()
 def test_a_cap_reaches_every_head_that_forgets(model):
     before, heads = hidden(model), memory_heads(model)
-    assert cappable(model) == heads
+    assert can_be_capped(model) == heads
     for head in heads[:2]:
         with capped(model, [head], 1e-2):
             x = torch.randn(1, 5, 16, dtype=torch.float64)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from atma.diagnose.interpolation import check_movable, interpolated, movable_heads
-from atma.diagnose.interventions import cappable, capped, masked, scaled
+from atma.diagnose.interventions import can_be_capped, capped, masked, scaled
 from atma.diagnose.parts import (
     Head,
     Part,
@@ -48,7 +48,7 @@ class Change(NamedTuple):
 def check(plan: Plan, model: Model) -> None:
     """ValueError for what the plan names and the model has not."""
     heads = parse_heads(plan.heads, model)
-    if isinstance(heads, list) and plan.heads != "all" and (fixed := set(heads) - set(cappable(model))):
+    if isinstance(heads, list) and plan.heads != "all" and (fixed := set(heads) - set(can_be_capped(model))):
         names = ", ".join(map(str, sorted(fixed)))
         raise ValueError(f"--heads: what forgets in {names} does not take its decays from its log_decay; name others")
     moved(plan, model)
@@ -69,7 +69,7 @@ def masks(plan: Plan, model: Model) -> dict[str, Change]:
 
 def caps(plan: Plan, model: Model, cap: float, rows: Sequence[Row]) -> dict[str, Change]:
     """Each chosen head capped alone, and all of them together; none where "worst" finds none beyond the cap."""
-    chosen, reached = parse_heads(plan.heads, model), set(cappable(model))
+    chosen, reached = parse_heads(plan.heads, model), set(can_be_capped(model))
     if isinstance(chosen, int):
         held = [row for row in rows if row["kind"] == "retention" and Head(row["layer"], row["head"]) in reached]
         chosen = longest_held(held, cap, chosen)

@@ -64,7 +64,7 @@ def capped(model: Model, heads: Sequence[Head], half_life: float) -> Iterator[No
 
 
 @torch.inference_mode()
-def cappable(model: Model) -> list[Head]:
+def can_be_capped(model: Model) -> list[Head]:
     """The heads of what forgets that a cap reaches: those whose forward, of one token, takes its decays from there."""
     reached: set[int] = set()
 
