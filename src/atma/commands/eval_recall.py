@@ -15,7 +15,7 @@ def run(
     budget: str = "",
     device: str = "cpu",
 ) -> None:
-    """Train small models on associative recall, copying or selective copying, and test them at longer contexts.
+    """Train small models on associative recall, copying, or a task of MAD, and test them at longer contexts.
 
     No model is asked for: each run begins from fresh weights. Prints how many tokens each mixer needed and how much it
     answers at each multiple of the training length.
