@@ -78,11 +78,13 @@ def test_the_model_of_a_recipe_is_an_entrant(tmp_path):
 
 
 def test_a_task_is_learned_by_one_layer_of_each_mixer():
-    copy, mad = (Recall(task).tasks()[0] for task in ("copy", "mad-recall"))
+    copy, mad, chosen = (Recall(task).tasks()[0] for task in ("copy", "mad-recall", "selective-copy"))
     hybrid = BASE.changed({"pattern": ["nope", "nope", "rope"]})
     assert one_of_each(BASE, copy).layers == ("local", "global")
     assert one_of_each(BASE, mad).layers == ("global", "global")
+    assert one_of_each(BASE, chosen).layers == ("local", "global", "local", "global")
     assert one_of_each(hybrid, copy).layers == one_of_each(hybrid, mad).layers == ("nope", "rope")
+    assert one_of_each(hybrid, chosen).layers == ("nope", "rope")
     assert one_of_each(ModelConfig(pattern=("local",)), mad).layers == ("local", "local")
     assert one_of_each(BASE, copy).vocab_size == copy.ids
 

@@ -46,14 +46,12 @@ def parameters(model: ModelConfig) -> int:
 
 
 def one_of_each(model: ModelConfig, task: Task) -> ModelConfig:
-    """The model that learns a recall task: each mixer of the pattern once, in order.
-
-    A task whose models have no local layers (MAD's) has what is left of them, twice where that is a single one.
-    """
+    """The model that learns a recall task: each mixer of the pattern once, in order, without local layers where the
+    task's models have none, and again until there are as many other layers as those have."""
     pattern = list(dict.fromkeys(model.pattern))
-    if LOCAL not in task.layers and len(pattern) > 1:
-        pattern = [name for name in pattern if name != LOCAL]
-    pattern *= max(1, len(task.layers) // len(pattern))
+    far = [name for name in pattern if name != LOCAL] or pattern
+    pattern = pattern if LOCAL in task.layers else far
+    pattern *= -(-sum(name != LOCAL for name in task.layers) // len(far))
     return model.changed({"pattern": pattern, "depth": len(pattern), "vocab_size": task.ids})
 
 

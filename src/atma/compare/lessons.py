@@ -22,6 +22,8 @@ from atma.train import Stopped
 
 FACTORS = (1, 2, 4, 8, 16)
 """Test lengths, in training lengths of the task."""
+BATCH = 1024
+"""Tokens of a step: these tasks are learned by the number of steps."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def lesson(words: str, name: str, model: Callable[[Task], ModelConfig], seed: in
     kind, _, size = words.partition("=")
     if kind not in TASKS:
         raise ValueError(f"no task '{kind}'; there are {', '.join(TASKS)}")
-    asked = Recall(cast(Any, kind), sizes=(size,) if size else (), tokens=tokens, factors=FACTORS)
+    asked = Recall(cast(Any, kind), sizes=(size,) if size else (), tokens=tokens, factors=FACTORS, batch_tokens=BATCH)
     found = asked.tasks()
     if len(found) > 1:
         sizes = ", ".join(f"{kind}={one.size}" for one in found)
