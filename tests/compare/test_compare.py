@@ -102,7 +102,7 @@ def test_what_is_added_later_leaves_every_piece_what_it_was():
     ("change", "message"),
     [
         ({"mixers": ("rope", "rope")}, "'mixers' must be one or more, none twice"),
-        ({"tokens": 0, "tasks": ()}, "'tokens' must be positive where no task is asked"),
+        ({"tokens": -1}, "'tokens' must be 0 or more"),
         ({"longest": 3}, "'longest' must be a power of 2"),
         ({"tasks": ("chess",)}, "no task 'chess'; there are mqar, copy"),
         ({"tasks": ("mqar",)}, "'mqar' has several sizes; choose one, or more, of mqar=64,4"),

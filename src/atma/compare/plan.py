@@ -60,7 +60,6 @@ class Comparison:
             some = getattr(self, name)
             require(len(some) > 0 and len(set(some)) == len(some), name, list(some), "one or more, none twice")
         require(len(set(self.tasks)) == len(self.tasks), "tasks", list(self.tasks), "none twice")
-        require(self.tokens > 0 or len(self.tasks) > 0, "tokens", 0, "positive where no task is asked")
         for name in ("tokens", "task_tokens"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("length", "longest", "documents", "needle_trials"):
