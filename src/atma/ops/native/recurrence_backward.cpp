@@ -32,11 +32,9 @@ template <class T> void backward_tables(const Head<T>& head, Chunk<T>& c, Gradie
     if (c.delta) lower_product<T>(size, V, d.R, V, d.turned, d.A);
     lower_product<T>(size, V, d.out, V, d.turned, d.P);
     for (long i = 0; i < size; ++i) {
-        for (long s = 0; s <= i; ++s) {
-            // Both tables carry D: with it they are the gradients of β k·k and of q·k.
-            if (c.delta) d.A[i * CHUNK + s] *= -c.D[i * CHUNK + s];
-            d.P[i * CHUNK + s] *= c.D[i * CHUNK + s];
-        }
+        // Both tables carry D: with it they are the gradients of β k·k and of q·k.
+        for (long s = 0; c.delta && s <= i; ++s) d.A[i * CHUNK + s] *= -c.D[i * CHUNK + s];
+        for (long s = 0; s <= i; ++s) d.P[i * CHUNK + s] *= c.D[i * CHUNK + s];
         zero(d.P + i * CHUNK + i + 1, CHUNK - i - 1);
         if (c.delta) zero(d.A + i * CHUNK + i, CHUNK - i);
     }
@@ -83,14 +81,12 @@ template <class T> void backward_rates(const Chunk<T>& c, const Gradients<T>& d,
         // log a_i is in g_p for every p ≥ i: sums from the end.
         later += since[i];
         T spanning = 0;
-        for (long s = 0; s < i; ++s) {
-            long at = i * CHUNK + s;
-            // … and in D[p, s] for s < i ≤ p: rows from the end, columns before i. Never a difference of sums, as
-            // forward.
-            below[s] += c.delta ? d.P[at] * d.overlaps[at] + c.beta[i] * d.A[at] * d.products[at] : d.P[at] * d.overlaps[at];
-            if (i == size - 1) below[s] += c.last[s] * dot<T>(c.k + s * K, d.carried + s * K, K);
-            spanning += below[s];
-        }
+        long row = i * CHUNK;
+        // … and in D[p, s] for s < i ≤ p: rows from the end, columns before i. Never a difference of sums, as forward.
+        for (long s = 0; s < i; ++s) below[s] += d.P[row + s] * d.overlaps[row + s];
+        for (long s = 0; c.delta && s < i; ++s) below[s] += c.beta[i] * d.A[row + s] * d.products[row + s];
+        for (long s = 0; i == size - 1 && s < i; ++s) below[s] += c.last[s] * dot<T>(c.k + s * K, d.carried + s * K, K);
+        for (long s = 0; s < i; ++s) spanning += below[s];
         grad[i] = spanning + later;
     }
 }
