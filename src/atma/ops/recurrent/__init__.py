@@ -37,7 +37,7 @@ def recurrence(
     steady: each token by itself, in turn: the same bits however the text is cut into calls and whatever rows are beside
     it, by the native backend alone, and without gradients; a contiguous memory, float32 or wider, is then overwritten.
     Returns out (B, H, T, V) in q's dtype and the memory after the last token, float32 or wider. ValueError: shapes that
-    do not fit, and on the CPU a decay above zero, or β outside [0, 2] for the delta rule.
+    do not fit, and on the CPU, unless steady, a decay above zero, or β outside [0, 2] for the delta rule.
     """
     check_tensors("q k v log_decay beta memory", q, k, v, log_decay, beta, memory)
     _check_shapes(q, k, v, beta, memory)
@@ -45,7 +45,8 @@ def recurrence(
     if memory is not None and segment_ids is not None:
         raise ValueError("segment_ids marks packed documents in training; a call with a memory continues one document")
     check_indices("segment_ids", segment_ids, (q.shape[0], q.shape[2]), q.device)
-    _check_values(log_decay, beta, rule)
+    if not steady:
+        _check_values(log_decay, beta, rule)
     dtype, work = q.dtype, torch.promote_types(q.dtype, torch.float32)
     shape = (*q.shape[:2], v.shape[3], q.shape[3])
     held = q.new_zeros(shape, dtype=work) if memory is None else memory.to(work)
