@@ -45,11 +45,13 @@ class AutoEncoder(Model):
         for layer in (self.decoder.first, self.decoder.second):
             init_linear(layer, generator)
 
-    def forward(self, tokens: Tensor, state: Any = None, *, segment_ids: Tensor | None = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, tokens: Tensor, state: Any = None, *, segment_ids: Tensor | None = None, noise: int | None = None
+    ) -> tuple[Tensor, Any]:
         """tokens (B, T) to what is decoded for each position (B, T, D), and no state. ValueError with a state."""
         if state is not None:
             raise ValueError("an auto-encoder reads a whole text at once; give it no state")
-        hidden, _ = super().forward(tokens, segment_ids=segment_ids)
+        hidden, _ = super().forward(tokens, segment_ids=segment_ids, noise=noise)
         return self.decoder(hidden[:, -1:] + positions(tokens.shape[1], hidden)), None
 
 
