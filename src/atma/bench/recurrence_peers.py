@@ -104,8 +104,9 @@ def _read(found: Sequence[Tensor], memory: list[Tensor]) -> Sequence[Tensor]:
 
 
 def _scan(mamba: ModuleType, *tensors: Tensor) -> Sequence[Tensor]:
-    """Its step Δ is both β and the decay's factor: ours are apart, so values come times β / Δ."""
-    q, k, v, log_decay, beta = tensors
+    """Its step Δ is both β and the decay's factor: ours are apart, so values come times β / Δ, which wants float32."""
+    q, k, v, *gates = tensors
+    log_decay, beta = (x.float() for x in gates)
     values, rate = v * (beta / -log_decay).unsqueeze(-1), -torch.ones(q.shape[2], device=q.device)
     found = unwrap(mamba.mamba2_chunk_scan)(values, -log_decay, rate, k, q * q.shape[-1] ** -0.5, MAMBA_CHUNK)
     return [found[0] if isinstance(found, tuple) else found]
