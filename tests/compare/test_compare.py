@@ -103,6 +103,7 @@ def test_what_is_added_later_leaves_every_piece_what_it_was():
     [
         ({"mixers": ("rope", "rope")}, "'mixers' must be one or more, none twice"),
         ({"tokens": -1}, "'tokens' must be 0 or more"),
+        ({"batch_tokens": 24}, "'batch_tokens' must be a multiple of length"),
         ({"longest": 3}, "'longest' must be a power of 2"),
         ({"tasks": ("chess",)}, "no task 'chess'; there are mqar, copy"),
         ({"tasks": ("mqar",)}, "'mqar' has several sizes; choose one, or more, of mqar=64,4"),

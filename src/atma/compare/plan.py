@@ -35,6 +35,8 @@ class Comparison:
     seeds: tuple[int, ...] = (0, 1, 2)
     tokens: int = 1_000_000
     """Of text that each is trained on; 0 leaves the text out."""
+    batch_tokens: int = 2048
+    """Of a step on the text: whole rows. Small steps, of which there are more, begin to recall sooner."""
     tasks: tuple[str, ...] = TASKS
     """Of `atma eval recall`: a task, or TASK=SIZE."""
     task_tokens: int = 1_000_000
@@ -119,7 +121,7 @@ def _text(comparison: Comparison, one: Entrant, seed: int) -> Cell:
     """The training on text: a cell of a sweep."""
     length, tokens = comparison.length, comparison.tokens
     data = DataConfig(comparison.data, recall_share=0.4, copy_warmup_tokens=tokens // 15, copy_vocabulary=256)
-    train = TrainConfig(length, 16 * length, tokens, seed=seed, checkpoint_every=50, evaluate_every=0)
+    train = TrainConfig(length, comparison.batch_tokens, tokens, seed=seed, checkpoint_every=50, evaluate_every=0)
     evaluation = EvaluationConfig(
         comparison.lengths(),
         comparison.documents,
