@@ -1,6 +1,7 @@
 """The subjects of the laws: every mixer over its own tiny options, installed ones too, and the whole model."""
 
 import dataclasses
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from atma.ops import use_backend
 from tests.conftest import tiny
 from tests.ops.backends import ALL, FAST
 
+OFTEN = ("gated_conv", "attention")
 MODELS = ("polar-memory", "nope", "rope-memory-window", "rope+canon-memory", "polar-tap")
 EXAMPLES = ("based-0", "mamba2-0", "kda-0")
 """Of the systems of one class, those that every backend computes: a normaliser, keys that heads share, channels that
@@ -90,11 +92,17 @@ def _systems() -> list[str]:
     return [f"{name}-{i}" for name in names() if find(name).cls not in whole for i in range(len(small(name)))]
 
 
-def _cases() -> list[tuple[str, Any]]:
-    """Subjects and their backends: all of them, but of one class's many systems that are no example one, in turn."""
-    every = [*_mixers(), *EXAMPLES, *(f"model-{parts}" for parts in MODELS)]
-    rest = [name for name in _systems() if name not in EXAMPLES]
-    return [*product(every, ALL), *((name, FAST[i % len(FAST)]) for i, name in enumerate(rest))]
+def _cases() -> Iterator[tuple[str, Any, bool]]:
+    """Subjects, their backends, and whether that is for the slow suite.
+
+    All backends at once have what the packaged models are made of, mixers of other packages, an example of each kind of
+    recurrence and the whole model; every other has one of the fast ones in turn, and the rest in the slow suite.
+    """
+    mine = [name for name in _mixers() if name.rpartition("-")[0] in OFTEN or name.rpartition("-")[0] not in MIXERS]
+    often = [*mine, *EXAMPLES, *(f"model-{parts}" for parts in MODELS)]
+    yield from ((name, backend, False) for name, backend in product(often, ALL))
+    for i, name in enumerate(name for name in (*_mixers(), *_systems()) if name not in often):
+        yield from ((name, backend, n != i % len(FAST)) for n, backend in enumerate(ALL))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -105,9 +113,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", ALL, indirect=True)
 
 
-def _case(name: str, backend: Any) -> Any:
+def _case(name: str, backend: Any, slow: bool) -> Any:
     """A parameter, which is left out where its backend is."""
     values, marks = getattr(backend, "values", (backend,)), getattr(backend, "marks", ())
+    marks = (*marks, pytest.mark.slow) if slow else marks
     return pytest.param(name, *values, marks=marks, id=f"{name}-{values[0]}")
 
 

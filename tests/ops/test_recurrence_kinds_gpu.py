@@ -64,6 +64,7 @@ def test_any_width_and_other_head_counts_of_keys_than_of_values(kind, groups, wi
     assert max(errors(kind, case(5, kind, True, groups, width, depth, batch=2))) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "width", "depth"),
     [
@@ -86,6 +87,7 @@ def test_strong_decay_between_tokens_that_hardly_decay_keeps_its_digits(kind):
     assert max(errors(kind, arguments)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"), [*((kind, torch.bfloat16) for kind in (KINDS[2], *CHANNELS)), (("key", "delta"), torch.float16)]
 )
@@ -130,6 +132,7 @@ def test_one_token_without_gradient_takes_the_step_and_leaves_the_old_memory_alo
     assert torch.equal(arguments[5].cpu(), low[5])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_custom_operators_keep_their_contract():
     channel, value = (placed(single(case(2, kind, True, (1, 1)))) for kind in CHANNELS[1:])
