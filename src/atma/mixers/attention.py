@@ -13,7 +13,7 @@ from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
 from atma.mixers.heads import Attended, Attending, Core, Heads, Memory, Projected
 from atma.mixers.held import GlobalState, State, behind
-from atma.mixers.table import find, names
+from atma.mixers.table import Found, find, names
 from atma.mixers.window import WindowState
 from atma.ops import causal_conv
 from atma.ops.backend import backend_for
@@ -80,7 +80,7 @@ class Attention(Attending):
         self.k_proj = Linear(place.width, k_width)
         self.v_proj = Linear(place.width, shared)
         self.out_proj = Linear(inner, place.width)
-        core = _part("core", own.core)
+        core = _part("core", own.core).cls
         self.has_canon = core.canon(config.core)
         self.canon_q, self.canon_k, self.canon_v = (
             nn.Parameter(torch.empty(size, own.canon_taps)) if self.has_canon else None
@@ -88,7 +88,7 @@ class Attention(Attending):
         )
         heads = Heads(place, self.heads, self.groups, self.key_width, own.window)
         self.core: Core = core(config.core, heads)
-        self.memory: Memory | None = _part("memory", own.memory)(config.memory, heads) if own.memory else None
+        self.memory: Memory | None = _part("memory", own.memory).cls(config.memory, heads) if own.memory else None
 
     def key_width_of(self, own: AttentionConfig) -> int:
         """Numbers of each head's query and key as they are projected."""
@@ -199,40 +199,42 @@ class Attention(Attending):
 
     def retention(self) -> nn.Module | None:
         """`Mixer.retention`: the memory, where it has decays."""
-        return self.memory if hasattr(self.memory, "log_decay") else None
+        return self.memory if self.memory is not None and self.memory.forgets else None
 
     @classmethod
     def takes(cls, options: Mapping[str, Any]) -> dict[str, Field[Any]]:
         """`Mixer.takes`: its own options and those of its core and its memory."""
         own = {field.name: field for field in fields(cls.Config)}
         core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
-        known = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
-        return own | {field.name: field for part in known for field in fields(part.Config)}
+        parts = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
+        return own | {name: field for part in parts for name, field in _open(part).items()}
 
     @classmethod
     def configure(cls, options: Mapping[str, Any], where: str = "") -> Settings:
         """`Mixer.configure`."""
 
-        def chosen(config: type) -> dict[str, Any]:
-            return {field.name: options[field.name] for field in fields(config) if field.name in options}
+        def chosen(part: Found) -> Any:
+            given = {name: options[name] for name in _open(part) if name in options}
+            return from_dict(part.cls.Config, {**given, **part.fixed}, where)
 
-        own = from_dict(cls.Config, chosen(cls.Config), where)
+        known = {field.name: options[field.name] for field in fields(cls.Config) if field.name in options}
+        own = from_dict(cls.Config, known, where)
         core = _part("core", own.core, where)
-        memory = _part("memory", own.memory, where) if own.memory else None
-        config = Settings(
-            own,
-            from_dict(core.Config, chosen(core.Config), where),
-            None if memory is None else from_dict(memory.Config, chosen(memory.Config), where),
-        )
-        single = own.canon_taps == 1 and own.canon_init == "previous" and core.canon(config.core)
+        memory = chosen(_part("memory", own.memory, where)) if own.memory else None
+        config = Settings(own, chosen(core), memory)
+        single = own.canon_taps == 1 and own.canon_init == "previous" and core.cls.canon(config.core)
         require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
         return config
 
     @classmethod
     def options(cls, config: Settings) -> dict[str, Any]:
         """`Mixer.options`."""
-        parts = [part for part in config if part is not None]
-        return {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
+        own = config.own
+        parts = [(config.core, _part("core", own.core))]
+        if own.memory:
+            parts.append((config.memory, _part("memory", own.memory)))
+        told = {field.name: getattr(own, field.name) for field in fields(own)}
+        return told | {name: getattr(chosen, name) for chosen, part in parts for name in _open(part)}
 
 
 def start_at_previous(taps: Tensor, head_width: int) -> None:
@@ -248,12 +250,17 @@ def share_projection(q_proj: nn.Linear, keys: Tensor, heads: int, groups: int) -
     q_proj.weight.unflatten(0, (heads, -1))[:, : rows.shape[1]] = rows
 
 
-def _part(what: str, name: Any, where: str = "") -> Any:
-    """The class of a core or a memory."""
+def _part(what: str, name: Any, where: str = "") -> Found:
+    """What the name of a core or a memory stands for."""
     try:
-        return find(_name(name), what).cls
+        return find(_name(name), what)
     except ValueError as error:
         raise ValueError(f"'{where}{what}': {error}") from None
+
+
+def _open(part: Found) -> dict[str, Field[Any]]:
+    """The options of a core or a memory that its line of the table leaves open."""
+    return {field.name: field for field in fields(part.cls.Config) if field.name not in part.fixed}
 
 
 def _name(name: Any) -> str:

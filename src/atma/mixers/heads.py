@@ -110,6 +110,11 @@ class Memory(nn.Module):
         """x (B, T, D), q (B, H, T, K), k and v (B, G, T, K) and a state or None. Returns (B, T, D) and the state."""
         raise NotImplementedError(f"{type(self).__name__} computes nothing")
 
+    @property
+    def forgets(self) -> bool:
+        """Whether it has decays, which `log_decay` then tells."""
+        return hasattr(self, "log_decay")
+
     def steady(self, on: bool = True) -> bool:
         """`Mixer.steady`, of the memory."""
         return False

@@ -7,7 +7,6 @@ What a system has as K and V is then the head width. Heads too wide for a featur
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from atma.strict import FOLLOWS, check_fields, require
 class MemoryConfig:
     """What is to be chosen of a recurrence in a global mixer."""
 
+    system: SystemName = "kda"
     max_half_life: float = field(default=math.inf, metadata=FOLLOWS)
     """Upper bound, in tokens, of the half-life of every learned decay, as of the gated-delta memory: it is a part of
     this library's own layer, so a preset's bound is its own too."""
@@ -41,13 +41,12 @@ class RecurrentMemory(Memory):
     """M ← M diag(a) + β w φ(k)ᵀ, read by φ(q)."""
 
     Config = MemoryConfig
-    system: ClassVar[SystemName]
 
     def __init__(self, config: MemoryConfig, heads: Heads) -> None:
         super().__init__()
         width = heads.head_width
         self.config = RecurrenceConfig(
-            self.system,
+            config.system,
             conv="none",
             norm="plain",
             out_gate="sigmoid",
@@ -82,21 +81,16 @@ class RecurrentMemory(Memory):
         """`Memory.forward`. ValueError: a normaliser of zero."""
         log_decay, beta = self.gates(x, self.in_turn)
         q, k = self.feature(q, self.in_turn), self.feature(k, self.in_turn)
-        if SYSTEMS[self.system].scaled:
+        if SYSTEMS[self.config.system].scaled:
             q = q * self.sizes.key_width**-0.5
         gates = taken(self, x, log_decay), beta
         read, memory = recur((q, k, v), gates, memory, segment_ids, self.config, self.in_turn)
         return self.readout(read, x, self.in_turn), memory
 
-    def steady(self, on: bool = True) -> bool:
-        """`Memory.steady`: the mixer has seen to it that the rest is compiled."""
-        compiled = backend_for("auto", self.out_proj.weight, "recurrent") == "native"
-        self.in_turn = on and compiled and self.feature.steady
-        return self.in_turn
-
-
-class _Forgetting(RecurrentMemory):
-    """One that decays."""
+    @property
+    def forgets(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """`Memory.forgets`."""
+        return self.gates.decay is not None
 
     def log_decay(self, x: Tensor) -> Tensor:
         """log a ≤ 0 (B, H, T), float32 or wider: of channels their mean."""
@@ -108,62 +102,8 @@ class _Forgetting(RecurrentMemory):
         """The longest half-life, in tokens, that a head can have."""
         return self.gates.bound(head)
 
-
-class Linear(RecurrentMemory):
-    """elu + 1, normalised."""
-
-    system = "linear"
-
-
-class Based(RecurrentMemory):
-    """Taylor features, normalised."""
-
-    system = "based"
-
-
-class Hedgehog(RecurrentMemory):
-    """Learned features, normalised."""
-
-    system = "hedgehog"
-
-
-class DeltaNet(RecurrentMemory):
-    """The delta rule without decay."""
-
-    system = "deltanet"
-
-
-class Lightning(_Forgetting):
-    """A fixed decay for each head and layer."""
-
-    system = "lightning"
-
-
-class RetNet(_Forgetting):
-    """A fixed decay for each head."""
-
-    system = "retnet"
-
-
-class Gla(_Forgetting):
-    """A decay for each channel."""
-
-    system = "gla"
-
-
-class Mamba2(_Forgetting):
-    """A step for each head, of decay and write."""
-
-    system = "mamba2"
-
-
-class GatedDeltaNet(_Forgetting):
-    """The delta rule with a decay for each head."""
-
-    system = "gated_deltanet"
-
-
-class Kda(_Forgetting):
-    """The delta rule with a decay for each channel."""
-
-    system = "kda"
+    def steady(self, on: bool = True) -> bool:
+        """`Memory.steady`: the mixer has seen to it that the rest is compiled."""
+        compiled = backend_for("auto", self.out_proj.weight, "recurrent") == "native"
+        self.in_turn = on and compiled and self.feature.steady
+        return self.in_turn

@@ -58,16 +58,16 @@ CORES: Entries = {
 }
 MEMORIES: Entries = {
     "delta": ("delta_memory:DeltaMemory", {}),
-    "linear": ("recurrent_memory:Linear", {}),
-    "based": ("recurrent_memory:Based", {}),
-    "hedgehog": ("recurrent_memory:Hedgehog", {}),
-    "lightning": ("recurrent_memory:Lightning", {}),
-    "retnet": ("recurrent_memory:RetNet", {}),
-    "gla": ("recurrent_memory:Gla", {}),
-    "mamba2": ("recurrent_memory:Mamba2", {}),
-    "deltanet": ("recurrent_memory:DeltaNet", {}),
-    "gated_deltanet": ("recurrent_memory:GatedDeltaNet", {}),
-    "kda": ("recurrent_memory:Kda", {}),
+    "linear": ("recurrent_memory:RecurrentMemory", {"system": "linear"}),
+    "based": ("recurrent_memory:RecurrentMemory", {"system": "based"}),
+    "hedgehog": ("recurrent_memory:RecurrentMemory", {"system": "hedgehog"}),
+    "lightning": ("recurrent_memory:RecurrentMemory", {"system": "lightning"}),
+    "retnet": ("recurrent_memory:RecurrentMemory", {"system": "retnet"}),
+    "gla": ("recurrent_memory:RecurrentMemory", {"system": "gla"}),
+    "mamba2": ("recurrent_memory:RecurrentMemory", {"system": "mamba2"}),
+    "deltanet": ("recurrent_memory:RecurrentMemory", {"system": "deltanet"}),
+    "gated_deltanet": ("recurrent_memory:RecurrentMemory", {"system": "gated_deltanet"}),
+    "kda": ("recurrent_memory:RecurrentMemory", {"system": "kda"}),
 }
 GROUPS = {"mixer": "atma.mixers", "core": "atma.cores", "memory": "atma.memories"}
 _TABLES = {"mixer": MIXERS, "core": CORES, "memory": MEMORIES}

@@ -82,6 +82,22 @@ template <class T> void lower_product(long size, long depth, const T* a, long a_
     }
 }
 
+// C (size, width) += or = A B, of A (C, C) what is on and below the diagonal.
+template <class T> void lower_times(long size, long width, const T* a, const T* b, T* c, bool add) {
+    for (long i = 0; i < size; i += TILE_ROWS) {
+        long count = std::min<long>(TILE_ROWS, size - i);
+        strip<T>(count, width, i + count, a + i * CHUNK, CHUNK, 1, b, width, c + i * width, width, add);
+    }
+}
+
+// C (size, width) += or = Aᵀ B, of A (C, C) what is on and below the diagonal.
+template <class T> void lower_turned_times(long size, long width, const T* a, const T* b, T* c, bool add) {
+    for (long i = 0; i < size; i += TILE_ROWS) {
+        long count = std::min<long>(TILE_ROWS, size - i);
+        strip<T>(count, width, size - i, a + i * CHUNK + i, 1, CHUNK, b + i * width, width, c + i * width, width, add);
+    }
+}
+
 // x scaled by row: (rows, width) ∘ factor (rows), into `to`.
 template <class T> void scaled(const T* x, const T* factor, long rows, long width, T* to) {
     for (long i = 0; i < rows; ++i)

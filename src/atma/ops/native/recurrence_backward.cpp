@@ -21,7 +21,7 @@ template <class T> void backward_tables(const Head<T>& head, Chunk<T>& c, Gradie
     copy_padded(static_cast<const T*>(to.grad_out) + (head.row() + t) * p.value_width, p.value_width, size, p.value_width, V,
                 d.out.get());
     // A write is read by the chunk's own later queries (P) and lives on in the memory after it (last ∘ k).
-    product<T>(size, V, size, c.P, 1, CHUNK, d.out, V, d.U, V, false);   // grad U = Pᵀ dO + (last ∘ K) dN
+    lower_turned_times<T>(size, V, c.P, d.out, d.U, false);              // grad U = Pᵀ dO + (last ∘ K) dN
     scaled<T>(c.writing_k(), c.last, size, K, d.room);
     product<T>(size, V, K, d.room, K, 1, d.N, V, d.U, V, true);
     // U = (I + A)⁻¹ R, so grad R = (I + A)⁻ᵀ grad U and grad A = −grad R Uᵀ below the diagonal.
@@ -65,12 +65,11 @@ template <class T> void backward_beta(const Head<T>& head, const Chunk<T>& c, co
 // Gradients of the log decays, one a token, of a chunk. Sums stay inside a document.
 template <class T> void backward_rates(const Chunk<T>& c, const Gradients<T>& d, T* grad) {
     long size = c.size, K = c.K, V = c.V;
-    Buffer<T> since(CHUNK), read(CHUNK * V), below(CHUNK);
+    Buffer<T> since(CHUNK), below(CHUNK);
     // Three things depend on a decay: g (the memory from before the chunk), D (between two tokens), last (to its end).
-    product<T>(size, V, K, c.q, K, 1, c.N, V, read, V, false);
     for (long i = 0; i < size; ++i) {
-        // g_i ∂/∂g_i: through what the query reads of N, and through the error's K N.
-        since[i] = c.g[i] * dot<T>(d.out + i * V, read + i * V, V);
+        // g_i ∂/∂g_i: through what the query reads of N, as d.q has it so far, and through the error's K N.
+        since[i] = dot<T>(c.q + i * K, d.q + i * K, K);
         if (c.delta) since[i] -= dot<T>(d.entered + i * V, c.held + i * V, V);
     }
     // N after = g_last N + …: the whole memory decays by the chunk.
@@ -91,17 +90,16 @@ template <class T> void backward_rates(const Chunk<T>& c, const Gradients<T>& d,
     }
 }
 
-// Gradients of q and k, where tokens decay as a whole.
+// Gradients of k, and the rest of those of q, where tokens decay as a whole.
 template <class T> void backward_keys(Chunk<T>& c, Gradients<T>& d) {
     long size = c.size, K = c.K, V = c.V;
-    product<T>(size, K, V, d.room, V, 1, d.N_turned, K, d.q, K, false);         // grad q = dP K + (g ∘ dO) Nᵀ
-    product<T>(size, K, size, d.P, CHUNK, 1, c.k, K, d.q, K, true);
+    lower_times<T>(size, K, d.P, c.k, d.q, true);
     // grad k, term by term: as a reader of N and, on both sides, of the chunk's products …
     if (c.delta) product<T>(size, K, V, d.entered, V, 1, d.N_turned, K, d.k, K, false);
-    product<T>(size, K, size, d.P, 1, CHUNK, c.q, K, d.k, K, c.delta);
+    lower_turned_times<T>(size, K, d.P, c.q, d.k, c.delta);
     if (c.delta) {
-        product<T>(size, K, size, d.mixed, CHUNK, 1, c.k, K, d.k, K, true);
-        product<T>(size, K, size, d.mixed, 1, CHUNK, c.k, K, d.k, K, true);
+        lower_times<T>(size, K, d.mixed, c.k, d.k, true);
+        lower_turned_times<T>(size, K, d.mixed, c.k, d.k, true);
     }
     for (long i = 0; i < size; ++i)
         // … and through N after = … + (last ∘ K)ᵀ U.
@@ -151,8 +149,11 @@ template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradien
     product<T>(size, K, V, c.U, V, 1, d.turned, K, d.carried, K, false);
     transpose<T>(c.N, K, V, V, d.N_turned, K);
     T* grad_decay = static_cast<T*>(to.grad_decay);
-    if (grad_decay != nullptr && !c.by_channel) backward_rates(c, d, grad_decay + head.row() + t);
     scaled<T>(d.out, c.g, size, V, d.room);
+    if (!c.by_channel) {
+        product<T>(size, K, V, d.room, V, 1, d.N_turned, K, d.q, K, false);     // grad q = (g ∘ dO) Nᵀ + dP K
+        if (grad_decay != nullptr) backward_rates(c, d, grad_decay + head.row() + t);
+    }
     for (long i = 0; i < size * V; ++i) d.entered[i] = -d.entered[i];
     if (c.by_channel) backward_channels(head, c, d, grad_decay + (head.row() + t) * p.channels, t);
     else backward_keys(c, d);

@@ -111,10 +111,10 @@ template <class T> void backward_chunk(const Head<T>& head, ValueChunk<T>& c, Gr
     times<T>(c.a.G, d.out, size * V, c.room.get());
     transpose<T>(c.N, K, V, V, d.turned, K);                                    // grad q = dS K + (g ∘ dO) Nᵀ
     product<T>(size, K, V, c.room, V, 1, d.turned, K, d.q, K, false);
-    product<T>(size, K, size, d.P, CHUNK, 1, c.k, K, d.q, K, true);
+    lower_times<T>(size, K, d.P, c.k, d.q, true);
     transpose<T>(d.N, K, V, V, d.turned, K);                                    // grad k = dSᵀ Q + (U decayed) dNᵀ
     product<T>(size, K, V, c.U_last, V, 1, d.turned, K, d.k, K, false);
-    product<T>(size, K, size, d.P, 1, CHUNK, c.q, K, d.k, K, true);
+    lower_turned_times<T>(size, K, d.P, c.q, d.k, true);
     long at = (head.row() + t) * p.width;
     copy_padded<T>(d.q, K, size, p.width, p.width, static_cast<T*>(to.grad_q) + at);
     copy_padded<T>(d.k, K, size, p.width, p.width, static_cast<T*>(to.grad_k) + at);

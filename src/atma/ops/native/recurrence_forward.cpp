@@ -20,11 +20,8 @@ template <class T> void forward_head(const Problem& p, long index) {
         // R_out = g ∘ Q N, what is left of the memory, …
         scaled<T>(c.reading_q(), c.g, c.size, c.K, room);
         product<T>(c.size, c.V, c.K, room, c.K, 1, c.N, c.V, out, c.V, false);
-        for (long i = 0; i < c.size; i += TILE_ROWS) {
-            long count = std::min<long>(TILE_ROWS, c.size - i);
-            // … + (D ∘ Q Kᵀ) U, what the chunk itself wrote up to and with each token.
-            strip<T>(count, c.V, i + count, c.P + i * CHUNK, CHUNK, 1, c.U.get(), c.V, out + i * c.V, c.V, true);
-        }
+        // … + (D ∘ Q Kᵀ) U, what the chunk itself wrote up to and with each token.
+        lower_times<T>(c.size, c.V, c.P, c.U, out, true);
         copy_padded<T>(out, c.V, c.size, p.value_width, p.value_width,
                        static_cast<T*>(p.out) + (head.row() + n * CHUNK) * p.value_width);
         c.advance(room);
