@@ -37,6 +37,9 @@ class Comparison:
     """Of text that each is trained on; 0 leaves the text out."""
     batch_tokens: int = 2048
     """Of a step on the text: whole rows. Small steps, of which there are more, begin to recall sooner."""
+    copy_share: float = 0.4
+    """Of the tokens on the text, those at the start that are random spans told twice, from which a mixer learns to look
+    back. Some need several times as many as others; a share that only the quickest can use would rank that alone."""
     tasks: tuple[str, ...] = TASKS
     """Of `atma eval recall`: a task, or TASK=SIZE."""
     task_tokens: int = 1_000_000
@@ -64,6 +67,7 @@ class Comparison:
         require(len(set(self.tasks)) == len(self.tasks), "tasks", list(self.tasks), "none twice")
         for name in ("tokens", "task_tokens"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(0 <= self.copy_share < 1, "copy_share", self.copy_share, "from 0 to below 1")
         for name in ("length", "longest", "documents", "needle_trials"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(math.log2(self.longest).is_integer(), "longest", self.longest, "a power of 2")
@@ -120,7 +124,8 @@ def _of_seed(comparison: Comparison, seed: int) -> Sequence[Cell | Piece]:
 def _text(comparison: Comparison, one: Entrant, seed: int) -> Cell:
     """The training on text: a cell of a sweep."""
     length, tokens = comparison.length, comparison.tokens
-    data = DataConfig(comparison.data, recall_share=0.4, copy_warmup_tokens=tokens // 15, copy_vocabulary=256)
+    copied = round(comparison.copy_share * tokens)
+    data = DataConfig(comparison.data, recall_share=0.4, copy_warmup_tokens=copied, copy_vocabulary=64)
     train = TrainConfig(length, comparison.batch_tokens, tokens, seed=seed, checkpoint_every=50, evaluate_every=0)
     evaluation = EvaluationConfig(
         comparison.lengths(),
