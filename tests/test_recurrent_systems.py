@@ -62,6 +62,8 @@ def test_heads_and_widths_are_those_of_the_papers(name, width, expected):
         ({"system": "gla", "conv": "wide"}, "'conv' must be one of canon, silu, none"),
         ({"system": "gla", "max_half_life": 0.0}, "'max_half_life' must be positive"),
         ({"system": "gla", "heads": 0}, "'heads' must be at least 1"),
+        ({"system": "gla", "start": "recall"}, "'start' must be \"published\" without a convolution of keys"),
+        ({"system": "hgrn2", "start": "recall", "conv": "silu"}, "'start' must be \"published\" without"),
     ],
 )
 def test_options_that_make_no_recurrence_are_refused(options, told):
@@ -135,6 +137,27 @@ def test_a_presets_bound_is_never_that_of_another_system():
     assert ModelConfig.from_table(recipe.model.to_table()) == recipe.model
     with pytest.raises(ValueError, match=r"'max_half_life' is not shared: set mixers\.NAME\.max_half_life"):
         ModelConfig(pattern=("gla",), max_half_life=64)
+
+
+# Initial values
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("conv", ["canon", "silu"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "hgrn2"])
+def test_a_start_at_recall_keys_each_token_by_what_a_query_was_before_it(name, conv):
+    options = {key: value for key, value in small(name)[0].items() if key != "system"}
+    config = RecurrenceConfig(name, **options | {"conv": conv, "start": "recall"})
+    mixer = LinearRecurrence(config, Place(16, 1e-6)).double()
+    mixer.init_weights(torch.Generator().manual_seed(0))
+    x = inputs(2, 9, 16)
+    (q, k, _), _ = mixer._project(x, None, None)
+    assert q.abs().mean() > 0.01
+    torch.testing.assert_close(q[:, :, :-1], k[:, :, 1:], rtol=1e-12, atol=1e-12)
+    still = mixer.gates(torch.zeros_like(x))[0]
+    if mixer.gates.decay is not None and mixer.gates.decay.learned:
+        assert -math.log(2) / still.min() > 6.5
+    torch.testing.assert_close(mixer(x)[0], torch.zeros_like(x))
 
 
 # What the model's layers share

@@ -73,6 +73,17 @@ class LinearRecurrence(Mixer):
         self.readout.init_weights()
         if self.skip is not None:
             nn.init.ones_(self.skip)
+        if self.config.start == "recall":
+            self._start_at_recall()
+
+    def _start_at_recall(self) -> None:
+        """Queries and keys projected alike, a query from its own token and a key from the one before; slow decays."""
+        assert self.k_proj is not None and self.conv is not None
+        self.k_proj.weight.copy_(self.q_proj.weight)
+        q_taps, k_taps = self.conv.taps.split(self.widths)[:2]
+        self.conv.pass_on(q_taps, 0)
+        self.conv.pass_on(k_taps, 1)
+        self.gates.start_slow()
 
     def init_state(self, batch: int, capacity: int) -> RecurrentState:
         """Zeros; `capacity` has no part in it."""

@@ -38,6 +38,13 @@ class ShortConv(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def pass_on(self, taps: Tensor, back: int) -> None:
+        """Set some channels' taps so that what is convolved, before its activation, is z of `back` tokens before."""
+        nn.init.zeros_(taps)
+        taps[:, -1 - back] = 1.0
+        if self.kind == "canon":
+            taps[:, -1] -= 1.0
+
     def empty(self, batch: int) -> Tensor:
         """The tail before the first token: zeros (B, 3, C)."""
         return self.taps.new_zeros(batch, TAPS - 1, len(self.taps))

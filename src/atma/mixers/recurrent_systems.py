@@ -95,6 +95,10 @@ class RecurrenceConfig:
     """Of what is read: of each "head" or of all heads as a "whole" with learned gains, "plain" and "whole_plain"
     without."""
     out_gate: GateName | None = None
+    start: Literal["published", "recall"] = "published"
+    """"recall": begin as ATMA's attention does, ready to find what followed a token before. Queries and keys are
+    projected alike, the convolution gives a query its own token and a key the one before, and learned decays begin with
+    half-lives of hundreds of tokens."""
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table
     of the mixer's own, so that a preset's bound, which is its own training length, is never that of another system."""
@@ -129,6 +133,8 @@ def _check_together(config: RecurrenceConfig) -> None:
     require(sure, "write", "step", '"sigmoid" for rule = "delta", which is stable for β of at most 2')
     doubled = delta and config.write in ("sigmoid", "biased")
     require(not config.negative or doubled, "negative", True, 'false without rule = "delta" and a "sigmoid" write')
+    shifted = config.conv != "none" and config.decay != "floor"
+    require(config.start == "published" or shifted, "start", "recall", '"published" without a convolution of keys')
     forgets = config.decay != "floor" or config.feature == "identity"
     require(forgets, "feature", config.feature, '"identity" for decay = "floor", whose keys are 1 − a')
 
