@@ -153,7 +153,7 @@ def _show(comparison: Comparison, ledger: "Ledger") -> None:
         brief = found.table(group)
         if len(brief.header) > 1:
             print_table(title, brief.header, brief.rows)
-    print(f"{found.done} of {found.of} pieces. {_caption(comparison)}")
+    print(f"{found.done} of {found.of} pieces. {_caption(comparison, found)}")
     failed = ledger.failures()
     for name, failure in failed[:3]:
         print(f"failed: {name}: {failure['error']}")
@@ -171,15 +171,20 @@ def _page(found: "Board", comparison: Comparison, path: Path) -> Path:
 
     title = f"{len(found.entrants)} mixers, trained alike"
     said = sentences(found)
-    note = _caption(comparison)
+    note = _caption(comparison, found)
     return plain_page(path, title, pictures(found), command_line(), environment(), said, note, found.table())
 
 
-def _caption(comparison: Comparison) -> str:
+def _caption(comparison: Comparison, found: "Board") -> str:
     equal = "as many parameters as the first" if comparison.parameters == "equal" else "parameters as they come"
-    text = f"{comparison.tokens:,} tokens of text at {comparison.length} tokens" if comparison.tokens else "no text"
-    return (
-        f"{text}, at most {comparison.task_tokens:,} tokens of each task, {len(comparison.seeds)} seeds, {equal}. "
-        f"Losses are of the same last tokens of {comparison.documents} documents; needles are teacher-forced, at most "
-        f"{comparison.needle_trials} a length, in the text trained on. ± is the 95% interval over seeds."
-    )
+    seeds = f"{len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
+    trained = [f"{comparison.tokens:,} tokens of text at {comparison.length} tokens"] * (comparison.tokens > 0)
+    trained += [f"at most {comparison.task_tokens:,} tokens of each task"] * bool(comparison.tasks)
+    hours = sum(row.get("processor_seconds", 0.0) for row in found.results) / 3600
+    parts = [f"{', '.join([*trained, seeds, equal])}. This took {hours:.1f} hours of processor time."]
+    if comparison.tokens:
+        parts.append(
+            f"Losses are of the same last tokens of {comparison.documents} documents; needles are teacher-forced, at "
+            f"most {comparison.needle_trials} a length, in the text trained on."
+        )
+    return " ".join([*parts, "± is the 95% interval over seeds."])

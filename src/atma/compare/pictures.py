@@ -7,6 +7,8 @@ from atma.report.content import size_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table, Trace
 from atma.statistics import mean_interval
 
+AROUND = ("top left", "bottom center", "middle left", "top center", "bottom left")
+"""Where names stand beside their points, in turn: neighbours in rank are often neighbours in the figure."""
 PICKED = 8
 """Entrants drawn from the start; the legend shows the others."""
 
@@ -96,8 +98,9 @@ def _cost(board: Board) -> Figure | None:
         return None
     found = [(name, state.mean(name), losses.mean(name)) for name in board.ranked()]
     known = [(name, size, loss) for name, size, loss in found if size is not None and loss is not None]
-    trace: Trace = {"type": "scatter", "mode": "markers+text", "textposition": "top center", "marker": {"size": 9}}
+    trace: Trace = {"type": "scatter", "mode": "markers+text", "marker": {"size": 9}}
     trace |= {
+        "textposition": [AROUND[i % len(AROUND)] for i in range(len(known))],
         "x": [size for _, size, _ in known],
         "y": [loss for *_, loss in known],
         "text": [name for name, *_ in known],
