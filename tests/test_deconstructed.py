@@ -217,6 +217,8 @@ def test_random_projections_are_frozen_and_come_from_the_seed():
             "'head_width' must be width 16 / query_heads",
         ),
         ("random_qk", {"score": "tanh"}, "'score' must be one of softmax, relu"),
+        ("random_qk", {"projection_seed": 2**63}, "'projection_seed' must be of 32 bits"),
+        ("position_qk", {"table_seed": -1}, "'table_seed' must be of 32 bits"),
     ],
 )
 def test_what_cannot_be_is_refused(kind, options, told):

@@ -113,6 +113,7 @@ def test_a_trained_rank_narrows_projections_and_cache_and_scales_by_it():
         ("low_rank", {"qk_rank": 2, "window": 3}, "'window' must be left out"),
         ("low_rank", {"qk_rank": 2, "memory": True}, "'memory' must be false"),
         ("low_rank", {"qk_rank": 2, "core": "polar"}, "'core' must be a softmax core"),
+        ("low_rank", {"qk_rank": 2, "core": "rope"}, "'qk_rank' must be a multiple of 4 for core = \"rope\""),
     ],
 )
 def test_what_cannot_be_is_refused(kind, options, told):

@@ -20,6 +20,7 @@ from atma.model import Model
 from atma.ops import softmax_attention
 from atma.serve import Engine
 from atma.settings import Settings
+from atma.state import leaves
 from atma.tokenizer import byte_tokenizer
 from tests.conftest import tiny
 from tests.laws.conftest import randomise
@@ -268,3 +269,15 @@ def test_the_record_of_a_call_costs_a_compiled_model_nothing_of_its_graph():
     tokens = torch.arange(6)[None] % 23
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(tokens)[0], model(tokens)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", names())
+def test_a_state_keeps_its_dtypes_under_autocast(name):
+    for options in small(name):
+        mixer = ModelConfig(16, width=16, depth=2, pattern=(name,), **options).mixer(1)
+        mixer.init_weights(torch.Generator().manual_seed(0))
+        x, before = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1)), mixer.init_state(2, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, after = mixer(x, before, **({"call": Call(x)} if mixer.reads_call else {}))
+        assert [leaf.tensor.dtype for leaf in leaves(after)] == [leaf.tensor.dtype for leaf in leaves(before)]

@@ -62,6 +62,9 @@ def test_heads_and_widths_are_those_of_the_papers(name, width, expected):
         ({"system": "gla", "conv": "wide"}, "'conv' must be one of canon, silu, none"),
         ({"system": "gla", "max_half_life": 0.0}, "'max_half_life' must be positive"),
         ({"system": "gla", "heads": 0}, "'heads' must be at least 1"),
+        ({"system": "gla", "feature": "taylor"}, "'feature' must be one of identity, unit, elu1 for decay = 'low_rank'"),
+        ({"system": "based", "decay": "channel_step"}, "'feature' must be one of identity, unit, elu1 for decay"),
+        ({"system": "retnet", "decay": "floor"}, "'decay' must be another for retnet"),
         ({"system": "gla", "start": "recall"}, "'start' must be \"published\" without a convolution of keys"),
         ({"system": "hgrn2", "start": "recall", "conv": "silu"}, "'start' must be \"published\" without"),
     ],
@@ -81,6 +84,8 @@ def test_options_that_make_no_recurrence_are_refused(options, told):
         ({"system": "mamba2"}, "'value_width' = 64 must divide 32"),
         ({"system": "retnet", "heads": 16}, "'key_width' must be even for rotary positions, not 1"),
         ({"system": "based", "query_heads": 1, "key_width": 17}, "'key_width' must be at most 16"),
+        ({"system": "based", "heads": 3, "value_width": 8}, None),
+        ({"system": "retnet", "heads": 3, "key_width": 8}, None),
     ],
 )
 def test_what_must_divide_the_width_and_does_not_is_told_with_the_mend(options, told):
@@ -194,6 +199,9 @@ def test_layers_whose_floors_cannot_be_one_table_are_refused():
     mixers = {"wide": {"kind": "hgrn2", "heads": 3, "key_width": 8}, "slim": {"kind": "hgrn2", "key_width": 8}}
     with pytest.raises(ValueError, match=r"share one table, here \(2, 24\) and \(2, 16\): give them equal sizes"):
         Model(ModelConfig(23, width=16, depth=2, pattern=("slim", "wide"), mixers=mixers))
+    mixers["wide"] = {"kind": "hgrn2", "key_width": 8, "decay": "low_rank"}
+    with pytest.raises(ValueError, match="the first layer of their kind, here one without that decay"):
+        Model(ModelConfig(23, width=16, depth=2, pattern=("wide", "slim"), mixers=mixers))
 
 
 # Diagnosis, decoding, serving
@@ -291,7 +299,7 @@ def test_a_memory_follows_the_bound_of_its_model_and_refuses_heads_too_wide_for_
     recipe = recipe_of({"model": {"preset": "nano", "memory": "kda"}, "train": {"length": 512}})
     mixer = recipe.model.mixer(2)
     assert mixer.memory.bound(0) == 512
-    with pytest.raises(ValueError, match="'key_width' must be at most 16 for products of coordinates, not 64"):
+    with pytest.raises(ValueError, match="'head_width' must be at most 16 for memory = .based., not 64"):
         ModelConfig(pattern=("global",), memory="based", head_width=64).mixer(0)
     with pytest.raises(ValueError, match="'negative' must be false"):
         ModelConfig(pattern=("global",), memory="gla", negative=True).mixer(0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atma.layers import Linear, init_linear
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
-from atma.mixers.heads import Attended, Attending, Core, Heads, Memory, Projected
+from atma.mixers.heads import Attended, Attending, Core, Heads, HeadsConfig, Memory, Projected
 from atma.mixers.held import GlobalState, State, behind
 from atma.mixers.table import Found, find, names
 from atma.mixers.window import WindowState
@@ -19,18 +19,15 @@ from atma.ops import causal_conv
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
 from atma.ops.rows import gate
-from atma.strict import check_fields, from_dict, require
+from atma.strict import from_dict, require
 
 CanonInit = Literal["uniform", "previous"]
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(HeadsConfig):
     """Heads, core, memory and Canon. Sizes are counts."""
 
-    query_heads: int = 8
-    key_value_heads: int = 2
-    head_width: int = 128
     core: str = "polar"
     """How queries read keys; its own options stand beside these."""
     memory: bool | str = True
@@ -45,12 +42,9 @@ class AttentionConfig:
     Cores with Canon only: without it every token would match itself. False is the published form."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("query_heads", "key_value_heads", "head_width", "canon_taps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        super().__post_init__()
+        require(self.canon_taps >= 1, "canon_taps", self.canon_taps, "at least 1")
         require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
-        divides = self.query_heads % self.key_value_heads == 0
-        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
         object.__setattr__(self, "memory", {"delta": True, "none": False}.get(str(self.memory), self.memory))
 
 

@@ -4,7 +4,6 @@ Each is a class of few lines: `Glu` mixes nothing, `Taylor2` has the first three
 sums, and `GateSum` weighs tokens by themselves alone. Their states do not grow. Source: mixers.md, section 5.4.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,30 +12,15 @@ from torch import Tensor, nn
 
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
+from atma.mixers.heads import HeadsConfig
 from atma.ops import recurrence
 from atma.ops.backend import backend_for
 from atma.ops.rows import sigmoid
 from atma.ops.segments import document_start
-from atma.strict import check_fields, require
+from atma.strict import require
 
 NOTHING = -1e3
 """A logarithm whose exponential is 0 in every dtype."""
-
-
-@dataclass(frozen=True)
-class HeadsConfig:
-    """Sizes are counts."""
-
-    query_heads: int = 8
-    key_value_heads: int = 2
-    head_width: int = 128
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("query_heads", "key_value_heads", "head_width"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        divides = self.query_heads % self.key_value_heads == 0
-        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
 
 
 class GluState(NamedTuple):
@@ -98,6 +82,11 @@ class Summing(Mixer):
         self.k_proj = Linear(place.width, shared, bias=False)
         self.v_proj = Linear(place.width, shared, bias=False)
         self.out_proj = Linear(inner, place.width, bias=False)
+
+    @property
+    def reach(self) -> int:
+        """`Mixer.reach`: what is earlier is in sums."""
+        return 0
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) to q (B, H, T, K), k (B, G, T, K), and v (B, G, T, K + 1) whose last is 1, float32 or wider."""

@@ -25,6 +25,8 @@ class Feature(nn.Module):
 
     positive: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
+    keeps_width: ClassVar[bool] = True
+    """Whether K′ is K, so that a decay of each key channel has its place."""
     steady: ClassVar[bool] = True
     """Whether there is a form whose bits are a row's own."""
 
@@ -66,6 +68,7 @@ class Elu1(Feature):
 class Taylor(Feature):
     """φ(q)·φ(k) = 1 + s + s²/2 with s = q·k/√K: the exponential's first terms (BASED, 2402.18668)."""
 
+    keeps_width = False
     positive = True
 
     def __init__(self, heads: int, width: int, degree: int) -> None:
@@ -85,6 +88,7 @@ class Taylor(Feature):
 class Hedgehog(Feature):
     """softmax(y), softmax(−y) of y = A x + b, learned for each query head, which q and k share (2402.04347)."""
 
+    keeps_width = False
     positive = True
     steady = False
 
@@ -113,6 +117,7 @@ class Poly(Feature):
     """
 
     bounded = True
+    keeps_width = False
 
     def __init__(self, heads: int, width: int, degree: int) -> None:
         super().__init__(heads, width, degree)

@@ -62,9 +62,9 @@ class GatedConv(Mixer):
         if state is None:
             return self.out_proj(gated_conv(h, self.taps, segment_ids)), None
         b, c, u = h.chunk(3, -1)
-        inputs, tail = b * u, state.tail.to(h.dtype)
-        y = self.out_proj(c * causal_conv(inputs, self.taps, tail, segment_ids))
-        return y, LocalState(advance(tail, inputs))
+        inputs = b * u
+        y = self.out_proj(c * causal_conv(inputs, self.taps, state.tail.to(h.dtype), segment_ids))
+        return y, LocalState(advance(state.tail, inputs.to(state.tail.dtype)))
 
     def steady(self, on: bool = True) -> bool:
         """`Mixer.steady`: the compiled convolution is, as it is."""

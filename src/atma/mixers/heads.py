@@ -1,5 +1,6 @@
 """What the parts of a global mixer are told of it: attention cores and memories."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from atma.mixers.base import Mixer, Place
 from atma.ops.paged.pages import Pages
+from atma.strict import check_fields, require
 
 Held = Tensor | Pages
 """Keys or values: those of the call, those that a state holds, or pages of them."""
@@ -86,6 +88,22 @@ class Core(nn.Module):
         return False
 
 
+@dataclass(frozen=True)
+class HeadsConfig:
+    """How many heads, and how wide. Sizes are counts."""
+
+    query_heads: int = 8
+    key_value_heads: int = 2
+    head_width: int = 128
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("query_heads", "key_value_heads", "head_width"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        divides = self.query_heads % self.key_value_heads == 0
+        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
+
+
 class Memory(nn.Module):
     """A third channel beside what is attended: `y, state = memory(x, q, k, v, state)`.
 
@@ -130,6 +148,8 @@ class Attended(NamedTuple):
     """(B,): where among the keys each row's first query stands; None without a state, and then it is the first."""
     held: tuple[Held, Held] | None = None
     """The keys and values of the state after the call."""
+    ring: bool = False
+    """Whether these are a window's as they lie, the newest at its own place, and not in the order of positions."""
 
 
 class Projected(NamedTuple):
@@ -165,4 +185,4 @@ class Attending(Mixer):
         raise NotImplementedError(f"{type(self).__name__} holds nothing")
 
 
-__all__ = ["Attended", "Attending", "Core", "Heads", "Held", "Memory", "Projected"]
+__all__ = ["Attended", "Attending", "Core", "Heads", "HeadsConfig", "Held", "Memory", "Projected"]

@@ -232,16 +232,19 @@ def empty_memory(weight: Tensor, batch: int, sizes: Sizes, width: int, normalise
 
 
 def share_table(gates: Gates, first: Gates | None) -> None:
-    """Take the first such layer's table of floors. ValueError: it is one of another width."""
+    """Take the first such layer's table of floors. ValueError: it is one of another width, or has none."""
     table = getattr(gates.decay, "table", None)
     if table is None:
         return
     other = None if first is None else getattr(first.decay, "table", None)
-    if other is None or other.shape != table.shape:
-        found = None if other is None else tuple(other.shape)
+    if other is None:
         raise ValueError(
-            f"layers with decay 'floor' share one table, here {tuple(table.shape)} and {found}: give them equal sizes"
+            "layers with decay 'floor' share the table of the first layer of their kind, here one without that decay: "
+            "give it the decay 'floor', or let it come later"
         )
+    if other.shape != table.shape:
+        found = f"{tuple(table.shape)} and {tuple(other.shape)}"
+        raise ValueError(f"layers with decay 'floor' share one table, here {found}: give them equal sizes")
     gates.decay.table = other  # pyright: ignore
 
 

@@ -37,6 +37,8 @@ class LowRankConfig(AttentionConfig):
         most = self.head_width if self.directions else self.head_width - 1
         require(1 <= self.qk_rank <= most, "qk_rank", self.qk_rank, f"from 1 to {most} of head_width {self.head_width}")
         require(self.window is None, "window", self.window, "left out: a window's cache is small as it is")
+        turned = self.core != "rope" or self.directions or self.qk_rank % 4 == 0
+        require(turned, "qk_rank", self.qk_rank, 'a multiple of 4 for core = "rope"')
         alone = self.directions or self.memory is False
         require(alone, "memory", self.memory, "false: it reads queries and keys of head_width, not of qk_rank")
 

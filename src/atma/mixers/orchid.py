@@ -128,7 +128,9 @@ class Orchid(Mixer):
             o = from_beginning(z, c, kernel, self.config.chunk, segment_ids)
             return self.out_proj(a * o.to(a.dtype)), None
         o, *after = (step if x.shape[1] == 1 else proceed)(z, c, kernel, self.config.chunk, state)
-        gate_tail, kernel_tail = advance(state.gate_tail, h), advance(state.kernel_tail, x)
+        gate_tail, kernel_tail = (
+            advance(tail, new.to(tail.dtype)) for tail, new in ((state.gate_tail, h), (state.kernel_tail, x))
+        )
         length = state.length + x.shape[1]
         return self.out_proj(a * o.to(a.dtype)), OrchidState(length, gate_tail, kernel_tail, *after)
 

@@ -13,33 +13,26 @@ from torch import Tensor, nn
 
 from atma.layers import Linear
 from atma.mixers.base import Call, Mixer, Place
-from atma.mixers.heads import Attended, Heads
+from atma.mixers.heads import Attended, Heads, HeadsConfig
 from atma.mixers.held import GlobalState, State, behind
 from atma.mixers.softmax import SoftmaxConfig, SoftmaxCore
 from atma.mixers.window import WindowState
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
 from atma.ops.segments import tokens_before
-from atma.strict import check_fields, require
+from atma.strict import require
 
 
 @dataclass(frozen=True)
-class PlainConfig:
+class PlainConfig(HeadsConfig):
     """Sizes are counts."""
 
-    query_heads: int = 8
-    key_value_heads: int = 2
-    head_width: int = 128
     window: int | None = None
     """Most keys that a query sees, its own among them."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("query_heads", "key_value_heads", "head_width"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        super().__post_init__()
         require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
-        divides = self.query_heads % self.key_value_heads == 0
-        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
 
 
 class PlainAttention(Mixer):
@@ -139,6 +132,7 @@ class PositionConfig(PlainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.maximum >= 1, "maximum", self.maximum, "at least 1")
+        require(0 <= self.table_seed < 2**32, "table_seed", self.table_seed, "of 32 bits, 0 or more")
         count = len(self.table_tokens)
         enough = count == 0 or (count >= self.maximum and min(self.table_tokens) >= 0)
         require(enough, "table_tokens", count, f"at least maximum = {self.maximum} ids of tokens, or none")

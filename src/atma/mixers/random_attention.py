@@ -17,11 +17,15 @@ from atma.mixers.base import Place
 from atma.mixers.heads import Attended
 from atma.mixers.held import State
 from atma.mixers.plain_attention import PlainAttention, PlainConfig
+from atma.ops.backend import own_precision
 from atma.ops.paged import gather
 from atma.ops.paged.pages import Pages
 from atma.ops.polar import visible_range
 from atma.ops.polar.poison import poisoned
 from atma.strict import require
+
+BLOCK = 128
+"""Queries whose scores are computed together."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class RandomConfig(PlainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(0 <= self.projection_seed < 2**32, "projection_seed", self.projection_seed, "of 32 bits, 0 or more")
         require(math.isfinite(self.identity), "identity", self.identity, "finite")
         groups = self.key_value_heads
         alike = self.identity == 0 or groups == self.query_heads
@@ -102,23 +107,31 @@ class RandomQK(PlainAttention):
         return self.config.score == "softmax" and super().steady(on)
 
 
+@own_precision
 def mean_of_positive(q: Tensor, k: Tensor, v: Tensor, scale: float, first: Tensor, last: Tensor) -> Tensor:
     """Σ_s relu(scale q·k_s) v_s / n over the n keys first ≤ s < last (B, T) that each query sees: (B, H, T, K).
 
-    q (B, H, T, K), k and v (B, G, S, K). A key that is not finite spoils what sees it and nothing else.
+    q (B, H, T, K), k and v (B, G, S, K). A key that is not finite spoils what sees it and nothing else. Scores are
+    float32 or wider, of `BLOCK` queries at a time.
     """
-    share = q.shape[1] // k.shape[1]
+    groups, work = k.shape[1], torch.promote_types(q.dtype, torch.float32)
+    spoilt = None
     if q.shape[2] > 1:
         bad, spoilt = poisoned(k, v, first, last)
         k, v = (x.masked_fill(bad.unsqueeze(-1), 0) for x in (k, v))
-    place = torch.arange(k.shape[2], device=k.device)
-    seen = ((place >= first[..., None]) & (place < last[..., None]))[:, None]
-    if q.shape[2] == 1:
-        spoilt, v = None, v.masked_fill(~seen.mT, 0)
-    k, v = (x.repeat_interleave(share, 1) for x in (k, v))
-    weight = (scale * q @ k.mT).relu().masked_fill(~seen, 0)
-    read = weight @ v / (last - first)[:, None, :, None].to(q.dtype)
-    return read if spoilt is None else read.masked_fill(spoilt.repeat_interleave(share, 1).unsqueeze(-1), torch.nan)
+    place, reads = torch.arange(k.shape[2], device=k.device), []
+    wide, k, v = q.to(work).unflatten(1, (groups, -1)), k.to(work).unsqueeze(2), v.to(work).unsqueeze(2)
+    for some, begin, end in zip(wide.split(BLOCK, 3), first.split(BLOCK, 1), last.split(BLOCK, 1), strict=True):
+        seen = ((place >= begin[..., None]) & (place < end[..., None]))[:, None, None]
+        held = v if spoilt is not None else v.masked_fill(~seen.mT, 0)
+        weight = (scale * some @ k.mT).relu().masked_fill(~seen, 0)
+        reads.append(weight @ held / (end - begin)[:, None, None, :, None].to(work))
+    read = torch.cat(reads, 3).flatten(1, 2).to(q.dtype)
+    return (
+        read
+        if spoilt is None
+        else read.masked_fill(spoilt.repeat_interleave(q.shape[1] // groups, 1).unsqueeze(-1), torch.nan)
+    )
 
 
 _TINY = {"query_heads": 2, "key_value_heads": 2, "head_width": 8}

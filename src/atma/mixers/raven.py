@@ -4,7 +4,6 @@ A router chooses slots for a token. Those fade and take the token's key and valu
 what they hold. A query finds slots by their keys and reads their values: two linear recurrences with a softmax between.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from atma.layers import Linear, RMSNorm
 from atma.mixers.base import Call, Mixer, Place
+from atma.mixers.recurrent_gates import init_rate, init_step
 from atma.ops import recurrence
 from atma.strict import check_fields, require
 
@@ -72,9 +72,8 @@ class Raven(Mixer):
         super().init_weights(generator)
         for norm in (self.q_norm, self.k_norm, self.norm):
             nn.init.ones_(norm.weight)
-        nn.init.uniform_(self.decay_scale, 1e-4, 16, generator=generator).log_()
-        step = nn.init.uniform_(self.decay_bias, math.log(1e-3), math.log(0.1), generator=generator).exp_()
-        self.decay_bias.copy_(step + (-torch.expm1(-step)).log())
+        init_rate(self.decay_scale, generator, 1e-4)
+        init_step(self.decay_bias, generator)
 
     def init_state(self, batch: int, capacity: int) -> RavenState:
         """Empty slots; `capacity` has no part in it."""

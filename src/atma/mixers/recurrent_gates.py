@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 class Decay(nn.Module):
-    """log a of x. `most`: the longest half-life, in tokens."""
+    """log a of x."""
 
     learned: ClassVar[bool] = True
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.layers import init_linear
+from atma.mixers.features import WIDEST
 from atma.mixers.heads import Heads, Memory
 from atma.mixers.linear_recurrence import empty_memory, feature_of, gates_of, mean_of, recur, taken
 from atma.mixers.recurrent_gates import Sizes
@@ -45,6 +46,9 @@ class RecurrentMemory(Memory):
     def __init__(self, config: MemoryConfig, heads: Heads) -> None:
         super().__init__()
         width = heads.head_width
+        products = SYSTEMS[config.system].feature == "taylor"
+        most = f'at most {WIDEST} for memory = "{config.system}"'
+        require(not products or width <= WIDEST, "head_width", width, most)
         self.config = RecurrenceConfig(
             config.system,
             conv="none",

@@ -98,7 +98,7 @@ class RecurrenceConfig:
     start: Literal["published", "recall"] = "published"
     """"recall": begin as ATMA's attention does, ready to find what followed a token before. Queries and keys are
     projected alike, the convolution gives a query its own token and a key the one before, and learned decays begin with
-    half-lives of hundreds of tokens."""
+    half-lives of tens to hundreds of tokens."""
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table
     of the mixer's own, so that a preset's bound, which is its own training length, is never that of another system."""
@@ -137,6 +137,11 @@ def _check_together(config: RecurrenceConfig) -> None:
     require(config.start == "published" or shifted, "start", "recall", '"published" without a convolution of keys')
     forgets = config.decay != "floor" or config.feature == "identity"
     require(forgets, "feature", config.feature, '"identity" for decay = "floor", whose keys are 1 − a')
+    placed = config.decay not in ("low_rank", "channel_step") or feature.keeps_width
+    known = ", ".join(name for name, one in FEATURES.items() if one.keeps_width)
+    require(placed, "feature", config.feature, f"one of {known} for decay = {config.decay!r}, one of each channel")
+    turns = config.system != "retnet" or config.decay != "floor"
+    require(turns, "decay", "floor", "another for retnet, which turns keys before their decays are known")
 
 
 def sizes(config: RecurrenceConfig, place: Place) -> Sizes:
@@ -159,13 +164,12 @@ def _numbers(config: RecurrenceConfig, width: int) -> tuple[int, int, int]:
         return heads or max(1, int(0.75 * width / key + 0.5)), key, value or 2 * key
     told = "heads" if heads or system in _HEADS else "query_heads"
     heads = heads or _HEADS.get(system, config.query_heads)
-    share = None if key and value else _share(width, heads, told)
-    if system == "based":
-        return heads, key or 16, value or share or 0
+    if value is None and system != "retnet":
+        value = _share(width, heads, told)
     if system == "gla":
-        return heads, key or _share(width, 2 * heads, "2 · heads"), value or share or 0
-    key = key or share or 0
-    return heads, key, value or (2 * key if system == "retnet" else share or 0)
+        key = key or _share(width, 2 * heads, "2 · heads")
+    key = key or (16 if system == "based" else _share(width, heads, told))
+    return heads, key, value or 2 * key
 
 
 _HEADS = {"retnet": 8, "gla": 4, "deltanet": 4}

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
 from atma.mixers.gated_conv import advance
+from atma.mixers.heads import HeadsConfig
 from atma.mixers.window import WindowState, attended
 from atma.ops import causal_conv
 from atma.ops.backend import own_precision
 from atma.ops.polar import visible_range
 from atma.ops.polar.poison import poisoned
-from atma.strict import check_fields, require
+from atma.strict import require
 
 TAPS = 3
 BLOCK = 128
@@ -26,21 +27,15 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class RelativeConfig:
+class RelativeConfig(HeadsConfig):
     """Sizes are counts."""
 
-    query_heads: int = 8
-    key_value_heads: int = 2
-    head_width: int = 128
     window: int = 128
     """Keys that a query sees, its own among them."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("query_heads", "key_value_heads", "head_width", "window"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        divides = self.query_heads % self.key_value_heads == 0
-        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
+        super().__post_init__()
+        require(self.window >= 1, "window", self.window, "at least 1")
 
 
 class RelativeState(NamedTuple):
@@ -112,10 +107,9 @@ class RelativeAttention(Mixer):
         tables = Tables(self.u, self.r, self.b)
         if state is None:
             return self._out(relative_attention(q, k, v, tables, None, segment_ids)), None
-        single = x.shape[1] == 1 and not torch.is_grad_enabled()
         seen = attended(WindowState(*state[:3], None, None, None, None), k, v, in_order=False)
         assert seen.held is not None and isinstance(seen.keys, Tensor) and isinstance(seen.values, Tensor)
-        if single:
+        if seen.ring:
             read = read_ring(q, seen.keys, seen.values, tables, state.length)
         else:
             read = relative_attention(q, seen.keys, seen.values, tables, seen.start, None)

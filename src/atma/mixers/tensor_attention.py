@@ -13,11 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
+from atma.mixers.heads import HeadsConfig
 from atma.mixers.window import WindowState, attended
 from atma.ops.backend import own_precision
 from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
-from atma.strict import check_fields, require
+from atma.strict import require
 
 NORM_EPSILON = 2.0**-23
 """Beside the mean square of queries and keys, before its root."""
@@ -26,21 +27,15 @@ NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
-class TensorConfig:
+class TensorConfig(HeadsConfig):
     """Sizes are counts. The cost of a token is window² · head_width for each head."""
 
-    query_heads: int = 8
-    key_value_heads: int = 2
-    head_width: int = 128
     window: int = 32
     """Keys that a query sees, its own among them."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("query_heads", "key_value_heads", "head_width", "window"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        divides = self.query_heads % self.key_value_heads == 0
-        require(divides, "key_value_heads", self.key_value_heads, f"a divisor of query_heads = {self.query_heads}")
+        super().__post_init__()
+        require(self.window >= 1, "window", self.window, "at least 1")
 
 
 class TensorState(NamedTuple):
@@ -82,10 +77,9 @@ class TensorAttention(Mixer):
         v = self.v_proj(x).unflatten(-1, (-1, 2 * width)).transpose(1, 2)
         if state is None:
             return self._out(tensor_attention(q, k, v, self.config.window, None, segment_ids)), None
-        single = x.shape[1] == 1 and not torch.is_grad_enabled()
         seen = attended(WindowState(*state, None, None, None, None), k, v, in_order=False)
         assert seen.held is not None and isinstance(seen.keys, Tensor) and isinstance(seen.values, Tensor)
-        if single:
+        if seen.ring:
             read = read_ring(q, seen.keys, seen.values, state.length)
         else:
             read = tensor_attention(q, seen.keys, seen.values, self.config.window, seen.start, None)

@@ -51,7 +51,7 @@ def attended(state: WindowState, k: Tensor, v: Tensor, in_order: bool) -> Attend
     start = length.clamp(max=size - 1)
     if k.shape[2] == 1 and not torch.is_grad_enabled() and not in_order:
         held = hold(state.keys, state.values, k, v, length % size)
-        return Attended(*held, start, held)
+        return Attended(*held, start, held, ring=True)
     seen, kept = _joined(length, start, size, k.shape[2])
     both = [torch.cat([old, new.to(old.dtype)], 2) for old, new in ((state.keys, k), (state.values, v))]
     keys, values = (_taken(x, seen) for x in both)
