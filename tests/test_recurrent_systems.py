@@ -62,7 +62,10 @@ def test_heads_and_widths_are_those_of_the_papers(name, width, expected):
         ({"system": "gla", "conv": "wide"}, "'conv' must be one of canon, silu, none"),
         ({"system": "gla", "max_half_life": 0.0}, "'max_half_life' must be positive"),
         ({"system": "gla", "heads": 0}, "'heads' must be at least 1"),
-        ({"system": "gla", "feature": "taylor"}, "'feature' must be one of identity, unit, elu1 for decay = 'low_rank'"),
+        (
+            {"system": "gla", "feature": "taylor"},
+            "'feature' must be one of identity, unit, elu1 for decay = 'low_rank'",
+        ),
         ({"system": "based", "decay": "channel_step"}, "'feature' must be one of identity, unit, elu1 for decay"),
         ({"system": "retnet", "decay": "floor"}, "'decay' must be another for retnet"),
         ({"system": "gla", "start": "recall"}, "'start' must be \"published\" without a convolution of keys"),
@@ -299,7 +302,7 @@ def test_a_memory_follows_the_bound_of_its_model_and_refuses_heads_too_wide_for_
     recipe = recipe_of({"model": {"preset": "nano", "memory": "kda"}, "train": {"length": 512}})
     mixer = recipe.model.mixer(2)
     assert mixer.memory.bound(0) == 512
-    with pytest.raises(ValueError, match="'head_width' must be at most 16 for memory = .based., not 64"):
+    with pytest.raises(ValueError, match=r"'head_width' must be at most 16 for memory = .based., not 64"):
         ModelConfig(pattern=("global",), memory="based", head_width=64).mixer(0)
     with pytest.raises(ValueError, match="'negative' must be false"):
         ModelConfig(pattern=("global",), memory="gla", negative=True).mixer(0)

@@ -8,7 +8,7 @@ import pytest
 from atma.cli import main
 from atma.commands.compare import _page
 from atma.compare.board import Column, board
-from atma.compare.entrants import entrants, one_of_each, parameters
+from atma.compare.entrants import entrants, learner, of_task, parameters
 from atma.compare.lessons import run_piece
 from atma.compare.plan import Comparison, plan
 from atma.config import ModelConfig, preset
@@ -77,16 +77,39 @@ def test_the_model_of_a_recipe_is_an_entrant(tmp_path):
     assert one.name == "mine" and one.model.pattern == ("rope", "nope")
 
 
-def test_a_task_is_learned_by_one_layer_of_each_mixer():
+def test_a_task_is_learned_by_each_mixer_in_as_many_layers_as_by_its_own_models():
     copy, mad, chosen = (Recall(task).tasks()[0] for task in ("copy", "mad-recall", "selective-copy"))
-    hybrid = BASE.changed({"pattern": ["nope", "nope", "rope"]})
-    assert one_of_each(BASE, copy).layers == ("local", "global")
-    assert one_of_each(BASE, mad).layers == ("global", "global")
-    assert one_of_each(BASE, chosen).layers == ("local", "global", "local", "global")
-    assert one_of_each(hybrid, copy).layers == one_of_each(hybrid, mad).layers == ("nope", "rope")
-    assert one_of_each(hybrid, chosen).layers == ("nope", "rope")
-    assert one_of_each(ModelConfig(pattern=("local",)), mad).layers == ("local", "local")
-    assert one_of_each(BASE, copy).vocab_size == copy.ids
+    assert of_task(BASE, copy).layers == ("local", "global")
+    assert of_task(BASE, mad).layers == ("global", "global")
+    assert of_task(BASE, chosen).layers == ("local", "global", "local", "global")
+    assert of_task(BASE, copy).vocab_size == copy.ids
+    rope, both = (BASE.changed({"pattern": pattern}) for pattern in (["rope"], ["nope", "nope", "rope"]))
+    assert of_task(rope, copy).layers == of_task(rope, mad).layers == ("rope", "rope")
+    assert of_task(both, copy).layers == of_task(both, mad).layers == ("nope", "rope")
+    assert of_task(both, chosen).layers == ("nope", "rope", "nope", "rope")
+    named = BASE.changed({"pattern": ["gated_conv", "nope", "rope"]})
+    assert of_task(named, copy).layers == ("gated_conv", "nope", "rope")
+    assert of_task(ModelConfig(pattern=("local",)), mad).layers == ("local", "local")
+
+
+def test_models_that_learn_a_task_are_as_large_as_that_of_the_first():
+    found, task = entrants(("polar+memory", "rope", "gla"), BASE, True), Recall("copy").tasks()[0]
+    first, *others = (parameters(learner(found, one, task, True)) for one in found)
+    assert all(abs(one - first) <= (3 * BASE.width + 2) for one in others)
+    assert parameters(learner(found, found[1], task, False)) != parameters(learner(found, found[1], task, True))
+
+
+def test_entrants_of_one_name_or_without_a_place_or_without_mlps_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.toml").write_text('[model]\npreset = "nano"\n')
+    with pytest.raises(ValueError, match=r"two entrants are called 'mine'.*rename one"):
+        entrants([str(tmp_path / folder / "mine.toml") for folder in ("a", "b")], BASE, True)
+    for name in ("rope", "gla"):
+        with pytest.raises(ValueError, match=f"{name}: the base model has no layer 'global'.*make depth larger"):
+            entrants((name,), BASE.changed({"depth": 2}), True)
+    with pytest.raises(ValueError, match="no MLPs that could make up for it; compare it with --parameters own"):
+        entrants(("polar", "gla"), BASE.changed({"mlp_width": 0}), True)
 
 
 def test_what_is_added_later_leaves_every_piece_what_it_was():
@@ -105,7 +128,10 @@ def test_what_is_added_later_leaves_every_piece_what_it_was():
         ({"tokens": -1}, "'tokens' must be 0 or more"),
         ({"batch_tokens": 24}, "'batch_tokens' must be a multiple of length"),
         ({"longest": 3}, "'longest' must be a power of 2"),
-        ({"tasks": ("chess",)}, "no task 'chess'; there are mqar, copy"),
+        ({"tasks": ("chess",)}, "no task 'chess' to compare by; there are mqar, copy"),
+        ({"tasks": ("capacity",)}, "no task 'capacity' to compare by"),
+        ({"seeds": (0, -1)}, "'seeds' must be 0 or more"),
+        ({"copy_share": 1.0}, "'copy_share' must be from 0 to below 1"),
         ({"tasks": ("mqar",)}, "'mqar' has several sizes; choose one, or more, of mqar=64,4"),
         ({"mixers": ("nope", "nope,window=none")}, "are the same; leave one out|a mixer is|window"),
     ],
@@ -157,3 +183,5 @@ def test_a_column_tells_means_intervals_and_what_was_never_reached():
     half = 12.7062 * 2**0.5 / 2**0.5  # Student's t of one degree times the standard error of two values 2 apart
     assert column.text("one") == "1.0" and column.text("absent") == "–" and column.text("none") == "never"
     assert column.text("both") == f"2.0 ± {half:.1f}" and column.text("part") == "2.0 in 1 of 3"
+    assert sorted(column.values, key=column.rank) == ["one", "both", "part", "none"]
+    assert column.rank("none") < column.rank("absent")

@@ -8,6 +8,8 @@ from atma.diagnose.interventions import scaled
 from atma.diagnose.parts import Part
 from atma.diagnose.paths import Path, paths, weighed
 from atma.diagnose.plan import Plan
+from atma.model import Model
+from tests.conftest import tiny
 from tests.diagnose.conftest import made
 
 TOKENS = torch.randint(0, 257, (2, 30), generator=torch.Generator().manual_seed(0))
@@ -113,3 +115,15 @@ def test_what_is_to_be_scaled_is_named(model, given, name):
 def test_what_is_not_there_is_refused(given, said):
     with pytest.raises(ValueError, match=said):
         factors(Plan(scale=(given,)), made())
+
+
+def test_a_model_without_mlps_has_paths_of_mixers_alone():
+    model = Model(tiny("rope", False).changed({"mlp_width": 0}))
+    assert {path.branch for path in paths(model, "whole")} == {"mixer"}
+    with (
+        pytest.raises(ValueError, match="the mlp of layer 1: the model has no MLPs"),
+        weighed(model, Path(1, "mlp"), 0.0),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"--scale 1\.mlp: the model has no MLPs"):
+        factors(Plan(scale=("1.mlp=0",)), model)

@@ -125,6 +125,9 @@ def test_sinks_of_a_model_of_transformers_are_those_of_its_hidden_states(tmp_pat
     common = ["diagnose", f"hf:{folder}", "--text", str(tmp_path / "text.txt"), "--lengths", "128"]
     common += ["--page", str(tmp_path / "page.html"), "--out", str(tmp_path / "rows.jsonl"), "--dtype", "float64"]
     assert main(common) == 2 and "add --sinks" in capsys.readouterr().err
+    assert (
+        main([*common, "--sinks", "--scale", "1.mlp=0"]) == 2 and "--scale is for models of" in capsys.readouterr().err
+    )
     assert main([*common, "--sinks"]) == 0
     assert "1. " in capsys.readouterr().out and "Diagnosis of" in (tmp_path / "page.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

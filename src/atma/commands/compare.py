@@ -66,7 +66,7 @@ def run(
     with display() as shown:
         Controller(ledger.folder / OPTIONS, ledger, crew, shown).go()
     if speed:
-        _time(comparison, ledger, device or "cpu")
+        _time(comparison, ledger, str(device_of(device)))
     _show(comparison, ledger)
 
 
@@ -133,12 +133,13 @@ def _time(comparison: Comparison, ledger: "Ledger", device: str) -> None:
     from atma.report.content import environment
     from atma.sweep.files import read, replace
 
-    found = comparison.entrants()
+    found, pace = comparison.entrants(), Pace(comparison.length, comparison.lengths()[-1])
     stamp = {"entrants": [identity(one.model) for one in found], "machine": environment(), "device": device}
+    stamp |= {"pace": list(pace)}
     if (read(ledger.folder / SPEEDS) or {}).get("stamp") == stamp:
         return
     print("timing training and decoding, all entrants in turn")
-    rows = speeds(found, Pace(comparison.length, comparison.lengths()[-1]), device)
+    rows = speeds(found, pace, device)
     replace(ledger.folder / SPEEDS, {"stamp": stamp, "rows": rows})
 
 
@@ -181,10 +182,12 @@ def _caption(comparison: Comparison, found: "Board") -> str:
     trained = [f"{comparison.tokens:,} tokens of text at {comparison.length} tokens"] * (comparison.tokens > 0)
     trained += [f"at most {comparison.task_tokens:,} tokens of each task"] * bool(comparison.tasks)
     hours = sum(row.get("processor_seconds", 0.0) for row in found.results) / 3600
+    trials = [comparison.evaluation().trials(length) for length in comparison.lengths()]
     parts = [f"{', '.join([*trained, seeds, equal])}. This took {hours:.1f} hours of processor time."]
     if comparison.tokens:
         parts.append(
-            f"Losses are of the same last tokens of {comparison.documents} documents; needles are teacher-forced, at "
-            f"most {comparison.needle_trials} a length, in the text trained on."
+            f"Losses are of the same last tokens of {comparison.documents} documents. Needles are teacher-forced, in "
+            f"the text trained on: {trials[0]} trials at 1×, {trials[-1]} at {comparison.longest}×."
         )
-    return " ".join([*parts, "± is the 95% interval over seeds."])
+    asked = "± is the 95% interval over seeds, of which all are asked the same."
+    return " ".join([*parts, asked])

@@ -102,6 +102,11 @@ def _theirs(
 
     if not plan.sinks:
         raise ValueError(f"hf:{name}: of a model of transformers secondary sinks alone can be told; add --sinks")
+    asked = {"interpolate": plan.interpolate, "choose-heads": plan.choose_heads, "scale": plan.scale}
+    asked["paths"] = plan.paths != "none"
+    for option, given in asked.items():
+        if given:
+            raise ValueError(f"hf:{name}: --{option} is for models of this library; leave it out")
     device_of(device)
     model = hugging_face.load(name, getattr(torch, dtype), device)
     with bars() as progress:

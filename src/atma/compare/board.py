@@ -45,6 +45,13 @@ class Column:
         found = self.known(name)
         return sum(found) / len(found) if found else None
 
+    def rank(self, name: str) -> tuple[float, float]:
+        """Sorts the best first: by the share of seeds that never reached it, then by the mean; no value is last."""
+        mean, of = self.mean(name), len(self.values.get(name, ()))
+        if mean is None:
+            return (1.0 if of else 2.0), 0.0
+        return 1 - len(self.known(name)) / of, -mean if self.rises else mean
+
     def text(self, name: str) -> str:
         """Mean and half the interval of an entrant, as "1.234 ± 0.012"; "–" where nothing was measured, "never" where
         nothing was reached, and how many seeds have reached it where not all have."""
@@ -52,8 +59,9 @@ class Column:
         if not found:
             return "never" if of else "–"
         told = mean_interval(found)
-        half = "" if told.t_high is None else f" ± {self.show(told.t_high - told.value)}"
-        return f"{self.show(told.value)}{half}" + (f" in {len(found)} of {of}" if len(found) < of else "")
+        if len(found) < of:
+            return f"{self.show(told.value)} in {len(found)} of {of}"
+        return self.show(told.value) + ("" if told.t_high is None else f" ± {self.show(told.t_high - told.value)}")
 
 
 @dataclass(frozen=True)
@@ -73,14 +81,7 @@ class Board:
         """Names by the first column that has a merit, the best first; those without a value last."""
         column = next((one for one in self.columns if one.rises is not None and one.values), None)
         names = [one.name for one in self.entrants]
-        if column is None:
-            return names
-
-        def rank(name: str) -> tuple[bool, float]:
-            value = column.mean(name)
-            return value is None, 0.0 if value is None else (-value if column.rises else value)
-
-        return sorted(names, key=rank)
+        return names if column is None else sorted(names, key=column.rank)
 
     def table(self, group: str = "") -> Table:
         """A line for each entrant, the best first; of one group of columns, or of all."""

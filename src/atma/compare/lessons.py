@@ -7,10 +7,11 @@ from dataclasses import replace as changed
 from typing import Any, cast
 
 from atma.config import ModelConfig
+from atma.device import device_of
 from atma.eval.provenance import software
 from atma.eval.recall.lessons import Lesson
 from atma.eval.recall.suite import TASKS, Recall
-from atma.eval.recall.tasks import Task
+from atma.eval.recall.tasks import Capacity, Task
 from atma.eval.suite import run_measurements, sha256
 from atma.sweep import files
 from atma.sweep.cell import Told, run_cell
@@ -22,6 +23,8 @@ from atma.train import Stopped
 
 FACTORS = (1, 2, 4, 8, 16)
 """Test lengths, in training lengths of the task."""
+NEVER = 2.0
+"""No accuracy."""
 BATCH = 1024
 """Tokens of a step: these tasks are learned by the number of steps."""
 
@@ -47,9 +50,12 @@ class Piece:
 def lesson(words: str, name: str, model: Callable[[Task], ModelConfig], seed: int, tokens: int) -> Piece:
     """The piece of a task in words, TASK or TASK=SIZE; `model` makes the entrant that learns it. ValueError."""
     kind, _, size = words.partition("=")
-    if kind not in TASKS:
-        raise ValueError(f"no task '{kind}'; there are {', '.join(TASKS)}")
-    asked = Recall(cast(Any, kind), sizes=(size,) if size else (), tokens=tokens, factors=FACTORS, batch_tokens=BATCH)
+    known = [name for name in TASKS if name != Capacity.name]
+    if kind not in known:
+        raise ValueError(f"no task '{kind}' to compare by; there are {', '.join(known)}")
+    sizes = (size,) if size else ()
+    # To the end, however soon it is learned: what holds beyond the training length also goes by the tokens trained on.
+    asked = Recall(cast(Any, kind), sizes, tokens=tokens, factors=FACTORS, batch_tokens=BATCH, stop_at=NEVER)
     found = asked.tasks()
     if len(found) > 1:
         sizes = ", ".join(f"{kind}={one.size}" for one in found)
@@ -70,7 +76,7 @@ def run_piece(
 def _run_lesson(piece: Piece, claim: Claim, device: str | None, stop: Callable[[], bool], told: Told) -> dict[str, Any]:
     """Learn and ask. What was learned is given up where it stops: a lesson is minutes."""
     started, began, worked = files.utc(), time.monotonic(), time.process_time()
-    chosen = changed(piece.lesson, device=device or piece.lesson.device)
+    chosen = changed(piece.lesson, device=str(device_of(device)))
 
     def progress(stage: str, done: int, of: int) -> None:
         told(stage, done, of)

@@ -1,7 +1,5 @@
 """The figures of a comparison's page: loss and needles by length, what is remembered, and what it costs."""
 
-from collections.abc import Callable, Sequence
-
 from atma.compare.board import Board
 from atma.report.content import size_text
 from atma.report.figures import COLOURS, MARKERS, Figure, Table, Trace
@@ -123,20 +121,10 @@ def sentences(board: Board) -> list[str]:
     for column in board.columns:
         if column.rises is None or not column.values or column.key in ("state",):
             continue
-        best = _best(board, lambda name, column=column: column.mean(name), column.rises)
-        if best:
-            said.append(f"{column.title}: {', '.join(f'{name} ({column.text(name)})' for name in best)}.")
+        known = [name for name in sorted(column.values, key=column.rank) if column.known(name)]
+        if known:
+            said.append(f"{column.title}: {', '.join(f'{name} ({column.text(name)})' for name in known[:3])}.")
     return said
-
-
-def _best(board: Board, mean: Callable[[str], float | None], rises: bool) -> Sequence[str]:
-    """The best three."""
-    known: list[tuple[float, str]] = []
-    for one in board.entrants:
-        value = mean(one.name)
-        if value is not None:
-            known.append((-value if rises else value, one.name))
-    return [name for _, name in sorted(known)[:3]]
 
 
 def _mean_text(values: list[float] | None) -> str:

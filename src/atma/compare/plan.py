@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from atma.compare.entrants import Entrant, entrants, one_of_each
+from atma.compare.entrants import Entrant, entrants, learner
 from atma.compare.lessons import Piece, lesson
 from atma.config import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrainConfig, preset
 from atma.data.dataset import TokenSet
@@ -64,6 +64,7 @@ class Comparison:
         for name in ("mixers", "seeds"):
             some = getattr(self, name)
             require(len(some) > 0 and len(set(some)) == len(some), name, list(some), "one or more, none twice")
+        require(min(self.seeds) >= 0, "seeds", list(self.seeds), "0 or more")
         require(len(set(self.tasks)) == len(self.tasks), "tasks", list(self.tasks), "none twice")
         for name in ("tokens", "task_tokens"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -83,6 +84,16 @@ class Comparison:
     def entrants(self) -> list[Entrant]:
         """Every entrant, in order. ValueError: one is none."""
         return entrants(self.mixers, self.base(), self.parameters == "equal")
+
+    def evaluation(self) -> EvaluationConfig:
+        """How losses and needles are measured: the same for every mixer and seed."""
+        return EvaluationConfig(
+            self.lengths(),
+            self.documents,
+            min(EvaluationConfig.target_tokens, self.length // 2),
+            needle_trials=self.needle_trials,
+            needle_tokens=16 * self.longest * self.length,
+        )
 
     def lengths(self) -> tuple[int, ...]:
         """Of the texts that losses and needles are measured on."""
@@ -105,7 +116,8 @@ class Plan(NamedTuple):
 
 def plan(comparison: Comparison) -> Plan:
     """ValueError: an entrant or a task that there is not, or two entrants that are one."""
-    cells = [cell for seed in comparison.seeds for cell in _of_seed(comparison, seed)]
+    found = comparison.entrants()
+    cells = [cell for seed in comparison.seeds for cell in _of_seed(comparison, found, seed)]
     seen = dict[str, str]()
     for cell in cells:
         if cell.id in seen:
@@ -115,10 +127,9 @@ def plan(comparison: Comparison) -> Plan:
     return Plan("compare", SweepConfig(), tuple(cells), source)
 
 
-def _of_seed(comparison: Comparison, seed: int) -> Sequence[Cell | Piece]:
-    found = comparison.entrants()
+def _of_seed(comparison: Comparison, found: Sequence[Entrant], seed: int) -> Sequence[Cell | Piece]:
     texts = [_text(comparison, one, seed) for one in found] if comparison.tokens else []
-    return [*texts, *(_lesson(comparison, one, task, seed) for task in comparison.tasks for one in found)]
+    return [*texts, *(_lesson(comparison, found, one, task, seed) for task in comparison.tasks for one in found)]
 
 
 def _text(comparison: Comparison, one: Entrant, seed: int) -> Cell:
@@ -127,16 +138,10 @@ def _text(comparison: Comparison, one: Entrant, seed: int) -> Cell:
     copied = round(comparison.copy_share * tokens)
     data = DataConfig(comparison.data, recall_share=0.4, copy_warmup_tokens=copied, copy_vocabulary=64)
     train = TrainConfig(length, comparison.batch_tokens, tokens, seed=seed, checkpoint_every=50, evaluate_every=0)
-    evaluation = EvaluationConfig(
-        comparison.lengths(),
-        comparison.documents,
-        min(EvaluationConfig.target_tokens, length // 2),
-        needle_trials=comparison.needle_trials,
-        needle_tokens=16 * comparison.longest * length,
-    )
-    recipe = Recipe(NAME, one.model, data, train, evaluation)
+    recipe = Recipe(NAME, one.model, data, train, comparison.evaluation())
     return Cell(recipe, {"mixer": one.name, "task": "text"}, seed)
 
 
-def _lesson(comparison: Comparison, one: Entrant, task: str, seed: int) -> Piece:
-    return lesson(task, one.name, lambda asked: one_of_each(one.model, asked), seed, comparison.task_tokens)
+def _lesson(comparison: Comparison, found: Sequence[Entrant], one: Entrant, task: str, seed: int) -> Piece:
+    equal = comparison.parameters == "equal"
+    return lesson(task, one.name, lambda asked: learner(found, one, asked, equal), seed, comparison.task_tokens)

@@ -3,7 +3,6 @@
 A B C A B C …, so that a busy moment falls on all of them; what counts are the ratios to the first entrant.
 """
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,15 +44,6 @@ def state_bytes(one: Entrant, length: int) -> int:
     """What decoding keeps of one text of so many tokens."""
     with torch.device("meta"):
         return nbytes(Model(one.model, torch.Generator("cpu")).init_state(1, length))
-
-
-def ratio(rows: Sequence[Row], first: str, name: str) -> float:
-    """The median ratio of an entrant's tokens a second to the first's, over what was timed. ValueError: nothing was."""
-    speed = {(row["kind"], row["length"], row["entrant"]): row["tokens_per_second"] for row in rows}
-    found = [value / speed[*what, first] for (*what, who), value in speed.items() if who == name]
-    if not found:
-        raise ValueError(f"'{name}' was not timed")
-    return statistics.median(found)
 
 
 def _kinds(pace: Pace) -> list[tuple[str, int, Callable[[Ours], Callable[[], object]], int]]:

@@ -43,7 +43,7 @@ def queries_of(mixer: Attending, seen: Seen) -> Queries:
     """The queries of an observed call of one row, with their softmax statistics in float32 or wider."""
     projected = mixer.project(seen.x, seen.before)
     q, k = mixer.core.turn(projected.q, projected.k, seen.start, None)
-    keys, values, start, _ = mixer.attended(seen.before, k, projected.v, in_order=True)
+    keys, values, start, *_ = mixer.attended(seen.before, k, projected.v, in_order=True)
     assert isinstance(keys, Tensor) and isinstance(values, Tensor) and start is not None
     first, last = visible_range(q, start, None, mixer.core.window)
     work = torch.promote_types(q.dtype, torch.float32)

@@ -140,6 +140,8 @@ def _target(name: str, model: Model) -> tuple[str, Part | Path]:
         raise ValueError(f"--scale {name}: there is no layer {layer}; layers are 0 to {len(here) - 1}")
     if channel in BRANCHES and layer is not None and head is None and channel not in here[int(layer)].channels():
         path = Path(int(layer), channel)
+        if path not in paths(model, "whole"):
+            raise ValueError(f"--scale {name}: the model has no MLPs (mlp_width = 0)")
         return str(path), path
     if layer is None:
         held = tuple(i for i, mixer in here.items() if channel in mixer.channels())

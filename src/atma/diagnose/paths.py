@@ -30,7 +30,8 @@ class Path(NamedTuple):
 
 def paths(model: Model, way: Way) -> list[Path]:
     """Every path of a model."""
-    return [Path(layer, branch, way) for layer in range(len(model.blocks)) for branch in BRANCHES]
+    blocks = enumerate(model.blocks)
+    return [Path(layer, branch, way) for layer, block in blocks for branch in BRANCHES if getattr(block, branch)]
 
 
 @contextmanager
@@ -39,6 +40,8 @@ def weighed(model: Model, path: Path, factor: float) -> Iterator[None]:
     if path.branch not in BRANCHES or not 0 <= path.layer < len(model.blocks):
         raise ValueError(f"there is no {path}; layers are 0 to {len(model.blocks) - 1}, each with mixer and mlp")
     branch = getattr(model.blocks[path.layer], path.branch)
+    if branch is None:
+        raise ValueError(f"{path}: the model has no MLPs")
     with ExitStack() as stack:
         if path.way == "whole":
             stack.callback(branch.register_forward_hook(_times(factor)).remove)

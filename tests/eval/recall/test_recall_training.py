@@ -138,7 +138,9 @@ def test_the_name_of_any_mixer_takes_the_place_of_the_global_layers():
     assert made.named()["atma"].options["window"] == 16 and made.head_width == 64 and made.max_half_life == 256
     convolutions = mixer("gated_conv,local_taps=5", base(Copying(64)))
     assert convolutions.layers == ("local", "gated_conv") and reach(convolutions) == 4 + 4
-    with pytest.raises(ValueError, match="'atma' takes the place of layers 'global', and the pattern has none"):
+    with pytest.raises(
+        ValueError, match="'atma' takes the place of layers 'global', and there is none in pattern local"
+    ):
         mixer("atma", base(Copying(64), "", ('pattern=["local"]',)))
 
 

@@ -54,8 +54,11 @@ def mixer(words: str, start: ModelConfig) -> ModelConfig:
     if plus or core not in names():
         known = f"{', '.join(CORES)} with +memory or without, or {', '.join(names())}"
         raise ValueError(f"a mixer is {known}, not '{name}'")
-    if GLOBAL not in start.pattern:
-        raise ValueError(f"'{name}' takes the place of layers '{GLOBAL}', and the pattern has none; leave pattern out")
+    if GLOBAL not in start.layers:
+        raise ValueError(
+            f"'{name}' takes the place of layers '{GLOBAL}', and there is none in pattern {', '.join(start.pattern)} "
+            f"and depth {start.depth}; leave pattern out, or make depth larger"
+        )
     pattern = tuple(core if layer == GLOBAL else layer for layer in start.pattern)
     return changed(start.changed({"pattern": pattern}), settings, core)
 
