@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
 from atma.mixers.features import FEATURES, Feature
-from atma.mixers.recurrent_gates import Gates, Sizes, by_head, silu
+from atma.mixers.recurrent_gates import OPEN, ChannelStep, Gates, LowRank, Sizes, Step, by_head, silu
 from atma.mixers.recurrent_surround import Readout, ShortConv
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, sizes
 from atma.ops import recurrence
@@ -83,7 +83,11 @@ class LinearRecurrence(Mixer):
         q_taps, k_taps = self.conv.taps.split(self.widths)[:2]
         self.conv.pass_on(q_taps, 0)
         self.conv.pass_on(k_taps, 1)
-        self.gates.start_slow()
+        decay = self.gates.decay
+        if isinstance(decay, (Step, ChannelStep)):
+            nn.init.zeros_(decay.rate)  # half-lives of 7 to 690 tokens
+        elif isinstance(decay, LowRank):
+            nn.init.constant_(decay.up_proj.bias, OPEN)  # of 550
 
     def init_state(self, batch: int, capacity: int) -> RecurrentState:
         """Zeros; `capacity` has no part in it."""

@@ -52,9 +52,6 @@ class Decay(nn.Module):
     def init_weights(self, generator: torch.Generator | None) -> None:
         """Set what is no linear layer."""
 
-    def start_slow(self) -> None:
-        """Begin with half-lives of tens to hundreds of tokens, where what is learned decides them."""
-
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """log a."""
         raise NotImplementedError(f"{type(self).__name__} decays nothing")
@@ -123,10 +120,6 @@ class LowRank(Decay):
         self.down_proj = Linear(sizes.width, LOW_RANK, bias=False)
         self.up_proj = Linear(LOW_RANK, sizes.heads * sizes.key_width)
 
-    def start_slow(self) -> None:
-        """`Decay.start_slow`: 550 tokens."""
-        nn.init.constant_(self.up_proj.bias, OPEN)
-
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""
         rates = log_sigmoid(widened(self.up_proj(self.down_proj(x))), steady) / 16
@@ -178,10 +171,6 @@ class Step(Decay):
         init_rate(self.rate, generator, least)
         init_step(self.bias, generator)
 
-    def start_slow(self) -> None:
-        """`Decay.start_slow`: A = 0, so 7 to 690 tokens."""
-        nn.init.zeros_(self.rate)
-
     def step(self, x: Tensor, steady: bool = False) -> Tensor:
         """Δ (B, H, T)."""
         return softplus(widened(self.step_proj(x)) + self.bias, steady).mT
@@ -210,10 +199,6 @@ class ChannelStep(Decay):
         init_rate(self.rate, generator, 1.0)
         init_step(self.bias, generator)
 
-    def start_slow(self) -> None:
-        """`Decay.start_slow`: A = 0, so 7 to 690 tokens."""
-        nn.init.zeros_(self.rate)
-
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""
         steps = softplus(widened(self.up_proj(self.down_proj(x))) + self.bias, steady)
@@ -241,11 +226,6 @@ class Gates(nn.Module):
             self.decay.init_weights(generator, self.least)
         elif self.decay is not None:
             self.decay.init_weights(generator)
-
-    def start_slow(self) -> None:
-        """`Decay.start_slow`, where there are decays."""
-        if self.decay is not None:
-            self.decay.start_slow()
 
     def forward(self, x: Tensor, steady: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """log a, (B, H, T) or (B, H, T, K), and β (B, H, T); None where nothing decays, and for β = 1."""
