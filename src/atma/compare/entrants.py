@@ -15,7 +15,6 @@ import torch
 from atma.config import ModelConfig, load_recipe
 from atma.eval.recall.mixers import GLOBAL, mixer
 from atma.eval.recall.tasks import Task
-from atma.mixers.gated_conv import GatedConv
 from atma.mixers.table import find
 from atma.model import Model
 
@@ -63,7 +62,7 @@ def of_task(model: ModelConfig, task: Task) -> ModelConfig:
     """As many layers as the task's models have, near and far as those: a model's mixers in turn, each at least once.
     What has no gated convolutions has mixers that look far in all of them."""
     named, names = model.named(), list(dict.fromkeys(model.layers))
-    far = [name for name in names if find(named[name].kind).cls is not GatedConv] or names
+    far = [name for name in names if find(named[name].kind).cls is not find(LOCAL).cls] or names
     near = [name for name in names if name not in far]
     places = [bool(near) and layer == LOCAL for layer in task.layers]
     places += [False] * (len(far) - places.count(False))
