@@ -141,4 +141,5 @@ def _check_values(keep: Tensor | None, memory: Memory) -> None:
     for i, w in enumerate(memory.initial if axes else ()):
         if not bool((w.detach() != 0).flatten(-len(axes or ())).any(-1).all()):
             part = "head" if rule.retention == "lq" else "row"
-            raise ValueError(f"initial[{i}] has a {part} of zeros, of which {rule.retention!r} takes the norm: {rule}")
+            why = f"for retention = {rule.retention!r}, which takes its norm"
+            raise ValueError(f"initial[{i}] must have no {part} of zeros {why}")
