@@ -33,6 +33,7 @@ PRESETS = {
     "allmem": GATED | AT_END | {"residual": "identity", "retention": "renorm_after_read"},
     "atlas at chunk ends": MLP | AT_END | {"optimiser": "muon", "window": 3, "gates": "channel"},
     "channels, per coordinate": MLP | {"bias": "huber_coordinate", "gates": "channel", "optimiser": "momentum"},
+    "gated, channels": GATED | {"optimiser": "muon", "gates": "channel", "anchor": "hidden"},
     "hidden, with everything": MLP | {"norm": True, "anchor": "hidden", "window": 3, "optimiser": "momentum"},
 }
 """Options of each rule, C = 4 aside."""

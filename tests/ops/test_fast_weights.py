@@ -58,7 +58,8 @@ def rule_of(inputs, config):
     """The rule of a file's config, whose gates have the axes that its inputs show."""
     told = {one: config[one] for one in config if one not in ("net", "residual")}
     residual = "none" if not config["residual"] else "skip" if "skip" in inputs else "identity"
-    gates = "head" if inputs["step"].ndim == 3 else "channel" if inputs["step"].shape[-1] == 4 else "matrix"
+    by_channel = "keep" in inputs and inputs["keep"].ndim == 4
+    gates = "channel" if by_channel else "head" if inputs["step"].ndim == 3 else "matrix"
     return Rule(network=config["net"], residual=residual, gates=gates, **told)
 
 

@@ -102,6 +102,23 @@ def test_a_gated_network_whose_gate_stays_one_is_an_mlp():
     torch.testing.assert_close(gated.run()[0], mlp.run()[0], rtol=1e-12, atol=1e-12)
 
 
+def test_channel_gates_multiply_the_axis_of_values_of_each_matrix():
+    given = text(tokens=1, network="gated", optimiser="momentum", gates="channel", decay_to="initial")
+    gates = given.gates._replace(keep=given.gates.keep / 2)
+    held = empty(given.memory, 2)
+    held = held._replace(weights=tuple(w + 1 for w in held.weights), momentum=tuple(w + 2 for w in held.weights))
+    weights = tuple(w.detach().requires_grad_() for w in held.anchor)
+    loss = LOSSES["l2"](network(weights, given.k, given.memory), given.v, None)
+    _, state = given._replace(gates=gates).run(held)
+    for i, (w, slope) in enumerate(zip(weights, torch.autograd.grad(loss, weights), strict=True)):
+        row = "bhv,bhvr->bhvr" if i == 0 else "bhv,bhrv->bhrv"
+        theta, gamma, eta = (gate[:, :, 0] for gate in gates[:3])
+        momentum = torch.einsum(row, eta, held.momentum[i]) - torch.einsum(row, theta, slope)
+        torch.testing.assert_close(state.momentum[i], momentum, rtol=1e-10, atol=1e-10)
+        wanted = w.detach() + torch.einsum(row, gamma, held.weights[i] - w.detach()) + momentum
+        torch.testing.assert_close(state.weights[i], wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_kl_multiplies_weights_and_keeps_the_sum_of_every_row():
     given = text(network="mlp", retention="kl", chunk=1)
     state = empty(given.memory, 2)

@@ -104,6 +104,19 @@ def test_a_state_is_saved_and_read_again(name, tmp_path):
     assert states.capacity(state) == (11 if name in KERNELS else 0)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_to_remember_has_finite_gradients(name):
+    """Zeros under every root: of keys, values, and the initial weights where no norm is taken of them."""
+    given = any_text(name)
+    q, k, v = (torch.zeros_like(x).requires_grad_() for x in (given.q, given.k, given.v))
+    if name in PRESETS and given.memory.rule.retention in ("l2", "kl"):
+        given = given._replace(memory=given.memory._replace(initial=tuple(0 * w for w in given.memory.initial)))
+    read, state = given._replace(q=q, k=k, v=v).run()
+    loss = read.square().sum() + sum(x.square().sum() for x in states.tensors(state))
+    for gradient in torch.autograd.grad(loss, (q, k, v)):
+        assert gradient.isfinite().all()
+
+
 def test_a_kernel_memory_does_not_read_what_lies_behind_its_length():
     given = kernel_text("dot_window")
     state = start(given)
