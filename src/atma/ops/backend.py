@@ -4,7 +4,7 @@
 GPU nor a compiler, and for any device when asked for by name. `native` are the compiled CPU kernels (atma.ops.native),
 `gpu` the Triton kernels; `fla` is flash-linear-attention's delta rule, by name only. `auto` takes the best that is
 there for the tensor's device and dtype. A backend that a call asks for by name is never replaced by another;
-`use_backend` speaks for many operations, and one without it takes `cpu`.
+`use_backend` speaks for many operations, and one without it takes `cpu`, or its `reference` where that is all it has.
 
 An operation has the backends whose files its folder holds. A file is imported when its backend is first chosen, so
 that Triton is not where there is no GPU.
@@ -45,7 +45,7 @@ def _constant(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def operations() -> tuple[str, ...]:
-    """The operations that have backends: the folders with a `cpu.py`, which every one has."""
+    """The operations that have a backend to choose: the folders with a `cpu.py`."""
     return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/cpu.py")))
 
 
@@ -82,10 +82,11 @@ def backend_for(name: str = "auto", x: Tensor | None = None, operation: str = "p
 
 def _decide(name: str, x: Tensor | None, operation: str) -> str:
     kernels = backends_of(operation)
+    plain = "cpu" if "cpu" in kernels else "reference"
     if name == "auto" and _chosen != "auto":
-        name = _chosen if _chosen in kernels else "cpu"
+        name = _chosen if _chosen in kernels else plain
     if name == "auto":
-        return next((best for best in ("gpu", "native") if best in kernels and _hindrance(best, x) is None), "cpu")
+        return next((best for best in ("gpu", "native") if best in kernels and _hindrance(best, x) is None), plain)
     if name not in BACKENDS:
         raise ValueError(f"no backend '{name}'; known: auto, {', '.join(BACKENDS)}")
     if name not in kernels:

@@ -1,0 +1,95 @@
+"""Memories over features without end: every key with the value written at it, read through a kernel of two keys.
+
+κ(x, y) = exp(s (x·y − 1)) on unit keys is the inner product of such features (mixers.md, section 4.7). Here are what
+there is to choose, the state, and the definition, token by token.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from atma.ops.fast_weights.state import chosen
+from atma.ops.segments import begins
+
+
+class Kernel(NamedTuple):
+    """Which kernel memory it is."""
+
+    sharpness: Tensor
+    """s (H,), positive."""
+    rule: Literal["add", "delta"] = "add"
+    """Write v, or v less what the memory already says of the key."""
+    window: int = 1
+    """c: how many of the last keys a token writes at."""
+    normalise: bool = False
+    """Divide what is read by the sum of its weights."""
+
+
+class KernelState(NamedTuple):
+    """Float32 or wider. What is behind a row's length is never read."""
+
+    length: Tensor  # (B,) int32
+    keys: Tensor  # (B, H, capacity, K)
+    written: Tensor  # u (B, H, capacity, V)
+    v_tail: Tensor | None = None  # (B, H, c − 1, V), the oldest first, c > 1
+
+    grows = {"keys": 2, "written": 2}  # noqa: RUF012 (a field otherwise)
+
+
+def empty_kernel(memory: Kernel, batch: int, capacity: int, widths: tuple[int, int]) -> KernelState:
+    """Before the first token of `batch` rows, with room for `capacity` tokens; widths are K and V."""
+    s, tail = memory.sharpness, memory.window - 1
+    work = torch.promote_types(s.dtype, torch.float32)
+    keys, written, behind = (
+        torch.zeros(batch, len(s), size, width, dtype=work, device=s.device)
+        for size, width in ((capacity, widths[0]), (capacity, widths[1]), (tail, widths[1]))
+    )
+    length = torch.zeros(batch, dtype=torch.int32, device=s.device)
+    return KernelState(length, keys, written, behind if tail else None)
+
+
+def kernel_memory(
+    q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState, segment_ids: Tensor | None
+) -> tuple[Tensor, KernelState]:
+    """Arguments of the public function in one dtype throughout."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    begun = None if segment_ids is None else begins(segment_ids)
+    fresh = empty_kernel(memory, q.shape[0], state.keys.shape[2], (k.shape[3], v.shape[3]))
+    reads = []
+    for t in range(q.shape[2]):
+        if begun is not None:
+            state = chosen(begun[:, t], fresh, state)
+        state = _written(k[:, :, t], v[:, :, t], omega[:, :, t], memory, state)
+        reads.append(_read(q[:, :, t], memory, state))
+    return torch.stack(reads, 2), state
+
+
+def _written(k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState) -> KernelState:
+    """u_{t−j} += ω_{t,j} (v_{t−j} − [rule delta] pred_t(k_{t−j})), u_t from 0, for the j of tokens there are (4.13)."""
+    places = torch.arange(state.keys.shape[2], device=k.device)
+    back = torch.arange(memory.window - 1, -1, -1, device=k.device)  # j, the oldest first
+    lag = places == (state.length[:, None] - back)[..., None]  # (B, c, L): where t − j is; nowhere before the text
+    here, lag = lag[:, None, -1, :, None], lag[:, None].to(k.dtype)
+    keys = torch.where(here, k[:, :, None], state.keys)
+    written = torch.where(here, 0.0, state.written)
+    values = v[:, :, None] if state.v_tail is None else torch.cat([state.v_tail, v[:, :, None]], 2)
+    tail = None if state.v_tail is None else values[:, :, 1:]
+    if memory.rule == "delta":
+        values = values - _weights(lag @ keys, keys, state.length, memory) @ written
+    written = written + lag.mT @ (omega.flip(-1)[..., None] * values)
+    return KernelState(state.length + 1, keys, written, tail)
+
+
+def _read(q: Tensor, memory: Kernel, state: KernelState) -> Tensor:
+    """y_t = Σ_{i≤t} u_i κ(q_t, k_i), divided by Σ κ if `normalise` (4.14)."""
+    weights = _weights(q[:, :, None], state.keys, state.length, memory)
+    read = weights @ state.written
+    return (read / weights.sum(-1, keepdim=True) if memory.normalise else read)[:, :, 0]
+
+
+def _weights(x: Tensor, keys: Tensor, length: Tensor, memory: Kernel) -> Tensor:
+    """κ(x, k_i) (B, H, N, L) of x (B, H, N, K), 0 from each row's length on."""
+    seen = (torch.arange(keys.shape[2], device=x.device) < length[:, None])[:, None, None]
+    scores = memory.sharpness[:, None, None] * (x @ keys.mT - 1)
+    return torch.where(seen, scores, -torch.inf).exp()

@@ -1,0 +1,104 @@
+"""The network whose weights are fast, and the gradients of its inner loss in closed form (mixers.md, section 4.4).
+
+Of one token the gradient of each matrix is e zᵀ. All here takes N tokens of every head side by side: weights
+(B, H, rows, columns), inputs x (B, H, N, K′) and values v (B, H, N, V).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atma.ops.fast_weights.rule import Memory, Rule
+
+EPSILON = 1e-6
+"""ε, in the layer norm and under the roots of the inner losses."""
+
+Weights = tuple[Tensor, ...]
+
+
+def network(weights: Weights, x: Tensor, memory: Memory) -> Tensor:
+    """f(W; x) = J x + N(core(W; x)) (4.1), (B, H, N, V)."""
+    return _output(_hidden(weights, x, memory.rule) @ weights[0].mT, x, memory)
+
+
+def gradients(weights: Weights, x: Tensor, v: Tensor, delta: Tensor | None, memory: Memory) -> list[tuple[Tensor, ...]]:
+    """(e, z) of each matrix, of ∇_W ℓ(f(W; x), v) = e zᵀ: (B, H, N, rows) and (B, H, N, columns)."""
+    rule, h = memory.rule, _hidden(weights, x, memory.rule)
+    core = h @ weights[0].mT
+    e = _through_norm(_at_output(_output(core, x, memory), v, delta, rule), core, memory)
+    pairs = [(e, h)]
+    if rule.network == "matrix":
+        return pairs
+    back, up = e @ weights[0], x @ weights[1].mT  # W̄₁ᵀ e₁ and W̄₂ x
+    slope = back * _slope(up, rule)
+    if rule.network == "mlp":
+        return [*pairs, (slope, x)]
+    return [*pairs, (slope * (x @ weights[2].mT), x), (back * _activation(up, rule), x)]
+
+
+def _hidden(weights: Weights, x: Tensor, rule: Rule) -> Tensor:
+    """h, which W₁ takes."""
+    if rule.network == "matrix":
+        return x
+    h = _activation(x @ weights[1].mT, rule)
+    return h if rule.network == "mlp" else h * (x @ weights[2].mT)
+
+
+def _activation(x: Tensor, rule: Rule) -> Tensor:
+    return F.gelu(x) if rule.activation == "gelu" else F.silu(x)
+
+
+def _slope(x: Tensor, rule: Rule) -> Tensor:
+    """act′: Φ(x) + x Φ′(x), or σ(x) (1 + x (1 − σ(x)))."""
+    if rule.activation == "gelu":
+        return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    sigma = x.sigmoid()
+    return sigma * (1 + x * (1 - sigma))
+
+
+def _output(core: Tensor, x: Tensor, memory: Memory) -> Tensor:
+    """J x + N(core)."""
+    f = core
+    if memory.rule.norm:
+        assert memory.gain is not None and memory.shift is not None
+        f = memory.gain[:, None] * _normed(core)[0] + memory.shift[:, None]
+    if memory.rule.residual == "none":
+        return f
+    return f + (x if memory.skip is None else x @ memory.skip.mT)
+
+
+def _normed(core: Tensor) -> tuple[Tensor, Tensor]:
+    """(core − mean)/√(variance + ε) over V, and the root."""
+    centred = core - core.mean(-1, keepdim=True)
+    root = (centred.square().mean(-1, keepdim=True) + EPSILON).sqrt()
+    return centred / root, root
+
+
+def _through_norm(e: Tensor, core: Tensor, memory: Memory) -> Tensor:
+    """e₁ = ∂ℓ/∂core of e = ∂ℓ/∂f: with n the normed core and d = gain ⊙ e, (d − mean d − n mean(d ⊙ n))/root."""
+    if not memory.rule.norm:
+        return e
+    assert memory.gain is not None
+    n, root = _normed(core)
+    d = memory.gain[:, None] * e
+    return (d - d.mean(-1, keepdim=True) - n * (d * n).mean(-1, keepdim=True)) / root
+
+
+def _at_output(f: Tensor, v: Tensor, delta: Tensor | None, rule: Rule) -> Tensor:
+    """e = ∂ℓ/∂f, the table of section 4.2; δ (B, H, 1, 1 or V)."""
+    r = f - v
+    if rule.bias == "dot":
+        return -v
+    if rule.bias == "l2":
+        return r
+    if rule.bias == "lp":
+        return r * (r.square() + EPSILON) ** ((rule.p - 2) / 2)
+    assert delta is not None
+    if rule.bias == "huber_coordinate":
+        return torch.minimum(torch.maximum(r, -delta), delta)
+    squared = r.square().sum(-1, keepdim=True)
+    if rule.bias == "huber":
+        return r * delta / torch.maximum(delta.square(), squared).sqrt()
+    return torch.where(squared <= delta.square(), r, delta * r / (r.square() + EPSILON).sqrt())
