@@ -6,6 +6,7 @@ a recall task are made of an entrant's mixers likewise.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -46,8 +47,9 @@ def entrants(words: Sequence[str], base: ModelConfig, equal: bool) -> list[Entra
     return [made[0], *(_as_large(one, wanted) for one in made[1:])]
 
 
+@cache
 def parameters(model: ModelConfig) -> int:
-    """How many numbers a model learns; none of them is made."""
+    """How many numbers a model learns; none of them is made. Seeds and tasks ask again for the same models."""
     with torch.device("meta"):
         return sum(p.numel() for p in Model(model, torch.Generator("cpu")).parameters())
 
