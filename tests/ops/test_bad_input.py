@@ -100,7 +100,14 @@ def test_a_tensor_without_numbers_is_refused(call, name, backend):
         ),
         (lambda b: delta(segment_ids=torch.zeros(1, 4).int(), backend=b), r"segment_ids must be \(1, 3\)"),
         (lambda b: linear(("k", lambda x: x[..., :4]), b), r"k \(1, 2, 3, 4\) and v \(1, 1, 3, 8\) do not fit"),
-        (lambda b: linear(("v", lambda x: x.expand(1, 3, 3, 8)), b), r"v \(1, 3, 3, 8\) do not fit"),
+        (
+            lambda b: linear(("v", lambda x: x.expand(1, 3, 3, 8)), b),
+            "q, k and v have 4, 2 and 3 heads: give each a number that divides the largest, 4",
+        ),
+        (
+            lambda b: linear(("v", lambda x: x.repeat(1, 6, 1, 1)), b),
+            "q, k and v have 4, 2 and 6 heads: give each a number that divides the largest, 6",
+        ),
         (lambda b: linear(("v", lambda x: x[:, :, :2]), b), r"v \(1, 1, 2, 8\) do not fit"),
         (lambda b: linear(("k", lambda x: x[:, :0]), b), r"k \(1, 0, 3, 8\) .*none of them 0"),
         (

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atma.ops import recurrence
-from tests.ops.backends import FAST
+from tests.ops.backends import FAST, NATIVE
 
 RULES_AND_DECAYS = [
     *itertools.product(("add", "delta"), ("none", "fixed", "token", "channel")),
     ("add", "value"),
 ]
 TOKEN_DECAYS = ("token", "channel", "value")
-BETA, GROUPS, FROM = (False, True), ((4, 4), (2, 2), (1, 4)), ("memory", "nothing", "documents")
-"""Whether writes are weighed; the heads of k and of v for 4 of q; a memory before the text, or packed documents."""
+BETA, FROM = (False, True), ("memory", "nothing", "documents")
+"""Whether writes are weighed; a memory before the text, or packed documents."""
+GROUPS = ((4, 4, 4), (4, 2, 2), (1, 1, 4), (2, 2, 4), (2, 1, 4))
+"""The heads of q, of k and of v."""
 SIZES = {"batch": 2, "heads": 4, "width": 6, "depth": 5}
 
 
@@ -34,11 +36,11 @@ def decays(kind, length):
     return None if kind == "none" else -(10 ** (3 * draw(*shapes[kind], seed=3).tanh() - 2)).clamp_max(5)
 
 
-def case(rule, decay, length, beta=True, groups=(2, 1), start="memory"):
+def case(rule, decay, length, beta=True, groups=(4, 2, 1), start="memory"):
     """The arguments of `recurrence` but for its backend."""
     batch, heads, width, depth = SIZES.values()
-    q, k = draw(batch, heads, length, width), F.normalize(draw(batch, groups[0], length, width, seed=1), dim=-1)
-    v, step = draw(batch, groups[1], length, depth, seed=2), 2 * draw(batch, heads, length, seed=4).sigmoid()
+    q, k = draw(batch, groups[0], length, width), F.normalize(draw(batch, groups[1], length, width, seed=1), dim=-1)
+    v, step = draw(batch, groups[2], length, depth, seed=2), 2 * draw(batch, heads, length, seed=4).sigmoid()
     memory = draw(batch, heads, depth, width, seed=5) if start == "memory" else None
     cuts = torch.tensor([[length // 3, length // 2, length - 1], [1, length // 5, 64]])
     ids = (torch.arange(length)[None, :, None] >= cuts[:, None, :]).sum(-1) if start == "documents" else None
@@ -90,18 +92,32 @@ def test_every_kind_equals_the_oracle_with_every_gradient(rule, decay, beta, gro
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 130])
 @pytest.mark.parametrize(("rule", "decay"), RULES_AND_DECAYS)
 def test_every_length_equals_the_oracle_with_every_gradient(rule, decay, length, start, backend):
-    options = (rule, decay, length, True, (2, 1), start)
+    options = (rule, decay, length, True, (4, 2, 1), start)
     assert_close(outputs_and_gradients(case(*options), backend), oracle(*options), rounding(length))
 
 
 @pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("groups", [(4, 2, 1), (1, 1, 4)])
 @pytest.mark.parametrize("length", [1, 3, 65])
 @pytest.mark.parametrize(("rule", "decay"), RULES_AND_DECAYS)
-def test_without_gradients_the_values_are_those_of_the_oracle(rule, decay, length, backend):
-    arguments = case(rule, decay, length)
+def test_without_gradients_the_values_are_those_of_the_oracle(rule, decay, length, groups, backend):
+    arguments = case(rule, decay, length, groups=groups)
     with torch.inference_mode():
         found, expected = (recurrence(*arguments, backend=each) for each in (backend, "reference"))
     assert_close(found, expected, rounding(length))
+
+
+@pytest.mark.parametrize("backend", [NATIVE])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("rule", ["add", "delta"])
+def test_heads_that_share_queries_and_keys_may_be_on_different_threads(rule, threads, backend):
+    options, before = (rule, "token", 130, True, (1, 1, 4), "memory"), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = outputs_and_gradients(case(*options), backend)
+    finally:
+        torch.set_num_threads(before)
+    assert_close(found, oracle(*options), rounding(130))
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -178,12 +194,13 @@ def test_a_token_that_is_not_a_number_spoils_its_document_from_then_on_alone(rul
 PACKED = [("delta", "channel", "documents"), ("add", "value", "documents")]
 
 
+@pytest.mark.parametrize("groups", [(2, 1, 2), (1, 1, 2)])
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(("rule", "decay", "start"), [*((*kind, "memory") for kind in RULES_AND_DECAYS), *PACKED])
-def test_gradients_agree_with_finite_differences(rule, decay, start, backend, monkeypatch):
+def test_gradients_agree_with_finite_differences(rule, decay, start, backend, groups, monkeypatch):
     for name, size in (("batch", 1), ("heads", 2), ("width", 2), ("depth", 3)):
         monkeypatch.setitem(SIZES, name, size)
-    arguments = case(rule, decay, 5, groups=(1, 2), start=start)
+    arguments = case(rule, decay, 5, groups=groups, start=start)
     if start == "documents":
         arguments[6] = torch.tensor([[0, 0, 1, 1, 1]])
     arguments = [x.requires_grad_() if is_real(x) else x for x in arguments]

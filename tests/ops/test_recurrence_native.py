@@ -24,12 +24,13 @@ def draw(*shape, seed=0):
 class Given:
     """A call's tensors, of which some tokens, rows or heads can be taken."""
 
-    def __init__(self, rule, decay, weighed, dtype, strength=1.0):
+    def __init__(self, rule, decay, weighed, dtype, strength=1.0, shared=False):
         shape = DECAYS[decay]
         self.rule, self.axis = rule, ("key", "value")[decay == "value"]
-        q = draw(BATCH, HEADS, LENGTH, WIDTH)
-        k = torch.nn.functional.normalize(draw(BATCH, GROUPS, LENGTH, WIDTH, seed=1), dim=-1)
-        v = draw(BATCH, 1, LENGTH, VALUE_WIDTH, seed=2)
+        heads = (1, 1, HEADS) if shared else (HEADS, GROUPS, 1)
+        q = draw(BATCH, heads[0], LENGTH, WIDTH)
+        k = torch.nn.functional.normalize(draw(BATCH, heads[1], LENGTH, WIDTH, seed=1), dim=-1)
+        v = draw(BATCH, heads[2], LENGTH, VALUE_WIDTH, seed=2)
         log_decay = None if shape is None else -strength * draw(*shape, seed=3).abs()
         beta = draw(BATCH, HEADS, LENGTH, seed=4).sigmoid() if weighed else None
         self.tensors = [None if x is None else x.to(dtype) for x in (q, k, v, log_decay, beta)]
@@ -49,9 +50,10 @@ class Given:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("weighed", [True, False], ids=["beta", "no beta"])
+@pytest.mark.parametrize("shared", [False, True], ids=["", "one query and key"])
 @pytest.mark.parametrize(("rule", "decay"), KINDS)
-def test_tokens_in_turn_equal_the_oracle(rule, decay, weighed, dtype):
-    given = Given(rule, decay, weighed, dtype)
+def test_tokens_in_turn_equal_the_oracle(rule, decay, shared, weighed, dtype):
+    given = Given(rule, decay, weighed, dtype, shared=shared)
     exact = [None if x is None else x.double() for x in given.part()]
     oracle = given.run(exact, given.memory.double(), backend="reference")
     bound = 1e-12 if dtype == torch.float64 else 1e-5

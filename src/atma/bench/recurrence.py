@@ -1,7 +1,8 @@
 """Linear recurrences beside the public functions of the systems they come from: one kind for each rule and decay.
 
 Operations are those of the recurrence: three products of a matrix and a vector a token; chunked forms do more. Peers
-take the same keys, written out for each head before timing; they scale queries by 1/√K, which parity undoes.
+take the same keys, written out for each head before timing unless all share one; they scale queries by 1/√K, which
+parity undoes.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ class _Kind(NamedTuple):
     by_channel: bool
     weighed: bool
     one_key: bool
-    """Whether all heads share their keys, and each has values of its own."""
+    """Whether all heads share their queries and keys, and each has values of its own."""
 
 
 RECURRENCES = {
@@ -81,9 +82,10 @@ class _Setting:
         """q, k, v, log_decay, beta where there is one, and for a step the memory; float64, queries and keys of length
         1."""
         batch, heads, groups, width = (self.sizes[name] for name in ("batch", "heads", "groups", "width"))
-        q = F.normalize(draw((batch, heads, length, width), 0), dim=-1)
+        one = self.kind.one_key
+        q = F.normalize(draw((batch, groups if one else heads, length, width), 0), dim=-1)
         k = F.normalize(draw((batch, groups, length, width), 1), dim=-1)
-        v = draw((batch, heads if self.kind.one_key else groups, length, width), 2)
+        v = draw((batch, heads if one else groups, length, width), 2)
         log_decay = draw((batch, heads, length, width)[: 4 if self.kind.by_channel else 3], 3)
         made = [q, k, v, F.logsigmoid(log_decay + 3.9)]
         if self.kind.weighed:
@@ -140,9 +142,10 @@ def _shown(rule: Function) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
 
 
 def _peer_inputs(kind: _Kind, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Ours (B, H, T, ·) as the peers hold them: (B, T, H, ·), a key per head, the memory (B, H, K, V)."""
+    """Ours (B, H, T, ·) as the peers hold them: (B, T, H, ·), a key per head or one, the memory (B, H, K, V)."""
     q, k, v, *rest = tensors
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    if not kind.one_key:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     gates = 1 + kind.weighed
     return [*(x.transpose(1, 2) for x in (q, k, v, *rest[:gates])), *(x.mT for x in rest[gates:])]
 

@@ -92,6 +92,7 @@ def _call_gla(rule: Callable, *tensors: Tensor) -> Sequence[Tensor]:
 
 def _call_weighed(rule: Callable, *tensors: Tensor) -> Sequence[Tensor]:
     q, k, v, log_decay, beta = tensors
+    q, k = (x.expand(-1, -1, v.shape[2], -1) for x in (q, k))
     return [rule(q, k, v * beta.unsqueeze(-1), log_decay)[0]]
 
 
@@ -107,14 +108,14 @@ def _scan(mamba: ModuleType, *tensors: Tensor) -> Sequence[Tensor]:
     """Its step Δ is both β and the decay's factor: ours are apart, so values come times β / Δ, which wants float32."""
     q, k, v, *gates = tensors
     log_decay, beta = (x.float() for x in gates)
-    values, rate = v * (beta / -log_decay).unsqueeze(-1), -torch.ones(q.shape[2], device=q.device)
+    values, rate = v * (beta / -log_decay).unsqueeze(-1), -torch.ones(v.shape[2], device=q.device)
     found = unwrap(mamba.mamba2_chunk_scan)(values, -log_decay, rate, k, q * q.shape[-1] ** -0.5, MAMBA_CHUNK)
     return [found[0] if isinstance(found, tuple) else found]
 
 
 def _mamba_step(mamba: ModuleType, *tensors: Tensor) -> Sequence[Tensor]:
     q, k, v, log_decay, beta, memory = (x[:, 0] if x.ndim < 4 or x.shape[1] == 1 else x for x in tensors)
-    state, rate = memory.mT.clone(), -torch.ones(q.shape[1], 1, 1, device=q.device)
+    state, rate = memory.mT.clone(), -torch.ones(v.shape[1], 1, 1, device=q.device)
     values, step = v * (beta / -log_decay).unsqueeze(-1), -log_decay.unsqueeze(-1)
     read = unwrap(mamba.mamba2_selective_state_update)(state, values, step, rate, k, q * q.shape[-1] ** -0.5)
     return [read.unsqueeze(1), state.mT]

@@ -113,7 +113,6 @@ class LinearRecurrence(Mixer):
         q, k = self.feature(q, self.in_turn), self.feature(k, self.in_turn)
         if SYSTEMS[self.config.system].scaled:
             q = q * self.sizes.key_width**-0.5
-        q = q.expand(-1, self.heads, -1, -1)
         read, memory = recur((q, k, v), (log_decay, beta), memory, segment_ids, self.config, self.in_turn)
         if self.skip is not None:
             read = read + self.skip.to(read.dtype)[:, None, None] * v

@@ -7,7 +7,8 @@
 namespace {
 
 PROBLEM(Problem,  // what ops/recurrent/native.py hands over; strides in elements, the last axis contiguous
-    int64_t batch, heads, length, width, k_groups, v_groups, value_width, delta, channels, threads;
+    int64_t batch, heads, length, width, q_groups, k_groups, v_groups, value_width, delta, channels, threads;
+    int64_t together;  // neighbouring heads that a thread takes chunk by chunk, as they share one q and one k
     int64_t q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
     const void *q, *k, *v, *log_decay, *beta;  // the last two contiguous, (B, H, T, channels or nothing) and (B, H, T), or null
     const uint8_t* born;                       // (B, T), 1 where a document begins, or null
@@ -15,7 +16,8 @@ PROBLEM(Problem,  // what ops/recurrent/native.py hands over; strides in element
     void *out, *after, *before;                // (B, H, T, V), (B, H, V, K), (B, H, chunks, K, V) or null
 )
 
-PROBLEM(Backward,  // per query head; grad_decay and grad_beta null where there is none of them
+// grad_q and grad_k (B, H / together, T, K), all others per head; grad_decay and grad_beta null where there is none of them.
+PROBLEM(Backward,
     Problem given;
     const void *grad_out, *grad_after;
     void *grad_q, *grad_k, *grad_v, *grad_decay, *grad_beta, *grad_memory;
@@ -25,11 +27,13 @@ constexpr long CHUNK = 64, FEW_TOKENS = 8;
 
 template <class T> struct Head {
     const Problem& p;
-    long b, h, k_group, v_group;
+    long b, h, q_group, k_group, v_group;
     Head(const Problem& p, long index)
-        : p(p), b(index / p.heads), h(index % p.heads), k_group(h / (p.heads / p.k_groups)), v_group(h / (p.heads / p.v_groups)) {}
-    long row() const { return (b * p.heads + h) * p.length; }
-    const T* q(long t) const { return static_cast<const T*>(p.q) + b * p.q_batch + h * p.q_head + t * p.q_token; }
+        : p(p), b(index / p.heads), h(index % p.heads), q_group(h / (p.heads / p.q_groups)),
+          k_group(h / (p.heads / p.k_groups)), v_group(h / (p.heads / p.v_groups)) {}
+    long index() const { return b * p.heads + h; }
+    long row() const { return index() * p.length; }
+    const T* q(long t) const { return static_cast<const T*>(p.q) + b * p.q_batch + q_group * p.q_head + t * p.q_token; }
     const T* k(long t) const { return static_cast<const T*>(p.k) + b * p.k_batch + k_group * p.k_head + t * p.k_token; }
     const T* v(long t) const { return static_cast<const T*>(p.v) + b * p.v_batch + v_group * p.v_head + t * p.v_token; }
     // log a_t, one number or of every channel; β_t.
@@ -37,7 +41,7 @@ template <class T> struct Head {
     const T* rates(long t) const { return static_cast<const T*>(p.log_decay) + (row() + t) * p.channels; }
     T beta(long t) const { return p.beta == nullptr ? T(1) : static_cast<const T*>(p.beta)[row() + t]; }
     bool born(long t) const { return p.born != nullptr && p.born[b * p.length + t] != 0; }
-    template <class P> P* state(P* base) const { return base + (b * p.heads + h) * p.width * p.value_width; }
+    template <class P> P* state(P* base) const { return base + index() * p.width * p.value_width; }
 };
 
 template <class T> constexpr T log2e = T(1.4426950408889634);
@@ -104,6 +108,5 @@ template <class T> void scaled(const T* x, const T* factor, long rows, long widt
         for (long d = 0; d < width; ++d) to[i * width + d] = factor[i] * x[i * width + d];
 }
 
-// Whole chunks of the heads of a call, one head after the other on each thread.
 inline long chunks_of(const Problem& p) { return (p.length + CHUNK - 1) / CHUNK; }
 }  // namespace

@@ -3,21 +3,33 @@
 
 namespace {
 
-template <class T> struct Gradients {  // of one chunk
-    Buffer<T> out, U, R, N, N_before, P, A, products, overlaps, k, q, carried, entered, mixed, room, turned, N_turned;
-    Gradients(long K, long V)
-        : out(CHUNK * V), U(CHUNK * V), R(CHUNK * V), N(K * V), N_before(K * V), P(CHUNK * CHUNK), A(CHUNK * CHUNK),
-          products(CHUNK * CHUNK), overlaps(CHUNK * CHUNK), k(CHUNK * K), q(CHUNK * K), carried(CHUNK * K),
-          entered(CHUNK * V), mixed(CHUNK * CHUNK), room(CHUNK * std::max(K, V)),
-          turned(std::max(K, CHUNK) * std::max(V, CHUNK)), N_turned(K * V) {}
+template <class T> struct Shared {  // of one chunk, per head, or summed over heads that share q and k
+    Buffer<T> q, k, P, mixed;
+    Shared(long K) : q(CHUNK * K), k(CHUNK * K), P(CHUNK * CHUNK), mixed(CHUNK * CHUNK) {}
 };
+
+template <class T> struct Gradients : Shared<T> {  // of one chunk
+    Shared<T> all;  // … of the heads so far
+    Buffer<T> out, U, R, N_before, A, carried, entered, room, turned, N_turned, memories;
+    T* N;  // of the memory of the head at hand
+    Gradients(long K, long V, long heads)
+        : Shared<T>(K), all(K), out(CHUNK * V), U(CHUNK * V), R(CHUNK * V), N_before(K * V), A(CHUNK * CHUNK),
+          carried(CHUNK * K), entered(CHUNK * V), room(CHUNK * std::max(K, V)),
+          turned(std::max(K, CHUNK) * std::max(V, CHUNK)), N_turned(K * V), memories(heads * K * V), N(memories) {}
+};
+
+// What a head brings, taken as it is if it is the first, else added.
+template <class T> void take(Buffer<T>& x, Buffer<T>& all, long size, bool first) {
+    if (first) return std::swap(x.held, all.held);
+    for (long i = 0; i < size; ++i) all[i] += x[i];
+}
 
 // Gradients of R, of A and P as tables of products, and of the writes, in the chunk at token t.
 template <class T> void backward_tables(const Head<T>& head, Chunk<T>& c, Gradients<T>& d, const Backward& to, long t) {
     const Problem& p = head.p;
     long size = c.size, K = c.K, V = c.V;
     // The chunk's U, A and P again from N before it: cheaper than keeping them.
-    c.write(d.overlaps, d.products);
+    c.write();
     copy_padded(static_cast<const T*>(to.grad_out) + (head.row() + t) * p.value_width, p.value_width, size, p.value_width, V,
                 d.out.get());
     // A write is read by the chunk's own later queries (P) and lives on in the memory after it (last ∘ k).
@@ -58,7 +70,7 @@ template <class T> void backward_beta(const Head<T>& head, const Chunk<T>& c, co
         grad[i] = dot<T>(d.R + i * V, c.v + i * V, V);
         if (!c.delta) continue;
         T errors = grad[i] - c.g[i] * dot<T>(d.R + i * V, c.held + i * V, V);
-        grad[i] = errors + dot<T>(d.A + i * CHUNK, d.products + i * CHUNK, i);
+        grad[i] = errors + dot<T>(d.A + i * CHUNK, c.products + i * CHUNK, i);
     }
 }
 
@@ -82,28 +94,28 @@ template <class T> void backward_rates(const Chunk<T>& c, const Gradients<T>& d,
         T spanning = 0;
         long row = i * CHUNK;
         // … and in D[p, s] for s < i ≤ p: rows from the end, columns before i. Never a difference of sums, as forward.
-        for (long s = 0; s < i; ++s) below[s] += d.P[row + s] * d.overlaps[row + s];
-        for (long s = 0; c.delta && s < i; ++s) below[s] += c.beta[i] * d.A[row + s] * d.products[row + s];
+        for (long s = 0; s < i; ++s) below[s] += d.P[row + s] * c.overlaps[row + s];
+        for (long s = 0; c.delta && s < i; ++s) below[s] += c.beta[i] * d.A[row + s] * c.products[row + s];
         for (long s = 0; i == size - 1 && s < i; ++s) below[s] += c.last[s] * dot<T>(c.k + s * K, d.carried + s * K, K);
         for (long s = 0; s < i; ++s) spanning += below[s];
         grad[i] = spanning + later;
     }
 }
 
-// Gradients of k, and the rest of those of q, where tokens decay as a whole.
-template <class T> void backward_keys(Chunk<T>& c, Gradients<T>& d) {
-    long size = c.size, K = c.K, V = c.V;
+// Gradient of k through the memories, where tokens decay as a whole: N after = … + (last ∘ K)ᵀ U, and as a reader of N.
+template <class T> void backward_memory_keys(const Chunk<T>& c, Gradients<T>& d) {
+    scaled<T>(d.carried, c.last, c.size, c.K, d.k);
+    if (c.delta) product<T>(c.size, c.K, c.V, d.entered, c.V, 1, d.N_turned, c.K, d.k, c.K, true);
+}
+
+// The rest of the gradients of q and k, through the chunk's own products, whose gradients are those of all heads.
+template <class T> void backward_keys(const Chunk<T>& c, Shared<T>& d) {
+    long size = c.size, K = c.K;
     lower_times<T>(size, K, d.P, c.k, d.q, true);
-    // grad k, term by term: as a reader of N and, on both sides, of the chunk's products …
-    if (c.delta) product<T>(size, K, V, d.entered, V, 1, d.N_turned, K, d.k, K, false);
-    lower_turned_times<T>(size, K, d.P, c.q, d.k, c.delta);
-    if (c.delta) {
-        lower_times<T>(size, K, d.mixed, c.k, d.k, true);
-        lower_turned_times<T>(size, K, d.mixed, c.k, d.k, true);
-    }
-    for (long i = 0; i < size; ++i)
-        // … and through N after = … + (last ∘ K)ᵀ U.
-        for (long j = 0; j < K; ++j) d.k[i * K + j] += c.last[i] * d.carried[i * K + j];
+    lower_turned_times<T>(size, K, d.P, c.q, d.k, true);
+    if (!c.delta) return;
+    lower_times<T>(size, K, d.mixed, c.k, d.k, true);
+    lower_turned_times<T>(size, K, d.mixed, c.k, d.k, true);
 }
 
 // Gradients of q, k and the log decays where every key channel decays by itself: those of tokens as readers and as writers
@@ -143,6 +155,7 @@ template <class T> void backward_channels(const Head<T>& head, Chunk<T>& c, Grad
 template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradients<T>& d, const Backward& to, long t) {
     const Problem& p = head.p;
     long size = c.size, K = c.K, V = c.V;
+    d.N = d.memories + c.place * K * V;
     backward_tables(head, c, d, to, t);
     if (to.grad_beta != nullptr) backward_beta(head, c, d, static_cast<T*>(to.grad_beta) + head.row() + t);
     transpose<T>(d.N, K, V, V, d.turned, K);                                    // carried = U dNᵀ
@@ -156,36 +169,48 @@ template <class T> void backward_chunk(const Head<T>& head, Chunk<T>& c, Gradien
     }
     for (long i = 0; i < size * V; ++i) d.entered[i] = -d.entered[i];
     if (c.by_channel) backward_channels(head, c, d, grad_decay + (head.row() + t) * p.channels, t);
-    else backward_keys(c, d);
-    long at = (head.row() + t) * p.width;
-    copy_padded<T>(d.q, K, size, p.width, p.width, static_cast<T*>(to.grad_q) + at);
-    copy_padded<T>(d.k, K, size, p.width, p.width, static_cast<T*>(to.grad_k) + at);
+    else backward_memory_keys(c, d);
+    take<T>(d.q, d.all.q, size * K, c.place == 0), take<T>(d.k, d.all.k, size * K, c.place == 0);
+    take<T>(d.P, d.all.P, size * CHUNK, c.place == 0);
+    if (c.delta) take<T>(d.mixed, d.all.mixed, size * CHUNK, c.place == 0);
     // grad N before the chunk: through its decay, through the reads, and through the errors of its writes.
     c.decay_whole(d.N, d.N_before);
     product<T>(K, V, size, c.reading_q(), 1, K, d.room, V, d.N_before, V, true);          // + qᵀ (g ∘ dO) − Kᵀ entered
     if (c.delta) product<T>(K, V, size, c.reading_k(), 1, K, d.entered, V, d.N_before, V, true);
-    std::copy(d.N_before.get(), d.N_before + K * V, d.N.get());
+    std::copy(d.N_before.get(), d.N_before + K * V, d.N);
 }
 
-template <class T> void backward_head(const Backward& to, long index) {
+// Heads [first, first + together).
+template <class T> void backward_heads(const Backward& to, long first) {
     const Problem& p = to.given;
-    Head<T> head(p, index);
-    Chunk<T> c(p);
-    Gradients<T> d(c.K, c.V);
-    zero(d.N.get(), c.K * c.V), zero(c.N.get(), c.K * c.V);
-    transpose(head.state(static_cast<const T*>(to.grad_after)), p.value_width, p.width, p.width, d.N.get(), c.V);
+    Chunk<T> c(p, true);
+    long K = c.K, V = c.V, states = p.together * K * V;
+    Gradients<T> d(K, V, p.together);
+    zero(d.memories.get(), states), zero(c.memories.get(), states);
+    for (long i = 0; i < p.together; ++i)
+        transpose(Head<T>(p, first + i).state(static_cast<const T*>(to.grad_after)), p.value_width, p.width, p.width,
+                  d.memories + i * K * V, V);
     for (long n = chunks_of(p) - 1; n >= 0; --n) {
-        copy_padded(static_cast<const T*>(p.before) + (index * chunks_of(p) + n) * p.width * p.value_width, p.value_width,
-                    p.width, p.value_width, c.V, c.N.get());
-        c.read(head, n * CHUNK);
-        backward_chunk(head, c, d, to, n * CHUNK);
+        for (long i = first; i < first + p.together; ++i) {
+            Head<T> head(p, i);
+            c.read(head, n * CHUNK);
+            copy_padded(static_cast<const T*>(p.before) + (i * chunks_of(p) + n) * p.width * p.value_width, p.value_width,
+                        p.width, p.value_width, V, c.N);
+            backward_chunk(head, c, d, to, n * CHUNK);
+        }
+        if (!c.by_channel) backward_keys<T>(c, d.all);
+        long at = (first / p.together * p.length + n * CHUNK) * p.width;
+        copy_padded<T>(d.all.q, K, c.size, p.width, p.width, static_cast<T*>(to.grad_q) + at);
+        copy_padded<T>(d.all.k, K, c.size, p.width, p.width, static_cast<T*>(to.grad_k) + at);
     }
-    transpose<T>(d.N, p.width, p.value_width, c.V, head.state(static_cast<T*>(to.grad_memory)), p.width);
+    for (long i = 0; i < p.together; ++i)
+        transpose<T>(d.memories + i * K * V, p.width, p.value_width, V,
+                     Head<T>(p, first + i).state(static_cast<T*>(to.grad_memory)), p.width);
 }
 
 template <class T> void backward(const Backward& to) {
 #pragma omp parallel for num_threads(to.given.threads) schedule(dynamic)
-    for (long i = 0; i < to.given.batch * to.given.heads; ++i) backward_head<T>(to, i);
+    for (long i = 0; i < to.given.batch * to.given.heads; i += to.given.together) backward_heads<T>(to, i);
 }
 }  // namespace
 

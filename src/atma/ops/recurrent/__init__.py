@@ -28,8 +28,9 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """M ← M diag(a); M ← M + β w kᵀ; out = M q, for each token in turn (mixers.md, section 3.1).
 
-    w is v (rule "add") or v − M k, of the decayed M ("delta"). q (B, H, T, K); k (B, G, T, K) and v (B, G', T, V), H a
-    multiple of each; beta (B, H, T), None for 1; memory (B, H, V, K) before the first token, None for zero.
+    w is v (rule "add") or v − M k, of the decayed M ("delta"). q and k (B, G, T, K) and v (B, G, T, V), each with its
+    own G: H is the largest and a multiple of the others, and head h reads ⌊h·G/H⌋ of each. beta (B, H, T), None for 1;
+    memory (B, H, V, K) before the first token, None for zero.
     log_decay = log a ≤ 0: None, one for each head (H,), and token (B, H, T), and key channel (B, H, T, K); with
     decay_axis "value", of rule "add" alone, each value channel (B, H, T, V), and then M ← diag(a) M. Keys are taken as
     given: the delta rule is stable for β ‖k‖² ≤ 2.
@@ -40,15 +41,15 @@ def recurrence(
     do not fit, and on the CPU, unless steady, a decay above zero, or β outside [0, 2] for the delta rule.
     """
     check_tensors("q k v log_decay beta memory", q, k, v, log_decay, beta, memory)
-    _check_shapes(q, k, v, beta, memory)
-    log_decay = _whole_decay(log_decay, (*q.shape[:3], v.shape[3]), q.shape[3], rule, decay_axis)
+    heads = _check_shapes(q, k, v, beta, memory)
+    log_decay = _whole_decay(log_decay, (q.shape[0], heads, *v.shape[2:]), q.shape[3], rule, decay_axis)
     if memory is not None and segment_ids is not None:
         raise ValueError("segment_ids marks packed documents in training; a call with a memory continues one document")
     check_indices("segment_ids", segment_ids, (q.shape[0], q.shape[2]), q.device)
     if not steady:
         _check_values(log_decay, beta, rule)
     dtype, work = q.dtype, torch.promote_types(q.dtype, torch.float32)
-    shape = (*q.shape[:2], v.shape[3], q.shape[3])
+    shape = (q.shape[0], heads, v.shape[3], q.shape[3])
     held = q.new_zeros(shape, dtype=work) if memory is None else memory.to(work)
     chosen = backend_for(backend, q, "recurrent")
     if steady:
@@ -56,6 +57,8 @@ def recurrence(
     low = v.dtype if chosen in ("gpu", "fla") else work  # v's own: autocast widens q and k where it normalises them
     q, k, v = q.to(low), k.to(low), v.to(low)
     log_decay, beta = (None if x is None else x.to(work) for x in (log_decay, beta))
+    if chosen != "native":  # a query for each head, a view where all share one
+        q = q.unsqueeze(2).expand(-1, -1, heads // q.shape[1], -1, -1).flatten(1, 2)
     backend_module = implementation("recurrent", chosen)
     if decay_axis == "value":
         named = backend_module.by_value_in_turn if steady else backend_module.by_value
@@ -85,18 +88,24 @@ def gated_delta(
     return recurrence(q, k, v, log_decay, beta, memory, segment_ids, "delta", "key", backend, steady)
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, memory: Tensor | None) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, memory: Tensor | None) -> int:
+    """H, the heads of what is read."""
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 4 or 0 in q.shape or 0 in k.shape or 0 in v.shape:
-        raise ValueError(f"{shapes} must be (B, H, T, K), (B, G, T, K) and (B, G, T, V), none of them 0")
-    batch, heads, length, width = q.shape
-    fits = k.shape[0] == v.shape[0] == batch and k.shape[2] == v.shape[2] == length and k.shape[3] == width
-    if not fits or heads % k.shape[1] != 0 or heads % v.shape[1] != 0:
+        raise ValueError(f"{shapes} must be (B, G, T, K), (B, G, T, K) and (B, G, T, V), none of them 0")
+    batch, _, length, width = q.shape
+    if not (k.shape[0] == v.shape[0] == batch and k.shape[2] == v.shape[2] == length and k.shape[3] == width):
         raise ValueError(f"{shapes} do not fit together")
-    if beta is not None and beta.shape != q.shape[:3]:
-        raise ValueError(f"beta must be {tuple(q.shape[:3])}, not {tuple(beta.shape)}")
+    groups = [x.shape[1] for x in (q, k, v)]
+    heads = max(groups)
+    if any(heads % count for count in groups):
+        found = "{}, {} and {}".format(*groups)
+        raise ValueError(f"q, k and v have {found} heads: give each a number that divides the largest, {heads}")
+    if beta is not None and beta.shape != (batch, heads, length):
+        raise ValueError(f"beta must be {(batch, heads, length)}, not {tuple(beta.shape)}")
     if memory is not None and memory.shape != (batch, heads, v.shape[3], width):
         raise ValueError(f"memory must be {(batch, heads, v.shape[3], width)}, not {tuple(memory.shape)}")
+    return heads
 
 
 def _whole_decay(log_decay: Tensor | None, out: tuple[int, ...], width: int, rule: str, axis: str) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Linear recurrences by the compiled kernels (ops/native/recurrence_*.cpp): float32 and float64, on the CPU."""
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -8,12 +9,13 @@ from torch import Tensor
 from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.operator import operator
+from atma.ops.recurrent.decays import shared
 from atma.ops.recurrent.poison import kept_apart
 from atma.ops.segments import begins
 
 CHUNK = 64
 _FIELDS = (
-    "batch heads length width k_groups v_groups value_width delta channels threads "
+    "batch heads length width q_groups k_groups v_groups value_width delta channels threads together "
     "q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token "
     "q k v log_decay beta born memory out after before"
 )
@@ -78,7 +80,7 @@ def by_value_in_turn(
 
 def _in_turn(name: str, inputs: _Inputs, memory: Tensor, rule: str) -> tuple[Tensor, Tensor]:
     memory = memory.contiguous()
-    out = inputs[0].new_empty((*inputs[0].shape[:3], inputs[2].shape[3]))
+    out = _empty_out(inputs[0], memory)
     _call(name, rule, inputs, None, (memory, out, memory, None))
     return out, memory
 
@@ -95,7 +97,7 @@ def _run(
     segment_ids: Tensor | None,
     before: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    out, after = q.new_empty(*q.shape[:3], v.shape[3]), torch.empty_like(memory, memory_format=torch.contiguous_format)
+    out, after = _empty_out(q, memory), torch.empty_like(memory, memory_format=torch.contiguous_format)
     states = (memory.contiguous(), out, after, before)
     _call(f"{name}_forward", rule, (q, k, v, log_decay, beta), segment_ids, states)
     return out, after
@@ -113,7 +115,7 @@ def _kept(
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out, memory after, and memory before each chunk (B, H, N, K, V)."""
-    before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], v.shape[3])
+    before = _empty_before(q, memory)
     run = functools.partial(_run, name, rule, before=before)
     out, after = kept_apart(run, q, k, v, log_decay, beta, memory, segment_ids)
     return out, after, before
@@ -180,14 +182,14 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v, log_decay, beta = inputs
     (grad_out, grad_after), before = (x.contiguous() for x in given[:2]), given[2]
-    grad_q, grad_k, grad_v = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(grad_out.shape)
+    # Those of q and k come summed over the heads that a thread takes together.
+    parts = grad_out.shape[1] // _together(name, inputs)
+    grad_q, grad_k = (q.new_empty(q.shape[0], parts, *q.shape[2:]) for _ in range(2))
+    grad_v = q.new_empty(grad_out.shape)
     grad_decay, grad_beta = (None if x is None else q.new_empty(x.shape) for x in (log_decay, beta))
     grads = (grad_q, grad_k, grad_v, grad_decay, grad_beta, q.new_empty(grad_after.shape))
     _call(name, rule, inputs, segment_ids, (None, None, None, before), (grad_out, grad_after, *grads))
-    grad_k, grad_v = (
-        grad if x.shape[1] == q.shape[1] else grad.unflatten(1, (x.shape[1], -1)).sum(2)
-        for x, grad in ((k, grad_k), (v, grad_v))
-    )
+    grad_q, grad_k, grad_v = (shared(grad, x) for x, grad in ((q, grad_q), (k, grad_k), (v, grad_v)))
     grad_decay, grad_beta = (q.new_empty(0) if x is None else x for x in (grad_decay, grad_beta))
     return grad_q, grad_k, grad_v, grad_decay, grad_beta, grads[5]
 
@@ -205,18 +207,39 @@ def _call(
     log_decay, beta = (None if x is None else x.contiguous() for x in inputs[3:])
     born = None if segment_ids is None else begins(segment_ids)
     channels = 0 if log_decay is None or log_decay.ndim == 3 else log_decay.shape[3]
-    sizes = (k.shape[1], v.shape[1], v.shape[3], rule == "delta", channels, torch.get_num_threads())
+    groups, threads = [x.shape[1] for x in (q, k, v)], torch.get_num_threads()
+    sizes = (*groups, v.shape[3], rule == "delta", channels, threads, _together(name, inputs))
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    values = (*q.shape, *sizes, *strides, *native.addresses(q, k, v, log_decay, beta, born, *states))
+    values = (q.shape[0], max(groups), *q.shape[2:], *sizes, *strides)
+    values = (*values, *native.addresses(q, k, v, log_decay, beta, born, *states))
     if gradients is None:
         native.call(name, q.dtype, _FIELDS, values)
     else:
         native.call(name, q.dtype, _BACKWARD, (*values, *native.addresses(*gradients)))
 
 
+def _together(name: str, inputs: _Inputs) -> int:
+    """How many heads that share q and k, and so their products, one thread takes side by side, none left without work.
+    Where channels decay the products have decays in them, and each head has its own."""
+    q, k, v, log_decay, _ = inputs
+    heads = max(x.shape[1] for x in (q, k, v))
+    sharing = heads // math.lcm(q.shape[1], k.shape[1])
+    if sharing == 1 or "by_value" in name or (log_decay is not None and log_decay.ndim == 4):
+        return 1
+    most = max(1, q.shape[0] * heads // torch.get_num_threads())
+    return next(count for count in range(min(sharing, most), 0, -1) if sharing % count == 0)
+
+
+def _empty_out(q: Tensor, memory: Tensor) -> Tensor:
+    return q.new_empty(*memory.shape[:2], q.shape[2], memory.shape[2])
+
+
+def _empty_before(q: Tensor, memory: Tensor) -> Tensor:
+    return q.new_empty(*memory.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], memory.shape[2])
+
+
 def _shapes(q, k, v, log_decay, beta, memory, segment_ids, rule="delta") -> tuple[Tensor, Tensor, Tensor]:
-    before = q.new_empty(*q.shape[:2], -(-q.shape[2] // CHUNK), q.shape[3], v.shape[3])
-    return q.new_empty(*q.shape[:3], v.shape[3]), memory.new_empty(memory.shape), before
+    return _empty_out(q, memory), memory.new_empty(memory.shape), _empty_before(q, memory)
 
 
 _RESULTS = ("out", "after", "before")

@@ -28,7 +28,7 @@ def kept_apart(
     inputs = (q, k, v, log_decay, beta, memory)
     if all(bool(torch.isfinite(x.sum())) for x in inputs if x is not None):
         return tuple(run(*inputs, segment_ids))
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    q, k, v = (x.repeat_interleave(memory.shape[1] // x.shape[1], 1) for x in (q, k, v))
     bad = _broken(k) | _broken(v)
     if log_decay is not None:
         endless = ~(log_decay < torch.inf)
