@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from atma.ops.fast_weights import reference
 from atma.ops.fast_weights.at_end import collected
 from atma.ops.fast_weights.boundary import renewed, written
-from atma.ops.fast_weights.kernel import kernel_memory
+from atma.ops.fast_weights.kernel import Kernel, KernelState
+from atma.ops.fast_weights.kernel_blocks import kernel_blocks
 from atma.ops.fast_weights.masked import masked
 from atma.ops.fast_weights.pieces import Piece, grid_of, joined, pieces
 from atma.ops.fast_weights.rule import Gates, Memory, Rule
@@ -50,6 +51,15 @@ def fast_weights(
         reads.append(read)
     # Behind a boundary W̄ and A are one tensor; a state's parts share none.
     return joined(reads, grid), state._replace(anchor=tuple(w.clone() for w in state.anchor))
+
+
+def kernel_memory(
+    q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState, segment_ids: Tensor | None
+) -> tuple[Tensor, KernelState]:
+    """Arguments and results of the reference, in blocks."""
+    alone = q.shape[2] == 1 or _broken((q, k, v, omega, state.keys, state.written))
+    form = reference.kernel_memory if alone else kernel_blocks
+    return form(q, k, v, omega, memory, state, segment_ids)
 
 
 def _token_by_token(rule: Rule) -> bool:
