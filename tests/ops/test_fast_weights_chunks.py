@@ -79,6 +79,12 @@ def test_what_is_no_product_of_a_chunk_is_taken_token_by_token():
         assert_same(fast_weights(*given, backend="cpu"), fast_weights(*given, backend="reference"), 0)
 
 
+def test_a_call_in_chunks_is_compiled_whole():
+    given = text(**PRESETS["swla"])
+    compiled = torch.compile(fast_weights, backend="eager", fullgraph=True)
+    assert_same(compiled(*given), given.run())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["atma_memory", "titans", "ttt_mlp", "omeganet", "moneta", "lact", "allmem"])
 def test_a_long_text_in_float32_does_not_drift(name):
