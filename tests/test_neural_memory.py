@@ -325,6 +325,17 @@ def test_a_third_channel_starts_as_nothing_and_obeys_the_laws_of_what_it_is_in(n
     assert "memory" in mixer.channels() and (mixer.retention() is not None) == SYSTEMS[name].forgets
 
 
+@torch.no_grad()
+def test_a_memory_before_windowed_attention_is_a_pattern_whose_window_is_the_attentions_alone():
+    options = {"query_heads": 2, "key_value_heads": 1, "head_width": 8, "memory_chunk": 4}
+    model = randomise(Model(ModelConfig(23, width=16, depth=2, pattern=("yaad", "nope"), window=5, **options)))
+    assert (model.blocks[0].mixer.config.memory_window, model.blocks[1].mixer.config.window) == (1, 5)
+    tokens = torch.randint(0, 23, (1, 22), generator=torch.Generator().manual_seed(0))
+    first, state = model(tokens[:, :9], model.init_state(1, 22))
+    rest, _ = model(tokens[:, 9:], state)
+    torch.testing.assert_close(torch.cat([first, rest], 1), model(tokens)[0], **EXACT)
+
+
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
 @pytest.mark.parametrize("name", ["atma_memory", "titans", "lact"])
 def test_a_step_across_a_boundary_is_recorded(name):
