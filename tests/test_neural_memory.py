@@ -304,6 +304,7 @@ def test_a_presets_bound_reaches_a_third_channel_and_no_published_memory_alone()
 @torch.no_grad()
 @pytest.mark.parametrize("name", MEMORY_NAMES)
 def test_a_third_channel_starts_as_nothing_and_obeys_the_laws_of_what_it_is_in(name):
+    torch.manual_seed(0)
     config = ModelConfig(23, width=16, depth=1, pattern=("global",), memory=name, **TINY)
     shared = {key: value for key, value in TINY.items() if key != "memory_chunk"}
     plain = Model(ModelConfig(23, width=16, depth=1, pattern=("global",), memory=False, **shared))
@@ -312,6 +313,7 @@ def test_a_third_channel_starts_as_nothing_and_obeys_the_laws_of_what_it_is_in(n
     tokens = torch.randint(0, 23, (1, 22), generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(tokens)[0], plain(tokens)[0])
     model = randomise(model)
+    model.blocks[0].mixer.memory.memory.gates.step.proj.bias.sub_(3)  # such wide W⁰ diverge at the full step
     whole, _ = model(tokens)
     state, pieces = model.init_state(1, 22), []
     for part in tokens.split([1, 14, 7], 1):
@@ -327,6 +329,7 @@ def test_a_third_channel_starts_as_nothing_and_obeys_the_laws_of_what_it_is_in(n
 
 @torch.no_grad()
 def test_a_memory_before_windowed_attention_is_a_pattern_whose_window_is_the_attentions_alone():
+    torch.manual_seed(0)
     options = {"query_heads": 2, "key_value_heads": 1, "head_width": 8, "memory_chunk": 4}
     model = randomise(Model(ModelConfig(23, width=16, depth=2, pattern=("yaad", "nope"), window=5, **options)))
     assert (model.blocks[0].mixer.config.memory_window, model.blocks[1].mixer.config.window) == (1, 5)
