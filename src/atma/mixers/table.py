@@ -55,6 +55,9 @@ MIXERS: Entries = {
     "deep_transformer": ("neural_memory:NeuralMemory", {"system": "deep_transformer"}),
     "swdt": ("neural_memory:NeuralMemory", {"system": "swdt"}),
     "dot": ("neural_memory:NeuralMemory", {"system": "dot"}),
+    "memory_beside_window": ("neural_wirings:BesideWindow", {}),
+    "mag": ("neural_wirings:GatedWindow", {}),
+    "mac": ("neural_segments:Segments", {}),
     "raven": ("raven:Raven", {}),
     "orchid": ("orchid:Orchid", {}),
     "relative_attention": ("relative_attention:RelativeAttention", {}),
@@ -72,6 +75,7 @@ CORES: Entries = {
     "polar": ("polar:PolarCore", {}),
     "nope": ("softmax:SoftmaxCore", {}),
     "rope": ("rope:RopeCore", {}),
+    "persistent": ("persistent:PersistentCore", {}),
 }
 MEMORIES: Entries = {
     "delta": ("delta_memory:DeltaMemory", {}),
