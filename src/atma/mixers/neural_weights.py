@@ -27,8 +27,12 @@ from atma.ops.fast_weights import (
     fast_weights,
     kernel_memory,
 )
+from atma.ops.fast_weights.network import network
+from atma.ops.fast_weights.retention import retained
 from atma.ops.fast_weights.rule import RENORMS
 
+Figures = dict[str, Tensor]
+"""By name, of each row and head (B, H)."""
 SMALL_START = 0.02
 """Standard deviation of a matrix under a layer norm, whose gradient at zero is too steep."""
 
@@ -100,6 +104,23 @@ class FastWeights(nn.Module):
         gates = self.gates(x, log_keep)
         v = v * self.scale
         return fast_weights(self.feature(q), self.feature(k), v, gates, self.memory(), state, segment_ids)
+
+    @torch.no_grad()
+    def figures(self, x: Tensor, qkv: tuple[Tensor, ...], log_keep: Tensor | None, state: MemoryState) -> Figures:
+        """What a diagnosis tells of a call before it is made, means over its tokens, each (B, H).
+
+        `surprise`: ‖f(W; k) − v‖²/‖v‖² of what it has for the call's keys as it stands; 1 is as good as nothing.
+        `write_strength`: θ, times Σ ω of a window. `weight_drift`: ‖A − W⁰‖ over all matrices, of kl the duals.
+        """
+        gates, memory, held = self.gates(x, log_keep), self.memory(), range(len(state.weights))
+        pair = self.feature(widened(qkv[1])), widened(qkv[2]) * self.scale
+        k, v = (one.repeat_interleave(len(memory.initial[0]) // one.shape[1], 1) for one in pair)
+        missed = network(retained(state.weights, state.scale, self.rule), k, memory) - v
+        moved = torch.stack([(state.weights[i] - memory.initial[i]).square().sum((-2, -1)) for i in held])
+        strength = gates.step if gates.step.ndim == 3 else gates.step.mean(-1)
+        written = strength if gates.omega is None else strength * gates.omega.sum(-1)
+        surprise = missed.square().sum((-2, -1)) / v.square().sum((-2, -1)).clamp(min=torch.finfo(v.dtype).tiny)
+        return {"surprise": surprise, "write_strength": written.mean(-1), "weight_drift": moved.sum(0).sqrt()}
 
 
 class KernelMemory(nn.Module):
