@@ -128,13 +128,21 @@ def test_steps_that_diverge_are_refused_with_their_bound(options, most):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"network": "matrix"}, {"network": "matrix", "anchor": "hidden"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"anchor": "hidden"}, {"memory_window": 3}, {"memory_window": 3, "anchor": "hidden"}],
+    ids=["all", "hidden", "window", "window, hidden"],
+)
 def test_the_bound_of_a_matrix_is_where_repeated_keys_begin_to_diverge(options):
     plain = {"optimiser": "gd", "memory_chunk": 4, "forgets": False, "residual": False, "conv": "none"}
+    plain["network"] = "matrix"
     mixer = made("titans", heads=1, **plain | options)
     mixer.q_proj.weight.copy_(mixer.k_proj.weight)
     torch.nn.init.zeros_(mixer.memory.gates.step.proj.weight)
     torch.nn.init.constant_(mixer.memory.gates.step.proj.bias, 40.0)  # θ = θ_max
+    if mixer.memory.gates.omega is not None:  # open, so that Σ ω = c
+        torch.nn.init.zeros_(mixer.memory.gates.omega.proj.weight)
+        torch.nn.init.constant_(mixer.memory.gates.omega.proj.bias, 40.0)
     x = inputs(1, 1, 16).expand(1, 240, 16)
     (q, k, v), _ = mixer._project(x, None, None)
 

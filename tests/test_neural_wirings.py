@@ -31,7 +31,7 @@ def normed(x, epsilon=1e-6):
 
 
 def read_by_hand(q, k, v, rows, seen):
-    """Softmax over the persistent rows and keys seen (T, S), for q (H, T, K) and one head of keys and values (1, S, K)."""
+    """Softmax over the persistent rows and keys seen (T, S), one head of keys and values for q (H, T, K)."""
     keys, values = (torch.cat([own, x], 1) for own, x in zip(rows, (k, v), strict=True))
     seen = torch.cat([torch.ones(len(seen), rows[0].shape[1], dtype=torch.bool), seen], 1)
     scores = (q @ keys.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
