@@ -118,6 +118,7 @@ def test_options_that_make_no_memory_are_refused(options, told):
         ({"system": "atma_memory"}, 1.0),
         ({"system": "atma_memory", "network": "matrix"}, 2.0),
         ({"system": "titans", "network": "matrix"}, 2 / 64),
+        ({"system": "omeganet"}, 0.125),
     ],
 )
 def test_steps_that_diverge_are_refused_with_their_bound(options, most):
@@ -153,6 +154,19 @@ def test_the_bound_of_a_matrix_is_where_repeated_keys_begin_to_diverge(options):
         return float((read - v / 4)[0, 0, -1].norm())
 
     assert error(0.9) < 1e-3 and error(1.1) > 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"system": "omeganet"}, {"system": "yaad", "bias": "l2", "memory_window": 4}])
+def test_the_tokens_of_an_open_window_share_one_step(options):
+    mixer = made(options["system"], **{key: value for key, value in options.items() if key != "system"})
+    gates, x = mixer.memory.gates, inputs(2, 5, 16)
+    for gate in (gates.omega, gates.step):
+        torch.nn.init.constant_(gate.proj.bias, 40.0)
+    found = gates(x, mixer.memory.log_keep(x))
+    window = mixer.config.memory_window
+    torch.testing.assert_close(found.omega, torch.ones_like(found.omega), **EXACT)
+    torch.testing.assert_close(found.step, torch.full_like(found.step, mixer.config.most / window), **EXACT)
 
 
 @pytest.mark.parametrize(

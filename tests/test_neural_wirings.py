@@ -128,7 +128,9 @@ def by_hand(mixer, x):
         rows = mixer.core.persistent_keys, mixer.core.persistent_values
         read = read_by_hand(heads(q, 2)[:, -1:], keys, values, rows, torch.ones(1, keys.shape[1], dtype=torch.bool))
         y = mixer.y_proj(read.transpose(0, 1).flatten(1))
-        written = [heads(layer(y), 2)[None] for layer in (mixer.recall_proj, mixer.write_k_proj, mixer.write_v_proj)]
+        written = [
+            heads(layer(normed(y)), 2)[None] for layer in (mixer.recall_proj, mixer.write_k_proj, mixer.write_v_proj)
+        ]
         now = x[None, t : t + 1]
         read, state = mixer.memory(now, written, mixer.memory.log_keep(now), state, None)
         m = normed(read, 2.0**-23)[0].transpose(0, 1).flatten(1)

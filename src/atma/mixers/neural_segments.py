@@ -21,7 +21,7 @@ from atma.mixers.linear_recurrence import mean_of, taken
 from atma.mixers.neural_config import NeuralConfig, sizes
 from atma.mixers.neural_systems import SystemName
 from atma.mixers.neural_weights import FastWeights
-from atma.mixers.neural_wirings import opened
+from atma.mixers.neural_wirings import EPSILON, opened
 from atma.mixers.persistent import PersistentConfig, PersistentCore
 from atma.mixers.recurrent_gates import by_head
 from atma.mixers.recurrent_surround import EPSILONS
@@ -176,7 +176,8 @@ class Segments(Mixer):
     def _piece(self, x: Tensor, log_keep: Tensor | None, state: SegmentsState) -> tuple[Tensor, SegmentsState]:
         """Tokens x (B, L, D) of one segment in each row, to what is projected (B, L, D)."""
         y, state = self._attended(x, state)
-        parts = (layer(y) for layer in (self.recall_proj, self.write_k_proj, self.write_v_proj))
+        unit = rms_norm(y, None, y.shape[-1], EPSILON)  # what is read may be of any scale, values may not
+        parts = (layer(unit) for layer in (self.recall_proj, self.write_k_proj, self.write_v_proj))
         q, k, v = (by_head(part, self.sizes.heads) for part in parts)
         read, memory = self.memory(x, (q, k, v), log_keep, state.memory, None)
         o = opened(y, self._flat(read, x), self.attended_gain, self.recalled_gain)
