@@ -118,6 +118,7 @@ def test_options_that_make_no_memory_are_refused(options, told):
         ({"system": "atma_memory"}, 1.0),
         ({"system": "atma_memory", "network": "matrix"}, 2.0),
         ({"system": "titans", "network": "matrix"}, 2 / 64),
+        ({"system": "omeganet"}, 0.125),
     ],
 )
 def test_steps_that_diverge_are_refused_with_their_bound(options, most):
@@ -128,13 +129,21 @@ def test_steps_that_diverge_are_refused_with_their_bound(options, most):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"network": "matrix"}, {"network": "matrix", "anchor": "hidden"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"anchor": "hidden"}, {"memory_window": 3}, {"memory_window": 3, "anchor": "hidden"}],
+    ids=["all", "hidden", "window", "window, hidden"],
+)
 def test_the_bound_of_a_matrix_is_where_repeated_keys_begin_to_diverge(options):
     plain = {"optimiser": "gd", "memory_chunk": 4, "forgets": False, "residual": False, "conv": "none"}
+    plain["network"] = "matrix"
     mixer = made("titans", heads=1, **plain | options)
     mixer.q_proj.weight.copy_(mixer.k_proj.weight)
     torch.nn.init.zeros_(mixer.memory.gates.step.proj.weight)
     torch.nn.init.constant_(mixer.memory.gates.step.proj.bias, 40.0)  # θ = θ_max
+    if mixer.memory.gates.omega is not None:  # open, so that Σ ω = c
+        torch.nn.init.zeros_(mixer.memory.gates.omega.proj.weight)
+        torch.nn.init.constant_(mixer.memory.gates.omega.proj.bias, 40.0)
     x = inputs(1, 1, 16).expand(1, 240, 16)
     (q, k, v), _ = mixer._project(x, None, None)
 
@@ -145,6 +154,19 @@ def test_the_bound_of_a_matrix_is_where_repeated_keys_begin_to_diverge(options):
         return float((read - v / 4)[0, 0, -1].norm())
 
     assert error(0.9) < 1e-3 and error(1.1) > 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"system": "omeganet"}, {"system": "yaad", "bias": "l2", "memory_window": 4}])
+def test_the_tokens_of_an_open_window_share_one_step(options):
+    mixer = made(options["system"], **{key: value for key, value in options.items() if key != "system"})
+    gates, x = mixer.memory.gates, inputs(2, 5, 16)
+    for gate in (gates.omega, gates.step):
+        torch.nn.init.constant_(gate.proj.bias, 40.0)
+    found = gates(x, mixer.memory.log_keep(x))
+    window = mixer.config.memory_window
+    torch.testing.assert_close(found.omega, torch.ones_like(found.omega), **EXACT)
+    torch.testing.assert_close(found.step, torch.full_like(found.step, mixer.config.most / window), **EXACT)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
 """Neural memories beside a window and over segments: each wiring against what it is said to be, and what is refused."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from atma.config import ModelConfig
 from atma.mixers import Place, find, small
 from atma.mixers.neural_systems import SYSTEMS
 from atma.ops.fast_weights.network import network
+from atma.serve.request import Request
+from atma.tokenizer import byte_tokenizer
+from tests.harness.invariance import speaking
 from tests.laws.conftest import randomise
+from tests.serve.conftest import SMALL as SERVED
+from tests.serve.conftest import AuditedEngine, finish
 from tests.test_neural_memory import EXACT, inputs
 
 AT_16 = Place(16, 1e-6)
@@ -31,7 +39,7 @@ def normed(x, epsilon=1e-6):
 
 
 def read_by_hand(q, k, v, rows, seen):
-    """Softmax over the persistent rows and keys seen (T, S), for q (H, T, K) and one head of keys and values (1, S, K)."""
+    """Softmax over the persistent rows and keys seen (T, S), one head of keys and values for q (H, T, K)."""
     keys, values = (torch.cat([own, x], 1) for own, x in zip(rows, (k, v), strict=True))
     seen = torch.cat([torch.ones(len(seen), rows[0].shape[1], dtype=torch.bool), seen], 1)
     scores = (q @ keys.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
@@ -120,7 +128,9 @@ def by_hand(mixer, x):
         rows = mixer.core.persistent_keys, mixer.core.persistent_values
         read = read_by_hand(heads(q, 2)[:, -1:], keys, values, rows, torch.ones(1, keys.shape[1], dtype=torch.bool))
         y = mixer.y_proj(read.transpose(0, 1).flatten(1))
-        written = [heads(layer(y), 2)[None] for layer in (mixer.recall_proj, mixer.write_k_proj, mixer.write_v_proj)]
+        written = [
+            heads(layer(normed(y)), 2)[None] for layer in (mixer.recall_proj, mixer.write_k_proj, mixer.write_v_proj)
+        ]
         now = x[None, t : t + 1]
         read, state = mixer.memory(now, written, mixer.memory.log_keep(now), state, None)
         m = normed(read, 2.0**-23)[0].transpose(0, 1).flatten(1)
@@ -178,6 +188,23 @@ def test_a_wiring_takes_any_memory_of_the_family_and_may_be_cut_anywhere(name, s
         y, state = mixer(part, state)
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), mixer(x)[0], **EXACT)
+
+
+@pytest.mark.parametrize("name", ["memory_beside_window", "mag", "mac"])
+def test_a_wiring_is_served_from_kept_states(name):
+    mixers = {"it": {"kind": name, **small(name)[0], "head_width": 16}}
+    model = speaking(ModelConfig(257, 32, depth=2, pattern=("it",), mixers=mixers, mlp_multiple=2), 0)
+    prompt, answers = torch.randint(0, 256, (70,), generator=torch.Generator().manual_seed(0)).tolist(), []
+    for cache_bytes in (1 << 22, 0):
+        engine = AuditedEngine(
+            model, byte_tokenizer(), dataclasses.replace(SERVED, memory_bytes=1 << 24, cache_bytes=cache_bytes)
+        )
+        for text in (prompt, prompt + prompt[:9]):
+            handle = engine.submit(Request(text, max_tokens=12, temperature=0, ignore_end=True, logprobs=0))
+            finish(engine, handle)
+            answers.append(handle.outputs[0])
+    assert [answer.tokens for answer in answers[:2]] == [answer.tokens for answer in answers[2:]]
+    assert answers[1].usage.cached >= 64 and answers[3].usage.cached == 0
 
 
 def test_the_first_options_of_each_wiring_start_as_nothing():

@@ -168,7 +168,7 @@ def _check_together(config: NeuralConfig) -> None:
 
 
 def stable(config: NeuralConfig) -> float:
-    """The θ ‖z‖² beyond which repeated keys diverge (section 4.9's measurements); inf where none is known."""
+    """The θ Σω ‖z‖² beyond which memories diverge (section 4.9's measurements); inf where none is known."""
     free = config.bias in ("dot", "lp") or config.optimiser == "muon" or config.retention != "l2"
     if free:
         return math.inf
@@ -176,14 +176,16 @@ def stable(config: NeuralConfig) -> float:
     chunk = 1 if config.average else config.memory_chunk
     if config.network == "matrix":
         return 2.0 if config.anchor == "hidden" else 2 / chunk
-    return min(2.0, (4 if config.anchor == "hidden" else 2) / math.sqrt(chunk))
+    anchored = 1 if config.feature == "poly" else 2  # products of coordinates: all keys have a part in common
+    return min(2.0, (4 if config.anchor == "hidden" else anchored) / math.sqrt(chunk))
 
 
 def check_steps(config: NeuralConfig, features: int) -> None:
     """ValueError unless steps stay within the bound; of "ttt" they are divided by the number of features."""
     most, bound = config.most, stable(config) * (features if config.step_form == "ttt" else 1)
     chunk, network = config.memory_chunk, config.network
-    why = f"at most {bound:g} for network = {network!r}, anchor = {config.anchor!r} and memory_chunk = {chunk}"
+    named = f"network = {network!r}, feature = {config.feature!r}, anchor = {config.anchor!r}"
+    why = f"at most {bound:g} for {named} and memory_chunk = {chunk}"
     require(most <= bound, "step_most", most, why + ": more diverges on keys that come again")
 
 

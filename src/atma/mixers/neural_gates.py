@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from atma.layers import Linear
 from atma.mixers.features import widened
-from atma.mixers.neural_config import NeuralConfig
+from atma.mixers.neural_config import NeuralConfig, stable
 from atma.mixers.recurrent_gates import OPEN, Sizes, by_head, softplus
 from atma.ops.fast_weights import Gates, Rule
 from atma.ops.fast_weights.rule import HUBERS
@@ -63,6 +63,8 @@ class NeuralGates(nn.Module):
         self.step = Gate(sizes, rule.matrices if rule.gates == "matrix" else parts, rank)
         self.delta = Gate(sizes) if rule.bias in HUBERS else None
         self.omega = Omega(sizes, rule.window) if rule.window > 1 else None
+        self.shares = self.omega is not None and math.isfinite(stable(config))
+        """Whether the tokens of a window share the step, whose bound is that of a sum of gradients."""
         self.first_delta = delta_of(rule, sizes.value_width)
 
     def init_weights(self) -> None:
@@ -80,12 +82,17 @@ class NeuralGates(nn.Module):
     def forward(self, x: Tensor, log_keep: Tensor | None) -> Gates:
         """Of x (B, T, D) and what `log_keep` gave, or what a measurement made of it."""
         eta = None if self.momentum is None else self.momentum(x).sigmoid()
+        omega = None if self.omega is None else self.omega(x)
+        step = self._step(x, eta)
+        if omega is not None and self.shares:
+            whole = omega.sum(-1).clamp(min=1)
+            step = step / (whole[..., None] if step.ndim > whole.ndim else whole)
         return Gates(
-            self._step(x, eta),
+            step,
             None if log_keep is None else log_keep.exp(),
             eta,
             None if self.delta is None else self.first_delta * softplus(self.delta(x) + ONE, False),
-            None if self.omega is None else self.omega(x),
+            omega,
         )
 
     def _step(self, x: Tensor, eta: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from atma.mixers.linear_recurrence import mean_of, taken
 from atma.mixers.neural_config import NeuralConfig, sizes
 from atma.mixers.neural_systems import SystemName
 from atma.mixers.neural_weights import FastWeights
-from atma.mixers.neural_wirings import opened
+from atma.mixers.neural_wirings import EPSILON, opened
 from atma.mixers.persistent import PersistentConfig, PersistentCore
 from atma.mixers.recurrent_gates import by_head
 from atma.mixers.recurrent_surround import EPSILONS
@@ -78,7 +78,7 @@ class Segments(Mixer):
         super().__init__()
         assert config.memory_chunk is not None
         self.config, self.chunk, self.epsilon = config, config.memory_chunk, place.epsilon
-        self.heads, self.groups, self.head_width = config.query_heads, config.key_value_heads, config.head_width
+        self.groups, self.head_width = config.key_value_heads, config.head_width
         self.sizes, width = sizes(config, place), place.width
         self.memory = FastWeights(config, self.sizes)
         keys, values = self.sizes.heads * self.sizes.key_width, self.sizes.heads * self.sizes.value_width
@@ -86,14 +86,14 @@ class Segments(Mixer):
         self.write_k_proj = Linear(width, keys, bias=False)
         self.write_v_proj = Linear(width, values, bias=False)
         self.merge_proj = None if values == width else Linear(values, width, bias=False)
-        inner, shared = self.heads * self.head_width, self.groups * self.head_width
+        inner, shared = config.query_heads * self.head_width, self.groups * self.head_width
         self.q_proj = Linear(width, inner, bias=False)
         self.k_proj = Linear(width, shared, bias=False)
         self.v_proj = Linear(width, shared, bias=False)
         self.canon_q, self.canon_k, self.canon_v = (
             nn.Parameter(torch.empty(size, config.canon_taps)) for size in (inner, shared, shared)
         )
-        heads = Heads(place, self.heads, self.groups, self.head_width, None)
+        heads = Heads(place, config.query_heads, self.groups, self.head_width, None)
         self.core = PersistentCore(PersistentConfig(config.persistent), heads)
         self.y_proj = Linear(inner, width, bias=False)
         self.attended_gain, self.recalled_gain = (nn.Parameter(torch.empty(width)) for _ in "ab")
@@ -133,10 +133,9 @@ class Segments(Mixer):
         log_keep = taken(self, x, self.memory.log_keep(x))
         if state is None:
             begun = self._begun(x.shape[0], empty(self.memory.memory(), x.shape[0]))
-            return self._pieces(x, log_keep, begun, 0)[0], None
-        if x.shape[1] == 1:
-            return self._piece(x, log_keep, state)
-        return self._by_phase(x, log_keep, state)
+            return self.out_proj(self._pieces(x, log_keep, begun, 0)[0]), None
+        o, state = (self._piece if x.shape[1] == 1 else self._by_phase)(x, log_keep, state)
+        return self.out_proj(o), state
 
     def _packed(self, x: Tensor, segment_ids: Tensor) -> Tensor:
         """Documents gathered into rows of their own, run, and scattered back."""
@@ -145,7 +144,7 @@ class Segments(Mixer):
         row, place = first.flatten().cumsum(0) - 1, tokens_before(segment_ids).flatten().long()
         shape = int(row[-1]) + 1, int(place.max()) + 1, x.shape[2]
         alone = x.new_zeros(shape).index_put((row, place), x.flatten(0, 1))
-        return self(alone)[0][row, place].view_as(x)
+        return self.forward(alone)[0][row, place].view_as(x)
 
     def _by_phase(self, x: Tensor, log_keep: Tensor | None, state: SegmentsState) -> tuple[Tensor, SegmentsState]:
         """Rows that stand at the same place of their segments together, each such group by itself."""
@@ -175,13 +174,14 @@ class Segments(Mixer):
         return torch.cat(reads, 1), state
 
     def _piece(self, x: Tensor, log_keep: Tensor | None, state: SegmentsState) -> tuple[Tensor, SegmentsState]:
-        """Tokens x (B, L, D) of one segment in each row."""
+        """Tokens x (B, L, D) of one segment in each row, to what is projected (B, L, D)."""
         y, state = self._attended(x, state)
-        parts = (layer(y) for layer in (self.recall_proj, self.write_k_proj, self.write_v_proj))
+        unit = rms_norm(y, None, y.shape[-1], EPSILON)  # what is read may be of any scale, values may not
+        parts = (layer(unit) for layer in (self.recall_proj, self.write_k_proj, self.write_v_proj))
         q, k, v = (by_head(part, self.sizes.heads) for part in parts)
         read, memory = self.memory(x, (q, k, v), log_keep, state.memory, None)
         o = opened(y, self._flat(read, x), self.attended_gain, self.recalled_gain)
-        return self.out_proj(o), state._replace(length=state.length + x.shape[1], memory=memory)
+        return o, state._replace(length=state.length + x.shape[1], memory=memory)
 
     def _attended(self, x: Tensor, state: SegmentsState) -> tuple[Tensor, SegmentsState]:
         """y (B, L, D), what the tokens read of the segment and of what its memory says to each token."""
@@ -193,13 +193,13 @@ class Segments(Mixer):
         k, v = (rows.flatten(2, 3) for rows in both)
         keys, values = hold(state.keys, state.values, k, v, 2 * place)
         last = place[:, None] + torch.arange(1, x.shape[1] + 1, device=x.device, dtype=torch.int32)
-        read = self.core.over(by_head(q, self.heads), keys, values, torch.zeros_like(last), 2 * last)
+        read = self.core.over(by_head(q, self.config.query_heads), keys, values, torch.zeros_like(last), 2 * last)
         y = self.y_proj(read.transpose(1, 2).flatten(2))
         return y, state._replace(keys=keys, values=values)
 
     def _project(self, x: Tensor, state: SegmentsState, place: Tensor) -> tuple[Tensor, Tensor, Tensor, SegmentsState]:
         """q, k and v (B, L, ·) after Canon, which begins with the segment, and the state with its tails moved on."""
-        q, k = self._normed(self.q_proj(x), self.heads), self._normed(self.k_proj(x), self.groups)
+        q, k = self._normed(self.q_proj(x), self.config.query_heads), self._normed(self.k_proj(x), self.groups)
         inputs, tails = (q, k, self.v_proj(x)), (state.q_tail, state.k_tail, state.v_tail)
         back = torch.arange(self.config.canon_taps - 1, 0, -1, device=x.device)
         other = (back > place[:, None]).unsqueeze(-1)  # of the segment before
