@@ -35,6 +35,8 @@ from atma.strict import OWN, check_fields, require
 
 LIFTED_WIDTH = 16
 """K before products of coordinates."""
+RADIUS = 4.0
+"""Of networks whose errors feed back. Random tokens at the largest steps move them 1.7 times as far as they start."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class NeuralConfig:
     """θ: "bounded" by `step_most`, TTT's, or a softplus that begins at 10⁻³ (LaCT)."""
     step_most: float | None = None
     """θ_max, or the base of "ttt"."""
+    radius: float | None = None
+    """Most that fast weights may have moved at a boundary, as a share of where they started; inf for no bound."""
     kernel_rule: KernelRule | None = None
     normalise: bool | None = None
     """Divide what is read from a kernel by the sum of its weights."""
@@ -113,6 +117,8 @@ class NeuralConfig:
         most = self.step_most
         require(most is None or 0 < most < math.inf, "step_most", most, "positive and finite")
         _check_together(self)
+        if self.radius is None:
+            object.__setattr__(self, "radius", RADIUS if _feeds_back(self) else math.inf)
         if self.network != "kernel":
             rule_of(self, True)
             if self.step_form == "bounded":
@@ -137,6 +143,12 @@ class NeuralConfig:
         return min(1.0, 2 / math.sqrt(self.memory_chunk), stable(self))
 
 
+def _feeds_back(config: NeuralConfig) -> bool:
+    """Whether steps from one anchor can add up to more than the error that they began with, and so without end."""
+    network = config.network in ("mlp", "gated") and config.granularity == "token" and config.retention == "l2"
+    return network and config.bias != "dot" and config.optimiser != "muon"
+
+
 _NETWORK_ONLY = tuple(name for name in System._fields[1:-4] if name not in ("feature", "memory_window"))
 """Options that a kernel has no use for."""
 
@@ -149,7 +161,7 @@ def _check_together(config: NeuralConfig) -> None:
         told = f'{own!r} for network = "kernel", which has no fast weights'
         told = told if kernel else f'{own!r} without network = "kernel"'
         require(getattr(config, name) == own, name, getattr(config, name), told)
-    for name in ("hidden_width", "step_most"):
+    for name in ("hidden_width", "step_most", "radius"):
         known = not kernel or getattr(config, name) is None
         require(known, name, getattr(config, name), 'left out for network = "kernel"')
     require(not kernel or config.feature == "unit", "feature", config.feature, '"unit" for network = "kernel"')
@@ -212,6 +224,7 @@ _SAME = (
     "anchor",
     "average",
     "granularity",
+    "radius",
 )
 _RENAMED = {
     "norm": "layer_norm",

@@ -3,6 +3,8 @@
 One text for every backend; a half-finished chunk is in the state, so that a boundary needs nothing else.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,20 @@ def renewed(memory: Memory, state: MemoryState) -> MemoryState:
     """W̄ ← ρ(A) at a boundary (4.7)."""
     rule = memory.rule
     a = between(state, 1 / rule.chunk) if rule.average else state.weights
+    if not math.isinf(rule.radius):
+        a = tuple(_drawn_back(one, start, rule.radius) for one, start in zip(a, memory.initial, strict=True))
     scale = scale_of(a, rule)
     return state._replace(weights=a, anchor=retained(a, scale, rule), scale=scale)
+
+
+def _drawn_back(a: Tensor, start: Tensor, radius: float) -> Tensor:
+    """A where it is within the radius, else the point of the way to W⁰ that is."""
+    moved, whole = a - start, (-2, -1)
+    most = radius * torch.linalg.vector_norm(start, dim=whole, keepdim=True)
+    far = torch.linalg.vector_norm(moved.detach(), dim=whole, keepdim=True)
+    beyond = far > most
+    back = start + moved * (most / torch.where(beyond, torch.linalg.vector_norm(moved, dim=whole, keepdim=True), 1))
+    return torch.where(beyond, back, a)
 
 
 def written(memory: Memory, state: MemoryState) -> MemoryState:
