@@ -30,7 +30,7 @@ from atma.mixers.neural_systems import (
 from atma.mixers.recurrent_gates import Sizes
 from atma.mixers.recurrent_surround import ConvName, GateName
 from atma.ops.fast_weights import Rule
-from atma.ops.fast_weights.rule import HUBERS, RENORMS
+from atma.ops.fast_weights.rule import RENORMS
 from atma.strict import OWN, check_fields, require
 
 LIFTED_WIDTH = 16
@@ -186,17 +186,18 @@ def stable(config: NeuralConfig) -> float:
         return math.inf
     assert config.memory_chunk is not None
     chunk = 1 if config.average else config.memory_chunk
-    if config.anchor == "hidden":
-        return 2.0 if config.network == "matrix" else min(2.0, 4 / math.sqrt(chunk))
-    bounded = config.network != "matrix" and config.bias in HUBERS  # an error of bounded length
-    return min(2.0, 2 / math.sqrt(chunk)) if bounded else 2 / chunk
+    if config.network == "matrix":
+        return 2.0 if config.anchor == "hidden" else 2 / chunk
+    anchored = 1 if config.feature == "poly" else 2  # products of coordinates: all keys have a part in common
+    return min(2.0, (4 if config.anchor == "hidden" else anchored) / math.sqrt(chunk))
 
 
 def check_steps(config: NeuralConfig, features: int) -> None:
     """ValueError unless steps stay within the bound; of "ttt" they are divided by the number of features."""
     most, bound = config.most, stable(config) * (features if config.step_form == "ttt" else 1)
     chunk, network = config.memory_chunk, config.network
-    why = f"at most {bound:g} for network = {network!r}, anchor = {config.anchor!r} and memory_chunk = {chunk}"
+    named = f"network = {network!r}, feature = {config.feature!r}, anchor = {config.anchor!r}"
+    why = f"at most {bound:g} for {named} and memory_chunk = {chunk}"
     require(most <= bound, "step_most", most, why + ": more diverges on keys that come again")
 
 
