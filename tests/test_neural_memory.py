@@ -254,7 +254,7 @@ def test_a_kernel_starts_as_sharp_as_softmax_and_writes_half_or_one_part_of_each
 
 
 def test_everything_learned_learns_and_what_is_written_to_is_kept_from_muon():
-    for name in NAMES:
+    for name in (*NAMES, "memory_beside_window", "mag", "mac"):
         model = Model(ModelConfig(23, width=16, depth=2, pattern=(name,), **small(name)[0])).double()
         with torch.no_grad():
             for parameter in model.parameters():
