@@ -120,6 +120,16 @@ def _case(name: str, backend: Any, slow: bool) -> Any:
     return pytest.param(name, *values, marks=marks, id=f"{name}-{values[0]}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Neural memories go chunk by chunk, of four tokens here: texts of a hundred and more are for the slow suite."""
+    for item in items:
+        told = getattr(item, "callspec", None)
+        place, _ = MIXERS.get(str(told and told.params.get("subject")).rpartition("-")[0], ("", {}))
+        if told and place.startswith("neural") and told.params.get("length", 0) > 100:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def subject(request, backend) -> Subject:
     """Every mixer and the whole model, in float64."""

@@ -35,8 +35,11 @@ PRESETS = {
     "channels, per coordinate": MLP | {"bias": "huber_coordinate", "gates": "channel", "optimiser": "momentum"},
     "gated, channels": GATED | {"optimiser": "muon", "gates": "channel", "anchor": "hidden"},
     "hidden, with everything": MLP | {"norm": True, "anchor": "hidden", "window": 3, "optimiser": "momentum"},
+    "titans, held": MLP | {"optimiser": "momentum", "radius": 0.3},
+    "ttt_mlp, held": TTT | {"network": "mlp", "radius": 0.02},
 }
 """Options of each rule, C = 4 aside."""
+BACKENDS = ("reference", "cpu")
 KERNELS = {"deep_transformer": ("add", 1), "swdt": ("add", 3), "dot": ("delta", 1), "dot_window": ("delta", 3)}
 
 

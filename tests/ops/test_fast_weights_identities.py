@@ -6,10 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atma.ops import gated_delta, recurrence
+from atma.ops import gated_delta, recurrence, use_backend
 from atma.ops.fast_weights import empty, kernel_memory, newton_schulz
 from atma.ops.fast_weights.network import gradients, network
-from tests.ops.memories import PRESETS, assert_same, kernel_text, text
+from tests.ops.memories import BACKENDS, PRESETS, assert_same, kernel_text, text
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _backend(request):
+    with use_backend(request.param):
+        yield
+
 
 LOSSES = {
     "dot": lambda f, v, _: -(f * v).sum(),

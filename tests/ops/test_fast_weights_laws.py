@@ -4,10 +4,17 @@ import pytest
 import torch
 
 from atma import state as states
+from atma.ops import use_backend
 from atma.ops.fast_weights import Kernel, Memory, empty, empty_kernel, fast_weights
-from tests.ops.memories import KERNELS, PRESETS, assert_same, kernel_text, text
+from tests.ops.memories import BACKENDS, KERNELS, PRESETS, assert_same, kernel_text, text
 
 ALL = [*PRESETS, *KERNELS]
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _backend(request):
+    with use_backend(request.param):
+        yield
 
 
 def any_text(name, **sizes):

@@ -167,6 +167,21 @@ def test_the_message_names_parameters_and_activations(run, monkeypatch):
         fit(tiny_recipe(), run, tiny_source())
 
 
+def test_the_message_names_the_layer_head_and_token_where_a_memory_diverges(run, monkeypatch):
+    plain = Model.init_weights
+
+    def broken(self, given=None):
+        plain(self, given)
+        with torch.no_grad():
+            self.blocks[1].mixer.memory.memory.initial_1[1] = 1e25
+
+    monkeypatch.setattr(Model, "init_weights", broken)
+    named = r"activations: blocks.1.mixer.memory.memory \(row 0, head 1, token \d+\), "
+    model = tiny_model(pattern=("local", "global"), memory="titans", memory_chunk=4, depth=2)
+    with pytest.raises(ValueError, match=named):
+        fit(tiny_recipe(model), run, tiny_source())
+
+
 def test_a_folder_that_holds_a_run_is_not_written_over(run):
     fit(tiny_recipe(tokens=64), run, tiny_source())
     before = (run / "metrics.jsonl").read_bytes()

@@ -155,7 +155,9 @@ def _tables(rows: list[Row]) -> None:
         print_table("Half-lives of the memory's heads, tokens", head, [_half_lives(row) for row in held])
     channels = [row for row in rows if row["kind"] == "channel" and row["length"] in (lengths[0], lengths[-1])]
     names = {"n_eff": "n_eff", "null_mass": "null", "first_mass": "first", "sink_mass": "sink", "copy_score": "copy"}
-    names |= {"magnitude": "μ", "memory_norm": "‖M‖"}
+    names |= {"magnitude": "μ", "memory_norm": "‖M‖", "surprise": "surprise", "write_strength": "write"}
+    names |= {"weight_drift": "drift"}
+    names = {key: told for key, told in names.items() if any(key in row for row in channels)}
     cells = [
         [f"{r['layer']}.{r['head']} at {r['length']:,}", *(_figure(r.get(key)) for key in names)] for r in channels
     ]

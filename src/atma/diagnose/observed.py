@@ -31,13 +31,15 @@ class Seen(NamedTuple):
     """What each channel adds to the stream (B, T, D), in the mixer's order; they sum to its output."""
     inputs: dict[str, Tensor]
     """What each channel's projection was given."""
+    figures: dict[str, Tensor]
+    """What its memory tells of itself before the call, each (B, H), by name."""
 
 
 @contextmanager
 def observed(model: Model) -> Iterator[dict[int, Seen]]:
     """Inside, one call of the model with a state; afterwards the result holds what each layer did in it."""
     layers = observable(model)
-    notes: dict[int, dict[str, Any]] = {layer: {"inputs": {}, "branches": {}} for layer in layers}
+    notes: dict[int, dict[str, Any]] = {layer: {"inputs": {}, "branches": {}, "figures": {}} for layer in layers}
     seen: dict[int, Seen] = {}
     with ExitStack() as stack:
         whole: dict[str, Any] = {}
@@ -74,9 +76,20 @@ def _hooks(block: Block, mixer: Mixer, note: dict[str, Any]) -> list[Any]:
 
     handles = [block.register_forward_pre_hook(residual), mixer.register_forward_pre_hook(before)]
     handles.append(mixer.register_forward_hook(after))
+    for module in mixer.modules():
+        if hasattr(module, "figures"):
+            handles.append(module.register_forward_pre_hook(_figures(note)))
     for channel, projection in mixer.channels().items():
         handles.append(projection.register_forward_hook(_branch(channel, note)))
     return handles
+
+
+def _figures(note: dict[str, Any]) -> Callable[..., None]:
+    def before(module: nn.Module, given: tuple[Any, ...]) -> None:
+        x, qkv, log_keep, state = given[:4]
+        note["figures"] = cast(Any, module).figures(x, qkv, log_keep, state)
+
+    return before
 
 
 def _branch(channel: str, note: dict[str, Any]) -> Callable[..., None]:

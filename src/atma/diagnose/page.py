@@ -39,6 +39,14 @@ HEAD_FIGURES = (
     ("sink_mass", "Weight on the largest other sink", "The far key, not the first, with the largest mean weight."),
     ("magnitude", "Magnitude μ", "What the count channel hands on."),
     ("memory_norm", "Memory norm", "Frobenius norm of a head's memory M after so many tokens."),
+    (
+        "surprise",
+        "Surprise",
+        "Squared error of what fast weights have for the keys of a length's last tokens, as they stood before them, "
+        "as a share of the values: 0 where all was known, 1 where nothing was.",
+    ),
+    ("write_strength", "Write strength", "Mean step θ by which a token moves fast weights, over all of its window."),
+    ("weight_drift", "Drift of the weights", "Distance of fast weights from their learned start, ‖A − W⁰‖."),
 )
 
 

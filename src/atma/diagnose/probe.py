@@ -1,8 +1,9 @@
 """What each channel does at each length, by layer and head: the watch that looks on while documents are read.
 
 By head: n_eff, null mass, magnitude, memory norm, the mass on the first token, on recent keys and on the next largest
-sink, and the copy score. By layer: the energies of the branches and of the stream, and their cosines. Means are over
-the last `queries` positions of a length; a copy score is the weight of a record's tokens where they are to be told.
+sink, the copy score, and of fast weights their surprise, write strength and drift. By layer: the energies of the
+branches and of the stream, and their cosines. Means are over the last `queries` positions of a length; a copy score is
+the weight of a record's tokens where they are to be told.
 """
 
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,9 @@ def head_figures(mixer: Mixer, seen: Seen) -> list[dict[str, float]]:
     if (memory := memory_of(mixer, seen.after)) is not None:
         for figures, held in zip(found, memory[0], strict=True):
             figures["memory_norm"] = float(torch.linalg.matrix_norm(held))
+    for name, of_heads in seen.figures.items():
+        for figures, value in zip(found, of_heads[0].tolist(), strict=True):
+            figures[name] = value
     return found
 
 

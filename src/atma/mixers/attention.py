@@ -125,7 +125,7 @@ class Attention(Attending):
 
     def project(self, x: Tensor, state: State | None = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
-        q, gate = self.q_proj(x).unflatten(-1, (self.heads, -1)).split((self.key_width, self.head_width), -1)
+        q, gate = self.q_proj(x).unflatten(-1, (self.heads, -1)).tensor_split((self.key_width,), -1)
         k, v = self.keys_and_values(x, q)
         q, k = (rms_norm(z, None, self.key_width, self.epsilon).flatten(2) for z in (q, k))
         inputs = (q, k, v)
@@ -151,7 +151,7 @@ class Attention(Attending):
         q, keys = self.core.turn(projected.q, projected.k, start, segment_ids)
         seen = self.attended(state, keys, projected.v)
         read, added = self.core(q, seen.keys, seen.values, seen.start, segment_ids)
-        y = self.out_proj(gate(read, projected.gate))
+        y = self.out_proj(self.gated(read, projected.gate))
         if added is not None:
             y = y + added
         memory = None
@@ -164,6 +164,10 @@ class Attention(Attending):
             return y, None
         assert seen.held is not None
         return y, self._advance(state, seen.held, projected.inputs, memory)
+
+    def gated(self, read: Tensor, opening: Tensor) -> Tensor:
+        """What the heads read (B, H, T, K), gated, side by side (B, T, H·K)."""
+        return gate(read, opening)
 
     def _advance(self, state: State, held: tuple[Any, Any], inputs: tuple[Tensor, ...], memory: Any) -> State:
         tails = (state.q_tail, state.k_tail, state.v_tail)
@@ -268,5 +272,6 @@ SMALL = (
         for core, memory, window in product(("polar", "nope", "rope"), (True, False), (None, 7))
     ),
     _TINY | {"core": "rope", "rope_canon": True, "window": 7},
+    _TINY | {"core": "persistent", "persistent": 3, "memory": False, "window": 7},
     _TINY | {"core": "polar", "learned_half_life": True, "max_half_life": 32.0, "count_limit": 9},
 )

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from atma.mixers.attention import Attention, AttentionConfig, Settings
 from atma.mixers.base import Place
 from atma.mixers.heads import Attended, Core, Held
-from atma.mixers.softmax import SoftmaxCore
 from atma.ops.polar import visible_range
 from atma.ops.polar.held import hold
 from atma.strict import require
@@ -125,8 +124,9 @@ class LowRankAttention(Attention):
         if own.directions:
             directions = torch.eye(self.head_width)[:, : self.rank].repeat(self.groups, 1, 1)
         else:
-            softmax = isinstance(self.core, SoftmaxCore)
-            require(softmax, "core", own.core, "a softmax core, nope or rope, where qk_rank is trained")
+            require(
+                own.core in ("nope", "rope"), "core", own.core, "a softmax core, nope or rope, where qk_rank is trained"
+            )
         self.core = Narrowed(self.core, self.head_width, directions)
 
     def key_width_of(self, own: AttentionConfig) -> int:

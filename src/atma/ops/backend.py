@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import types
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-import atma.ops
 from atma.ops import native
 
 BACKENDS = ("reference", "cpu", "native", "gpu", "fla")
@@ -33,7 +33,8 @@ _FOLDER = Path(__file__).parent
 _META = torch.device("meta")
 _chosen = "auto"
 _decided: dict[tuple, str] = {}
-_loaded: set[tuple[str, str]] = set()
+_modules = types.ModuleType("implementations")
+"""Those imported, as OPERATION_BACKEND; an operation's own name in `atma.ops` may be its function's."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -58,15 +59,14 @@ def backends_of(operation: str) -> tuple[str, ...]:
 def implementation(operation: str, backend: str) -> Any:
     """The module of a backend of an operation, imported when it is first asked for."""
     _load(operation, backend)
-    return getattr(getattr(atma.ops, operation), backend)
+    return getattr(_modules, f"{operation}_{backend}")
 
 
 @_constant
 def _load(operation: str, backend: str) -> None:
     """Import it, which a compiler must not look into; it reads a module's attributes as they are."""
-    if (operation, backend) not in _loaded:
-        importlib.import_module(f"atma.ops.{operation}.{backend}")
-        _loaded.add((operation, backend))
+    if not hasattr(_modules, f"{operation}_{backend}"):
+        setattr(_modules, f"{operation}_{backend}", importlib.import_module(f"atma.ops.{operation}.{backend}"))
 
 
 def backend_for(name: str = "auto", x: Tensor | None = None, operation: str = "polar") -> str:

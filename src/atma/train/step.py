@@ -149,8 +149,8 @@ def _bad_activations(stepper: Stepper, batch: Batch) -> list[str]:
     def listen(name: str):
         def note(_module: object, _inputs: object, output: object) -> None:
             values = output if isinstance(output, tuple) else (output,)
-            if any(isinstance(value, Tensor) and not value.isfinite().all() for value in values):
-                bad.append(name)
+            spoilt = [value for value in values if isinstance(value, Tensor) and not value.isfinite().all()]
+            bad.extend(f"{name}{_first_place(value)}" for value in spoilt[:1])
 
         return note
 
@@ -163,6 +163,17 @@ def _bad_activations(stepper: Stepper, batch: Batch) -> list[str]:
         for hook in hooks:
             hook.remove()
     return list(dict.fromkeys(bad))
+
+
+def _first_place(x: Tensor) -> str:
+    """Of heads' outputs (B, H, T, ·): which is the first that is not finite, in the order of tokens.
+
+    A memory that diverges in a chunk spoils all of it, so that this is a token of the chunk where it did.
+    """
+    if x.ndim != 4:
+        return ""
+    token, row, head, _ = (~x.isfinite()).permute(2, 0, 1, 3).nonzero()[0].tolist()
+    return f" (row {row}, head {head}, token {token})"
 
 
 def _more(names: list[str], most: int) -> str:

@@ -76,20 +76,24 @@ def _written(k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelS
     values = v[:, :, None] if state.v_tail is None else torch.cat([state.v_tail, v[:, :, None]], 2)
     tail = None if state.v_tail is None else values[:, :, 1:]
     if memory.rule == "delta":
-        values = values - _weights(lag @ keys, keys, state.length, memory) @ written
+        values = values - weights(lag @ keys, keys, _before(state, state.length), memory) @ written
     written = written + lag.mT @ (omega.flip(-1)[..., None] * values)
     return KernelState(state.length + 1, keys, written, tail)
 
 
 def _read(q: Tensor, memory: Kernel, state: KernelState) -> Tensor:
     """y_t = Σ_{i≤t} u_i κ(q_t, k_i), divided by Σ κ if `normalise` (4.14)."""
-    weights = _weights(q[:, :, None], state.keys, state.length, memory)
-    read = weights @ state.written
-    return (read / weights.sum(-1, keepdim=True) if memory.normalise else read)[:, :, 0]
+    kappa = weights(q[:, :, None], state.keys, _before(state, state.length), memory)
+    read = kappa @ state.written
+    return (read / kappa.sum(-1, keepdim=True) if memory.normalise else read)[:, :, 0]
 
 
-def _weights(x: Tensor, keys: Tensor, length: Tensor, memory: Kernel) -> Tensor:
-    """κ(x, k_i) (B, H, N, L) of x (B, H, N, K), 0 from each row's length on."""
-    seen = (torch.arange(keys.shape[2], device=x.device) < length[:, None])[:, None, None]
+def weights(x: Tensor, keys: Tensor, seen: Tensor, memory: Kernel) -> Tensor:
+    """κ(x, k_i) (B, H, N, L) of x (B, H, N, K), 0 where not seen (B, 1, N or 1, L)."""
     scores = memory.sharpness[:, None, None] * (x @ keys.mT - 1)
     return torch.where(seen, scores, -torch.inf).exp()
+
+
+def _before(state: KernelState, length: Tensor) -> Tensor:
+    """(B, 1, 1, L): the places before each row's length."""
+    return (torch.arange(state.keys.shape[2], device=length.device) < length[:, None])[:, None, None]

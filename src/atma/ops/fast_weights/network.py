@@ -5,6 +5,7 @@ Of one token the gradient of each matrix is e zᵀ. All here takes N tokens of e
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,32 +19,50 @@ EPSILON = 1e-6
 Weights = tuple[Tensor, ...]
 
 
+Product = Callable[[int, Tensor], Tensor]
+"""Of a matrix, W₁ being 0, and N inputs side by side: each input times the matrix."""
+
+
 def network(weights: Weights, x: Tensor, memory: Memory) -> Tensor:
     """f(W; x) = J x + N(core(W; x)) (4.1), (B, H, N, V)."""
-    return _output(_hidden(weights, x, memory.rule) @ weights[0].mT, x, memory)
+    return applied(_by(weights), x, memory)
+
+
+def applied(product: Product, x: Tensor, memory: Memory) -> Tensor:
+    """f of weights that are known by their products alone."""
+    return output(product(0, hidden(product, x, memory.rule)), x, memory)
 
 
 def gradients(weights: Weights, x: Tensor, v: Tensor, delta: Tensor | None, memory: Memory) -> list[tuple[Tensor, ...]]:
     """(e, z) of each matrix, of ∇_W ℓ(f(W; x), v) = e zᵀ: (B, H, N, rows) and (B, H, N, columns)."""
-    rule, h = memory.rule, _hidden(weights, x, memory.rule)
+    rule = memory.rule
+    h = hidden(_by(weights), x, rule)
     core = h @ weights[0].mT
-    e = _through_norm(_at_output(_output(core, x, memory), v, delta, rule), core, memory)
-    pairs = [(e, h)]
+    e = _through_norm(_at_output(output(core, x, memory), v, delta, rule), core, memory)
+    return [(e, h)] if rule.network == "matrix" else [(e, h), *behind(weights, e @ weights[0], x, rule)]
+
+
+def behind(weights: Weights, back: Tensor, x: Tensor, rule: Rule) -> list[tuple[Tensor, ...]]:
+    """(e, z) of W₂ and W₃, of back = W̄₁ᵀ e₁ (B, H, N, E); of a matrix alone none."""
     if rule.network == "matrix":
-        return pairs
-    back, up = e @ weights[0], x @ weights[1].mT  # W̄₁ᵀ e₁ and W̄₂ x
+        return []
+    up = x @ weights[1].mT  # W̄₂ x
     slope = back * _slope(up, rule)
     if rule.network == "mlp":
-        return [*pairs, (slope, x)]
-    return [*pairs, (slope * (x @ weights[2].mT), x), (back * _activation(up, rule), x)]
+        return [(slope, x)]
+    return [(slope * (x @ weights[2].mT), x), (back * _activation(up, rule), x)]
 
 
-def _hidden(weights: Weights, x: Tensor, rule: Rule) -> Tensor:
+def hidden(product: Product, x: Tensor, rule: Rule) -> Tensor:
     """h, which W₁ takes."""
     if rule.network == "matrix":
         return x
-    h = _activation(x @ weights[1].mT, rule)
-    return h if rule.network == "mlp" else h * (x @ weights[2].mT)
+    h = _activation(product(1, x), rule)
+    return h if rule.network == "mlp" else h * product(2, x)
+
+
+def _by(weights: Weights) -> Product:
+    return lambda i, x: x @ weights[i].mT
 
 
 def _activation(x: Tensor, rule: Rule) -> Tensor:
@@ -58,7 +77,7 @@ def _slope(x: Tensor, rule: Rule) -> Tensor:
     return sigma * (1 + x * (1 - sigma))
 
 
-def _output(core: Tensor, x: Tensor, memory: Memory) -> Tensor:
+def output(core: Tensor, x: Tensor, memory: Memory) -> Tensor:
     """J x + N(core)."""
     f = core
     if memory.rule.norm:

@@ -6,10 +6,11 @@ Letters are the specification's; n is the token at hand, θ, γ, η and ω its g
 import torch
 from torch import Tensor
 
+from atma.ops.fast_weights.boundary import between, renewed, written
 from atma.ops.fast_weights.kernel import kernel_memory
 from atma.ops.fast_weights.network import Weights, gradients, network
 from atma.ops.fast_weights.newton_schulz import newton_schulz
-from atma.ops.fast_weights.retention import along, decayed, renormed, retained, scale_of
+from atma.ops.fast_weights.retention import along, decayed, retained
 from atma.ops.fast_weights.rule import Gates, Memory
 from atma.ops.fast_weights.state import MemoryState, chosen, empty
 from atma.ops.segments import begins
@@ -47,15 +48,15 @@ def _by_token(
     kept = decayed(state.weights, at.keep, memory)  # Γ_n(A)
     point = state.anchor if rule.anchor == "all" else (kept[0], *state.anchor[1:])  # section 4.5
     u, state = _gradient(point, pair, at, memory, state)
-    momentum, written = _stepped(kept, u, at, memory, state)
+    momentum, after = _stepped(kept, u, at, memory, state)
     place = state.length % rule.chunk + 1  # i: tokens of the chunk written so far
-    state = state._replace(length=state.length + 1, weights=written, momentum=momentum)
+    state = state._replace(length=state.length + 1, weights=after, momentum=momentum)
     if rule.average:
-        weights = _between(state, 1 / place.to(q.dtype).view(-1, 1, 1, 1))
+        weights = between(state, 1 / place.to(q.dtype).view(-1, 1, 1, 1))
     else:
-        weights = retained(written, state.scale, rule)
+        weights = retained(after, state.scale, rule)
     read = network(weights, q[:, :, None], memory)[:, :, 0]  # (4.6)
-    return read, chosen(place == rule.chunk, _renewed(memory, state), state)
+    return read, chosen(place == rule.chunk, renewed(memory, state), state)
 
 
 def _gradient(
@@ -91,19 +92,6 @@ def _stepped(
     return s, tuple(kept[i] + theta[i] * newton_schulz(s[i], rule.schedule) for i in count)
 
 
-def _between(state: MemoryState, part: Tensor | float) -> Weights:
-    """W̄ + (A − W̄) part: of part = 1/i the mean of i steps from the anchor, each by itself (section 4.10)."""
-    return tuple(w + (a - w) * part for a, w in zip(state.weights, state.anchor, strict=True))
-
-
-def _renewed(memory: Memory, state: MemoryState) -> MemoryState:
-    """W̄ ← ρ(A) at a boundary (4.7)."""
-    rule = memory.rule
-    written = _between(state, 1 / rule.chunk) if rule.average else state.weights
-    scale = scale_of(written, rule)
-    return state._replace(weights=written, anchor=retained(written, scale, rule), scale=scale)
-
-
 def _by_chunk(
     q: Tensor, pair: tuple[Tensor, Tensor], at: Gates, memory: Memory, state: MemoryState
 ) -> tuple[Tensor, MemoryState]:
@@ -121,53 +109,12 @@ def _by_chunk(
         pending_keep=state.pending_keep if at.keep is None else state.pending_keep * at.keep,
         pending_step=_with(state.pending_step, at.step),
     )
-    return read, chosen(state.length % rule.chunk == 0, _written(memory, state), state)
+    return read, chosen(state.length % rule.chunk == 0, written(memory, state), state)
 
 
 def _with(total: Tensor | None, gate: Tensor | None) -> Tensor | None:
     """A sum over the chunk's tokens with one more."""
     return None if total is None or gate is None else total + gate
-
-
-def _written(memory: Memory, state: MemoryState) -> MemoryState:
-    """W, W̄ and S after the last token of a chunk, (4.15) and (4.16); the next chunk begins with nothing collected."""
-    rule, pending = memory.rule, state.pending
-    assert pending is not None and state.pending_keep is not None
-    kept, momentum = decayed(state.anchor, state.pending_keep, memory), None  # Γ(W̄)
-    if rule.optimiser == "gd":
-        a = tuple(w - u for w, u in zip(kept, pending, strict=True))
-    else:
-        momentum, step = _steps_of_chunk(memory, state)
-        a = tuple(w + s for w, s in zip(kept, step, strict=True))
-    anchor = a if rule.retention == "l2" else renormed(a, memory)
-    return state._replace(
-        weights=anchor if rule.retention == "renorm" else a,
-        anchor=anchor,
-        momentum=momentum,
-        pending=tuple(torch.zeros_like(u) for u in pending),
-        pending_momentum=_zero(state.pending_momentum),
-        pending_keep=torch.ones_like(state.pending_keep),
-        pending_step=_zero(state.pending_step),
-    )
-
-
-def _zero(total: Tensor | None) -> Tensor | None:
-    return None if total is None else torch.zeros_like(total)
-
-
-def _steps_of_chunk(memory: Memory, state: MemoryState) -> tuple[Weights, Weights]:
-    """S ← η̄ S − U, and what is added to Γ(W̄): S, NS(S), or with l2 θ̄ NS(S)."""
-    rule, pending = memory.rule, state.pending
-    assert state.momentum is not None and state.pending_momentum is not None and pending is not None
-    eta = state.pending_momentum / rule.chunk
-    s = tuple(along(eta, i, rule) * one - pending[i] for i, one in enumerate(state.momentum))
-    if rule.optimiser == "momentum":
-        return s, s
-    steps = tuple(newton_schulz(one, rule.schedule) for one in s)
-    if state.pending_step is not None:
-        theta = state.pending_step / rule.chunk
-        steps = tuple(along(theta, i, rule) * one for i, one in enumerate(steps))
-    return s, steps
 
 
 __all__ = ["fast_weights", "kernel_memory"]

@@ -49,6 +49,8 @@ class Rule:
     """C, tokens from one boundary of the absolute grid to the next."""
     window: int = 1
     """c, tokens whose losses a step descends."""
+    radius: float = math.inf
+    """At a boundary A is drawn back to W⁰ until ‖A − W⁰‖ ≤ radius ‖W⁰‖, each matrix by itself (section 4.9)."""
     gates: Literal["head", "channel", "matrix"] = "head"
     """γ, η and θ: a number for each head, or V numbers; "matrix": θ has one for each matrix, the others one."""
 
@@ -58,7 +60,9 @@ class Rule:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("p", "q"):
             require(1 <= getattr(self, name) < math.inf, name, getattr(self, name), "at least 1 and finite")
+        require(self.radius > 0, "radius", self.radius, "positive")
         _check_together(self)
+        _check_radius(self)
         _check_chunk_writes(self)
 
     @property
@@ -85,6 +89,14 @@ def _check_together(rule: Rule) -> None:
     require(plain, "optimiser", rule.optimiser, '"gd" where average = true')
     plain = not rule.average or rule.retention == "l2"
     require(plain, "retention", rule.retention, '"l2" where average = true')
+
+
+def _check_radius(rule: Rule) -> None:
+    """ValueError where there is no step of section 4.3 whose weights are what is read."""
+    own = math.isinf(rule.radius) or (rule.retention == "l2" and rule.granularity == "token")
+    require(own, "radius", rule.radius, 'left out without retention = "l2" and granularity = "token"')
+    free = math.isinf(rule.radius) or rule.network != "matrix"
+    require(free, "radius", rule.radius, 'left out for network = "matrix", whose W⁰ may be zero')
 
 
 def _check_chunk_writes(rule: Rule) -> None:

@@ -1,0 +1,108 @@
+"""Neural memories as the third channel of a global mixer (mixers.md, section 2.2, its end).
+
+A memory has the network, gates and slow weights of its system; it reads the mixer's own q, k and v, which have no
+positions, and ends in a norm, a gate and a projection that starts at zero. K and V are the head width; products of
+coordinates are of narrower queries and keys by projections of their own. Kernels, which keep keys of their own, are no
+third channel.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from atma.layers import Linear, init_linear
+from atma.mixers.heads import Heads, Memory
+from atma.mixers.linear_recurrence import mean_of, taken
+from atma.mixers.neural_config import LIFTED_WIDTH, NeuralConfig
+from atma.mixers.neural_systems import SYSTEMS, SystemName
+from atma.mixers.neural_weights import FastWeights
+from atma.mixers.recurrent_gates import Sizes, by_head
+from atma.mixers.recurrent_surround import Readout
+from atma.ops.fast_weights import MemoryState
+from atma.strict import FOLLOWS, check_fields, require
+
+
+@dataclass(frozen=True)
+class ChannelConfig:
+    """What is to be chosen of a neural memory in a global mixer."""
+
+    system: SystemName = "atma_memory"
+    memory_chunk: int | None = None
+    """C, tokens from one renewal of the anchor to the next; None is what the system has."""
+    max_half_life: float = field(default=math.inf, metadata=FOLLOWS)
+    """Upper bound, in tokens, of γ's half-life, as of the gated-delta memory: it is a part of this library's own layer,
+    so a preset's bound is its own too."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(self.max_half_life > 0, "max_half_life", self.max_half_life, "positive")
+        fast = NeuralConfig(self.system, memory_chunk=self.memory_chunk).network != "kernel"
+        require(fast, "system", self.system, "one with fast weights in a global mixer")
+
+
+class NeuralChannel(Memory):
+    """Fast weights on the mixer's queries, keys and values."""
+
+    Config = ChannelConfig
+
+    def __init__(self, config: ChannelConfig, heads: Heads) -> None:
+        super().__init__()
+        most = config.max_half_life if SYSTEMS[config.system].forgets else math.inf
+        own = NeuralConfig(config.system, memory_chunk=config.memory_chunk, max_half_life=most)
+        lifted, width = own.feature == "poly", heads.head_width
+        self.half_life, self.heads = most, heads.heads
+        self.sizes = Sizes(heads.place, heads.heads, LIFTED_WIDTH if lifted else width, width)
+        self.memory = FastWeights(own, self.sizes)
+        inner = heads.heads * LIFTED_WIDTH
+        self.q_proj = Linear(heads.place.width, inner, bias=False) if lifted else None
+        self.k_proj = Linear(heads.place.width, inner, bias=False) if lifted else None
+        self.readout = Readout(self.sizes, "plain", "sigmoid")
+
+    @property
+    def out_proj(self) -> nn.Linear:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """`Memory.out_proj`."""
+        return self.readout.out_proj
+
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """`Memory.init_weights`."""
+        for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
+            init_linear(layer, generator, zero=layer is self.out_proj)
+        self.memory.init_weights(generator)
+
+    def init_state(self, batch: int) -> MemoryState:
+        """An empty memory."""
+        return self.memory.init_state(batch, 0)
+
+    def forward(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        memory: MemoryState | None,
+        *,
+        segment_ids: Tensor | None = None,
+    ) -> tuple[Tensor, MemoryState]:
+        """`Memory.forward`."""
+        if self.q_proj is not None and self.k_proj is not None:
+            q, k = by_head(self.q_proj(x), self.heads), by_head(self.k_proj(x), self.heads)
+        log_keep = taken(self, x, self.memory.log_keep(x))
+        read, after = self.memory(x, (q, k, v), log_keep, memory, segment_ids)
+        return self.readout(read, x), after
+
+    @property
+    def forgets(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """`Memory.forgets`."""
+        return self.memory.gates.keep is not None
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """log γ ≤ 0 (B, H, T), float32 or wider: of channels their mean."""
+        log_keep = self.memory.log_keep(x)
+        assert log_keep is not None
+        return mean_of(log_keep)
+
+    def bound(self, head: int) -> float:
+        """The longest half-life, in tokens, that a head can have."""
+        return self.half_life
