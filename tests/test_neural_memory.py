@@ -348,7 +348,7 @@ def test_a_memory_before_windowed_attention_is_a_pattern_whose_window_is_the_att
 
 
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
-@pytest.mark.parametrize("name", ["atma_memory", "titans", "lact"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_across_a_boundary_is_recorded(name):
     assert decoded((name,), small(name)[0]).startswith(RECORDED)
 

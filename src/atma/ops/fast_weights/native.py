@@ -1,7 +1,8 @@
 """The neural memory in turn by the compiled kernel (ops/native/memory.cpp): float32 and float64, on the CPU.
 
-A step of one token, which is what decoding takes, reads and writes each matrix once, in place. Texts of more tokens, and
-whatever a gradient is taken of, are in chunks of plain PyTorch (cpu.py).
+A token's step reads and writes each matrix once, in place, and a head's matrices stay in the cache from one token to the
+next: that takes less time than chunks of plain PyTorch (cpu.py), which compute what a gradient is taken of, packed
+documents, and long texts of windows and of writes at chunk ends.
 """
 
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ _RETENTIONS = ("l2", "lq", "kl", "renorm", "renorm_after_read")
 _OPTIMISERS = ("gd", "momentum", "muon")
 _AXES = ("head", "channel", "matrix")
 _SCHEDULES = ("muon", "lact")
+FEW_TOKENS = 4
+"""Of any rule: in chunks, one call takes as long as so many steps."""
 _FIELDS = (
     "activation residual norm bias retention to_initial optimiser schedule anchor_hidden average at_end chunk window "
     "gates power norm_power batch heads tokens inner k_groups v_groups value hidden matrices delta_width threads "
@@ -42,10 +45,16 @@ def fast_weights(
     state: MemoryState,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, MemoryState]:
-    """Arguments and results of the reference. Without gradients a token's step overwrites the state."""
-    if recording() or q.shape[2] > 1 or q.dtype not in (torch.float32, torch.float64):
+    """Arguments and results of the reference. Without gradients the state may be overwritten."""
+    if recording() or segment_ids is not None or not (q.shape[2] <= FEW_TOKENS or _is_quick(memory.rule)):
         return cpu.fast_weights(q, k, v, gates, memory, state, segment_ids)
     return in_turn(q, k, v, gates, memory, state)
+
+
+def _is_quick(rule: Rule) -> bool:
+    """Whether tokens in turn take less time than chunks do: where the gradient is of one token, and with Newton–Schulz,
+    which every token has of its own in chunks too."""
+    return rule.granularity == "token" and (rule.window == 1 or rule.optimiser == "muon")
 
 
 def in_turn(

@@ -21,12 +21,13 @@ template <class T> struct Rooms {
     static long window(const Memory& p) { return p.window * wide(p); }
     Buffer<T> all;
     Gradients<T> gradients;
-    T *gamma, *eta, *row, *x, *v, *e, *z, *reads[3], *h;
+    T *gamma, *eta, *x, *v, *e, *z, *rows, *reads[3], *h;
     explicit Rooms(const Memory& p)
-        : all(Gradients<T>::room(p) + 7 * wide(p) + 4 * window(p)), gradients(p, all.get()) {
+        : all(Gradients<T>::room(p) + (6 + Simd<T>::lanes) * wide(p) + 4 * window(p)), gradients(p, all.get()) {
         T* at = all.get() + Gradients<T>::room(p);
-        for (T** one : {&gamma, &eta, &row, &reads[0], &reads[1], &reads[2], &h}) *one = at, at += wide(p);
+        for (T** one : {&gamma, &eta, &reads[0], &reads[1], &reads[2], &h}) *one = at, at += wide(p);
         for (T** one : {&x, &v, &e, &z}) *one = at, at += window(p);
+        rows = at;
     }
 };
 
@@ -67,14 +68,15 @@ void weigh(const Head<T>& head, const Token<T>& token, const T* step, T sign, in
         if (step != nullptr && head.p.gates != BY_CHANNEL) omega *= step[head.p.gates == BY_MATRIX ? i : 0];
         for (long r = 0; r < p.rows; ++r)
             rooms.e[r * p.count + j] = (by_row && step != nullptr ? omega * step[r] : omega) * g.e[i][j * p.rows + r];
-        for (long d = 0; by_column && d < p.columns; ++d) rooms.z[j * p.columns + d] = step[d] * g.z[i][j * p.columns + d];
     }
-    if (by_column) p.z = rooms.z;
+    long wide = padded<T>(p.columns);
+    if (by_column || p.count > 1) widen_rows(p.z, p.count, p.columns, rooms.z), p.z = rooms.z;
+    for (long n = 0; by_column && n < p.count * wide; ++n) rooms.z[n] *= n % wide < p.columns ? step[n % wide] : T(0);
 }
 
 template <class T> Update<T> update_of(const Head<T>& head, const Token<T>& token, int i, Rooms<T>& rooms) {
     Update<T> p{};
-    p.rows = head.rows(i), p.columns = head.columns(i), p.count = 1, p.room = rooms.row;
+    p.rows = head.rows(i), p.columns = head.columns(i), p.count = 1, p.room = rooms.rows;
     p.a = head.weights(i), p.s = head.momentum(i), p.out = rooms.reads[i];
     p.initial = head.p.to_initial && token.keep != nullptr ? head.initial(i) : nullptr;
     p.gamma = spread(head, token.keep, i, rooms.gamma), p.eta = spread(head, token.momentum, i, rooms.eta);

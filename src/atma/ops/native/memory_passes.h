@@ -23,33 +23,59 @@ template <class T> struct Sums {
     }
 };
 
-template <class T, int N> void some_dots(const T* matrix, long rows, long columns, const T* x, T* out) {
+// The first `count` numbers at p, then zeros; `inside` where a whole vector may be read there.
+template <class T> inline typename Simd<T>::V some(const T* p, long count, bool inside, typename Simd<T>::Words there) {
+    typename Simd<T>::V x{};
+    if (inside) return there ? Simd<T>::load(p) : x;
+    std::memcpy(&x, p, count * sizeof(T));
+    return x;
+}
+template <class T> inline typename Simd<T>::Words first_lanes(long count) {
+    typename Simd<T>::Words there{};
+    for (int i = 0; i < Simd<T>::lanes; ++i) there[i] = i < count ? -1 : 0;
+    return there;
+}
+
+// x lies `wide` apart, with zeros behind its columns up to whole vectors.
+template <class T, int N>
+void some_dots(const T* matrix, long rows, long columns, const T* x, long wide, T* out) {
     using S = Simd<T>;
+    using V = typename S::V;
+    long whole = columns / S::lanes * S::lanes, left = columns - whole;
+    typename S::Words there = first_lanes<T>(left);
     for (long first = 0; first < rows; first += S::lanes) {
         long count = std::min<long>(S::lanes, rows - first);
-        Sums<T> found[N];
+        V found[N][S::lanes]{};
         for (long i = 0; i < count; ++i) {
             const T* row = matrix + (first + i) * columns;
-            typename S::V sums[N]{};
-            long d = 0;
-            for (; d + S::lanes <= columns; d += S::lanes) {
-                typename S::V w = S::load(row + d);
-                for (int n = 0; n < N; ++n) sums[n] += w * S::load(x + n * columns + d);
-            }
-            for (int n = 0; n < N; ++n) {
-                found[n].sums[i] = sums[n];
-                for (long at = d; at < columns; ++at) found[n].rest[i] += row[at] * x[n * columns + at];
-            }
+            V sums[N]{};
+            auto add = [&](V w, long d) {
+                for (int n = 0; n < N; ++n) sums[n] += w * S::load(x + n * wide + d);
+            };
+            for (long d = 0; d < whole; d += S::lanes) add(S::load(row + d), d);
+            if (left > 0) add(some(row + whole, left, first + i + 1 < rows && columns >= S::lanes, there), whole);
+            for (int n = 0; n < N; ++n) found[n][i] = sums[n];
         }
-        for (int n = 0; n < N; ++n) found[n].store(out + n * rows + first, count);
+        for (int n = 0; n < N; ++n) {
+            V total = S::sums(found[n]);
+            std::memcpy(out + n * rows + first, &total, count * sizeof(T));
+        }
     }
+}
+
+// to (inputs, wide) = x (inputs, columns), with zeros up to whole vectors.
+template <class T> void widen_rows(const T* x, long inputs, long columns, T* to) {
+    long wide = padded<T>(columns);
+    for (long n = 0; n < inputs; ++n) std::fill(std::copy_n(x + n * columns, columns, to + n * wide), to + (n + 1) * wide, T(0));
 }
 
 // out (inputs, rows) = x (inputs, columns) times the transposed matrix (rows, columns).
 template <class T> void dots(const T* matrix, long rows, long columns, const T* x, long inputs, T* out) {
-    long n = 0;
-    for (; n + 4 <= inputs; n += 4) some_dots<T, 4>(matrix, rows, columns, x + n * columns, out + n * rows);
-    for (; n < inputs; ++n) some_dots<T, 1>(matrix, rows, columns, x + n * columns, out + n * rows);
+    long wide = padded<T>(columns), n = 0;
+    Buffer<T> room(wide == columns ? 0 : inputs * wide);
+    if (wide != columns) widen_rows(x, inputs, columns, room.get()), x = room;
+    for (; n + 4 <= inputs; n += 4) some_dots<T, 4>(matrix, rows, columns, x + n * wide, wide, out + n * rows);
+    for (; n < inputs; ++n) some_dots<T, 1>(matrix, rows, columns, x + n * wide, wide, out + n * rows);
 }
 
 // out (inputs, columns) = e (inputs, rows) times the matrix (rows, columns).
@@ -70,9 +96,9 @@ enum class Mode { plain, momentum, split };
 template <class T> struct Update {
     T *a, *s;
     const T *initial, *gamma, *eta;  // of rows, or of columns; the first null where A decays to zero
-    const T *e, *z;                  // u = Σ_j e_j z_jᵀ: (rows, count) and (count, columns)
+    const T *e, *z;                  // u = Σ_j e_j z_jᵀ: (rows, count), and (count, columns), rows of whole vectors if several
     long rows, columns, count;
-    T* room;          // (columns), where count > 1
+    T* room;          // as many rows of u as a vector has lanes, where count > 1
     const T* x;       // what A is multiplied by once it is written
     const T* anchor;  // of the mean W̄ + (A − W̄) part, which is then read; else null
     T part;
@@ -104,36 +130,22 @@ inline X step(const Update<T>& p, long r, long d, T by, const T* z) {
     return anchor + (next - anchor) * p.part;
 }
 
-template <class T> void combine(const Update<T>& p, long r) {  // the row of u
-    using S = Simd<T>;
-    const T* e = p.e + r * p.count;
-    long d = 0;
-    for (; d + S::lanes <= p.columns; d += S::lanes) {
-        typename S::V sum{};
-        for (long j = 0; j < p.count; ++j) sum += e[j] * S::load(p.z + j * p.columns + d);
-        S::store(p.room + d, sum);
-    }
-    for (; d < p.columns; ++d) {
-        p.room[d] = 0;
-        for (long j = 0; j < p.count; ++j) p.room[d] += e[j] * p.z[j * p.columns + d];
-    }
-}
-
 template <class T, Mode MODE, bool INITIAL, bool COLUMNS> void pass(const Update<T>& p) {
     using S = Simd<T>;
+    long wide = padded<T>(p.columns);
     for (long first = 0; first < p.rows; first += S::lanes) {
         long count = std::min<long>(S::lanes, p.rows - first);
+        if (p.count > 1) product<T>(count, wide, p.count, p.e + first * p.count, p.count, 1, p.z, wide, p.room, wide, false);
         Sums<T> found;
         for (long i = 0; i < count; ++i) {
             long r = first + i, d = 0;
-            if (p.count > 1) combine(p, r);
-            T by = p.count > 1 ? T(1) : p.e[r];
-            const T* z = p.count > 1 ? p.room : p.z;
+            T by = p.count > 1 ? T(1) : p.e[r], rest = 0;
+            const T* z = p.count > 1 ? p.room + i * wide : p.z;
             typename S::V sum{};
             for (; d + S::lanes <= p.columns; d += S::lanes)
                 sum += step<T, MODE, INITIAL, COLUMNS, typename S::V>(p, r, d, by, z) * S::load(p.x + d);
-            found.sums[i] = sum;
-            for (; d < p.columns; ++d) found.rest[i] += step<T, MODE, INITIAL, COLUMNS, T>(p, r, d, by, z) * p.x[d];
+            for (; d < p.columns; ++d) rest += step<T, MODE, INITIAL, COLUMNS, T>(p, r, d, by, z) * p.x[d];
+            found.sums[i] = sum, found.rest[i] = rest;
         }
         found.store(p.out + first, count);
     }

@@ -5,43 +5,46 @@
 
 namespace {
 
-// Σ e^(a − most) y over a row: of ones where y is null.
-template <class T> struct Soft {
-    const T* row;
-    long n;
-    T most;
-    Soft(const T* row, long n) : row(row), n(n), most(row[0]) {
-        for (long d = 1; d < n; ++d) most = row[d] > most || row[d] != row[d] ? row[d] : most;
+// Of a row, use(d, e^(a_d − the largest)) for every place d: as one vector, and what is left as one number.
+template <class T, class F> void exponentials(const T* row, long n, F use) {
+    using S = Simd<T>;
+    long d = 0;
+    T most = row[0];
+    if (n >= S::lanes) {
+        typename S::V tops = S::load(row);
+        for (; d + S::lanes <= n; d += S::lanes) tops = S::load(row + d) > tops ? S::load(row + d) : tops;
+        most = S::max(tops);
     }
-    T one(long d) const { return std::exp(row[d] - most); }
-    template <class F> void each(F use) const {  // of exponentials from place d on, as one vector or one number
-        using S = Simd<T>;
-        long d = 0;
-        for (; d + S::lanes <= n; d += S::lanes) use(d, exp2_of((S::load(row + d) - most) * T(1.4426950408889634)));
-        for (; d < n; ++d) use(d, one(d));
-    }
-};
+    for (; d < n; ++d) most = row[d] > most ? row[d] : most;
+    for (d = 0; d + S::lanes <= n; d += S::lanes) use(d, exp2_of((S::load(row + d) - most) * T(1.4426950408889634)));
+    for (; d < n; ++d) use(d, std::exp(row[d] - most));
+}
 
-template <class T> T total(T x) { return x; }
-template <class T> T total(typename Simd<T>::V x) { return Simd<T>::sum(x); }
+// A sum of vectors and of single numbers.
+template <class T> struct Sum {
+    typename Simd<T>::V vectors{};
+    T numbers = 0;
+    void add(typename Simd<T>::V x) { vectors += x; }
+    void add(T x) { numbers += x; }
+    T total() const { return Simd<T>::sum(vectors) + numbers; }
+};
 
 // out = ρ(Z) x, ρ(Z) the columns times the softmax of each row.
 template <class T> void soft_dots(const T* dual, long rows, long columns, const T* x, T* out) {
     for (long r = 0; r < rows; ++r) {
-        T sum = 0, found = 0;
-        Soft<T>(dual + r * columns, columns).each([&](long d, auto e) {
-            sum += total<T>(e);
-            found += total<T>(e * get<decltype(e)>(x + d));
-        });
-        out[r] = columns * (found / sum);
+        Sum<T> sum, found;
+        exponentials(dual + r * columns, columns, [&](long d, auto e) { sum.add(e), found.add(e * get<decltype(e)>(x + d)); });
+        out[r] = columns * (found.total() / sum.total());
     }
 }
 
 template <class T> void soften(const T* dual, long rows, long columns, T* to) {
     for (long r = 0; r < rows; ++r) {
-        T sum = 0, *row = to + r * columns;
-        Soft<T>(dual + r * columns, columns).each([&](long d, auto e) { set(row + d, e), sum += total<T>(e); });
-        for (long d = 0; d < columns; ++d) row[d] *= columns / sum;
+        T* row = to + r * columns;
+        Sum<T> sum;
+        exponentials(dual + r * columns, columns, [&](long d, auto e) { set(row + d, e), sum.add(e); });
+        T scale = columns / sum.total();
+        for (long d = 0; d < columns; ++d) row[d] *= scale;
     }
 }
 
