@@ -35,7 +35,8 @@ SIZES = ({}, {"wide": 19, "deep": 37}, {"wide": 16, "deep": 32})
 """Less than a vector, some vectors and a rest, and whole vectors."""
 
 KL = 1e-11
-"""Rows of ρ(Z) are nearly equal, so a core is nearly its own mean, and a layer norm magnifies rounding up to 1/√ε times."""
+"""Rows of ρ(Z) are nearly equal, so a core is nearly its own mean, and a layer norm magnifies rounding, up to 1/√ε
+times."""
 
 
 def some_rules(count, seed):
@@ -215,7 +216,7 @@ def test_what_does_not_fit_is_refused_by_the_compiled_step():
 def test_in_turn_is_for_the_compiled_kernel_without_gradients_and_documents():
     given, ids = text(tokens=2), torch.zeros(2, 2, dtype=torch.long)
     assert isinstance(given.memory, Memory)
-    with torch.no_grad(), pytest.raises(ValueError, match="steady is for the native backend, .* not for 'cpu'"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"steady is for the native backend, .* not for 'cpu'"):
         fast_weights(*given, backend="cpu", steady=True)
     with torch.no_grad(), pytest.raises(ValueError, match="steady takes no packed documents"):
         fast_weights(*given, None, ids, steady=True)

@@ -1,7 +1,8 @@
 """The memories themselves, between q, k, v and what is read: fast weights with their slow beginnings, and kernels.
 
 Both have `steady()`, `log_keep(x, steady)`, `init_state(batch, capacity)` and `forward(x, qkv, log_keep, state,
-segment_ids, steady)`, so that the mixer alone and the third channel of a global mixer take either (mixers.md, section 4).
+segment_ids, steady)`, so that the mixer alone and the third channel of a global mixer take either (mixers.md,
+section 4).
 """
 
 import math

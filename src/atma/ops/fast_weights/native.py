@@ -1,7 +1,7 @@
 """The neural memory in turn by the compiled kernel (ops/native/memory.cpp): float32 and float64, on the CPU.
 
-A token's step reads and writes each matrix once, in place, and a head's matrices stay in the cache from one token to the
-next: that takes less time than chunks of plain PyTorch (cpu.py), which compute what a gradient is taken of, packed
+A token's step reads and writes each matrix once, in place, and a head's matrices stay in the cache from one token to
+the next: that takes less time than chunks of plain PyTorch (cpu.py). Those compute what a gradient is taken of, packed
 documents, and long texts of windows and of writes at chunk ends.
 """
 
@@ -120,7 +120,7 @@ def _own(state: MemoryState) -> MemoryState:
         return x.detach().clone() if x.requires_grad else x.contiguous()
 
     parts = (x if x is None else tuple(map(own, x)) if isinstance(x, tuple) else own(x) for x in state)
-    return MemoryState(*parts)
+    return MemoryState(*parts)  # pyright: ignore[reportArgumentType]
 
 
 __all__ = ["fast_weights", "in_turn", "kernel_memory"]
