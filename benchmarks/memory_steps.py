@@ -6,9 +6,9 @@
 
 A mixer of width 512 with 8 heads, whole: projections, convolution, gates and the memory. One thread; the sides in turn,
 a token each, processor time of the thread, medians. Before anything is timed both sides write the same text, and the
-script stops where they differ. `--peer` adds titans-pytorch's NeuralMemory with the sizes of `titans` (one MLP of depth 2
-and expansion 4, a step a token, an update of the weights every 64), and `--models` the nano model with `titans` alone
-and as the memory of its polar layers; `--texts` texts that are read without gradients.
+script stops where they differ. `--peer` adds titans-pytorch's NeuralMemory with the sizes of `titans` (one MLP of depth
+2 and expansion 4, a step a token, an update of the weights every 64), `--models` the nano model with `titans` alone and
+as the memory of its polar layers, and `--texts` texts that are read without gradients.
 """
 
 import argparse
@@ -125,7 +125,8 @@ def of_systems(arguments: argparse.Namespace) -> None:
             sides |= {"peer": peer(x)} if arguments.peer and system == "titans" else {}
             found = medians(sides, arguments.rounds)
             ratio = found["definition"] / found["recorded"]
-            told = [f"{found[name]:.3f}" if name in found else "" for name in ("definition", "called", "recorded", "peer")]
+            names = ("definition", "called", "recorded", "peer")
+            told = [f"{found[name]:.3f}" if name in found else "" for name in names]
             print(f"| {system} | {position:,} | {' | '.join(told[:3])} | {ratio:.0f} | {told[3]} |", flush=True)
 
 

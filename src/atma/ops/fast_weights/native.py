@@ -6,7 +6,6 @@ documents, and long texts of windows and of writes at chunk ends.
 """
 
 from collections.abc import Iterable
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -65,14 +64,17 @@ def in_turn(
     tokens, slow = _laid((q, k, v, *gates)), _laid((*_three(memory.initial), *memory[2:]))
     state, lengths = _own(state), state.length.int()
     out = q.new_empty(*q.shape[:3], v.shape[3])
-    held = [_three(x) if name in _TUPLES else (x,) for name, x in zip(state._fields, state, strict=True)]
-    places = native.addresses(*tokens, *slow, lengths, *chain(*held[1:]), out)
+    places = native.addresses(*tokens, *slow, lengths, *_parts(state), out)
     values = (*_numbers(memory.rule), *_sizes(q, k, v, gates, memory), *places)
     native.call("memory_in_turn", q.dtype, _FIELDS, values)
     return out, state._replace(length=state.length + q.shape[2])
 
 
-_TUPLES = ("anchor", "weights", "momentum", "pending")
+def _parts(state: MemoryState) -> list[Tensor | None]:
+    """All but the length, three of each kind of matrix."""
+    anchor, weights, momentum, pending = map(_three, (state.anchor, state.weights, state.momentum, state.pending))
+    kept = state.scale, state.k_tail, state.v_tail
+    return [*anchor, *weights, *momentum, *kept, *pending, *state[8:]]  # pyright: ignore[reportReturnType]
 
 
 def _numbers(rule: Rule) -> tuple[int | float, ...]:
