@@ -18,7 +18,9 @@ from atma.mixers.recurrent_systems import RecurrenceConfig
 from atma.model import Model
 from atma.ops import native
 from atma.ops.fast_weights import Kernel
+from atma.serve.exact import Served
 from atma.train.optim import parameter_groups
+from tests.harness.greedy import outputs
 from tests.laws.conftest import randomise
 from tests.test_recurrent_systems import decoded
 
@@ -362,9 +364,43 @@ def test_a_memory_before_windowed_attention_is_a_pattern_whose_window_is_the_att
 
 
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
-@pytest.mark.parametrize("name", ["atma_memory", "titans", "lact"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_across_a_boundary_is_recorded(name):
     assert decoded((name,), small(name)[0]).startswith(RECORDED)
+
+
+@pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
+@torch.inference_mode()
+@pytest.mark.parametrize("name", NAMES)
+def test_fast_weights_are_served_with_the_same_bits_whatever_is_beside_a_text_and_however_it_is_cut(name):
+    model = Model(ModelConfig(23, width=16, depth=2, pattern=(name,), **small(name)[0]))
+    served = Served(randomise(model).float().eval())
+    assert served.exact == (name in NETWORKS)
+    if served.exact:
+        tokens = torch.randint(0, 23, (3, 14), generator=torch.Generator().manual_seed(0))
+        together, _ = served(tokens, model.init_state(3, 14))
+        first, state = served(tokens[1:2, :7], model.init_state(1, 14))
+        rest, _ = served(tokens[1:2, 7:], state)
+        assert torch.equal(torch.cat([first, rest], 1), together[1:2])
+        torch.testing.assert_close(together, model(tokens)[0], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("name", ["atma_memory", "titans", "omeganet", "lact"])
+def test_a_third_channel_is_served_with_the_same_bits_beside_any_other_text(name):
+    model = randomise(Model(ModelConfig(257, width=16, depth=1, pattern=("global",), memory=name, **TINY))).float()
+    assert Served(model.eval()).exact
+    prompts = [(torch.arange(length) * 7 % 257).tolist() for length in (9, 3, 14)]
+    together = outputs(model, prompts, 3)
+    for prompt, output in zip(prompts, together, strict=True):
+        alone = outputs(model, [prompt], 3)[0]
+        assert (alone.tokens, alone.logprobs) == (output.tokens, output.logprobs)
+
+
+@pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("name", MEMORY_NAMES)
+def test_a_step_of_a_third_channel_is_recorded(name):
+    assert decoded(("global",), {"memory": name, **TINY}).startswith(RECORDED)
 
 
 def test_a_kernel_is_no_third_channel():

@@ -61,10 +61,10 @@ class Text(NamedTuple):
         return fast_weights(*self, state, segment_ids)
 
 
-def text(tokens=11, batch=2, heads=2, wide=4, **options):
+def text(tokens=11, batch=2, heads=2, wide=4, deep=5, **options):
     """Random arguments, float64, of the rule with these options: unit keys, and every gate in its range."""
     rule = Rule(**({"chunk": 4} | options))
-    inner = 6 if rule.residual == "skip" else wide
+    inner = wide + 2 if rule.residual == "skip" else wide
     draw = torch.Generator().manual_seed(tokens + 100 * batch)
 
     def normal(*shape):
@@ -83,7 +83,7 @@ def text(tokens=11, batch=2, heads=2, wide=4, **options):
         delta=2 * gate() if rule.bias in HUBERS else None,
         omega=gate(rule.window) if rule.window > 1 else None,
     )
-    hidden = 5 if rule.matrices > 1 else inner
+    hidden = deep if rule.matrices > 1 else inner
     initial = [normal(heads, wide, hidden) / hidden**0.5]
     initial += [normal(heads, hidden, inner) / inner**0.5 for _ in range(rule.matrices - 1)]
     gain, shift = (1 + 0.1 * normal(heads, wide), 0.1 * normal(heads, wide)) if rule.norm else (None, None)

@@ -52,7 +52,7 @@ class NeuralChannel(Memory):
         most = config.max_half_life if SYSTEMS[config.system].forgets else math.inf
         own = NeuralConfig(config.system, memory_chunk=config.memory_chunk, max_half_life=most)
         lifted, width = own.feature == "poly", heads.head_width
-        self.half_life, self.heads = most, heads.heads
+        self.half_life, self.heads, self.in_turn = most, heads.heads, False
         self.sizes = Sizes(heads.place, heads.heads, LIFTED_WIDTH if lifted else width, width)
         self.memory = FastWeights(own, self.sizes)
         inner = heads.heads * LIFTED_WIDTH
@@ -88,9 +88,9 @@ class NeuralChannel(Memory):
         """`Memory.forward`."""
         if self.q_proj is not None and self.k_proj is not None:
             q, k = by_head(self.q_proj(x), self.heads), by_head(self.k_proj(x), self.heads)
-        log_keep = taken(self, x, self.memory.log_keep(x))
-        read, after = self.memory(x, (q, k, v), log_keep, memory, segment_ids)
-        return self.readout(read, x), after
+        log_keep = taken(self, x, self.memory.log_keep(x, self.in_turn))
+        read, after = self.memory(x, (q, k, v), log_keep, memory, segment_ids, self.in_turn)
+        return self.readout(read, x, self.in_turn), after
 
     @property
     def forgets(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -99,10 +99,15 @@ class NeuralChannel(Memory):
 
     def log_decay(self, x: Tensor) -> Tensor:
         """log γ ≤ 0 (B, H, T), float32 or wider: of channels their mean."""
-        log_keep = self.memory.log_keep(x)
+        log_keep = self.memory.log_keep(x, self.in_turn)
         assert log_keep is not None
         return mean_of(log_keep)
 
     def bound(self, head: int) -> float:
         """The longest half-life, in tokens, that a head can have."""
         return self.half_life
+
+    def steady(self, on: bool = True) -> bool:
+        """`Memory.steady`: the mixer has seen to it that the rest is compiled."""
+        self.in_turn = on and self.memory.steady()
+        return self.in_turn

@@ -1,7 +1,9 @@
 """What a neural memory makes of each token beside its key and value: γ, θ, η, δ and ω (mixers.md, section 4.9)."""
 
+import functools
 import math
 
+import torch
 from torch import Tensor, nn
 
 from atma.layers import Linear
@@ -10,6 +12,7 @@ from atma.mixers.neural_config import NeuralConfig, stable
 from atma.mixers.recurrent_gates import OPEN, Sizes, by_head, softplus
 from atma.ops.fast_weights import Gates, Rule
 from atma.ops.fast_weights.rule import HUBERS
+from atma.ops.rows import sigmoid
 
 RANK = 32
 """Of gates for each channel."""
@@ -45,9 +48,9 @@ class Omega(Gate):
         if self.parts is not None and self.parts > 1:
             nn.init.constant_(self.proj.bias, -math.log(self.parts - 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Gate.forward`."""
-        return super().forward(x).sigmoid()
+        return sigmoid(super().forward(x), steady)
 
 
 class NeuralGates(nn.Module):
@@ -72,38 +75,39 @@ class NeuralGates(nn.Module):
         if self.omega is not None:
             self.omega.init_weights()
 
-    def log_keep(self, x: Tensor) -> Tensor | None:
+    def log_keep(self, x: Tensor, steady: bool = False) -> Tensor | None:
         """log γ ≤ 0 (B, H, T), or (B, H, T, V), of σ(w x + b + 3.9) bounded by the half-life; None where γ = 1."""
         if self.keep is None:
             return None
-        log_keep = -softplus(-(self.keep(x) + OPEN), False)
+        log_keep = -softplus(-(self.keep(x) + OPEN), steady)
         return log_keep if math.isinf(self.half_life) else log_keep.clamp(max=-math.log(2) / self.half_life)
 
-    def forward(self, x: Tensor, log_keep: Tensor | None) -> Gates:
+    def forward(self, x: Tensor, log_keep: Tensor | None, steady: bool = False) -> Gates:
         """Of x (B, T, D) and what `log_keep` gave, or what a measurement made of it."""
-        eta = None if self.momentum is None else self.momentum(x).sigmoid()
-        omega = None if self.omega is None else self.omega(x)
-        step = self._step(x, eta)
+        eta = None if self.momentum is None else sigmoid(self.momentum(x), steady)
+        omega = None if self.omega is None else self.omega(x, steady)
+        step = self._step(x, eta, steady)
         if omega is not None and self.shares:
-            whole = omega.sum(-1).clamp(min=1)
+            whole = functools.reduce(torch.add, omega.unbind(-1)) if steady else omega.sum(-1)
+            whole = whole.clamp(min=1)
             step = step / (whole[..., None] if step.ndim > whole.ndim else whole)
-        return Gates(
-            step,
-            None if log_keep is None else log_keep.exp(),
-            eta,
-            None if self.delta is None else self.first_delta * softplus(self.delta(x) + ONE, False),
-            omega,
-        )
+        delta = None if self.delta is None else self.first_delta * softplus(self.delta(x) + ONE, steady)
+        return Gates(step, None if log_keep is None else _exp(log_keep, steady), eta, delta, omega)
 
-    def _step(self, x: Tensor, eta: Tensor | None) -> Tensor:
+    def _step(self, x: Tensor, eta: Tensor | None, steady: bool) -> Tensor:
         """θ_max (1 − η) σ(…), base σ(…)/K′, or a softplus that starts at 10⁻³."""
         logits = self.step(x)
         if self.form == "softplus":
-            return softplus(logits + inverse_softplus(FIRST), False)
-        theta = self.most * logits.sigmoid()
+            return softplus(logits + inverse_softplus(FIRST), steady)
+        theta = self.most * sigmoid(logits, steady)
         if eta is None or self.form == "ttt":
             return theta
         return theta * (1 - (eta[..., None] if theta.ndim > eta.ndim else eta))
+
+
+def _exp(x: Tensor, steady: bool) -> Tensor:
+    """e^x ≤ 1, which is σ(x)/σ(−x) where bits are to be a row's own."""
+    return (sigmoid(x, True) / sigmoid(-x, True)).clamp(max=1) if steady else x.exp()
 
 
 def delta_of(rule: Rule, width: int) -> float:

@@ -16,6 +16,7 @@ from atma.mixers.neural_config import NeuralConfig, sizes
 from atma.mixers.neural_weights import FastWeights, memory_of
 from atma.mixers.recurrent_gates import by_head
 from atma.mixers.recurrent_surround import Readout, ShortConv
+from atma.ops.backend import backend_for
 from atma.ops.fast_weights import KernelState, MemoryState
 
 
@@ -33,7 +34,7 @@ class NeuralMemory(Mixer):
 
     def __init__(self, config: NeuralConfig, place: Place) -> None:
         super().__init__()
-        self.config, self.sizes = config, sizes(config, place)
+        self.config, self.sizes, self.in_turn = config, sizes(config, place), False
         self.heads = self.sizes.heads
         self.memory = memory_of(config, self.sizes)
         keys, values = self.heads * self.sizes.key_width, self.heads * self.sizes.value_width
@@ -66,9 +67,9 @@ class NeuralMemory(Mixer):
         """x (B, T, D) to y (B, T, D)."""
         memory, tail = (None, None) if state is None else state
         qkv, tail = self._project(x, tail, segment_ids)
-        log_keep = taken(self, x, self.memory.log_keep(x))
-        read, memory = self.memory(x, qkv, log_keep, memory, segment_ids)
-        y = self.readout(read, x)
+        log_keep = taken(self, x, self.memory.log_keep(x, self.in_turn))
+        read, memory = self.memory(x, qkv, log_keep, memory, segment_ids, self.in_turn)
+        y = self.readout(read, x, self.in_turn)
         return y, None if state is None else NeuralState(memory, tail)
 
     def _project(
@@ -77,14 +78,14 @@ class NeuralMemory(Mixer):
         """q, k and v by heads, and the tail after."""
         parts = [layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj)]
         if self.conv is not None:
-            mixed, tail = self.conv(torch.cat(parts, -1), tail, segment_ids)
+            mixed, tail = self.conv(torch.cat(parts, -1), tail, segment_ids, self.in_turn)
             parts = list(mixed.split(self.widths, -1))
         q, k, v = (by_head(part, self.heads) for part in parts)
         return (q, k, v), tail
 
     def log_decay(self, x: Tensor) -> Tensor:
         """`Mixer.log_decay`: log γ, of channels their mean."""
-        log_keep = self.memory.log_keep(x)
+        log_keep = self.memory.log_keep(x, self.in_turn)
         return super().log_decay(x) if log_keep is None else mean_of(log_keep)
 
     def bound(self, head: int) -> float:
@@ -98,6 +99,12 @@ class NeuralMemory(Mixer):
     def channels(self) -> dict[str, nn.Linear]:
         """`Mixer.channels`."""
         return {"read": self.readout.out_proj}
+
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: with the compiled operations, and a memory that has such a form."""
+        compiled = (backend_for("auto", self.q_proj.weight, name) == "native" for name in ("dense", "conv"))
+        self.in_turn = on and self.memory.steady() and all(compiled)
+        return self.in_turn
 
     @property
     def reach(self) -> int | None:

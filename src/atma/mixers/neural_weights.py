@@ -1,7 +1,8 @@
 """The memories themselves, between q, k, v and what is read: fast weights with their slow beginnings, and kernels.
 
-Both have `log_keep(x)`, `init_state(batch, capacity)` and `forward(x, qkv, log_keep, state, segment_ids)`, so that the
-mixer alone and the third channel of a global mixer take either (mixers.md, section 4).
+Both have `steady()`, `log_keep(x, steady)`, `init_state(batch, capacity)` and `forward(x, qkv, log_keep, state,
+segment_ids, steady)`, so that the mixer alone and the third channel of a global mixer take either (mixers.md,
+section 4).
 """
 
 import math
@@ -16,6 +17,7 @@ from atma.mixers.neural_config import NeuralConfig, check_sizes, rule_of
 from atma.mixers.neural_gates import NeuralGates, Omega, inverse_softplus
 from atma.mixers.neural_systems import KernelRule
 from atma.mixers.recurrent_gates import Sizes
+from atma.ops.backend import backend_for
 from atma.ops.fast_weights import (
     Kernel,
     KernelState,
@@ -87,9 +89,13 @@ class FastWeights(nn.Module):
         """Before the first token; nothing grows. A state is a constant of the call that takes it."""
         return empty(self.memory(), batch)
 
-    def log_keep(self, x: Tensor) -> Tensor | None:
+    def steady(self) -> bool:
+        """Whether there is a form whose bits are a row's own."""
+        return self.feature.steady and backend_for("auto", self.initial()[0], "fast_weights") == "native"
+
+    def log_keep(self, x: Tensor, steady: bool = False) -> Tensor | None:
         """`NeuralGates.log_keep`."""
-        return self.gates.log_keep(x)
+        return self.gates.log_keep(x, steady)
 
     def forward(
         self,
@@ -98,12 +104,13 @@ class FastWeights(nn.Module):
         log_keep: Tensor | None,
         state: MemoryState | None,
         segment_ids: Tensor | None,
+        steady: bool = False,
     ) -> tuple[Tensor, MemoryState]:
         """q (B, H, T, K), k (B, G, T, K) and v (B, G, T, V) as they are, to what is read (B, H, T, V)."""
         q, k, v = map(widened, qkv)
-        gates = self.gates(x, log_keep)
-        v = v * self.scale
-        return fast_weights(self.feature(q), self.feature(k), v, gates, self.memory(), state, segment_ids)
+        gates = self.gates(x, log_keep, steady)
+        q, k, v = self.feature(q, steady), self.feature(k, steady), v * self.scale
+        return fast_weights(q, k, v, gates, self.memory(), state, segment_ids, steady=steady)
 
     @torch.no_grad()
     def figures(self, x: Tensor, qkv: tuple[Tensor, ...], log_keep: Tensor | None, state: MemoryState) -> Figures:
@@ -151,7 +158,11 @@ class KernelMemory(nn.Module):
         """Before the first token, with room for `capacity`."""
         return empty_kernel(self.memory(), batch, capacity, self.widths)
 
-    def log_keep(self, x: Tensor) -> None:
+    def steady(self) -> bool:
+        """False: products over all keys have no form whose bits are a row's own."""
+        return False
+
+    def log_keep(self, x: Tensor, steady: bool = False) -> None:
         """Nothing is forgotten."""
 
     def forward(
@@ -161,6 +172,7 @@ class KernelMemory(nn.Module):
         log_keep: Tensor | None,
         state: KernelState | None,
         segment_ids: Tensor | None,
+        steady: bool = False,
     ) -> tuple[Tensor, KernelState]:
         """As `FastWeights.forward`; values as they are."""
         q, k, v = map(widened, qkv)

@@ -191,6 +191,16 @@ def recording() -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
+def require_steady(chosen: str, segment_ids: Tensor | None) -> None:
+    """ValueError where an operation cannot take each token by itself, in turn."""
+    if chosen != "native":
+        raise ValueError(f"steady is for the native backend, the compiled kernels on the CPU, not for '{chosen}'")
+    if recording():
+        raise ValueError("steady has no gradient: call it under torch.no_grad() or torch.inference_mode()")
+    if segment_ids is not None:
+        raise ValueError("steady takes no packed documents: leave segment_ids out")
+
+
 def own_precision(operation: Callable[P, R]) -> Callable[P, R]:
     """Keep autocast out of an operation: it chooses the precision of each of its products itself."""
 

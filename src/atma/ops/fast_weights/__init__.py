@@ -5,7 +5,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for, implementation, own_precision
+from atma.ops.backend import backend_for, implementation, own_precision, require_steady
 from atma.ops.fast_weights.checks import check, check_kernel
 from atma.ops.fast_weights.kernel import Kernel, KernelState, empty_kernel
 from atma.ops.fast_weights.newton_schulz import newton_schulz
@@ -25,6 +25,7 @@ def fast_weights(
     state: MemoryState | None = None,
     segment_ids: Tensor | None = None,
     backend: str = "auto",
+    steady: bool = False,
 ) -> tuple[Tensor, MemoryState]:
     """Step the weights of f by each token's inner gradient at (k, v), then read f(W; q) (mixers.md, section 4).
 
@@ -33,6 +34,8 @@ def fast_weights(
     state: before the first token, `empty(memory, B)` if None; its rows may stand at different places of the grid. It is
     consumed: without gradients it may be overwritten.
     segment_ids (B, T), only without a state: memory and grid begin again at each document's first token.
+    steady: each token by itself, in turn: the same bits however the text is cut into calls and whatever rows are beside
+    it, by the native backend alone, and without gradients.
     Returns what is read (B, H, T, V) in q's dtype and the state after the last token, float32 or wider; gradients are
     exact and reach everything. ValueError: shapes that do not fit the rule, and on the CPU a γ outside [0, 1], or a
     W⁰ of zeros where its norm is taken.
@@ -41,8 +44,13 @@ def fast_weights(
     work = torch.promote_types(q.dtype, torch.float32)
     gates, memory = _to(gates, work), _to(memory, work)
     held = empty(memory, q.shape[0]) if state is None else _to(state, work)
-    module = implementation("fast_weights", backend_for(backend, q, "fast_weights"))
-    read, after = module.fast_weights(q.to(work), k.to(work), v.to(work), gates, memory, held, segment_ids)
+    chosen = backend_for(backend, q, "fast_weights")
+    module, tokens = implementation("fast_weights", chosen), (q.to(work), k.to(work), v.to(work))
+    if steady:
+        require_steady(chosen, segment_ids)
+        read, after = module.in_turn(*tokens, gates, memory, held)
+    else:
+        read, after = module.fast_weights(*tokens, gates, memory, held, segment_ids)
     return read.to(q.dtype), after
 
 

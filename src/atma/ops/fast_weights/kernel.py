@@ -77,7 +77,7 @@ def _written(k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelS
     tail = None if state.v_tail is None else values[:, :, 1:]
     if memory.rule == "delta":
         values = values - weights(lag @ keys, keys, _before(state, state.length), memory) @ written
-    written = written + lag.mT @ (omega.flip(-1)[..., None] * values)
+    written = written + lag.mT @ (omega.index_select(-1, back)[..., None] * values)
     return KernelState(state.length + 1, keys, written, tail)
 
 

@@ -5,7 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atma.ops.backend import backend_for, check_indices, check_tensors, implementation, own_precision, recording
+from atma.ops.backend import (
+    backend_for,
+    check_indices,
+    check_tensors,
+    implementation,
+    own_precision,
+    require_steady,
+)
 from atma.ops.native import logging
 
 Rule = Literal["add", "delta"]
@@ -53,7 +60,7 @@ def recurrence(
     held = q.new_zeros(shape, dtype=work) if memory is None else memory.to(work)
     chosen = backend_for(backend, q, "recurrent")
     if steady:
-        _require_steady(chosen, segment_ids)
+        require_steady(chosen, segment_ids)
     low = v.dtype if chosen in ("gpu", "fla") else work  # v's own: autocast widens q and k where it normalises them
     q, k, v = q.to(low), k.to(low), v.to(low)
     log_decay, beta = (None if x is None else x.to(work) for x in (log_decay, beta))
@@ -141,15 +148,6 @@ def _check_values(log_decay: Tensor | None, beta: Tensor | None, rule: str) -> N
         if bool(least < 0) or bool(most > 2):
             wrong = float(least) if least < 0 else float(most)
             raise ValueError(f"beta must be from 0 to 2 for the delta rule, which else grows, found {wrong:g}")
-
-
-def _require_steady(chosen: str, segment_ids: Tensor | None) -> None:
-    if chosen != "native":
-        raise ValueError(f"steady is for the native backend, the compiled kernels on the CPU, not for '{chosen}'")
-    if recording():
-        raise ValueError("steady has no gradient: call it under torch.no_grad() or torch.inference_mode()")
-    if segment_ids is not None:
-        raise ValueError("steady takes no packed documents: leave segment_ids out")
 
 
 __all__ = ["Axis", "Rule", "gated_delta", "recurrence"]
