@@ -85,7 +85,14 @@ def output(core: Tensor, x: Tensor, memory: Memory) -> Tensor:
         f = memory.gain[:, None] * _normed(core)[0] + memory.shift[:, None]
     if memory.rule.residual == "none":
         return f
-    return f + (x if memory.skip is None else x @ memory.skip.mT)
+    return f + (x if memory.skip is None else by_head(x, memory.skip))
+
+
+def by_head(x: Tensor, matrix: Tensor) -> Tensor:
+    """x (B, H, N, K) times a slow matrix of each head, (H, V, K): one product for all rows, which share it."""
+    if x.shape[0] == 1 or x.shape[2] == 1:
+        return x @ matrix.mT
+    return (x.transpose(0, 1).flatten(1, 2) @ matrix.mT).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
 
 
 def _normed(core: Tensor) -> tuple[Tensor, Tensor]:
