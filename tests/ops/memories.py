@@ -37,7 +37,7 @@ PRESETS = {
     "hidden, with everything": MLP | {"norm": True, "anchor": "hidden", "window": 3, "optimiser": "momentum"},
 }
 """Options of each rule, C = 4 aside."""
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "native")
 KERNELS = {"deep_transformer": ("add", 1), "swdt": ("add", 3), "dot": ("delta", 1), "dot_window": ("delta", 3)}
 
 

@@ -79,7 +79,7 @@ def whole(q: Tensor, k: Tensor, v: Tensor, gates: Gates, grid: Grid) -> Piece:
     """The call (B, H, T, …) as one piece of N B rows: its first pieces, its second ones, and so on."""
     keep = torch.ones_like(q[..., 0]) if gates.keep is None else gates.keep
     filled = {"step": (gates.step, 0), "keep": (keep, 1), "momentum": (gates.momentum, 1)}
-    parts = {name: _cut(x, grid) for name, x in (("q", q), ("k", k), ("v", v))}
+    parts: dict[str, Any] = {name: _cut(x, grid) for name, x in (("q", q), ("k", k), ("v", v))}
     parts |= {name: None if x is None else _cut(x, grid, idle).mT for name, (x, idle) in filled.items()}
     parts |= {"delta": _given(gates.delta, grid, 1), "omega": _given(gates.omega, grid, 0)}
     parts["here"] = grid.here.transpose(0, 1).flatten(0, 1)[:, None, None].to(q.dtype)

@@ -32,10 +32,7 @@ def read_of(piece: Piece, memory: Memory, scanned: Scanned, by: Coefficients) ->
         (e, z), read = scanned.pairs[i], x @ state.weights[i].mT
         if part is not None:
             return _averaged(read, x, i, scanned.first, part) - ((part * G) * (x @ z.mT)) @ e
-        if memory.rule.decay_to == "initial":
-            read = torch.lerp(by_head(x, memory.initial[i]), read, B)
-        else:
-            read = B * read
+        read = B * read if memory.rule.decay_to == "zero" else torch.lerp(by_head(x, memory.initial[i]), read, B)
         read = read - (G * (x @ z.mT)) @ e
         if f is not None and state.momentum is not None:
             read = read + f * (x @ state.momentum[i].mT)
