@@ -22,7 +22,7 @@ from torch import Tensor
 from atma.bench.machine import settled
 from atma.bench.memory_peers import Function, titans_module, titans_peer, titans_sequence, titans_start, ttt_peer
 from atma.bench.parity import Way, compare, draw
-from atma.bench.timing import interleave
+from atma.bench.timing import interleave, seconds_of
 from atma.ops.fast_weights import Gates, Memory, MemoryState, Rule, fast_weights
 from atma.train.allocator import keep_freed_memory
 
@@ -192,9 +192,10 @@ def growth(options: argparse.Namespace, notes: list[str]) -> None:
     for name in ("Titans", "TTT-Linear"):
         text = titans_text if name == "Titans" else partial(ttt_text, width=WIDTH)
         ours = ours_titans if name == "Titans" else partial(ours_ttt, TTT)
+        _run(ours, [x.float() for x in text(options.heads, options.lengths[0])], False)  # to warm up
         for length in options.lengths:
             given = [x.float() for x in text(options.heads, length)]
-            seconds = interleave({"": partial(_run, ours, given, False)}, 1, CPU)[""].median
+            seconds = seconds_of(partial(_run, ours, given, False), 1, CPU)
             kept = _kept(ours, given) if length <= options.trained else None
             more = ["–", "–"] if kept is None else [f"{kept / MIB:,.0f}", f"{kept / 1024 / length:,.1f}"]
             print(f"| {name} | {length:,} | {seconds / length * 1e6:.3g} | {' | '.join(more)} |", flush=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atma.ops.fast_weights.coefficients import Coefficients, coefficients
-from atma.ops.fast_weights.network import Product, Weights, applied, behind, gradients, hidden, output
+from atma.ops.fast_weights.network import Product, Weights, applied, behind, gradients, hidden_layer, output
 from atma.ops.fast_weights.pieces import Piece
 from atma.ops.fast_weights.rule import Memory
 from atma.ops.fast_weights.state import MemoryState
@@ -60,7 +60,8 @@ def _away(base: Weights | None, state: MemoryState, i: int) -> Tensor:
 
 def never_stale(piece: Piece, memory: Memory, state: MemoryState, base: Weights | None, by: Coefficients) -> Pairs:
     """Gradients at (Γ(A₁), W̄₂, W̄₃), the errors by the triangular system (4.12)."""
-    z = hidden(lambda i, x: x @ state.anchor[i].mT, piece.k, memory.rule)
+    layer = hidden_layer(state.anchor, piece.k, memory.rule)
+    z = layer.h
     away, B, G = _away(base, state, 0), by.B.mT, by.G[:, :, 0]  # G is R_{ti} θ_i
     e = -piece.v
     if memory.rule.bias == "l2":
@@ -71,7 +72,7 @@ def never_stale(piece: Piece, memory: Memory, state: MemoryState, base: Weights 
     if memory.rule.network == "matrix":
         return [(e, z)]
     back = B * (e @ away) - (G * (e @ e.mT)).tril(-1) @ z + (0 if base is None else e @ base[0])
-    return [(e, z), *behind(state.anchor, back, piece.k, memory.rule)]
+    return [(e, z), *behind(layer, back, piece.k)]
 
 
 def _running(base: Weights | None, pairs: Pairs, by: Coefficients, state: MemoryState) -> Product:
