@@ -91,3 +91,34 @@ def test_a_part_of_the_gpu_report_that_fails_is_written_down_and_the_next_goes_o
     assert "FAILED: ValueError: no figures: polar is off" in (tmp_path / "gpu.md").read_text()
     assert [part["held"] for part in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [False, True]
     assert report.failed == 1
+
+
+def test_neural_memories_stand_beside_their_systems_and_agree_first(monkeypatch, capsys):
+    memories = script("fast_weights")
+    options = "--heads 1 --length 40 --lengths 20 40 --trained 20 --rounds 1"
+    monkeypatch.setattr("sys.argv", ["fast_weights.py", *options.split()])
+    monkeypatch.setattr(memories, "keep_freed_memory", lambda: True)  # of the whole process
+    memories.main()
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| T")]
+    assert [row[0].strip("| ") for row in rows] == [
+        "Titans",
+        "Titans",
+        "TTT-Linear",
+        *["Titans"] * 2,
+        *["TTT-Linear"] * 2,
+    ]
+    assert all(float(row[2].replace(",", "")) > 0 for row in rows)
+    assert "titans_pytorch is not installed, its rows are left out: pip install titans-pytorch" in printed
+
+
+def test_a_memory_that_computes_something_else_is_not_timed(monkeypatch):
+    memories = script("fast_weights")
+    wrong = memories.ours_titans
+    monkeypatch.setattr(
+        memories,
+        "ours_titans",
+        lambda *given, **how: [2 * x for x in wrong(*given)] if not how else wrong(*given, **how),
+    )
+    with pytest.raises(ValueError, match="no figures: Titans is"):
+        memories._check(1, None, None)

@@ -39,7 +39,7 @@ PRESETS = {
     "ttt_mlp, held": TTT | {"network": "mlp", "radius": 0.02},
 }
 """Options of each rule, C = 4 aside."""
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "native")
 KERNELS = {"deep_transformer": ("add", 1), "swdt": ("add", 3), "dot": ("delta", 1), "dot_window": ("delta", 3)}
 
 

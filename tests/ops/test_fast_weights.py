@@ -231,9 +231,9 @@ def test_kernel_memories_refuse_what_does_not_fit():
         given.run(state._replace(v_tail=None))
 
 
-def test_auto_takes_chunks_and_no_other_backend_is_taken_for_one_that_is_not_there():
+def test_auto_takes_the_kernels_and_no_other_backend_is_taken_for_one_that_is_not_there():
     given = text(tokens=5)
-    assert_same(given.run(), fast_weights(*given, backend="cpu"), 0)
+    assert_same(given.run(), fast_weights(*given, backend="native"), 0)
     with pytest.raises(ValueError, match="fast_weights has no backend 'gpu'; it has reference, cpu, native"):
         fast_weights(*given, backend="gpu")
     with use_backend("reference"):

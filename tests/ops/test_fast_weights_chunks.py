@@ -15,27 +15,67 @@ def tensors(given):
     return [x for part in given for x in tensors(part)] if isinstance(given, tuple) else []
 
 
-def assert_backends_agree(given, state, tolerance=1e-9):
+def assert_backends_agree(given, state, tolerance=1e-9, backend="cpu"):
     """Reads, states, and the gradients of everything."""
     function = kernel_memory if isinstance(given.memory, Kernel) else fast_weights
     asked, found = tensors(given) + tensors(state), []
-    for backend in ("reference", "cpu"):
-        read, after = function(*given, state, backend=backend)
+    for one in ("reference", backend):
+        read, after = function(*given, state, backend=one)
         out = [x for x in (read, *states.tensors(after)) if x.is_floating_point()]
         loss = sum((x * torch.arange(x.numel()).view_as(x).double().cos()).sum() for x in out)
         found.append((*out, *torch.autograd.grad(loss, asked, materialize_grads=True)))
     assert_same(found[1], found[0], tolerance)
 
 
+def started(given, phase):
+    """The first row stands at this place of the grid, the second at its beginning."""
+    state = empty(given.memory, 2)
+    if not phase:
+        return state
+    ahead = given.part(slice(phase)).run(state)[1]
+    return states.stack([states.rows(ahead, [0]), states.rows(state, [1])])
+
+
 @pytest.mark.parametrize("phase", range(4))
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_chunk_is_its_steps_with_all_gradients_from_every_start(name, phase):
     given = text(**PRESETS[name])
-    state = empty(given.memory, 2)
-    if phase:  # of the first row; the second is at its beginning
-        ahead = given.part(slice(phase)).run(state)[1]
-        state = states.stack([states.rows(ahead, [0]), states.rows(state, [1])])
-    assert_backends_agree(given, state)
+    assert_backends_agree(given, started(given, phase))
+
+
+MATRIX = {
+    "dot": {"bias": "dot"},
+    "dot under a layer norm, momentum": {"bias": "dot", "norm": True, "optimiser": "momentum"},
+    "l2, momentum, a residual": {"residual": "identity", "optimiser": "momentum"},
+    "l2 to W⁰, wider keys": {"residual": "skip", "decay_to": "initial"},
+    "huber": {"bias": "huber", "residual": "identity"},
+    "huber under a layer norm to W⁰": {"bias": "huber", "norm": True, "decay_to": "initial", "optimiser": "momentum"},
+    "a window": {"window": 3, "optimiser": "momentum", "norm": True},
+    "the mean of steps": {"norm": True, "residual": "skip", "average": True},
+    "the mean of steps without a layer norm": {"average": True},
+}
+"""What the compiled scan takes."""
+
+
+@pytest.mark.parametrize("phase", range(4))
+@pytest.mark.parametrize("name", MATRIX)
+def test_the_compiled_scan_of_a_matrix_is_its_steps_with_all_gradients(name, phase):
+    for wide in (4, 16, 21):
+        given = text(wide=wide, tokens=13, **MATRIX[name])
+        if given.gates.delta is not None:  # some tokens within δ, some beyond
+            given = given._replace(gates=given.gates._replace(delta=given.gates.delta * torch.linspace(0.5, 2, 13)))
+        assert_backends_agree(given, started(given, phase), backend="native")
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_documents_of_the_compiled_scan_have_the_gradients_of_the_steps(name):
+    given, ids = text(tokens=13, **MATRIX[name]), (torch.arange(13) > torch.tensor([[6], [2]])).long()
+    asked, found = tensors(given), []
+    for backend in ("reference", "native"):
+        read, after = fast_weights(*given, None, ids, backend=backend)
+        loss = sum((x * torch.arange(x.numel()).view_as(x).double().cos()).sum() for x in (read, *after.weights))
+        found.append((read, *torch.autograd.grad(loss, asked, materialize_grads=True)))
+    assert_same(found[1], found[0], 1e-9)
 
 
 @pytest.mark.parametrize("name", KERNELS)

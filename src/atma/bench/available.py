@@ -8,7 +8,11 @@ import torch
 
 from atma.ops.backend import backends_of
 
-INSTALL = {"transformers": "pip install 'atma-lm[bench]'", "fla": "pip install flash-linear-attention"}
+INSTALL = {
+    "transformers": "pip install 'atma-lm[bench]'",
+    "fla": "pip install flash-linear-attention",
+    "titans_pytorch": "pip install titans-pytorch",
+}
 
 
 def ours(

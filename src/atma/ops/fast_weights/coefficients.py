@@ -22,9 +22,10 @@ class Coefficients(NamedTuple):
     of_u: Tensor | None = None  # (B, H, X, J), of −e_j z_jᵀ in S
 
 
-def coefficients(piece: Piece, momentum: bool) -> Coefficients:
-    """(4.8) and (4.9), and (4.11)'s of S."""
-    B, R, theta = piece.keep.cumprod(-1), products(piece.keep), piece.step[..., None, :]
+def coefficients(piece: Piece, momentum: bool, forgets: bool = True) -> Coefficients:
+    """(4.8) and (4.9), and (4.11)'s of S. `forgets` is false where every γ is 1."""
+    B = piece.keep.cumprod(-1) if forgets else piece.keep
+    R, theta = products(piece.keep) if forgets else _lower(piece.keep), piece.step[..., None, :]
     if not momentum:
         return Coefficients(B, windowed(R * theta, piece))
     assert piece.momentum is not None
@@ -40,6 +41,11 @@ def products(gate: Tensor) -> Tensor:
     size = gate.shape[-1]
     later = torch.ones(size, size, dtype=torch.bool, device=gate.device).tril(-1)
     return torch.where(later, gate[..., None], 1.0).cumprod(-2).tril()
+
+
+def _lower(gate: Tensor) -> Tensor:
+    """`products` of gates (…, L) of 1."""
+    return gate[..., None].expand(*gate.shape, gate.shape[-1]).tril()
 
 
 def windowed(of_steps: Tensor, piece: Piece) -> Tensor:

@@ -13,12 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from atma.ops.fast_weights import reference
 from atma.ops.fast_weights.at_end import collected
+from atma.ops.fast_weights.at_once import Scan, at_once
 from atma.ops.fast_weights.boundary import renewed, written
 from atma.ops.fast_weights.kernel import Kernel, KernelState
 from atma.ops.fast_weights.kernel_blocks import kernel_blocks
 from atma.ops.fast_weights.masked import masked
-from atma.ops.fast_weights.pieces import Piece, grid_of, joined, pieces
+from atma.ops.fast_weights.pieces import Grid, Piece, grid_of, joined, pieces
 from atma.ops.fast_weights.rule import Gates, Memory, Rule
+from atma.ops.fast_weights.scan import scan
 from atma.ops.fast_weights.spread import spread
 from atma.ops.fast_weights.state import MemoryState, chosen, empty
 
@@ -35,22 +37,49 @@ def fast_weights(
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, MemoryState]:
     """Arguments and results of the reference, in chunks; what `_token_by_token` names is the reference's own."""
+    return in_chunks(scan, (q, k, v, gates), memory, state, segment_ids)
+
+
+def in_chunks(
+    by: Scan,
+    tokens: tuple[Tensor, Tensor, Tensor, Gates],
+    memory: Memory,
+    state: MemoryState,
+    segment_ids: Tensor | None,
+) -> tuple[Tensor, MemoryState]:
+    """`fast_weights` with a scan of one's own."""
+    q, k, v, gates = tokens
     given = q, k, v, *gates, *state.weights
     if q.shape[2] == 1 or _token_by_token(memory.rule) or _broken(given):
         return reference.fast_weights(q, k, v, gates, memory, state, segment_ids)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     grid = grid_of(state.length, q.shape[2], memory.rule.chunk, segment_ids)
-    fresh, reads = None if grid.begun is None else empty(memory, q.shape[0]), []
+    if _at_once(memory.rule):
+        read, state = at_once(by, (q, k, v, gates), memory, state, grid, segment_ids)
+    else:
+        read, state = _one_by_one(pieces(q, k, v, gates, grid), memory, state, grid)
+    # Behind a boundary W̄ and A are one tensor; a state's parts share none.
+    return read, state._replace(anchor=tuple(w.clone() for w in state.anchor))
+
+
+def _one_by_one(each: list[Piece], memory: Memory, state: MemoryState, grid: Grid) -> tuple[Tensor, MemoryState]:
+    """Reads and state of pieces that are read as they are written."""
+    fresh, reads = None if grid.begun is None else empty(memory, len(state.length)), []
     form = _form(memory.rule)
-    for n, piece in enumerate(pieces(q, k, v, gates, grid)):
+    for n, piece in enumerate(each):
         if fresh is not None and grid.begun is not None:
             state = chosen(grid.begun[:, n], fresh, state)
         read, state = form(piece, memory, state)
         state = state._replace(length=state.length + piece.here.sum((1, 2, 3)).to(state.length.dtype))
         state = _at_boundary(grid.ends[:, n], memory, state)
         reads.append(read)
-    # Behind a boundary W̄ and A are one tensor; a state's parts share none.
-    return joined(reads, grid), state._replace(anchor=tuple(w.clone() for w in state.anchor))
+    return joined(torch.cat(reads), grid), state
+
+
+def _at_once(rule: Rule) -> bool:
+    """Whether reads are products of a few numbers a token, so that they can wait for the scan of all pieces."""
+    plain = rule.granularity == "token" and rule.gates == "head"
+    return plain and rule.optimiser != "muon" and rule.retention != "kl"
 
 
 def kernel_memory(
@@ -82,7 +111,7 @@ def _form(rule: Rule) -> Form:
         return collected
     if rule.optimiser == "muon" or rule.retention == "kl":
         return _again(spread)
-    return masked if rule.gates == "head" else _again(masked)
+    return _again(masked)
 
 
 def _again(form: Form) -> Form:

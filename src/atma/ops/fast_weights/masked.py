@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atma.ops.fast_weights.coefficients import Coefficients, coefficients
-from atma.ops.fast_weights.network import Product, Weights, applied, behind, gradients, hidden, output
+from atma.ops.fast_weights.network import Product, Weights, applied, behind, gradients, hidden_layer, output
 from atma.ops.fast_weights.pieces import Piece
 from atma.ops.fast_weights.rule import Memory
 from atma.ops.fast_weights.state import MemoryState
@@ -25,13 +25,13 @@ def masked(piece: Piece, memory: Memory, state: MemoryState) -> tuple[Tensor, Me
     if rule.anchor == "all":
         pairs, state = at_anchor(piece, memory, state)
     else:
-        pairs = _never_stale(piece, memory, state, base, by)
+        pairs = never_stale(piece, memory, state, base, by)
     told = by
     if rule.average:  # read W̄ + (A − W̄)/i
         part = 1 / piece.place.mT
         told = by._replace(B=by.B * part, G=by.G * part.mT[:, :, None])
     read = applied(_running(base, pairs, told, state), piece.q, memory)
-    return read, _behind(base, pairs, by, state)
+    return read, behind_piece(None if rule.average else base, pairs, by, state)
 
 
 def base_of(memory: Memory, state: MemoryState) -> Weights | None:
@@ -58,9 +58,10 @@ def _away(base: Weights | None, state: MemoryState, i: int) -> Tensor:
     return state.weights[i] if base is None else state.weights[i] - base[i]
 
 
-def _never_stale(piece: Piece, memory: Memory, state: MemoryState, base: Weights | None, by: Coefficients) -> Pairs:
+def never_stale(piece: Piece, memory: Memory, state: MemoryState, base: Weights | None, by: Coefficients) -> Pairs:
     """Gradients at (Γ(A₁), W̄₂, W̄₃), the errors by the triangular system (4.12)."""
-    z = hidden(lambda i, x: x @ state.anchor[i].mT, piece.k, memory.rule)
+    layer = hidden_layer(state.anchor, piece.k, memory.rule)
+    z = layer.h
     away, B, G = _away(base, state, 0), by.B.mT, by.G[:, :, 0]  # G is R_{ti} θ_i
     e = -piece.v
     if memory.rule.bias == "l2":
@@ -71,7 +72,7 @@ def _never_stale(piece: Piece, memory: Memory, state: MemoryState, base: Weights
     if memory.rule.network == "matrix":
         return [(e, z)]
     back = B * (e @ away) - (G * (e @ e.mT)).tril(-1) @ z + (0 if base is None else e @ base[0])
-    return [(e, z), *behind(state.anchor, back, piece.k, memory.rule)]
+    return [(e, z), *behind(layer, back, piece.k)]
 
 
 def _running(base: Weights | None, pairs: Pairs, by: Coefficients, state: MemoryState) -> Product:
@@ -114,14 +115,22 @@ def along_axis(gate: Tensor, i: int) -> Tensor:
     return gate[..., None] if i == 0 else gate[..., None, :]
 
 
-def _behind(base: Weights | None, pairs: Pairs, by: Coefficients, state: MemoryState) -> MemoryState:
-    """A and S after the piece (4.11)."""
+def behind_piece(base: Weights | None, pairs: Pairs, by: Coefficients, state: MemoryState) -> MemoryState:
+    """A and S after the piece (4.11); base: W° where it is not nothing, and nothing where γ is 1."""
     a, s = [], []
-    for i, pair in enumerate(pairs):
-        weights = along_axis(by.B[..., -1], i) * _away(base, state, i) - summed(by.G[..., -1, :], pair, i)
-        weights = weights if base is None else weights + base[i]
+    for i, (pair, weights) in enumerate(zip(pairs, state.weights, strict=True)):
+        B = along_axis(by.B[..., -1], i)
+        kept = B * weights if base is None else torch.lerp(base[i], weights, B)
         if state.momentum is not None and by.f is not None and by.of_s is not None and by.of_u is not None:
-            weights = weights + along_axis(by.f[..., -1], i) * state.momentum[i]
-            s.append(along_axis(by.of_s, i) * state.momentum[i] - summed(by.of_u, pair, i))
-        a.append(weights)
+            kept = kept + along_axis(by.f[..., -1], i) * state.momentum[i]
+            s.append(less(along_axis(by.of_s, i) * state.momentum[i], by.of_u, pair, i))
+        a.append(less(kept, by.G[..., -1, :], pair, i))
     return state._replace(weights=tuple(a), momentum=tuple(s) or None)
+
+
+def less(matrix: Tensor, part: Tensor, pair: tuple[Tensor, ...], i: int) -> Tensor:
+    """A matrix − Σ_j part_j e_j z_jᵀ, in one pass over it."""
+    e, z = pair
+    e, z = (part.mT * e, z) if i == 0 else (e, part.mT * z)
+    e, z = (x.expand(*matrix.shape[:2], -1, -1).flatten(0, 1) for x in (e, z))
+    return torch.baddbmm(matrix.flatten(0, 1), e.mT, z, alpha=-1).view_as(matrix)

@@ -1,7 +1,7 @@
-"""The neural memory in turn by the compiled kernel (ops/native/memory.cpp): float32 and float64, on the CPU.
+"""The neural memory by compiled kernels, on the CPU: in turn (ops/native/memory.cpp), or in chunks (anchored.py).
 
-A token's step reads and writes each matrix once, in place, and a head's matrices stay in the cache from one token to
-the next: that takes less time than chunks of plain PyTorch (cpu.py). Those compute what a gradient is taken of, packed
+In turn a token's step reads and writes each matrix once, in place, and a head's matrices stay in the cache from one
+token to the next: that takes less time than chunks (cpu.py). Those compute what a gradient is taken of, packed
 documents, and long texts of windows and of writes at chunk ends.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.fast_weights import cpu
+from atma.ops.fast_weights.anchored import anchored
 from atma.ops.fast_weights.cpu import kernel_memory
 from atma.ops.fast_weights.rule import Gates, Memory, Rule
 from atma.ops.fast_weights.state import MemoryState
@@ -29,7 +30,7 @@ FEW_TOKENS = 4
 """Of any rule: in chunks, one call takes as long as so many steps."""
 _FIELDS = (
     "activation residual norm bias retention to_initial optimiser schedule anchor_hidden average at_end chunk window "
-    "gates power norm_power batch heads tokens inner k_groups v_groups value hidden matrices delta_width threads "
+    "gates power norm_power radius batch heads tokens inner k_groups v_groups value hidden matrices delta_width threads "
     "q k v step keep momentum delta omega initial gain shift skip length anchors weights momenta scale k_tail v_tail "
     "pending pending_momentum pending_keep pending_step out"
 )
@@ -46,7 +47,7 @@ def fast_weights(
 ) -> tuple[Tensor, MemoryState]:
     """Arguments and results of the reference. Without gradients the state may be overwritten."""
     if recording() or segment_ids is not None or not (q.shape[2] <= FEW_TOKENS or _is_quick(memory.rule)):
-        return cpu.fast_weights(q, k, v, gates, memory, state, segment_ids)
+        return cpu.in_chunks(anchored, (q, k, v, gates), memory, state, segment_ids)
     return in_turn(q, k, v, gates, memory, state)
 
 
@@ -78,7 +79,7 @@ def _parts(state: MemoryState) -> list[Tensor | None]:
 
 
 def _numbers(rule: Rule) -> tuple[int | float, ...]:
-    """The rule, up to `norm_power`."""
+    """The rule, up to `radius`."""
     return (
         _ACTIVATIONS.index(rule.activation),
         _RESIDUALS.index(rule.residual),
@@ -96,6 +97,7 @@ def _numbers(rule: Rule) -> tuple[int | float, ...]:
         _AXES.index(rule.gates),
         rule.p,
         rule.q,
+        rule.radius,
     )
 
 

@@ -4,13 +4,14 @@ Of one token the gradient of each matrix is e zᵀ. All here takes N tokens of e
 (B, H, rows, columns), inputs x (B, H, N, K′) and values v (B, H, N, V).
 """
 
-import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atma.ops.fast_weights.activation import activated
 from atma.ops.fast_weights.rule import Memory, Rule
 
 EPSILON = 1e-6
@@ -36,21 +37,39 @@ def applied(product: Product, x: Tensor, memory: Memory) -> Tensor:
 def gradients(weights: Weights, x: Tensor, v: Tensor, delta: Tensor | None, memory: Memory) -> list[tuple[Tensor, ...]]:
     """(e, z) of each matrix, of ∇_W ℓ(f(W; x), v) = e zᵀ: (B, H, N, rows) and (B, H, N, columns)."""
     rule = memory.rule
-    h = hidden(_by(weights), x, rule)
-    core = h @ weights[0].mT
+    layer = hidden_layer(weights, x, rule)
+    core = layer.h @ weights[0].mT
     e = _through_norm(_at_output(output(core, x, memory), v, delta, rule), core, memory)
-    return [(e, h)] if rule.network == "matrix" else [(e, h), *behind(weights, e @ weights[0], x, rule)]
+    return [(e, layer.h)] if rule.network == "matrix" else [(e, layer.h), *behind(layer, e @ weights[0], x)]
 
 
-def behind(weights: Weights, back: Tensor, x: Tensor, rule: Rule) -> list[tuple[Tensor, ...]]:
-    """(e, z) of W₂ and W₃, of back = W̄₁ᵀ e₁ (B, H, N, E); of a matrix alone none."""
+class Layer(NamedTuple):
+    """h, and of a network what the gradients of W₂ and W₃ need; of a matrix alone h is x."""
+
+    h: Tensor
+    active: Tensor | None = None  # act(W̄₂ x)
+    slope: Tensor | None = None  # act′(W̄₂ x)
+    side: Tensor | None = None  # W̄₃ x
+
+
+def hidden_layer(weights: Weights, x: Tensor, rule: Rule) -> Layer:
+    """What W₁ takes, at an anchor."""
     if rule.network == "matrix":
-        return []
-    up = x @ weights[1].mT  # W̄₂ x
-    slope = back * _slope(up, rule)
+        return Layer(x)
+    active, slope = activated(x @ weights[1].mT, rule.activation)
     if rule.network == "mlp":
-        return [(slope, x)]
-    return [(slope * (x @ weights[2].mT), x), (back * _activation(up, rule), x)]
+        return Layer(active, active, slope)
+    side = x @ weights[2].mT
+    return Layer(active * side, active, slope, side)
+
+
+def behind(layer: Layer, back: Tensor, x: Tensor) -> list[tuple[Tensor, ...]]:
+    """(e, z) of W₂ and W₃, of back = W̄₁ᵀ e₁ (B, H, N, E); of a matrix alone none."""
+    if layer.slope is None or layer.active is None:
+        return []
+    if layer.side is None:
+        return [(back * layer.slope, x)]
+    return [(back * layer.slope * layer.side, x), (back * layer.active, x)]
 
 
 def hidden(product: Product, x: Tensor, rule: Rule) -> Tensor:
@@ -69,14 +88,6 @@ def _activation(x: Tensor, rule: Rule) -> Tensor:
     return F.gelu(x) if rule.activation == "gelu" else F.silu(x)
 
 
-def _slope(x: Tensor, rule: Rule) -> Tensor:
-    """act′: Φ(x) + x Φ′(x), or σ(x) (1 + x (1 − σ(x)))."""
-    if rule.activation == "gelu":
-        return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    sigma = x.sigmoid()
-    return sigma * (1 + x * (1 - sigma))
-
-
 def output(core: Tensor, x: Tensor, memory: Memory) -> Tensor:
     """J x + N(core)."""
     f = core
@@ -85,7 +96,14 @@ def output(core: Tensor, x: Tensor, memory: Memory) -> Tensor:
         f = memory.gain[:, None] * _normed(core)[0] + memory.shift[:, None]
     if memory.rule.residual == "none":
         return f
-    return f + (x if memory.skip is None else x @ memory.skip.mT)
+    return f + (x if memory.skip is None else by_head(x, memory.skip))
+
+
+def by_head(x: Tensor, matrix: Tensor) -> Tensor:
+    """x (B, H, N, K) times a slow matrix of each head, (H, V, K): one product for all rows, which share it."""
+    if x.shape[0] == 1 or x.shape[2] == 1:
+        return x @ matrix.mT
+    return (x.transpose(0, 1).flatten(1, 2) @ matrix.mT).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
 
 
 def _normed(core: Tensor) -> tuple[Tensor, Tensor]:

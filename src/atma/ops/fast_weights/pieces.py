@@ -4,9 +4,10 @@ Rows of a batch stand at different places, so each is cut by itself. The n-th pi
 a piece shorter than the longest is filled up behind its tokens with idle ones, which write nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.fast_weights.rule import Gates
@@ -22,6 +23,7 @@ class Grid(NamedTuple):
     ends: Tensor  # (B, N) bool: the piece ends at a boundary of the grid
     begun: Tensor | None  # (B, N) bool: the piece begins a document behind another
     slot: Tensor  # (B, T): which of the N L places is a token's
+    regular: bool  # whether every place holds the token of its number, and those behind the last are idle
 
 
 class Piece(NamedTuple):
@@ -57,7 +59,9 @@ def grid_of(length: Tensor, tokens: int, chunk: int, segment_ids: Tensor | None)
     at, here = at.unflatten(1, (count, size)), here.unflatten(1, (count, size))
     ends = _any(position % chunk == chunk - 1, piece, count)
     begun = None if segment_ids is None else _any(begins(segment_ids), piece, count)
-    return Grid(at, here, position.gather(1, at[:, :, 0]) % chunk, ends, begun, slot)
+    place = position.gather(1, at[:, :, 0]) % chunk
+    regular = not torch.compiler.is_compiling() and bool((slot == index).all())
+    return Grid(at, here, place, ends, begun, slot, regular)
 
 
 def _any(of_tokens: Tensor, piece: Tensor, count: int) -> Tensor:
@@ -68,16 +72,30 @@ def _any(of_tokens: Tensor, piece: Tensor, count: int) -> Tensor:
 
 def pieces(q: Tensor, k: Tensor, v: Tensor, gates: Gates, grid: Grid) -> list[Piece]:
     """The call (B, H, T, …) piece by piece."""
+    return apart(whole(q, k, v, gates, grid), grid)
+
+
+def whole(q: Tensor, k: Tensor, v: Tensor, gates: Gates, grid: Grid) -> Piece:
+    """The call (B, H, T, …) as one piece of N B rows: its first pieces, its second ones, and so on."""
     keep = torch.ones_like(q[..., 0]) if gates.keep is None else gates.keep
     filled = {"step": (gates.step, 0), "keep": (keep, 1), "momentum": (gates.momentum, 1)}
-    parts = {name: _cut(x, grid) for name, x in (("q", q), ("k", k), ("v", v))}
+    parts: dict[str, Any] = {name: _cut(x, grid) for name, x in (("q", q), ("k", k), ("v", v))}
     parts |= {name: None if x is None else _cut(x, grid, idle).mT for name, (x, idle) in filled.items()}
     parts |= {"delta": _given(gates.delta, grid, 1), "omega": _given(gates.omega, grid, 0)}
-    parts["here"] = grid.here[:, None, :, None].to(q.dtype)
+    parts["here"] = grid.here.transpose(0, 1).flatten(0, 1)[:, None, None].to(q.dtype)
     count = 1 + torch.arange(grid.here.shape[2], device=q.device)
-    parts["place"] = (grid.place[..., None] + count)[:, None, :, :, None].to(q.dtype)
-    each = [[None] * grid.here.shape[1] if x is None else x.unbind(2) for x in parts.values()]
-    return [Piece(**dict(zip(parts, some, strict=True))) for some in zip(*each, strict=True)]
+    parts["place"] = (grid.place.mT.flatten()[:, None] + count)[:, None, :, None].to(q.dtype)
+    return Piece(**parts)
+
+
+def apart(piece: Piece, grid: Grid) -> list[Piece]:
+    """Each piece of `whole`."""
+    return [Piece(*each) for each in zip(*(shared(x, grid) for x in piece), strict=True)]  # pyright: ignore
+
+
+def shared(x: Tensor | None, grid: Grid) -> list[Any]:
+    """Each piece's (B, …) of what is of all pieces, (N B, …)."""
+    return [None] * grid.here.shape[1] if x is None else list(x.unflatten(0, (grid.here.shape[1], -1)).unbind())
 
 
 def _given(x: Tensor | None, grid: Grid, idle: float) -> Tensor | None:
@@ -85,14 +103,21 @@ def _given(x: Tensor | None, grid: Grid, idle: float) -> Tensor | None:
 
 
 def _cut(x: Tensor, grid: Grid, idle: float | None = None) -> Tensor:
-    """(B, H, N, L, …) of (B, H, T, …), one number a token as an axis of 1; idle: what idle tokens have."""
+    """(N B, H, L, …) of (B, H, T, …), one number a token as an axis of 1; idle: what idle tokens have."""
     x = x if x.ndim == 4 else x[..., None]
+    (_, count, size), length = grid.here.shape, x.shape[2]
+    if grid.regular:
+        x = x if count * size == length else F.pad(x, (0, 0, 0, count * size - length), value=idle or 0.0)
+        return x.unflatten(2, (count, size)).permute(2, 0, 1, 3, 4).flatten(0, 1).contiguous()
     index = grid.index.flatten(1)[:, None, :, None].expand(*x.shape[:2], -1, x.shape[3])
-    x = x.gather(2, index).unflatten(2, grid.index.shape[1:])
-    return x if idle is None else torch.where(grid.here[:, None, :, :, None], x, idle)
+    x = x.gather(2, index).unflatten(2, (count, size))
+    x = x if idle is None else torch.where(grid.here[:, None, :, :, None], x, idle)
+    return x.permute(2, 0, 1, 3, 4).flatten(0, 1)
 
 
-def joined(reads: list[Tensor], grid: Grid) -> Tensor:
-    """(B, H, T, V) of the reads (B, H, L, V) of each piece."""
-    read = torch.cat(reads, 2)
+def joined(reads: Tensor, grid: Grid) -> Tensor:
+    """(B, H, T, V) of the reads (N B, H, L, V) of the pieces."""
+    read = reads.unflatten(0, (grid.here.shape[1], -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+    if grid.regular:
+        return read[:, :, : grid.slot.shape[1]]
     return read.gather(2, grid.slot[:, None, :, None].expand(-1, read.shape[1], -1, read.shape[3]))

@@ -98,6 +98,20 @@ template <class T> T scale_of(const T* a, long size, double q) {
     return T(std::pow(sum, (2 - q) / q));
 }
 
+// A where it is within the radius of W⁰, else the point of the way there that is.
+template <class T> void draw_back(const Head<T>& head, int i) {
+    const T* start = head.initial(i);
+    T* a = head.weights(i);
+    long size = head.size(i);
+    double moved = 0, whole = 0;
+    for (long n = 0; n < size; ++n) {
+        moved += double(a[n] - start[n]) * (a[n] - start[n]);
+        whole += double(start[n]) * start[n];
+    }
+    double most = head.p.radius * std::sqrt(whole), far = std::sqrt(moved);
+    for (long n = 0; far > most && n < size; ++n) a[n] = start[n] + T(most / far) * (a[n] - start[n]);
+}
+
 // W̄ ← ρ(A) (4.7).
 template <class T> void renew(const Head<T>& head) {
     const Memory& p = head.p;
@@ -105,6 +119,7 @@ template <class T> void renew(const Head<T>& head) {
         T *a = head.weights(i), *anchor = head.anchor(i), part = T(1) / p.chunk, scale = 1;
         long size = head.size(i);
         for (long n = 0; p.average && n < size; ++n) a[n] = anchor[n] + (a[n] - anchor[n]) * part;
+        if (!std::isinf(p.radius)) draw_back(head, i);
         if (p.retention == LQ) scale = head.own(p.scale, p.matrices)[i] = scale_of(a, size, p.norm_power);
         if (p.retention == KL) soften(a, head.rows(i), head.columns(i), anchor);
         else if (p.retention == LQ) for (long n = 0; n < size; ++n) anchor[n] = scale * a[n];
