@@ -88,7 +88,8 @@ def head_figures(mixer: Mixer, seen: Seen) -> list[dict[str, float]]:
     if (memory := memory_of(mixer, seen.after)) is not None:
         for figures, held in zip(found, memory[0], strict=True):
             figures["memory_norm"] = float(torch.linalg.matrix_norm(held))
-    for name, of_heads in seen.figures.items():
+    for name, of_heads in seen.figures.items():  # of the memory's heads, which may be more than the channels have
+        found += [{} for _ in range(of_heads.shape[1] - len(found))]
         for figures, value in zip(found, of_heads[0].tolist(), strict=True):
             figures[name] = value
     return found
