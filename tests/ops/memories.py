@@ -35,6 +35,9 @@ PRESETS = {
     "channels, per coordinate": MLP | {"bias": "huber_coordinate", "gates": "channel", "optimiser": "momentum"},
     "gated, channels": GATED | {"optimiser": "muon", "gates": "channel", "anchor": "hidden"},
     "hidden, with everything": MLP | {"norm": True, "anchor": "hidden", "window": 3, "optimiser": "momentum"},
+    "atma_memory, normalised": MLP | {"anchor": "hidden", "normalised": True},
+    "titans, normalised": MLP | {"optimiser": "momentum", "normalised": True, "norm": True},
+    "gated, normalised": GATED | {"normalised": True, "anchor": "hidden"},
     "titans, held": MLP | {"optimiser": "momentum", "radius": 0.3},
     "ttt_mlp, held": TTT | {"network": "mlp", "radius": 0.02},
 }

@@ -78,6 +78,8 @@ class NeuralConfig:
     """Coefficients of muon's rounds."""
     anchor: Anchor | None = None
     """Which weights' gradients are taken as they were at the last boundary: all, or all but the output's."""
+    normalised: bool | None = None
+    """A network's inner gradients are divided by max(1, ‖h‖²): what training makes of W₂ cannot make steps too large."""
     average: bool | None = None
     """Read the mean of the chunk's steps."""
     granularity: Granularity | None = None
@@ -106,6 +108,8 @@ class NeuralConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.network == "matrix" and self.normalised is None:
+            object.__setattr__(self, "normalised", False)  # there is no hidden layer
         for name, value in SYSTEMS[self.system]._asdict().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -222,6 +226,7 @@ _SAME = (
     "optimiser",
     "schedule",
     "anchor",
+    "normalised",
     "average",
     "granularity",
     "radius",

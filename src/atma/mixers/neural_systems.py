@@ -57,6 +57,7 @@ class System(NamedTuple):
     optimiser: OptimiserName = "gd"
     schedule: Schedule = "muon"
     anchor: Anchor = "all"
+    normalised: bool = False
     average: bool = False
     granularity: Granularity = "token"
     memory_chunk: int = 16
@@ -76,7 +77,7 @@ _AT_END = System(
 )
 KERNEL = System("kernel", forgets=False)
 SYSTEMS: dict[str, System] = {
-    "atma_memory": System(anchor="hidden", conv="canon"),
+    "atma_memory": System(anchor="hidden", normalised=True, conv="canon"),
     "titans": System(optimiser="momentum", memory_chunk=64),
     "ttt_linear": _TTT._replace(network="matrix"),
     "ttt_mlp": _TTT,

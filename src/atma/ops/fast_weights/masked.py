@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atma.ops.fast_weights.coefficients import Coefficients, coefficients
-from atma.ops.fast_weights.network import Product, Weights, applied, behind, gradients, hidden_layer, output
+from atma.ops.fast_weights.network import Product, Weights, applied, behind, gradients, hidden_layer, output, share_of
 from atma.ops.fast_weights.pieces import Piece
 from atma.ops.fast_weights.rule import Memory
 from atma.ops.fast_weights.state import MemoryState
@@ -63,12 +63,17 @@ def never_stale(piece: Piece, memory: Memory, state: MemoryState, base: Weights 
     layer = hidden_layer(state.anchor, piece.k, memory.rule)
     z = layer.h
     away, B, G = _away(base, state, 0), by.B.mT, by.G[:, :, 0]  # G is R_{ti} θ_i
-    e = -piece.v
+    e, share = -piece.v, share_of(z) if memory.rule.normalised else None
     if memory.rule.bias == "l2":
         core = B * (z @ away.mT) + (0 if base is None else z @ base[0].mT)
+        system = G * (z @ z.mT)
         e = torch.linalg.solve_triangular(
-            G * (z @ z.mT), output(core, piece.k, memory) - piece.v, upper=False, unitriangular=True
+            system if share is None else system * share.mT,
+            output(core, piece.k, memory) - piece.v,
+            upper=False,
+            unitriangular=True,
         )
+    e = e if share is None else e * share
     if memory.rule.network == "matrix":
         return [(e, z)]
     back = B * (e @ away) - (G * (e @ e.mT)).tril(-1) @ z + (0 if base is None else e @ base[0])

@@ -29,8 +29,8 @@ _SCHEDULES = ("muon", "lact")
 FEW_TOKENS = 4
 """Of any rule: in chunks, one call takes as long as so many steps."""
 _FIELDS = (
-    "activation residual norm bias retention to_initial optimiser schedule anchor_hidden average at_end chunk "
-    "window gates power norm_power radius batch heads tokens inner k_groups v_groups value hidden matrices "
+    "activation residual norm bias retention to_initial optimiser schedule anchor_hidden normalised average at_end "
+    "chunk window gates power norm_power radius batch heads tokens inner k_groups v_groups value hidden matrices "
     "delta_width threads q k v step keep momentum delta omega initial gain shift skip length anchors weights "
     "momenta scale k_tail v_tail pending pending_momentum pending_keep pending_step out"
 )
@@ -90,6 +90,7 @@ def _numbers(rule: Rule) -> tuple[int | float, ...]:
         _OPTIMISERS.index(rule.optimiser),
         _SCHEDULES.index(rule.schedule),
         rule.anchor == "hidden",
+        rule.normalised,
         rule.average,
         rule.granularity == "chunk",
         rule.chunk,

@@ -40,7 +40,14 @@ def gradients(weights: Weights, x: Tensor, v: Tensor, delta: Tensor | None, memo
     layer = hidden_layer(weights, x, rule)
     core = layer.h @ weights[0].mT
     e = _through_norm(_at_output(output(core, x, memory), v, delta, rule), core, memory)
+    if rule.normalised:
+        e = e * share_of(layer.h)
     return [(e, layer.h)] if rule.network == "matrix" else [(e, layer.h), *behind(layer, e @ weights[0], x)]
+
+
+def share_of(h: Tensor) -> Tensor:
+    """1/max(1, ‖h‖²), (…, 1), of a normalised rule."""
+    return 1 / h.square().sum(-1, keepdim=True).clamp(min=1)
 
 
 class Layer(NamedTuple):

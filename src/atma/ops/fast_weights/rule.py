@@ -41,6 +41,8 @@ class Rule:
     """Coefficients of muon's Newton–Schulz rounds."""
     anchor: Literal["all", "hidden"] = "all"
     """Which matrices' inner gradients are taken at the last boundary: all, or all but W₁'s."""
+    normalised: bool = False
+    """A network's inner gradients are divided by max(1, ‖h‖²), so that no step of θ ≤ 1 goes beyond its error."""
     average: bool = False
     """Read the mean of the chunk's steps (TTT)."""
     granularity: Literal["token", "chunk"] = "token"
@@ -62,7 +64,7 @@ class Rule:
             require(1 <= getattr(self, name) < math.inf, name, getattr(self, name), "at least 1 and finite")
         require(self.radius > 0, "radius", self.radius, "positive")
         _check_together(self)
-        _check_radius(self)
+        _check_bounds(self)
         _check_chunk_writes(self)
 
     @property
@@ -91,11 +93,13 @@ def _check_together(rule: Rule) -> None:
     require(plain, "retention", rule.retention, '"l2" where average = true')
 
 
-def _check_radius(rule: Rule) -> None:
-    """ValueError where there is no step of section 4.3 whose weights are what is read."""
+def _check_bounds(rule: Rule) -> None:
+    """ValueError for bounds of steps and weights where they are of no use."""
     own = math.isinf(rule.radius) or (rule.retention == "l2" and rule.granularity == "token")
     require(own, "radius", rule.radius, 'left out without retention = "l2" and granularity = "token"')
     free = math.isinf(rule.radius) or rule.network != "matrix"
+    deep = not rule.normalised or rule.network != "matrix"
+    require(deep, "normalised", True, 'false for network = "matrix", whose keys have a length of their own')
     require(free, "radius", rule.radius, 'left out for network = "matrix", whose W⁰ may be zero')
 
 

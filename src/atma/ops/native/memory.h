@@ -8,7 +8,7 @@ namespace {
 
 PROBLEM(Memory,  // what ops/fast_weights/native.py hands over, contiguous; what a rule does not need is null
     int64_t batch, heads, tokens, value, hidden, inner, k_groups, v_groups, matrices, threads;
-    int64_t activation, residual, norm, bias, retention, to_initial, optimiser, schedule, anchor_hidden, average;
+    int64_t activation, residual, norm, bias, retention, to_initial, optimiser, schedule, anchor_hidden, normalised, average;
     int64_t at_end, chunk, window, gates, delta_width;  // at_end: chunks are written at their end
     double power, norm_power, radius;
     const void *q, *k, *v, *step, *keep, *momentum, *delta, *omega;  // by token, as `Gates` has them

@@ -103,6 +103,12 @@ template <class T> void through_norm(const Head<T>& head, const T* core, T* n, T
     for (long i = 0; i < width; ++i) e[i] = (e[i] - centre - n[i] * along) / root;
 }
 
+template <class T> T squares(const T* x, long n) {
+    T sum = 0;
+    for (long i = 0; i < n; ++i) sum += x[i] * x[i];
+    return sum;
+}
+
 // What the gradients of `count` tokens are computed in, and e (count, rows) and z (count, columns) of each matrix.
 template <class T> struct Gradients {
     long count;
@@ -134,6 +140,9 @@ void gradients(const Head<T>& head, const T* const* weights, const T* x, const T
         if (p.bias != DOT) output(head, core, x + j * p.inner, e);
         at_output(p, v + j * p.value, delta, e);
         if (p.norm) through_norm(head, core, g.n, e);
+        T length = 1;
+        if (p.normalised) length = std::max(length, squares(g.h + j * p.hidden, p.hidden));
+        for (long r = 0; p.normalised && r < p.value; ++r) e[r] /= length;
     }
     if (!deep) return;
     turned_dots(weights[0], p.value, p.hidden, g.e[0], g.count, g.back);
