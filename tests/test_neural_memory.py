@@ -1,12 +1,13 @@
 """Neural memories as mixers: sizes and refusals, what each starts from, its gates, and what it is a case of."""
 
 import math
+import tomllib
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from atma.config import ModelConfig, recipe_of
+from atma.config import ModelConfig, Recipe, dump_toml, recipe_of
 from atma.decoding import RECORDED
 from atma.mixers import MEMORIES, MIXERS, Place, find, small
 from atma.mixers.linear_recurrence import LinearRecurrence
@@ -408,3 +409,9 @@ def test_a_kernel_is_no_third_channel():
         find("swdt", "memory")
     with pytest.raises(ValueError, match="'system' must be one with fast weights in a global mixer, not 'dot'"):
         NeuralChannel.Config("dot")
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "mac", "mag", "memory_beside_window"])
+def test_a_configuration_is_read_as_it_was_written(name):
+    config = ModelConfig(23, width=16, depth=1, pattern=(name,), **small(name)[0])
+    assert recipe_of(tomllib.loads(dump_toml(Recipe(model=config)))).model == config

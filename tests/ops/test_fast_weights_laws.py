@@ -137,3 +137,33 @@ def test_fast_weights_stay_out_of_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         read, _ = fast_weights(low.q, low.k, low.v, low.gates, low.memory)
     torch.testing.assert_close(read, low.run()[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_is_behind_a_text_in_a_kernel_is_never_read(name):
+    given = kernel_text(name)
+    state = start(given, 20)
+    littered = state._replace(keys=state.keys + torch.nan, written=state.written + torch.inf)
+    torch.testing.assert_close(given.run(littered)[0], given.run(start(given, 20))[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_a_kernel_has_written_is_not_written_again(name):
+    given = kernel_text(name)
+    _, state = given.part(slice(7)).run(start(given, 11))
+    _, after = given.part(slice(7, 11)).run(states.branch(state))
+    for before, later in ((state.keys, after.keys), (state.written, after.written)):
+        assert torch.equal(before[:, :, :7], later[:, :, :7])
+
+
+@pytest.mark.parametrize("name", ["lact", "allmem", "lact_muon", "moneta", "titans"])
+def test_a_state_of_a_call_with_gradients_shares_nothing_with_the_one_before(name):
+    given = any_text(name)
+    state = start(given)
+    given.q.requires_grad_()
+    read, after = given.part(slice(2)).run(state)
+    with torch.no_grad():
+        given.part(slice(2, 5)).run(after)
+    [found] = torch.autograd.grad((read * read).sum(), given.q)
+    [wanted] = torch.autograd.grad(given.part(slice(2)).run(start(given))[0].square().sum(), given.q)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)

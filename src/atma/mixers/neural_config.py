@@ -79,7 +79,7 @@ class NeuralConfig:
     anchor: Anchor | None = None
     """Which weights' gradients are taken as they were at the last boundary: all, or all but the output's."""
     normalised: bool | None = None
-    """A network's inner gradients are divided by max(1, ‖h‖²): what training makes of W₂ cannot make steps too large."""
+    """A network's inner gradients are divided by max(1, ‖h‖²), so that no W₂ makes steps too large."""
     average: bool | None = None
     """Read the mean of the chunk's steps."""
     granularity: Granularity | None = None
@@ -121,7 +121,7 @@ class NeuralConfig:
         most = self.step_most
         require(most is None or 0 < most < math.inf, "step_most", most, "positive and finite")
         _check_together(self)
-        if self.radius is None:
+        if self.radius is None and self.network != "kernel":
             object.__setattr__(self, "radius", RADIUS if _feeds_back(self) else math.inf)
         if self.network != "kernel":
             rule_of(self, True)

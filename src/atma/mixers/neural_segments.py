@@ -129,6 +129,10 @@ class Segments(Mixer):
     ) -> tuple[Tensor, SegmentsState | None]:
         """x (B, T, D) to y (B, T, D)."""
         if segment_ids is not None:
+            if state is not None:
+                raise ValueError(
+                    "segment_ids marks packed documents in training; a call with a state continues one document"
+                )
             return self._packed(x, segment_ids), None
         log_keep = taken(self, x, self.memory.log_keep(x))
         if state is None:

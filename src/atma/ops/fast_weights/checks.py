@@ -53,7 +53,7 @@ def check_kernel(
         return
     room, tail = state.keys.shape[2], memory.window - 1
     wanted = {"length": (batch,), "keys": (batch, heads, room, width), "written": (batch, heads, room, v.shape[3])}
-    wanted |= {"v_tail": (batch, heads, tail, v.shape[3])} if tail else {}
+    wanted |= dict.fromkeys(("v_tail", "open"), (batch, heads, tail, v.shape[3])) if tail else {}
     for name, x in state._asdict().items():
         _shaped(f"state.{name}", x, wanted.get(name), "as the memory has it")
     if _looking(q) and (most := int(state.length.max())) + length > room:

@@ -6,6 +6,7 @@ weights of one piece are formed at once (spread.py). Chunks that are written at 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def in_chunks(
 ) -> tuple[Tensor, MemoryState]:
     """`fast_weights` with a scan of one's own."""
     q, k, v, gates = tokens
+    before = state
     given = q, k, v, *gates, *state.weights
     if q.shape[2] == 1 or _token_by_token(memory.rule) or _broken(given):
         return reference.fast_weights(q, k, v, gates, memory, state, segment_ids)
@@ -59,7 +61,17 @@ def in_chunks(
     else:
         read, state = _one_by_one(pieces(q, k, v, gates, grid), memory, state, grid)
     # Behind a boundary W̄ and A are one tensor; a state's parts share none.
-    return read, state._replace(anchor=tuple(w.clone() for w in state.anchor))
+    state = state._replace(anchor=tuple(w.clone() for w in state.anchor))
+    return read, _apart(state, before) if torch.is_grad_enabled() else state
+
+
+def _apart(after: Any, before: Any) -> Any:
+    """`after` with copies of what is still `before`'s own: with gradients that one is kept, and a step without them
+    overwrites what it is given."""
+    if after is None or isinstance(after, Tensor):
+        return after.clone() if isinstance(after, Tensor) and after is before else after
+    parts = [_apart(one, other) for one, other in zip(after, before, strict=True)]
+    return type(after)(*parts) if hasattr(after, "_fields") else tuple(parts)
 
 
 def _one_by_one(each: list[Piece], memory: Memory, state: MemoryState, grid: Grid) -> tuple[Tensor, MemoryState]:

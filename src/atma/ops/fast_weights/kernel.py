@@ -31,8 +31,9 @@ class KernelState(NamedTuple):
 
     length: Tensor  # (B,) int32
     keys: Tensor  # (B, H, capacity, K)
-    written: Tensor  # u (B, H, capacity, V)
+    written: Tensor  # (B, H, capacity, V): at n the u of token n − (c − 1), which changes no more
     v_tail: Tensor | None = None  # (B, H, c − 1, V), the oldest first, c > 1
+    open: Tensor | None = None  # likewise: the u of the last c − 1 tokens, at whose keys the next ones write
 
     grows = {"keys": 2, "written": 2}  # noqa: RUF012 (a field otherwise)
 
@@ -46,7 +47,42 @@ def empty_kernel(memory: Kernel, batch: int, capacity: int, widths: tuple[int, i
         for size, width in ((capacity, widths[0]), (capacity, widths[1]), (tail, widths[1]))
     )
     length = torch.zeros(batch, dtype=torch.int32, device=s.device)
-    return KernelState(length, keys, written, behind if tail else None)
+    return KernelState(length, keys, written, *(behind, behind.clone()) if tail else (None, None))
+
+
+def unfolded(state: KernelState) -> KernelState:
+    """With every u at its key's place, as it is computed with, and zeros behind each row's length."""
+    seen = _seen(state)
+    keys, written = (torch.where(seen, x, 0.0) for x in (state.keys, state.written))
+    if state.open is not None:
+        tail = state.open.shape[2]
+        written = torch.cat([written[:, :, tail:], torch.zeros_like(written[:, :, :tail])], 2)
+        written = written + _last_places(state).mT @ state.open
+    return state._replace(keys=keys, written=written)
+
+
+def folded(state: KernelState) -> KernelState:
+    """What is written at a place of `written` is never written again: the u that may be are in `open`."""
+    if state.open is None:
+        return state
+    tail, room = state.open.shape[2], state.written.shape[2]
+    written = torch.cat([torch.zeros_like(state.written[:, :, :tail]), state.written[:, :, : max(0, room - tail)]], 2)
+    return state._replace(written=torch.where(_seen(state), written, 0.0), open=_last_places(state) @ state.written)
+
+
+def _seen(state: KernelState) -> Tensor:
+    """(B, 1, L, 1), the places of each row's text."""
+    places = torch.arange(state.keys.shape[2], device=state.keys.device)
+    return (places < state.length[:, None])[:, None, :, None]
+
+
+def _last_places(state: KernelState) -> Tensor:
+    """(B, 1, c − 1, L): 1 where the last tokens are, the oldest first; nowhere before the text."""
+    assert state.open is not None
+    size = state.open.shape[2]
+    back = torch.arange(size, 0, -1, device=state.keys.device)
+    places = torch.arange(state.keys.shape[2], device=state.keys.device)
+    return (places == (state.length[:, None] - back)[..., None])[:, None].to(state.keys.dtype)
 
 
 def kernel_memory(
@@ -78,7 +114,7 @@ def _written(k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelS
     if memory.rule == "delta":
         values = values - weights(lag @ keys, keys, _before(state, state.length), memory) @ written
     written = written + lag.mT @ (omega.index_select(-1, back)[..., None] * values)
-    return KernelState(state.length + 1, keys, written, tail)
+    return KernelState(state.length + 1, keys, written, tail, state.open)
 
 
 def _read(q: Tensor, memory: Kernel, state: KernelState) -> Tensor:

@@ -48,7 +48,7 @@ def kernel_blocks(
         block = _Block(q[:, :, some], values, gate, place[:, some], first[:, some], at.flatten(1).clamp(min=0))
         read, written = _read(block, keys, written, memory)
         reads.append(read)
-    state = KernelState(state.length + q.shape[2], keys, written, _tail(v, place, first, memory))
+    state = KernelState(state.length + q.shape[2], keys, written, _tail(v, place, first, memory), state.open)
     return torch.cat(reads, 2), state if segment_ids is None else _last(state, first[:, -1])
 
 
