@@ -34,10 +34,9 @@ def _drawn_back(a: Tensor, start: Tensor, radius: float) -> Tensor:
     """A where it is within the radius, else the point of the way to W⁰ that is."""
     moved, whole = a - start, (-2, -1)
     most = radius * torch.linalg.vector_norm(start, dim=whole, keepdim=True)
-    far = torch.linalg.vector_norm(moved.detach(), dim=whole, keepdim=True)
+    far = torch.linalg.vector_norm(moved, dim=whole, keepdim=True)
     beyond = far > most
-    back = start + moved * (most / torch.where(beyond, torch.linalg.vector_norm(moved, dim=whole, keepdim=True), 1))
-    return torch.where(beyond, back, a)
+    return torch.where(beyond, start + moved * (most / torch.where(beyond, far, 1)), a)
 
 
 def written(memory: Memory, state: MemoryState) -> MemoryState:
