@@ -41,7 +41,14 @@ CUTS = {
     ("eval", "likelihood"): [LENGTHS, ("--documents", "1"), ("--target-bytes", "32")],
     ("eval", "retrieval"): [("--lengths", "256"), ("--tasks", "passkey"), ("--per-cell", "1")],
     ("eval", "reasoning"): [("--tasks", "qa1"), ("--lengths", "0"), ("--per-cell", "1")],
-    ("eval", "recall"): [("--tokens", "2048"), ("--mixers", "polar"), ("--rates", "1"), ("--seeds", "0")],
+    ("eval", "recall"): [
+        ("--tokens", "2048"),
+        ("--mixers", "polar"),
+        ("--rates", "1"),
+        ("--seeds", "0"),
+        ("--held-out", "8"),
+        ("--trials", "8"),
+    ],
     ("diagnose",): [LENGTHS, ("--documents", "1"), ("--size", "quick"), ("--mask", "none")],
 }
 """Options of a verb that are set so that it takes seconds."""
@@ -63,6 +70,8 @@ def cut(words: tuple[str, ...]) -> list[str]:
                 words = _with(words, option, values)
     if words[1] == "train":
         words = _set(words)
+    if "--epochs" in words:
+        words = _with(_with(words, "--epochs", ["1"]), "--examples", ["16"])
     if "--fine-tune" in words:
         words = _with(_with(words, "--tuning.tokens", ["1024"]), "--lengths", ["0", "256"])
     return list(words)
