@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
 from atma.mixers.features import FEATURES, Feature
-from atma.mixers.recurrent_gates import OPEN, ChannelStep, Gates, LowRank, Sizes, Step, by_head, silu
-from atma.mixers.recurrent_surround import Readout, ShortConv
+from atma.mixers.recurrent_gates import Gates, Sizes, by_head, silu
+from atma.mixers.recurrent_surround import Readout, ShortConv, begin_at_recall
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, sizes
 from atma.ops import recurrence
 from atma.ops.backend import backend_for
@@ -74,20 +74,10 @@ class LinearRecurrence(Mixer):
         if self.skip is not None:
             nn.init.ones_(self.skip)
         if self.config.start == "recall":
-            self._start_at_recall()
-
-    def _start_at_recall(self) -> None:
-        """Queries and keys projected alike, a query from its own token and a key from the one before; slow decays."""
-        assert self.k_proj is not None and self.conv is not None
-        self.k_proj.weight.copy_(self.q_proj.weight)
-        q_taps, k_taps = self.conv.taps.split(self.widths)[:2]
-        self.conv.pass_on(q_taps, 0)
-        self.conv.pass_on(k_taps, 1)
-        decay = self.gates.decay
-        if isinstance(decay, (Step, ChannelStep)):
-            nn.init.zeros_(decay.rate)  # half-lives of 7 to 690 tokens
-        elif isinstance(decay, LowRank):
-            nn.init.constant_(decay.up_proj.bias, OPEN)  # of 550
+            assert self.k_proj is not None and self.conv is not None
+            begin_at_recall(self.q_proj, self.k_proj, self.conv, self.widths)
+            if self.gates.decay is not None:
+                self.gates.decay.begin_slowly()
 
     def init_state(self, batch: int, capacity: int) -> RecurrentState:
         """Zeros; `capacity` has no part in it."""

@@ -19,7 +19,7 @@ from atma.mixers.neural_config import LIFTED_WIDTH, NeuralConfig
 from atma.mixers.neural_systems import SYSTEMS, SystemName
 from atma.mixers.neural_weights import FastWeights
 from atma.mixers.recurrent_gates import Sizes, by_head
-from atma.mixers.recurrent_surround import Readout
+from atma.mixers.recurrent_surround import Readout, StartName
 from atma.ops.fast_weights import MemoryState
 from atma.strict import FOLLOWS, check_fields, require
 
@@ -34,6 +34,8 @@ class ChannelConfig:
     max_half_life: float = field(default=math.inf, metadata=FOLLOWS)
     """Upper bound, in tokens, of γ's half-life, as of the gated-delta memory: it is a part of this library's own layer,
     so a preset's bound is its own too."""
+
+    start: StartName = "published"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,6 +55,7 @@ class NeuralChannel(Memory):
         own = NeuralConfig(config.system, memory_chunk=config.memory_chunk, max_half_life=most)
         lifted, width = own.feature == "poly", heads.head_width
         self.half_life, self.heads, self.in_turn = most, heads.heads, False
+        self.start = config.start
         self.sizes = Sizes(heads.place, heads.heads, LIFTED_WIDTH if lifted else width, width)
         self.memory = FastWeights(own, self.sizes)
         inner = heads.heads * LIFTED_WIDTH
@@ -70,6 +73,8 @@ class NeuralChannel(Memory):
         for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
             init_linear(layer, generator, zero=layer is self.out_proj)
         self.memory.init_weights(generator)
+        if self.start == "recall":
+            self.memory.gates.begin_slowly()
 
     def init_state(self, batch: int) -> MemoryState:
         """An empty memory."""

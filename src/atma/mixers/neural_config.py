@@ -28,7 +28,7 @@ from atma.mixers.neural_systems import (
     SystemName,
 )
 from atma.mixers.recurrent_gates import Sizes
-from atma.mixers.recurrent_surround import ConvName, GateName
+from atma.mixers.recurrent_surround import ConvName, GateName, StartName
 from atma.ops.fast_weights import Rule
 from atma.ops.fast_weights.rule import RENORMS
 from atma.strict import OWN, check_fields, require
@@ -102,6 +102,7 @@ class NeuralConfig:
     conv: ConvName | None = None
     """Of q, k and v: "canon" is z + conv(z), "silu" is silu(conv(z))."""
     out_gate: GateName | None = None
+    start: StartName = "published"
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of γ; inf is the published form. It is set in a table of the mixer's
     own, so that a preset's bound, which is its own training length, is never that of another system."""
@@ -179,6 +180,9 @@ def _check_together(config: NeuralConfig) -> None:
     require(sure, "step_form", "softplus", told)
     held = config.forgets or not math.isfinite(config.max_half_life)
     require(held, "max_half_life", config.max_half_life, "left out where nothing is forgotten")
+    shifted = config.conv != "none" and not kernel
+    told = '"published" without a convolution of keys, or for network = "kernel"'
+    require(config.start == "published" or shifted, "start", "recall", told)
     free = config.step_form != "softplus" or config.step_most is None
     require(free, "step_most", config.step_most, 'left out for step_form = "softplus"')
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.features import widened
 from atma.mixers.neural_config import NeuralConfig, stable
-from atma.mixers.recurrent_gates import OPEN, Sizes, by_head, softplus
+from atma.mixers.recurrent_gates import OPEN, SLOW, Sizes, by_head, softplus
 from atma.ops.fast_weights import Gates, Rule
 from atma.ops.fast_weights.rule import HUBERS
 from atma.ops.rows import sigmoid
@@ -74,6 +74,11 @@ class NeuralGates(nn.Module):
         """Set what does not start at zero, linear layers being set."""
         if self.omega is not None:
             self.omega.init_weights()
+
+    def begin_slowly(self) -> None:
+        """Let γ begin with half-lives of 560 tokens, all else being set."""
+        if self.keep is not None:
+            nn.init.constant_(self.keep.proj.bias, SLOW)
 
     def log_keep(self, x: Tensor, steady: bool = False) -> Tensor | None:
         """log γ ≤ 0 (B, H, T), or (B, H, T, V), of σ(w x + b + 3.9) bounded by the half-life; None where γ = 1."""

@@ -15,7 +15,7 @@ from atma.mixers.linear_recurrence import mean_of, taken
 from atma.mixers.neural_config import NeuralConfig, sizes
 from atma.mixers.neural_weights import FastWeights, memory_of
 from atma.mixers.recurrent_gates import by_head
-from atma.mixers.recurrent_surround import Readout, ShortConv
+from atma.mixers.recurrent_surround import Readout, ShortConv, begin_at_recall
 from atma.ops.backend import backend_for
 from atma.ops.fast_weights import KernelState, MemoryState
 
@@ -54,6 +54,10 @@ class NeuralMemory(Mixer):
             self.conv.init_weights(generator)
         self.memory.init_weights(generator)
         self.readout.init_weights()
+        if self.config.start == "recall":
+            assert self.conv is not None and isinstance(self.memory, FastWeights)
+            begin_at_recall(self.q_proj, self.k_proj, self.conv, self.widths)
+            self.memory.gates.begin_slowly()
 
     def init_state(self, batch: int, capacity: int) -> NeuralState:
         """An empty memory; `capacity` is the room of a kernel."""

@@ -24,6 +24,8 @@ LOW_RANK = 16
 """Of GLA's decays."""
 OPEN = 3.9
 """Added to the logit of `delta_memory`'s decay."""
+SLOW = 2.8
+"""Added to that, half-lives of 34 tokens are of 560."""
 
 
 class Sizes(NamedTuple):
@@ -51,6 +53,9 @@ class Decay(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None) -> None:
         """Set what is no linear layer."""
+
+    def begin_slowly(self) -> None:
+        """Set what makes the half-lives that are learned begin at tens to hundreds of tokens, all else being set."""
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """log a."""
@@ -107,6 +112,10 @@ class Sigmoid(Decay):
         super().__init__(sizes)
         self.proj = Linear(sizes.width, sizes.heads)
 
+    def begin_slowly(self) -> None:
+        """`Decay.begin_slowly`: of 560."""
+        nn.init.constant_(self.proj.bias, SLOW)
+
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""
         return log_sigmoid(widened(self.proj(x)) + OPEN, steady).mT
@@ -119,6 +128,10 @@ class LowRank(Decay):
         super().__init__(sizes)
         self.down_proj = Linear(sizes.width, LOW_RANK, bias=False)
         self.up_proj = Linear(LOW_RANK, sizes.heads * sizes.key_width)
+
+    def begin_slowly(self) -> None:
+        """`Decay.begin_slowly`: of 550."""
+        nn.init.constant_(self.up_proj.bias, OPEN)
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""
@@ -171,6 +184,10 @@ class Step(Decay):
         init_rate(self.rate, generator, least)
         init_step(self.bias, generator)
 
+    def begin_slowly(self) -> None:
+        """`Decay.begin_slowly`: of 7 to 690."""
+        nn.init.zeros_(self.rate)
+
     def step(self, x: Tensor, steady: bool = False) -> Tensor:
         """Δ (B, H, T)."""
         return softplus(widened(self.step_proj(x)) + self.bias, steady).mT
@@ -198,6 +215,10 @@ class ChannelStep(Decay):
         """`Decay.init_weights`."""
         init_rate(self.rate, generator, 1.0)
         init_step(self.bias, generator)
+
+    def begin_slowly(self) -> None:
+        """`Decay.begin_slowly`: of 7 to 690."""
+        nn.init.zeros_(self.rate)
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""

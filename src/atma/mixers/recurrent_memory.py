@@ -16,7 +16,7 @@ from atma.mixers.features import WIDEST
 from atma.mixers.heads import Heads, Memory
 from atma.mixers.linear_recurrence import empty_memory, feature_of, gates_of, mean_of, recur, taken
 from atma.mixers.recurrent_gates import Sizes
-from atma.mixers.recurrent_surround import Readout
+from atma.mixers.recurrent_surround import Readout, StartName
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, SystemName
 from atma.ops.backend import backend_for
 from atma.strict import FOLLOWS, check_fields, require
@@ -32,6 +32,7 @@ class MemoryConfig:
     this library's own layer, so a preset's bound is its own too."""
     negative: bool = False
     """β up to 2, of the delta rule."""
+    start: StartName = "published"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -61,7 +62,7 @@ class RecurrentMemory(Memory):
         self.feature = feature_of(self.config, self.sizes)
         self.gates = gates_of(self.config, self.sizes)
         self.readout = Readout(self.sizes, "plain", "sigmoid")
-        self.in_turn = False
+        self.start, self.in_turn = config.start, False
 
     @property
     def out_proj(self) -> nn.Linear:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -74,6 +75,8 @@ class RecurrentMemory(Memory):
             init_linear(layer, generator, zero=layer is self.out_proj)
         self.feature.init_weights()
         self.gates.init_weights(generator)
+        if self.start == "recall" and self.gates.decay is not None:
+            self.gates.decay.begin_slowly()
 
     def init_state(self, batch: int) -> Tensor:
         """Zeros (B, H, V, K′), float32 or wider; with a normaliser V + 1 rows."""

@@ -60,6 +60,20 @@ class ShortConv(nn.Module):
         return mixed, None if tail is None else advance(tail, z.to(tail.dtype))
 
 
+StartName = Literal["published", "recall"]
+"""With "recall" a mixer begins as ATMA's attention does, ready to find what followed a token before. Queries and keys
+are projected alike, the convolution gives a query its own token and a key the one before, and learned decays begin with
+half-lives of tens to hundreds of tokens."""
+
+
+def begin_at_recall(q_proj: Linear, k_proj: Linear, conv: ShortConv, widths: list[int]) -> None:
+    """Project queries and keys, the first of what is convolved, alike: of its own token, and of the one before."""
+    k_proj.weight.copy_(q_proj.weight)
+    q_taps, k_taps = conv.taps.split(widths)[:2]
+    conv.pass_on(q_taps, 0)
+    conv.pass_on(k_taps, 1)
+
+
 class Readout(nn.Module):
     """What is read (B, H, T, V), normed and gated, to the stream by a projection that starts at zero."""
 

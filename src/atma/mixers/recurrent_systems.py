@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 from atma.mixers.base import Place
 from atma.mixers.features import FEATURES, FeatureName
 from atma.mixers.recurrent_gates import DecayName, Sizes, WriteName
-from atma.mixers.recurrent_surround import ConvName, GateName, NormName
+from atma.mixers.recurrent_surround import ConvName, GateName, NormName, StartName
 from atma.ops.recurrent import Rule
 from atma.strict import OWN, check_fields, require
 
@@ -95,10 +95,7 @@ class RecurrenceConfig:
     """Of what is read: of each "head" or of all heads as a "whole" with learned gains, "plain" and "whole_plain"
     without."""
     out_gate: GateName | None = None
-    start: Literal["published", "recall"] = "published"
-    """"recall": begin as ATMA's attention does, ready to find what followed a token before. Queries and keys are
-    projected alike, the convolution gives a query its own token and a key the one before, and learned decays begin with
-    half-lives of tens to hundreds of tokens."""
+    start: StartName = "published"
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table
     of the mixer's own, so that a preset's bound, which is its own training length, is never that of another system."""
