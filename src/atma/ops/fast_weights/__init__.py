@@ -7,7 +7,7 @@ from torch import Tensor
 
 from atma.ops.backend import backend_for, implementation, own_precision, require_steady
 from atma.ops.fast_weights.checks import check, check_kernel
-from atma.ops.fast_weights.kernel import Kernel, KernelState, empty_kernel, folded, unfolded
+from atma.ops.fast_weights.kernel import Kernel, KernelState, empty_kernel
 from atma.ops.fast_weights.newton_schulz import newton_schulz
 from atma.ops.fast_weights.rule import Gates, Memory, Rule
 from atma.ops.fast_weights.state import MemoryState, empty
@@ -80,8 +80,8 @@ def kernel_memory(
     held = empty_kernel(memory, q.shape[0], q.shape[2], widths) if state is None else _to(state, work)
     module = implementation("fast_weights", backend_for(backend, q, "fast_weights"))
     tokens = [x.to(work) for x in (q, k, v, omega)]
-    read, after = module.kernel_memory(*tokens, memory, unfolded(held), segment_ids)
-    return read.to(q.dtype), folded(after)
+    read, after = module.kernel_memory(*tokens, memory, held, segment_ids)
+    return read.to(q.dtype), after
 
 
 def _to(record: R, dtype: torch.dtype) -> R:

@@ -89,6 +89,14 @@ def kernel_memory(
     q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState, segment_ids: Tensor | None
 ) -> tuple[Tensor, KernelState]:
     """Arguments of the public function in one dtype throughout."""
+    read, after = token_by_token(q, k, v, omega, memory, unfolded(state), segment_ids)
+    return read, folded(after)
+
+
+def token_by_token(
+    q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState, segment_ids: Tensor | None
+) -> tuple[Tensor, KernelState]:
+    """The same between states that are unfolded."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     begun = None if segment_ids is None else begins(segment_ids)
     fresh = empty_kernel(memory, q.shape[0], state.keys.shape[2], (k.shape[3], v.shape[3]))
