@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from atma.layers import Linear
 from atma.ops.rows import sigmoid, unit
 from atma.strict import require
 
@@ -145,6 +146,40 @@ class Poly(Feature):
             level = x if i == 1 else x.index_select(-1, first) * level.index_select(-1, rest)
             levels.append(level * (weights[i] * count.to(x.dtype).sqrt()))
         return torch.cat(levels, -1)
+
+
+class Narrow(nn.Module):
+    """Queries (B, H, T, K) and keys (B, G, T, K) of a global mixer, to narrower ones of every head (B, H, T, `WIDEST`).
+
+    Both begin as the same orthonormal rows of each head's own coordinates, so that what was alike is alike.
+    """
+
+    def __init__(self, heads: int, groups: int, width: int) -> None:
+        super().__init__()
+        self.heads, self.groups, self.wide = heads, groups, width
+        self.q_proj = Linear(heads * width, heads * WIDEST, bias=False)
+        self.k_proj = Linear(groups * width, heads * WIDEST, bias=False)
+
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """See the class."""
+        for layer in (self.q_proj, self.k_proj):
+            nn.init.zeros_(layer.weight)
+        for head in range(self.heads):
+            group = head * self.groups // self.heads
+            rows = orthonormal(WIDEST, self.wide, generator)
+            for layer, at in ((self.q_proj, head), (self.k_proj, group)):
+                layer.weight[WIDEST * head : WIDEST * (head + 1), self.wide * at : self.wide * (at + 1)] = rows
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        parts = (layer(x.transpose(1, 2).flatten(2)) for layer, x in ((self.q_proj, q), (self.k_proj, k)))
+        q, k = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
+        return q, k
+
+
+def orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    """A random matrix whose rows are orthonormal, or its columns where there are fewer; float32."""
+    return nn.init.orthogonal_(torch.empty(rows, columns, dtype=torch.float32), generator=generator)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 A memory has the network, gates and slow weights of its system; it reads the mixer's own q, k and v, which have no
 positions, and ends in a norm, a gate and a projection that starts at zero. K and V are the head width; products of
-coordinates are of narrower queries and keys by projections of their own. Kernels, which keep keys of their own, are no
-third channel.
+coordinates are of narrower queries and keys, projected from the mixer's own. Kernels, which keep keys of their own, are
+no third channel.
 """
 
 import math
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from atma.layers import Linear, init_linear
+from atma.layers import init_linear
+from atma.mixers.features import WIDEST, Narrow
 from atma.mixers.heads import Heads, Memory
 from atma.mixers.linear_recurrence import mean_of, taken
-from atma.mixers.neural_config import LIFTED_WIDTH, NeuralConfig
+from atma.mixers.neural_config import NeuralConfig
 from atma.mixers.neural_systems import SYSTEMS, SystemName
 from atma.mixers.neural_weights import FastWeights
-from atma.mixers.recurrent_gates import Sizes, by_head
+from atma.mixers.recurrent_gates import Sizes
 from atma.mixers.recurrent_surround import Readout, StartName
 from atma.ops.fast_weights import MemoryState
 from atma.strict import FOLLOWS, check_fields, require
@@ -54,13 +55,11 @@ class NeuralChannel(Memory):
         most = config.max_half_life if SYSTEMS[config.system].forgets else math.inf
         own = NeuralConfig(config.system, memory_chunk=config.memory_chunk, max_half_life=most)
         lifted, width = own.feature == "poly", heads.head_width
-        self.half_life, self.heads, self.in_turn = most, heads.heads, False
+        self.half_life, self.in_turn = most, False
         self.start = config.start
-        self.sizes = Sizes(heads.place, heads.heads, LIFTED_WIDTH if lifted else width, width)
+        self.sizes = Sizes(heads.place, heads.heads, WIDEST if lifted else width, width)
         self.memory = FastWeights(own, self.sizes)
-        inner = heads.heads * LIFTED_WIDTH
-        self.q_proj = Linear(heads.place.width, inner, bias=False) if lifted else None
-        self.k_proj = Linear(heads.place.width, inner, bias=False) if lifted else None
+        self.narrow = Narrow(heads.heads, heads.groups, width) if lifted else None
         self.readout = Readout(self.sizes, "plain", "sigmoid")
 
     @property
@@ -72,6 +71,8 @@ class NeuralChannel(Memory):
         """`Memory.init_weights`."""
         for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
             init_linear(layer, generator, zero=layer is self.out_proj)
+        if self.narrow is not None:
+            self.narrow.init_weights(generator)
         self.memory.init_weights(generator)
         if self.start == "recall":
             self.memory.gates.begin_slowly()
@@ -91,8 +92,8 @@ class NeuralChannel(Memory):
         segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, MemoryState]:
         """`Memory.forward`."""
-        if self.q_proj is not None and self.k_proj is not None:
-            q, k = by_head(self.q_proj(x), self.heads), by_head(self.k_proj(x), self.heads)
+        if self.narrow is not None:
+            q, k = self.narrow(q, k)
         log_keep = taken(self, x, self.memory.log_keep(x, self.in_turn))
         read, after = self.memory(x, (q, k, v), log_keep, memory, segment_ids, self.in_turn)
         return self.readout(read, x, self.in_turn), after

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atma.mixers.features import FEATURES, widened
+from atma.mixers.features import FEATURES, orthonormal, widened
 from atma.mixers.neural_config import NeuralConfig, check_sizes, rule_of
 from atma.mixers.neural_gates import NeuralGates, Omega, inverse_softplus
 from atma.mixers.neural_systems import KernelRule
@@ -78,7 +78,7 @@ class FastWeights(nn.Module):
             nn.init.zeros_(self.shift)
         if self.skip is not None:
             for one in self.skip:
-                nn.init.orthogonal_(one, generator=generator)
+                one.copy_(orthonormal(*one.shape, generator))
 
     def memory(self) -> Memory:
         """The rule and the slow weights as the operation takes them."""

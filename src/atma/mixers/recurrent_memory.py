@@ -2,17 +2,19 @@
 
 A memory has the recurrence of its system, its feature map, its decays and its β; it reads the mixer's own q, k and v,
 which have no positions, and ends like the gated-delta memory: a norm, a gate, and a projection that starts at zero.
-What a system has as K and V is then the head width. Heads too wide for a feature map are refused.
+What a system has as K and V is then the head width. Heads too wide for a feature map are refused, but for "poly", which
+is of narrower queries and keys, projected from the mixer's own.
 """
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from atma.layers import init_linear
-from atma.mixers.features import WIDEST
+from atma.mixers.features import WIDEST, Narrow
 from atma.mixers.heads import Heads, Memory
 from atma.mixers.linear_recurrence import empty_memory, feature_of, gates_of, mean_of, recur, taken
 from atma.mixers.recurrent_gates import Sizes
@@ -32,11 +34,16 @@ class MemoryConfig:
     this library's own layer, so a preset's bound is its own too."""
     negative: bool = False
     """β up to 2, of the delta rule."""
+    feature: Literal["poly"] | None = None
+    """"poly": products of coordinates of narrower queries and keys; else the feature map of the system."""
+    degree: int = 2
+    """Of "poly"."""
     start: StartName = "published"
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(self.max_half_life > 0, "max_half_life", self.max_half_life, "positive")
+        require(self.degree >= 1, "degree", self.degree, "at least 1")
 
 
 class RecurrentMemory(Memory):
@@ -46,19 +53,22 @@ class RecurrentMemory(Memory):
 
     def __init__(self, config: MemoryConfig, heads: Heads) -> None:
         super().__init__()
-        width = heads.head_width
-        products = SYSTEMS[config.system].feature == "taylor"
+        width, lifted = heads.head_width, config.feature == "poly"
+        products = SYSTEMS[config.system].feature == "taylor" and not lifted
         most = f'at most {WIDEST} for memory = "{config.system}"'
         require(not products or width <= WIDEST, "head_width", width, most)
         self.config = RecurrenceConfig(
             config.system,
+            feature=config.feature,
+            degree=config.degree,
             conv="none",
             norm="plain",
             out_gate="sigmoid",
             negative=config.negative,
             max_half_life=config.max_half_life,
         )
-        self.sizes = Sizes(heads.place, heads.heads, width, width)
+        self.sizes = Sizes(heads.place, heads.heads, WIDEST if lifted else width, width)
+        self.narrow = Narrow(heads.heads, heads.groups, width) if lifted else None
         self.feature = feature_of(self.config, self.sizes)
         self.gates = gates_of(self.config, self.sizes)
         self.readout = Readout(self.sizes, "plain", "sigmoid")
@@ -73,6 +83,8 @@ class RecurrentMemory(Memory):
         """`Memory.init_weights`."""
         for layer in [module for module in self.modules() if isinstance(module, nn.Linear)]:
             init_linear(layer, generator, zero=layer is self.out_proj)
+        if self.narrow is not None:
+            self.narrow.init_weights(generator)
         self.feature.init_weights()
         self.gates.init_weights(generator)
         if self.start == "recall" and self.gates.decay is not None:
@@ -87,6 +99,8 @@ class RecurrentMemory(Memory):
     ) -> tuple[Tensor, Tensor]:
         """`Memory.forward`. ValueError: a normaliser of zero."""
         log_decay, beta = self.gates(x, self.in_turn)
+        if self.narrow is not None:
+            q, k = self.narrow(q, k)
         q, k = self.feature(q, self.in_turn), self.feature(k, self.in_turn)
         if SYSTEMS[self.config.system].scaled:
             q = q * self.sizes.key_width**-0.5

@@ -89,6 +89,7 @@ MEMORIES: Entries = {
     "deltanet": ("recurrent_memory:RecurrentMemory", {"system": "deltanet"}),
     "gated_deltanet": ("recurrent_memory:RecurrentMemory", {"system": "gated_deltanet"}),
     "kda": ("recurrent_memory:RecurrentMemory", {"system": "kda"}),
+    "poly_delta": ("recurrent_memory:RecurrentMemory", {"system": "delta_memory", "feature": "poly"}),
     "atma_memory": ("neural_channel:NeuralChannel", {"system": "atma_memory"}),
     "titans": ("neural_channel:NeuralChannel", {"system": "titans"}),
     "ttt_linear": ("neural_channel:NeuralChannel", {"system": "ttt_linear"}),
