@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from atma.mixers.features import FEATURES, Poly
+from atma.mixers.features import FEATURES, Narrow, Poly
 from atma.mixers.linear_recurrence import recur
 from atma.mixers.recurrent_systems import RecurrenceConfig
 from atma.ops import use_backend
@@ -73,3 +73,17 @@ def test_poly_features_of_unit_vectors_have_a_polynomial_of_their_cosine_as_prod
     torch.testing.assert_close((phi(x) * phi(y)).sum(-1), expected, **EXACT)
     torch.testing.assert_close(phi(x).norm(dim=-1), torch.ones(7, dtype=torch.float64), **EXACT)
     assert phi(x).shape[-1] == phi.width == math.comb(5 + degree, degree)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [8, 32])
+def test_what_is_alike_in_a_mixers_queries_and_keys_is_alike_when_they_are_narrower(width):
+    narrow = Narrow(4, 2, width).double()
+    narrow.init_weights(torch.Generator().manual_seed(0))
+    x = inputs(1, 5, 2 * width)
+    k = x.unflatten(-1, (2, width)).transpose(1, 2)
+    q, k = narrow(k.repeat_interleave(2, 1), k)
+    assert q.shape == (1, 4, 5, 16) and torch.equal(q, k)
+    assert not torch.allclose(q[:, 0], q[:, 1])  # heads of one group look each in a direction of its own
+    if width == 8:  # nothing is lost of narrower ones
+        torch.testing.assert_close(q.norm(dim=-1)[:, 0], x[..., :8].norm(dim=-1), rtol=1e-6, atol=1e-6)

@@ -327,6 +327,20 @@ def test_a_presets_bound_reaches_a_third_channel_and_no_published_memory_alone()
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_start_at_recall_keys_each_token_by_what_a_query_was_before_it(name):
+    options = small(name)[0] | {"conv": "canon", "start": "recall"}
+    mixer = Model(ModelConfig(23, width=16, depth=1, pattern=(name,), **options)).blocks[0].mixer
+    x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    (q, k, _), _ = mixer._project(x, None, None)
+    assert q.abs().mean() > 0.01
+    torch.testing.assert_close(q[:, :, :-1], k[:, :, 1:])
+    if mixer.config.forgets:
+        assert -math.log(2) / mixer.log_decay(torch.zeros_like(x)).min() > 500
+    assert not mixer(x)[0].any()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", MEMORY_NAMES)
 def test_a_third_channel_starts_as_nothing_and_obeys_the_laws_of_what_it_is_in(name):
     torch.manual_seed(0)
@@ -376,14 +390,13 @@ def test_a_step_across_a_boundary_is_recorded(name):
 def test_fast_weights_are_served_with_the_same_bits_whatever_is_beside_a_text_and_however_it_is_cut(name):
     model = Model(ModelConfig(23, width=16, depth=2, pattern=(name,), **small(name)[0]))
     served = Served(randomise(model).float().eval())
-    assert served.exact == (name in NETWORKS)
-    if served.exact:
-        tokens = torch.randint(0, 23, (3, 14), generator=torch.Generator().manual_seed(0))
-        together, _ = served(tokens, model.init_state(3, 14))
-        first, state = served(tokens[1:2, :7], model.init_state(1, 14))
-        rest, _ = served(tokens[1:2, 7:], state)
-        assert torch.equal(torch.cat([first, rest], 1), together[1:2])
-        torch.testing.assert_close(together, model(tokens)[0], rtol=1e-2, atol=1e-3)
+    assert served.exact
+    tokens = torch.randint(0, 23, (3, 14), generator=torch.Generator().manual_seed(0))
+    together, _ = served(tokens, model.init_state(3, 14))
+    first, state = served(tokens[1:2, :7], model.init_state(1, 14))
+    rest, _ = served(tokens[1:2, 7:], state)
+    assert torch.equal(torch.cat([first, rest], 1), together[1:2])
+    torch.testing.assert_close(together, model(tokens)[0], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")

@@ -168,6 +168,18 @@ def test_a_start_at_recall_keys_each_token_by_what_a_query_was_before_it(name, c
     torch.testing.assert_close(mixer(x)[0], torch.zeros_like(x))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["kda", "gla", "poly_delta", "titans"])
+def test_a_third_channel_that_starts_at_recall_forgets_slowly(name):
+    halves = []
+    for start in ("published", "recall"):
+        options = {"memory": name, "start": start, "query_heads": 2, "key_value_heads": 1, "head_width": 8}
+        model = Model(ModelConfig(23, width=16, depth=1, pattern=("global",), **options))
+        x = torch.zeros(1, 1, 16)
+        halves.append(-math.log(2) / model.blocks[0].mixer.memory.log_decay(x).mean())
+    assert halves[1] > 3 * halves[0] and halves[1] > 20
+
+
 # What the model's layers share
 
 
@@ -289,7 +301,7 @@ def test_a_memory_starts_as_nothing_and_obeys_the_laws_of_what_it_is_in(name):
     alone = torch.cat([model(part)[0] for part in tokens.split([30, 36], 1)], 1)
     torch.testing.assert_close(packed, alone, **EXACT)
     assert state.blocks[0].memory.ndim == 4 and "memory" in model.blocks[0].mixer.channels()
-    assert (model.blocks[0].mixer.retention() is not None) == (SYSTEMS[name].decay != "none")
+    assert (model.blocks[0].mixer.retention() is not None) == (SYSTEMS[MEMORIES[name][1]["system"]].decay != "none")
 
 
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")

@@ -32,6 +32,7 @@ from atma.ops.fast_weights import (
 from atma.ops.fast_weights.network import network
 from atma.ops.fast_weights.retention import retained
 from atma.ops.fast_weights.rule import RENORMS
+from atma.ops.rows import unit
 
 Figures = dict[str, Tensor]
 """By name, of each row and head (B, H)."""
@@ -78,7 +79,7 @@ class FastWeights(nn.Module):
             nn.init.zeros_(self.shift)
         if self.skip is not None:
             for one in self.skip:
-                one.copy_(orthonormal(*one.shape, generator))
+                one.copy_(orthonormal(one.shape[0], one.shape[1], generator))
 
     def memory(self) -> Memory:
         """The rule and the slow weights as the operation takes them."""
@@ -159,8 +160,8 @@ class KernelMemory(nn.Module):
         return empty_kernel(self.memory(), batch, capacity, self.widths)
 
     def steady(self) -> bool:
-        """False: products over all keys have no form whose bits are a row's own."""
-        return False
+        """Whether there is a form whose bits are a row's own."""
+        return backend_for("auto", self.raw, "fast_weights") == "native"
 
     def log_keep(self, x: Tensor, steady: bool = False) -> None:
         """Nothing is forgotten."""
@@ -176,8 +177,8 @@ class KernelMemory(nn.Module):
     ) -> tuple[Tensor, KernelState]:
         """As `FastWeights.forward`; values as they are."""
         q, k, v = map(widened, qkv)
-        unit_q, unit_k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        return kernel_memory(unit_q, unit_k, v, self.omega(x), self.memory(), state, segment_ids)
+        omega, memory = self.omega(x, steady), self.memory()
+        return kernel_memory(unit(q, steady), unit(k, steady), v, omega, memory, state, segment_ids, steady=steady)
 
 
 def memory_of(config: NeuralConfig, sizes: Sizes) -> Any:

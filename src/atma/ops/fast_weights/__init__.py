@@ -64,12 +64,14 @@ def kernel_memory(
     state: KernelState | None = None,
     segment_ids: Tensor | None = None,
     backend: str = "auto",
+    steady: bool = False,
 ) -> tuple[Tensor, KernelState]:
     """Write at each of the last c keys, then read Σ u_i exp(s (q·k_i − 1)) (mixers.md, section 4.7).
 
     q (B, H, T, K) and k (B, G, T, K) of length 1, v (B, G', T, V), H a multiple of G and of G'; omega (B, H, T, c), the
     token's own first. state: None for `empty_kernel` with room for T tokens; with gradients it is left as it is.
     segment_ids (B, T), only without a state: the memory is empty at each document's first token.
+    steady: as of `fast_weights`.
     Returns what is read (B, H, T, V) in q's dtype and the state after the last token, float32 or wider. ValueError:
     shapes that do not fit, and on the CPU more tokens than the state has room for.
     """
@@ -78,9 +80,13 @@ def kernel_memory(
     memory = memory._replace(sharpness=memory.sharpness.to(work))
     widths = k.shape[3], v.shape[3]
     held = empty_kernel(memory, q.shape[0], q.shape[2], widths) if state is None else _to(state, work)
-    module = implementation("fast_weights", backend_for(backend, q, "fast_weights"))
-    tokens = [x.to(work) for x in (q, k, v, omega)]
-    read, after = module.kernel_memory(*tokens, memory, held, segment_ids)
+    chosen = backend_for(backend, q, "fast_weights")
+    module, tokens = implementation("fast_weights", chosen), [x.to(work) for x in (q, k, v, omega)]
+    if steady:
+        require_steady(chosen, segment_ids)
+        read, after = module.kernel_in_turn(*tokens, memory, held)
+    else:
+        read, after = module.kernel_memory(*tokens, memory, held, segment_ids)
     return read.to(q.dtype), after
 
 

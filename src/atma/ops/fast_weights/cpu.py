@@ -18,7 +18,6 @@ from atma.ops.fast_weights.at_once import Scan, at_once
 from atma.ops.fast_weights.boundary import renewed, written
 from atma.ops.fast_weights.kernel import Kernel, KernelState, folded, token_by_token, unfolded
 from atma.ops.fast_weights.kernel_blocks import kernel_blocks
-from atma.ops.fast_weights.kernel_step import kernel_step
 from atma.ops.fast_weights.masked import masked
 from atma.ops.fast_weights.pieces import Grid, Piece, grid_of, joined, pieces
 from atma.ops.fast_weights.rule import Gates, Memory, Rule
@@ -98,13 +97,11 @@ def _at_once(rule: Rule) -> bool:
 def kernel_memory(
     q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState, segment_ids: Tensor | None
 ) -> tuple[Tensor, KernelState]:
-    """Arguments and results of the reference, in blocks; without gradients a token is written where it lies."""
-    alone = q.shape[2] == 1
-    if alone and q.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        return kernel_step(q, k, v, omega, memory, state)
-    alone = alone or _broken((q, k, v, omega, state.keys, state.written))
+    """Arguments and results of the reference, in blocks."""
+    state = unfolded(state)
+    alone = q.shape[2] == 1 or _broken((q, k, v, omega, state.keys, state.written))
     form = token_by_token if alone else kernel_blocks
-    read, after = form(q, k, v, omega, memory, unfolded(state), segment_ids)
+    read, after = form(q, k, v, omega, memory, state, segment_ids)
     return read, folded(after)
 
 

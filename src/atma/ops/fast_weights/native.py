@@ -6,6 +6,7 @@ documents, and long texts of windows and of writes at chunk ends.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from atma.ops import native
 from atma.ops.backend import recording
 from atma.ops.fast_weights import cpu
 from atma.ops.fast_weights.anchored import anchored
-from atma.ops.fast_weights.cpu import kernel_memory
+from atma.ops.fast_weights.kernel import Kernel, KernelState
 from atma.ops.fast_weights.rule import Gates, Memory, Rule
 from atma.ops.fast_weights.state import MemoryState
 
@@ -33,6 +34,11 @@ _FIELDS = (
     "chunk window gates power norm_power radius batch heads tokens inner k_groups v_groups value hidden matrices "
     "delta_width threads q k v step keep momentum delta omega initial gain shift skip length anchors weights "
     "momenta scale k_tail v_tail pending pending_momentum pending_keep pending_step out"
+)
+
+_KERNEL_FIELDS = (
+    "batch heads tokens width value k_groups v_groups window room delta normalise threads q k v omega sharpness length "
+    "keys written v_tail open out"
 )
 
 
@@ -63,11 +69,34 @@ def in_turn(
     """Each token by itself: what one gives depends on nothing else in the call. The state is overwritten. Inference
     only."""
     tokens, slow = _laid((q, k, v, *gates)), _laid((*_three(memory.initial), *memory[2:]))
-    state, lengths = _own(state), state.length.int()
+    state, lengths = MemoryState(*map(_own, state)), state.length.int()
     out = q.new_empty(*q.shape[:3], v.shape[3])
     places = native.addresses(*tokens, *slow, lengths, *_parts(state), out)
     values = (*_numbers(memory.rule), *_sizes(q, k, v, gates, memory), *places)
     native.call("memory_in_turn", q.dtype, _FIELDS, values)
+    return out, state._replace(length=state.length + q.shape[2])
+
+
+def kernel_memory(
+    q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState, segment_ids: Tensor | None
+) -> tuple[Tensor, KernelState]:
+    """Arguments and results of the reference. Without gradients a state is overwritten by a few tokens."""
+    if recording() or segment_ids is not None or q.shape[2] > FEW_TOKENS:
+        return cpu.kernel_memory(q, k, v, omega, memory, state, segment_ids)
+    return kernel_in_turn(q, k, v, omega, memory, state)
+
+
+def kernel_in_turn(
+    q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState
+) -> tuple[Tensor, KernelState]:
+    """Each token by itself, written where it lies. Inference only."""
+    tokens, lengths = _laid((q, k, v, omega, memory.sharpness)), state.length.int()
+    state = KernelState(state.length, *map(_own, state[1:]))  # pyright: ignore[reportArgumentType]
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    groups, rule = (k.shape[1], v.shape[1]), (memory.rule == "delta", memory.normalise)
+    sizes = (*q.shape, v.shape[3], *groups, memory.window, state.keys.shape[2], *rule, torch.get_num_threads())
+    places = native.addresses(*tokens, lengths, *state[1:], out)  # pyright: ignore[reportArgumentType]
+    native.call("kernel_memory_in_turn", q.dtype, _KERNEL_FIELDS, (*sizes, *places))
     return out, state._replace(length=state.length + q.shape[2])
 
 
@@ -118,14 +147,11 @@ def _laid(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-def _own(state: MemoryState) -> MemoryState:
-    """The state as it may be written: each tensor in one piece, and a copy of what a gradient may want."""
-
-    def own(x: Tensor) -> Tensor:
-        return x.detach().clone() if x.requires_grad else x.contiguous()
-
-    parts = (x if x is None else tuple(map(own, x)) if isinstance(x, tuple) else own(x) for x in state)
-    return MemoryState(*parts)  # pyright: ignore[reportArgumentType]
+def _own(part: Any) -> Any:
+    """A part of a state as it may be written: each tensor in one piece, and a copy of what a gradient may want."""
+    if isinstance(part, Tensor):
+        return part.detach().clone() if part.requires_grad else part.contiguous()
+    return part if part is None else tuple(map(_own, part))
 
 
-__all__ = ["fast_weights", "in_turn", "kernel_memory"]
+__all__ = ["fast_weights", "in_turn", "kernel_in_turn", "kernel_memory"]
