@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
 from atma.mixers.features import FEATURES, Feature
-from atma.mixers.recurrent_gates import Gates, Sizes, by_head, silu
+from atma.mixers.recurrent_decays import Sizes, by_head, silu
+from atma.mixers.recurrent_gates import Gates
 from atma.mixers.recurrent_surround import Readout, ShortConv, begin_at_recall
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, sizes
 from atma.ops import recurrence
@@ -276,6 +277,7 @@ SMALL = (
     {"system": "gated_deltanet", "heads": 2, "key_width": 4},
     {"system": "kda", "key_width": 8},
     {"system": "delta_memory", "query_heads": 2},
-    {"system": "delta_memory", "query_heads": 2, "feature": "poly", "key_width": 3, "conv": "none"},
+    {"system": "poly_delta", "query_heads": 2, "key_width": 3},
+    {"system": "poly_delta", "query_heads": 2, "key_width": 3, "conv": "none", "start": "published"},
     {"system": "gla", "heads": 2, "conv": "canon", "rule": "delta", "feature": "unit", "write": "sigmoid"},
 )

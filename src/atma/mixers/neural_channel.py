@@ -19,7 +19,7 @@ from atma.mixers.linear_recurrence import mean_of, taken
 from atma.mixers.neural_config import NeuralConfig
 from atma.mixers.neural_systems import SYSTEMS, SystemName
 from atma.mixers.neural_weights import FastWeights
-from atma.mixers.recurrent_gates import Sizes
+from atma.mixers.recurrent_decays import Sizes
 from atma.mixers.recurrent_surround import Readout, StartName
 from atma.ops.fast_weights import MemoryState
 from atma.strict import FOLLOWS, check_fields, require

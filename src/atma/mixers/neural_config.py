@@ -27,7 +27,7 @@ from atma.mixers.neural_systems import (
     System,
     SystemName,
 )
-from atma.mixers.recurrent_gates import Sizes
+from atma.mixers.recurrent_decays import Sizes
 from atma.mixers.recurrent_surround import ConvName, GateName, StartName
 from atma.ops.fast_weights import Rule
 from atma.ops.fast_weights.rule import RENORMS

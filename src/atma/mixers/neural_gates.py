@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.features import widened
 from atma.mixers.neural_config import NeuralConfig, stable
-from atma.mixers.recurrent_gates import OPEN, SLOW, Sizes, by_head, softplus
+from atma.mixers.recurrent_decays import OPEN, SLOW, Sizes, by_head, softplus
 from atma.ops.fast_weights import Gates, Rule
 from atma.ops.fast_weights.rule import HUBERS
 from atma.ops.rows import sigmoid

@@ -14,7 +14,7 @@ from atma.mixers.base import Mixer, Place
 from atma.mixers.linear_recurrence import mean_of, taken
 from atma.mixers.neural_config import NeuralConfig, sizes
 from atma.mixers.neural_weights import FastWeights, memory_of
-from atma.mixers.recurrent_gates import by_head
+from atma.mixers.recurrent_decays import by_head
 from atma.mixers.recurrent_surround import Readout, ShortConv, begin_at_recall
 from atma.ops.backend import backend_for
 from atma.ops.fast_weights import KernelState, MemoryState

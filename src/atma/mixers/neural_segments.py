@@ -23,7 +23,7 @@ from atma.mixers.neural_systems import SystemName
 from atma.mixers.neural_weights import FastWeights
 from atma.mixers.neural_wirings import EPSILON, opened
 from atma.mixers.persistent import PersistentConfig, PersistentCore
-from atma.mixers.recurrent_gates import by_head
+from atma.mixers.recurrent_decays import by_head
 from atma.mixers.recurrent_surround import EPSILONS
 from atma.ops import causal_conv
 from atma.ops.dense import rms_norm

@@ -16,7 +16,7 @@ from atma.mixers.features import FEATURES, orthonormal, widened
 from atma.mixers.neural_config import NeuralConfig, check_sizes, rule_of
 from atma.mixers.neural_gates import NeuralGates, Omega, inverse_softplus
 from atma.mixers.neural_systems import KernelRule
-from atma.mixers.recurrent_gates import Sizes
+from atma.mixers.recurrent_decays import Sizes
 from atma.ops.backend import backend_for
 from atma.ops.fast_weights import (
     Kernel,

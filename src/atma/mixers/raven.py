@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atma.layers import Linear, RMSNorm
 from atma.mixers.base import Call, Mixer, Place
-from atma.mixers.recurrent_gates import init_rate, init_step
+from atma.mixers.recurrent_decays import init_rate, init_step
 from atma.ops import recurrence
 from atma.strict import check_fields, require
 

@@ -8,7 +8,6 @@ is of narrower queries and keys, projected from the mixer's own.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from atma.layers import init_linear
 from atma.mixers.features import WIDEST, Narrow
 from atma.mixers.heads import Heads, Memory
 from atma.mixers.linear_recurrence import empty_memory, feature_of, gates_of, mean_of, recur, taken
-from atma.mixers.recurrent_gates import Sizes
+from atma.mixers.recurrent_decays import Sizes
 from atma.mixers.recurrent_surround import Readout, StartName
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, SystemName
 from atma.ops.backend import backend_for
@@ -34,16 +33,11 @@ class MemoryConfig:
     this library's own layer, so a preset's bound is its own too."""
     negative: bool = False
     """β up to 2, of the delta rule."""
-    feature: Literal["poly"] | None = None
-    """"poly": products of coordinates of narrower queries and keys; else the feature map of the system."""
-    degree: int = 2
-    """Of "poly"."""
-    start: StartName = "published"
+    start: StartName | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(self.max_half_life > 0, "max_half_life", self.max_half_life, "positive")
-        require(self.degree >= 1, "degree", self.degree, "at least 1")
 
 
 class RecurrentMemory(Memory):
@@ -53,15 +47,14 @@ class RecurrentMemory(Memory):
 
     def __init__(self, config: MemoryConfig, heads: Heads) -> None:
         super().__init__()
-        width, lifted = heads.head_width, config.feature == "poly"
-        products = SYSTEMS[config.system].feature == "taylor" and not lifted
+        width, system = heads.head_width, SYSTEMS[config.system]
+        lifted, products = system.feature == "poly", system.feature == "taylor"
         most = f'at most {WIDEST} for memory = "{config.system}"'
         require(not products or width <= WIDEST, "head_width", width, most)
         self.config = RecurrenceConfig(
             config.system,
-            feature=config.feature,
-            degree=config.degree,
             conv="none",
+            start="published",  # of the convolution that there is not
             norm="plain",
             out_gate="sigmoid",
             negative=config.negative,
@@ -72,7 +65,7 @@ class RecurrentMemory(Memory):
         self.feature = feature_of(self.config, self.sizes)
         self.gates = gates_of(self.config, self.sizes)
         self.readout = Readout(self.sizes, "plain", "sigmoid")
-        self.start, self.in_turn = config.start, False
+        self.start, self.in_turn = config.start or system.start, False
 
     @property
     def out_proj(self) -> nn.Linear:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atma.layers import Linear
 from atma.mixers.gated_conv import advance, init_taps
-from atma.mixers.recurrent_gates import Sizes, silu
+from atma.mixers.recurrent_decays import Sizes, silu
 from atma.ops import causal_conv
 from atma.ops.dense import rms_norm
 from atma.ops.rows import sigmoid

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 
 from atma.mixers.base import Place
 from atma.mixers.features import FEATURES, FeatureName
-from atma.mixers.recurrent_gates import DecayName, Sizes, WriteName
+from atma.mixers.recurrent_decays import DecayName, Sizes
+from atma.mixers.recurrent_gates import WriteName
 from atma.mixers.recurrent_surround import ConvName, GateName, NormName, StartName
 from atma.ops.recurrent import Rule
 from atma.strict import OWN, check_fields, require
@@ -28,6 +29,7 @@ SystemName = Literal[
     "gated_deltanet",
     "kda",
     "delta_memory",
+    "poly_delta",
 ]
 
 
@@ -46,6 +48,7 @@ class System(NamedTuple):
     """q/√K."""
     least: float = 1.0
     """Of U in A = log U(least, 16)."""
+    start: StartName = "published"
 
 
 SYSTEMS: dict[str, System] = {
@@ -61,6 +64,7 @@ SYSTEMS: dict[str, System] = {
     "gated_deltanet": System("unit", "step", "delta", "sigmoid", "silu", "head", "silu", scaled=True, least=0.0),
     "kda": System("unit", "channel_step", "delta", "sigmoid", "silu", "head", "sigmoid", scaled=True),
     "delta_memory": System("unit", "sigmoid", "delta", "biased", "canon", "plain", "sigmoid"),
+    "poly_delta": System("poly", "sigmoid", "delta", "biased", "canon", "plain", "sigmoid", start="recall"),
 }
 assert tuple(SYSTEMS) == get_args(SystemName)
 
@@ -95,7 +99,7 @@ class RecurrenceConfig:
     """Of what is read: of each "head" or of all heads as a "whole" with learned gains, "plain" and "whole_plain"
     without."""
     out_gate: GateName | None = None
-    start: StartName = "published"
+    start: StartName | None = None
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table
     of the mixer's own, so that a preset's bound, which is its own training length, is never that of another system."""
@@ -112,7 +116,7 @@ class RecurrenceConfig:
         _check_together(self)
 
 
-_OPTIONS = {"feature", "normaliser", "decay", "rule", "write", "conv", "norm", "out_gate"}
+_OPTIONS = {"feature", "normaliser", "decay", "rule", "write", "conv", "norm", "out_gate", "start"}
 
 
 def _check_together(config: RecurrenceConfig) -> None:
@@ -165,7 +169,7 @@ def _numbers(config: RecurrenceConfig, width: int) -> tuple[int, int, int]:
         value = _share(width, heads, told)
     if system == "gla":
         key = key or _share(width, 2 * heads, "2 · heads")
-    key = key or (16 if system == "based" else _share(width, heads, told))
+    key = key or (16 if system in ("based", "poly_delta") else _share(width, heads, told))
     return heads, key, value or 2 * key
 
 
