@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from atma.config import ModelConfig
 from atma.mixers import MEMORIES, MIXERS, Place, find, small
 from atma.mixers.linear_recurrence import LinearRecurrence, recur
+from atma.mixers.recurrent_systems import SYSTEMS
 from atma.model import Model
 from atma.ops import use_backend
 from atma.train.optim import parameter_groups
