@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atma import state as states
-from atma.ops.fast_weights import Kernel, empty, empty_kernel, fast_weights, kernel_blocks, kernel_memory
+from atma.ops.fast_weights import Kernel, at_once, empty, empty_kernel, fast_weights, kernel_blocks, kernel_memory
 from tests.ops.memories import KERNELS, PRESETS, assert_same, kernel_text, text
 
 
@@ -76,6 +76,15 @@ def test_documents_of_the_compiled_scan_have_the_gradients_of_the_steps(name):
         loss = sum((x * torch.arange(x.numel()).view_as(x).double().cos()).sum() for x in (read, *after.weights))
         found.append((read, *torch.autograd.grad(loss, asked, materialize_grads=True)))
     assert_same(found[1], found[0], 1e-9)
+
+
+def test_a_document_that_begins_with_a_part_of_the_compiled_scan_has_nothing_of_the_one_before(monkeypatch):
+    monkeypatch.setattr(at_once, "HELD", 1)  # every piece a part
+    for name in ("the mean of steps", "the mean of steps without a layer norm"):
+        given, ids = text(tokens=13, **MATRIX[name]), (torch.arange(13) > torch.tensor([[6], [2]])).long()
+        tensors(given)
+        found, wanted = (fast_weights(*given, None, ids, backend=backend) for backend in ("native", "reference"))
+        assert_same(found[0], wanted[0])
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -17,7 +17,7 @@ from atma.ops.fast_weights.pieces import Grid, Piece
 from atma.ops.fast_weights.reads import Scanned
 from atma.ops.fast_weights.rule import Memory, Rule
 from atma.ops.fast_weights.scan import scan
-from atma.ops.fast_weights.state import MemoryState
+from atma.ops.fast_weights.state import MemoryState, chosen
 
 BIASES = {"dot": 0, "l2": 1, "huber": 2}
 # In the order of the compiled struct, of which the gradient takes the whole.
@@ -77,6 +77,8 @@ def anchored(
         anchor=(found.anchor_after.mT,),
         momentum=None if found.momentum_after is None else (found.momentum_after.mT,),
     )
+    if fresh is not None and grid.begun is not None and rule.average:
+        state = chosen(grid.begun[:, 0], fresh, state)
     return Scanned(before, state, [(found.e, piece.k)]), after
 
 
