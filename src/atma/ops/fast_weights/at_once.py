@@ -19,6 +19,8 @@ from atma.ops.segments import tokens_before
 
 HELD = 1 << 22
 """Numbers of the weights before pieces whose reads are taken together: more would fill the memory of a long prompt."""
+HELD_ON_DEVICE = 1 << 26
+"""The same on a GPU, where as many launches take as much time whatever they are of."""
 
 
 Scan = Callable[[Piece, Coefficients, Memory, MemoryState, Grid, MemoryState | None], tuple[Scanned, MemoryState]]
@@ -50,7 +52,7 @@ def _parts(every: Piece, by: Coefficients, memory: Memory, grid: Grid) -> Iterat
     """So many pieces at a time that the weights before them are few."""
     rows, count = grid.here.shape[:2]
     numbers = rows * sum(w.numel() for w in memory.initial)
-    size = max(1, HELD // numbers)
+    size = max(1, (HELD if grid.here.device.type == "cpu" else HELD_ON_DEVICE) // numbers)
     for first in range(0, count, size):
         pieces, of_rows = slice(first, first + size), slice(first * rows, (first + size) * rows)
         begun = None if grid.begun is None else grid.begun[:, pieces]

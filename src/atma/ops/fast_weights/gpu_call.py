@@ -1,10 +1,13 @@
 """The call of the scan's kernel (gpu_scan.py): which memories it takes, what it is given and what it finds."""
 
+# pyright: reportMissingImports=false
+
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from atma.ops.fast_weights.coefficients import Coefficients
@@ -14,7 +17,6 @@ from atma.ops.fast_weights.pieces import Grid, Piece
 from atma.ops.fast_weights.rule import Memory, Rule
 from atma.ops.fast_weights.scan import scan
 from atma.ops.fast_weights.state import MemoryState, empty
-from atma.ops.recurrent.gpu_tiles import padded
 
 WIDEST = 256
 """Values that a program has side by side."""
@@ -119,7 +121,7 @@ def launched(rule: Rule, grid: Grid, *tensors: Tensor | None) -> tuple[Tensor | 
         momentum_after=(),
     )
     arguments = _arguments(rule, grid, given, (weights, momentum), found)
-    with torch.cuda.device_of(given.k):
+    with torch.cuda.device_of(given.k):  # one stage: a pipeline would load a tile before it is written
         scan_kernel[batch * heads,](*arguments, **_how(rule, given, grid), num_warps=8, num_stages=1)
     # Copies, so that a state keeps nothing of the pieces.
     after, momentum_after = (tuple(x[-1].clone() for x in each) for each in (weights, momentum))
@@ -182,4 +184,4 @@ def _how(rule: Rule, given: Given, grid: Grid) -> dict[str, Any]:
         "RADIUS": not math.isinf(rule.radius),
         "PACKED": grid.begun is not None,
     }
-    return how | {"TILE": TILE, "FLAT": FLAT, "V": padded(given.v.shape[3])}
+    return how | {"TILE": TILE, "FLAT": FLAT, "V": max(16, triton.next_power_of_2(given.v.shape[3]))}

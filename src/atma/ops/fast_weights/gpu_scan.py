@@ -119,7 +119,9 @@ def _errors(
 ):
     """Of a piece e₁, and of a network h and act′ for `_behind`, which lies where e₂ will."""
     k, target, delta, delta_step, delta_width = tokens
-    (gain, shift), (outer, inner), (e, h, back) = slow, anchor, found
+    gain, shift = slow
+    outer, inner = anchor
+    e, h, back = found
     columns, width, hidden, depth = sizes
     value = tl.arange(0, V)
     real = (value < depth)[None, :]
@@ -183,7 +185,8 @@ def _write(
     TILE: tl.constexpr,
 ):
     """A and S of one matrix behind a piece; at a boundary of an average W̄ + (A − W̄)/MEAN."""
-    (e, z), (anchor, initial, old, new) = pair, matrix
+    e, z = pair
+    anchor, initial, old, new = matrix
     wrote, kept, moved, momentum_wrote, momentum_kept, ended = gates
     for row in range(0, rows, TILE):
         for column in range(0, width, TILE):
