@@ -1,4 +1,4 @@
-"""The Triton kernels of linear recurrences compiled for a GPU that is not there: do they fit, and do they spill.
+"""The Triton kernels of recurrences and neural memories compiled for a GPU that is not there: do they fit and spill.
 
     python benchmarks/gpu_compile.py --arch 90
 
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -41,6 +41,19 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         packed = ", packed" if self.packed else ""
         return f"{self.decay} {self.rule}{packed} {str(self.dtype)[6:]} {self.width} × {self.depth}"
+
+
+class MemoryCase(NamedTuple):
+    """A neural memory: its name, what its `Rule` is, how wide keys, values and the hidden layer are, and packing."""
+
+    name: str
+    options: dict[str, Any]
+    width: int
+    hidden: int
+    packed: bool = False
+
+    def __str__(self) -> str:
+        return f"memory {self.name}{', packed' if self.packed else ''} float32 {self.width} × {self.hidden}"
 
 
 class Compiler:
@@ -93,17 +106,52 @@ def main() -> int:
     return int(worst > MOST)
 
 
-def cases() -> Iterator[Case]:
-    """Each kernel in bfloat16 and float32 at a head's width of 128, and what the widest heads take."""
+def cases() -> Iterator[Case | MemoryCase]:
+    """Each kernel in bfloat16 and float32 at a head's width of 128, and what the widest heads take; neural memories."""
     kinds = [("token", "delta"), ("token", "add"), ("key", "delta"), ("key", "add"), ("value", "add")]
     for dtype in (torch.bfloat16, torch.float32):
         for decay, rule in kinds:
             yield from (Case(decay, rule, packed, dtype, 128, 128) for packed in (False, True))
             yield Case(decay, rule, True, dtype, 256, 512)
+    mlp = {"network": "mlp", "residual": "identity", "decay_to": "initial"}
+    ttt = {"residual": "identity", "norm": True, "average": True}
+    yield MemoryCase("dot, a window", {"bias": "dot", "window": 3}, 128, 1)
+    for packed in (False, True):
+        yield MemoryCase("titans", mlp | {"optimiser": "momentum", "radius": 4.0}, 64, 256, packed)
+        yield MemoryCase("ttt", ttt, 64, 1, packed)
+        yield MemoryCase("ttt", ttt | {"network": "mlp", "radius": 4.0}, 64, 256, packed)
+    everything = {"optimiser": "momentum", "norm": True, "normalised": True, "bias": "huber", "activation": "silu"}
+    yield MemoryCase("of everything", mlp | everything | {"radius": 4.0}, 256, 1024, True)
 
 
-def run(case: Case) -> None:
-    """Forward, backward and one token of a case, whose results are left as they were allocated."""
+def run(case: Case | MemoryCase) -> None:
+    """All kernels of a case, whose results are left as they were allocated."""
+    if isinstance(case, MemoryCase):
+        run_memory(case)
+    else:
+        run_recurrence(case)
+
+
+def run_memory(case: MemoryCase) -> None:
+    """Two chunks of 16 tokens and a part of a third, without gradients: the backward pass is PyTorch's."""
+    from atma.ops.fast_weights import Gates, Memory, Rule, empty, gpu
+
+    rule, wide = Rule(**case.options, chunk=16), case.width
+    q, k, v = torch.zeros(3, 1, 2, 40, wide).unbind()
+    gate = torch.zeros(1, 2, 40)
+    momentum, delta = (gate if given else None for given in (rule.optimiser == "momentum", rule.bias == "huber"))
+    omega = torch.zeros(1, 2, 40, rule.window) if rule.window > 1 else None
+    gates = Gates(gate, None if rule.average else gate, momentum, delta, omega)
+    matrices = [(wide, case.hidden), (case.hidden, wide)] if rule.network == "mlp" else [(wide, wide)]
+    slow = (torch.zeros(2, wide), torch.zeros(2, wide)) if rule.norm else (None, None)
+    memory = Memory(rule, tuple(torch.zeros(2, *shape) for shape in matrices), *slow)
+    ids = torch.zeros(1, 40, dtype=torch.long) if case.packed else None
+    with torch.no_grad():
+        gpu.fast_weights(q, k, v, gates, memory, empty(memory, 1), ids)
+
+
+def run_recurrence(case: Case) -> None:
+    """Forward, backward and one token."""
     from atma.ops.recurrent import gpu
 
     forms = {"token": (), "key": (case.width,), "value": (case.depth,)}

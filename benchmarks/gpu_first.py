@@ -3,11 +3,12 @@
     python benchmarks/gpu_first.py --out results --data data/stdlib-16k
 
 Parts, each a process with its own time limit, its result written as it ends: the tests of every Triton kernel against
-float64; operations and models beside their peers (`gpu.py`); a training of the small preset at 2,048 tokens; and as
-many trainings of the nano preset side by side as --side-by-side says. --only leaves the other parts out.
+float64; operations and models beside their peers (`gpu.py`); neural memories beside PyTorch's (`gpu_memories.py`); a
+training of the small preset at 2,048 tokens; and as many trainings of the nano preset side by side as --side-by-side
+says. --only leaves the other parts out.
 
 Results: first.md, first.json (each part's status, seconds and last lines), first.log (all
-that the parts print) and parts/ (what `gpu.py` writes), in --out, $OUT or runs/gpu.
+that the parts print) and parts/ (what the other scripts write), in --out, $OUT or runs/gpu.
 Exit status: 0; 1 where a part failed or ran out of time; 2 without a CUDA device.
 """
 
@@ -94,6 +95,8 @@ def parts(options: argparse.Namespace) -> list[Part]:
     for kind in ("train", "decode", "prefill"):
         arguments = [gpu, "--operations", "--models", kind, "--out", str(folder / "parts" / kind)]
         made.append(Part(kind, 60, arguments))
+    memories = str(HERE.with_name("gpu_memories.py"))
+    made.append(Part("memories", 90, [memories, "--out", str(folder / "parts" / "memories")]))
     for name in ("kda", "gla", "mamba2"):  # much of their time is Triton's compiler
         arguments = [gpu, "--operations", name, "--models", "--widths", "128", "--out", str(folder / "parts" / name)]
         made.append(Part(name, 150, arguments))

@@ -122,3 +122,25 @@ def test_a_memory_that_computes_something_else_is_not_timed(monkeypatch):
     )
     with pytest.raises(ValueError, match="no figures: Titans is"):
         memories._check(1, None, None)
+
+
+def test_the_script_of_memories_on_a_gpu_ends_at_once_without_one(monkeypatch, capsys):
+    memories = script("gpu_memories")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu_memories.py"])
+    assert memories.main() == 2
+    assert "needs a CUDA device that PyTorch can use; this machine has none" in capsys.readouterr().err
+
+
+def test_memories_on_a_gpu_are_checked_and_timed_beside_pytorch(monkeypatch):
+    memories = script("gpu_memories")
+    monkeypatch.setattr(memories, "BACKENDS", ("native", "cpu"))
+    for name in ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(memories, "CHECKED", 20)
+    options = argparse.Namespace(heads=2, rounds=1)
+    for name in memories.SYSTEMS:
+        memories.check(name, torch.device("cpu"))
+        row = memories.measured(name, 2, 40, options, torch.device("cpu"))
+        assert row["with backward ms, native"] > 0
+        assert memories.line(row).startswith(f"| {name} | 2 | 40 |")
