@@ -133,7 +133,7 @@ def run(case: Case | MemoryCase) -> None:
 
 
 def run_memory(case: MemoryCase) -> None:
-    """Two chunks of 16 tokens and a part of a third, without gradients: the backward pass is PyTorch's."""
+    """Two chunks of 16 tokens and a part of a third, forward and backward."""
     from atma.ops.fast_weights import Gates, Memory, Rule, empty, gpu
 
     rule, wide = Rule(**case.options, chunk=16), case.width
@@ -146,8 +146,8 @@ def run_memory(case: MemoryCase) -> None:
     slow = (torch.zeros(2, wide), torch.zeros(2, wide)) if rule.norm else (None, None)
     memory = Memory(rule, tuple(torch.zeros(2, *shape) for shape in matrices), *slow)
     ids = torch.zeros(1, 40, dtype=torch.long) if case.packed else None
-    with torch.no_grad():
-        gpu.fast_weights(q, k, v, gates, memory, empty(memory, 1), ids)
+    read, _ = gpu.fast_weights(q, k, v.requires_grad_(), gates, memory, empty(memory, 1), ids)
+    torch.autograd.grad(read.sum(), v)
 
 
 def run_recurrence(case: Case) -> None:

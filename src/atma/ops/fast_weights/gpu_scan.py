@@ -25,7 +25,7 @@ EPS = tl.constexpr(EPSILON)
 
 
 @triton.jit
-def _load(pointer, row, column, stride, rows, columns, R: tl.constexpr, C: tl.constexpr):
+def load(pointer, row, column, stride, rows, columns, R: tl.constexpr, C: tl.constexpr):
     """(R, C) from a place on, zero past `rows` rows or `columns` columns."""
     row, column = row + tl.arange(0, R), column + tl.arange(0, C)
     mask = (row < rows)[:, None] & (column < columns)[None, :]
@@ -33,38 +33,76 @@ def _load(pointer, row, column, stride, rows, columns, R: tl.constexpr, C: tl.co
 
 
 @triton.jit
-def _store(pointer, x, row, column, rows, columns, R: tl.constexpr, C: tl.constexpr):
+def store(pointer, x, row, column, rows, columns, R: tl.constexpr, C: tl.constexpr):
     row, column = row + tl.arange(0, R), column + tl.arange(0, C)
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     tl.store(pointer + row[:, None] * columns + column[None, :], x, mask)
 
 
 @triton.jit
-def _numbers(pointer, first, count, SIZE: tl.constexpr):
+def numbers(pointer, first, count, SIZE: tl.constexpr):
     at = first + tl.arange(0, SIZE)
     return tl.load(pointer + at, at < count, other=0.0)
 
 
 @triton.jit
-def _copy(source, target, count, SIZE: tl.constexpr):
+def copy(source, target, count, SIZE: tl.constexpr):
     for first in range(0, count, SIZE):
         at = first + tl.arange(0, SIZE)
-        tl.store(target + at, _numbers(source, first, count, SIZE), at < count)
+        tl.store(target + at, numbers(source, first, count, SIZE), at < count)
 
 
 @triton.jit
-def _draw_back(a, start, most, count, SIZE: tl.constexpr):
+def clear(target, count, SIZE: tl.constexpr):
+    for first in range(0, count, SIZE):
+        at = first + tl.arange(0, SIZE)
+        tl.store(target + at, tl.zeros((SIZE,), dtype=tl.float32), at < count)
+
+
+@triton.jit
+def by_rows(x, j, count, weights, row, rows, width, TILE: tl.constexpr):
+    """A tile of x (count, width) weightsᵀ of weights (rows, width)."""
+    total = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for c in range(0, width, TILE):
+        other = tl.trans(load(weights, row, c, width, rows, width, TILE, TILE))
+        total = add_dot(total, load(x, j, c, width, count, width, TILE, TILE), other)
+    return total
+
+
+@triton.jit
+def by_columns(x, j, count, weights, column, rows, width, TILE: tl.constexpr):
+    """A tile of x (count, rows) weights of weights (rows, width)."""
+    total = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for c in range(0, rows, TILE):
+        other = load(weights, c, column, width, rows, width, TILE, TILE)
+        total = add_dot(total, load(x, j, c, rows, count, rows, TILE, TILE), other)
+    return total
+
+
+@triton.jit
+def by_tokens(e, z, row, column, count, rows, width, TILE: tl.constexpr):
+    """A tile of eᵀ z of e (count, rows) and z (count, width)."""
+    total = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for j in range(0, count, TILE):
+        error = tl.trans(load(e, j, row, rows, count, rows, TILE, TILE))
+        total = add_dot(total, error, load(z, j, column, width, count, width, TILE, TILE))
+    return total
+
+
+@triton.jit
+def _draw_back(a, start, far_at, most, count, SIZE: tl.constexpr):
     """A matrix whose distance to its start is more than `most` is moved to where on the way it is as much."""
     total = tl.zeros((SIZE,), dtype=tl.float32)
     for first in range(0, count, SIZE):
-        moved = _numbers(a, first, count, SIZE) - _numbers(start, first, count, SIZE)
+        moved = numbers(a, first, count, SIZE) - numbers(start, first, count, SIZE)
         total += moved * moved
     far = tl.sqrt_rn(tl.sum(total, 0))
+    tl.store(far_at, far)
     if far > most:
         share = most / far
         for first in range(0, count, SIZE):
-            begun, at = _numbers(start, first, count, SIZE), first + tl.arange(0, SIZE)
-            tl.store(a + at, begun + (_numbers(a, first, count, SIZE) - begun) * share, at < count)
+            begun, at = numbers(start, first, count, SIZE), first + tl.arange(0, SIZE)
+            tl.store(a + at, begun + (numbers(a, first, count, SIZE) - begun) * share, at < count)
 
 
 @triton.jit
@@ -78,7 +116,7 @@ def _activated(x, SILU: tl.constexpr):
 
 
 @triton.jit
-def _at_output(r, delta, BIAS: tl.constexpr):
+def at_output(r, delta, BIAS: tl.constexpr):
     """∂ℓ/∂f of r = f − v, and of r = −v for the bias dot."""
     if BIAS <= L2:
         return r
@@ -94,11 +132,11 @@ def _at_output(r, delta, BIAS: tl.constexpr):
 def _error(core, target, delta, gain, shift, real, width, BIAS: tl.constexpr, NORM: tl.constexpr):
     """e₁ of a tile of tokens, all values of each side by side; `real` columns are no padding."""
     if not NORM:
-        return _at_output(-target if BIAS == DOT else core - target, delta, BIAS)
+        return at_output(-target if BIAS == DOT else core - target, delta, BIAS)
     centred = tl.where(real, core - (tl.sum(core, 1) / width)[:, None], 0.0)
     root = tl.sqrt_rn(tl.sum(centred * centred, 1) / width + EPS)[:, None]
     n = centred / root
-    d = gain * _at_output(-target if BIAS == DOT else gain * n + shift - target, delta, BIAS)
+    d = gain * at_output(-target if BIAS == DOT else gain * n + shift - target, delta, BIAS)
     return (d - (tl.sum(d, 1) / width)[:, None] - n * (tl.sum(d * n, 1) / width)[:, None]) / root
 
 
@@ -129,30 +167,26 @@ def _errors(
         core, length = tl.zeros((TILE, V), dtype=tl.float32), tl.zeros((TILE,), dtype=tl.float32)
         for first in range(0, hidden, TILE):
             if DEEP:
-                x = tl.zeros((TILE, TILE), dtype=tl.float32)
-                for c in range(0, width, TILE):
-                    keys = _load(k, j, c, width, columns, width, TILE, TILE)
-                    x = add_dot(x, keys, tl.trans(_load(inner, first, c, width, hidden, width, TILE, TILE)))
-                active, slope = _activated(x, SILU)
-                _store(h, active, j, first, columns, hidden, TILE, TILE)
-                _store(back, slope, j, first, columns, hidden, TILE, TILE)
+                active, slope = _activated(by_rows(k, j, columns, inner, first, hidden, width, TILE), SILU)
+                store(h, active, j, first, columns, hidden, TILE, TILE)
+                store(back, slope, j, first, columns, hidden, TILE, TILE)
             else:
-                active = _load(k, j, first, width, columns, width, TILE, TILE)
+                active = load(k, j, first, width, columns, width, TILE, TILE)
             if NORMALISED:
                 length += tl.sum(active * active, 1)
             if NORM or BIAS != DOT:
-                core = add_dot(core, active, tl.trans(_load(outer, 0, first, hidden, depth, hidden, V, TILE)))
-        wanted, at = _load(target, j, 0, depth, columns, depth, TILE, V), j + tl.arange(0, TILE)
+                core = add_dot(core, active, tl.trans(load(outer, 0, first, hidden, depth, hidden, V, TILE)))
+        wanted, at = load(target, j, 0, depth, columns, depth, TILE, V), j + tl.arange(0, TILE)
         limit, scale, offset = wanted, wanted, wanted
         if BIAS >= HUBER:
             place = at[:, None] * delta_step + value[None, :] * delta_width
             limit = tl.load(delta + place, (at < columns)[:, None] & real, other=1.0)
         if NORM:
-            scale, offset = _numbers(gain, 0, depth, V)[None, :], _numbers(shift, 0, depth, V)[None, :]
+            scale, offset = numbers(gain, 0, depth, V)[None, :], numbers(shift, 0, depth, V)[None, :]
         error = _error(core, wanted, limit, scale, offset, real, depth, BIAS, NORM)
         if NORMALISED:
             error = error / tl.maximum(length, 1.0)[:, None]
-        _store(e, error, j, 0, columns, depth, TILE, V)
+        store(e, error, j, 0, columns, depth, TILE, V)
 
 
 @triton.jit
@@ -162,12 +196,9 @@ def _behind(outer, found, sizes, TILE: tl.constexpr):
     columns, _, hidden, depth = sizes
     for j in range(0, columns, TILE):
         for first in range(0, hidden, TILE):
-            x = tl.zeros((TILE, TILE), dtype=tl.float32)
-            for c in range(0, depth, TILE):
-                error = _load(e, j, c, depth, columns, depth, TILE, TILE)
-                x = add_dot(x, error, _load(outer, c, first, hidden, depth, hidden, TILE, TILE))
-            slope = _load(back, j, first, hidden, columns, hidden, TILE, TILE)
-            _store(back, x * slope, j, first, columns, hidden, TILE, TILE)
+            x = by_columns(e, j, columns, outer, first, depth, hidden, TILE)
+            slope = load(back, j, first, hidden, columns, hidden, TILE, TILE)
+            store(back, x * slope, j, first, columns, hidden, TILE, TILE)
 
 
 @triton.jit
@@ -192,27 +223,27 @@ def _write(
         for column in range(0, width, TILE):
             a, s = tl.zeros((TILE, TILE), dtype=tl.float32), tl.zeros((TILE, TILE), dtype=tl.float32)
             for j in range(0, columns, TILE):
-                error = tl.trans(_load(e, j, row, rows, columns, rows, TILE, TILE))
-                input = _load(z, j, column, width, columns, width, TILE, TILE)
-                a = add_dot(a, error * _numbers(wrote, j, columns, TILE)[None, :], input)
+                error = tl.trans(load(e, j, row, rows, columns, rows, TILE, TILE))
+                input = load(z, j, column, width, columns, width, TILE, TILE)
+                a = add_dot(a, error * numbers(wrote, j, columns, TILE)[None, :], input)
                 if MOMENTUM:
-                    s = add_dot(s, error * _numbers(momentum_wrote, j, columns, TILE)[None, :], input)
-            x = _load(old, row, column, width, rows, width, TILE, TILE)
+                    s = add_dot(s, error * numbers(momentum_wrote, j, columns, TILE)[None, :], input)
+            x = load(old, row, column, width, rows, width, TILE, TILE)
             if TO_INITIAL:
-                begun = _load(initial, row, column, width, rows, width, TILE, TILE)
+                begun = load(initial, row, column, width, rows, width, TILE, TILE)
                 x = begun + kept * (x - begun)
             else:
                 x = kept * x
             if MOMENTUM:
                 before, after = momentum
-                held = _load(before, row, column, width, rows, width, TILE, TILE)
+                held = load(before, row, column, width, rows, width, TILE, TILE)
                 x += moved * held
-                _store(after, momentum_kept * held - s, row, column, rows, width, TILE, TILE)
+                store(after, momentum_kept * held - s, row, column, rows, width, TILE, TILE)
             x -= a
             if MEAN > 0:
-                mean = _load(anchor, row, column, width, rows, width, TILE, TILE)
+                mean = load(anchor, row, column, width, rows, width, TILE, TILE)
                 x = tl.where(ended, mean + (x - mean) * (1 / MEAN), x)
-            _store(new, x, row, column, rows, width, TILE, TILE)
+            store(new, x, row, column, rows, width, TILE, TILE)
 
 
 @triton.jit
@@ -245,11 +276,8 @@ def scan_kernel(
     place, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     row, head = place // heads, place % heads
     size, size_2, shape = depth * hidden, hidden * width, (columns, width, hidden, depth)
-    initial, initial_2, norm = (
-        initial + head * size,
-        initial_2 + head * size_2,
-        (gain + head * depth, shift + head * depth),
-    )
+    initial, initial_2 = initial + head * size, initial_2 + head * size_2
+    norm = gain + head * depth, shift + head * depth
     weights, momentum = weights + place * size, momentum + place * size
     weights_2, momentum_2 = weights_2 + place * size_2, momentum_2 + place * size_2
     step, step_2 = programs.to(tl.int64) * size, programs.to(tl.int64) * size_2
@@ -258,13 +286,13 @@ def scan_kernel(
         one = n * programs.to(tl.int64) + place
         if PACKED:
             if tl.load(begun + n * batch + row) != 0:
-                _copy(initial, weights + (n + 1) * step, size, FLAT)
+                copy(initial, weights + (n + 1) * step, size, FLAT)
                 if DEEP:
-                    _copy(initial_2, weights_2 + (n + 1) * step_2, size_2, FLAT)
+                    copy(initial_2, weights_2 + (n + 1) * step_2, size_2, FLAT)
                 if MOMENTUM:
-                    _clear(momentum + n * step, size, FLAT)
+                    clear(momentum + n * step, size, FLAT)
                     if DEEP:
-                        _clear(momentum_2 + n * step_2, size_2, FLAT)
+                        clear(momentum_2 + n * step_2, size_2, FLAT)
                 at = n + 1
             tl.debug_barrier()
         keys, anchor, anchor_2 = k + one * columns * width, weights + at * step, weights_2 + at * step_2
@@ -293,17 +321,11 @@ def scan_kernel(
         tl.debug_barrier()
         if ended:
             if RADIUS:
-                _draw_back(weights + (n + 2) * step, initial, tl.load(most + 2 * head), size, FLAT)
-                _draw_back(weights_2 + (n + 2) * step_2, initial_2, tl.load(most + 2 * head + 1), size_2, FLAT)
+                new, new_2, far = weights + (n + 2) * step, weights_2 + (n + 2) * step_2, after[2] + 2 * one
+                _draw_back(new, initial, far, tl.load(most + 2 * head), size, FLAT)
+                _draw_back(new_2, initial_2, far + 1, tl.load(most + 2 * head + 1), size_2, FLAT)
             at = n + 2
         tl.debug_barrier()
-    _copy(weights + at * step, after[0] + place * size, size, FLAT)
+    copy(weights + at * step, after[0] + place * size, size, FLAT)
     if DEEP:
-        _copy(weights_2 + at * step_2, after[1] + place * size_2, size_2, FLAT)
-
-
-@triton.jit
-def _clear(target, count, SIZE: tl.constexpr):
-    for first in range(0, count, SIZE):
-        at = first + tl.arange(0, SIZE)
-        tl.store(target + at, tl.zeros((SIZE,), dtype=tl.float32), at < count)
+        copy(weights_2 + at * step_2, after[1] + place * size_2, size_2, FLAT)
