@@ -220,6 +220,13 @@ def test_a_compiler_gets_one_graph_without_the_kernel(launches):
 
 
 @pytest.mark.slow
+def test_a_delta_for_each_value():
+    given = text(tokens=6, heads=1, **RULES["mlp, per coordinate"])
+    delta = given.gates.delta[..., None] * torch.tensor([0.1, 0.3, 1.0, 3.0])
+    assert_its_steps(given._replace(gates=given.gates._replace(delta=delta)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("decay_to", ["zero", "initial"])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(("bias", "window"), [*((bias, 1) for bias in BIASES), ("dot", 3), ("l2", 3)])

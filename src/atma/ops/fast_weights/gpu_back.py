@@ -24,6 +24,7 @@ from atma.ops.fast_weights.gpu_scan import (
     numbers,
     store,
 )
+from atma.ops.gpu import add_dot
 
 
 @triton.jit
@@ -121,7 +122,7 @@ def _errors_back(
                 length += tl.sum(active * active, 1)
             if NORM or BIAS != DOT:
                 weights = load(outer, 0, first, hidden, depth, hidden, V, TILE)
-                core += tl.dot(active, tl.trans(weights), input_precision="ieee")
+                core = add_dot(core, active, tl.trans(weights))
         wanted = load(target, j, 0, depth, columns, depth, TILE, V)
         limit, scale, offset, share = wanted, wanted, wanted, 1.0
         place, given = at[:, None] * delta_step + value[None, :] * delta_width, (at < columns)[:, None] & real
@@ -143,9 +144,8 @@ def _errors_back(
             else:
                 tl.store(by_delta + place, of_delta, given)
         if NORM:
-            rows = given  # tokens that are none have no part
-            _add(by_gain, 0, tl.sum(tl.where(rows, of_gain, 0.0), 0), depth, V)
-            _add(by_shift, 0, tl.sum(tl.where(rows, of_shift, 0.0), 0), depth, V)
+            _add(by_gain, 0, tl.sum(tl.where(given, of_gain, 0.0), 0), depth, V)
+            _add(by_shift, 0, tl.sum(tl.where(given, of_shift, 0.0), 0), depth, V)
         if NORMALISED:
             long = tl.maximum(length, 1.0)
             tl.store(by_length + at, tl.where(length > 1, -of_share / (long * long), 0.0), at < columns)

@@ -26,7 +26,7 @@ EPS = tl.constexpr(EPSILON)
 
 @triton.jit
 def load(pointer, row, column, stride, rows, columns, R: tl.constexpr, C: tl.constexpr):
-    """(R, C) from a place on, zero past `rows` rows or `columns` columns."""
+    """(R, C) from a place of a matrix on, zero past `rows` rows or `columns` columns."""
     row, column = row + tl.arange(0, R), column + tl.arange(0, C)
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     return tl.load(pointer + row[:, None] * stride + column[None, :], mask, other=0.0)
@@ -34,6 +34,7 @@ def load(pointer, row, column, stride, rows, columns, R: tl.constexpr, C: tl.con
 
 @triton.jit
 def store(pointer, x, row, column, rows, columns, R: tl.constexpr, C: tl.constexpr):
+    """x (R, C) at a place of a matrix (rows, columns), without what is past it."""
     row, column = row + tl.arange(0, R), column + tl.arange(0, C)
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     tl.store(pointer + row[:, None] * columns + column[None, :], x, mask)
@@ -41,12 +42,14 @@ def store(pointer, x, row, column, rows, columns, R: tl.constexpr, C: tl.constex
 
 @triton.jit
 def numbers(pointer, first, count, SIZE: tl.constexpr):
+    """(SIZE,) from `first` on, zero past `count`."""
     at = first + tl.arange(0, SIZE)
     return tl.load(pointer + at, at < count, other=0.0)
 
 
 @triton.jit
 def copy(source, target, count, SIZE: tl.constexpr):
+    """`count` numbers, from one place to another."""
     for first in range(0, count, SIZE):
         at = first + tl.arange(0, SIZE)
         tl.store(target + at, numbers(source, first, count, SIZE), at < count)
@@ -54,6 +57,7 @@ def copy(source, target, count, SIZE: tl.constexpr):
 
 @triton.jit
 def clear(target, count, SIZE: tl.constexpr):
+    """`count` zeros."""
     for first in range(0, count, SIZE):
         at = first + tl.arange(0, SIZE)
         tl.store(target + at, tl.zeros((SIZE,), dtype=tl.float32), at < count)
