@@ -325,6 +325,60 @@ def _begun_back(by_initial, by_a, by_w, by_s, count, MOMENTUM: tl.constexpr, FLA
 
 
 @triton.jit
+def _piece_back(
+    made,
+    of_made,
+    steps,
+    matrices,
+    outputs,
+    hold,
+    shape,
+    DEEP: tl.constexpr,
+    BIAS: tl.constexpr,
+    NORM: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    SILU: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    TILE: tl.constexpr,
+    V: tl.constexpr,
+):
+    """Of A and S behind a piece the gradients of its tokens and, added to it, of W̄. `hold`: scratch of a piece."""
+    keys, e, h, back = made
+    of_k, of_e, of_h, of_back = of_made
+    writes, of_writes = steps
+    outer, inner, by_a, by_a_2, by_s, by_s_2, by_w, by_w_2 = matrices
+    given, norm, errors = outputs
+    columns, width, hidden, depth = shape
+    if DEEP:
+        grads = of_back, of_k, of_writes[0], of_writes[1]
+        _pair_back((back, keys), writes, (by_a_2, by_s_2), grads, columns, hidden, width, MOMENTUM, TILE)
+        tl.debug_barrier()
+        grads = of_e, of_h, of_writes[0], of_writes[1]
+        _pair_back((e, h), writes, (by_a, by_s), grads, columns, depth, hidden, MOMENTUM, TILE)
+        tl.debug_barrier()
+        _behind_back(keys, e, (outer, inner), of_back, (hold[0], hold[1]), shape, SILU, TILE)
+        tl.debug_barrier()
+        _add_by_rows(of_e, of_back, outer, columns, depth, hidden, TILE)
+        _add_outer(by_w, e, of_back, columns, depth, hidden, TILE)
+        tl.debug_barrier()
+        _errors_back(given, norm, outer, h, errors, shape, BIAS, NORM, NORMALISED, TILE, V)
+        tl.debug_barrier()
+        _hidden_back(of_e, outer, h, of_h, hold[2], (hold[0], hold[1]), shape, NORMALISED, TILE)
+        _add_outer(by_w, of_e, h, columns, depth, hidden, TILE)
+        tl.debug_barrier()
+        _add_by_columns(of_k, hold[1], inner, columns, hidden, width, TILE)
+        _add_outer(by_w_2, hold[1], keys, columns, hidden, width, TILE)
+    else:
+        grads = of_e, of_k, of_writes[0], of_writes[1]
+        _pair_back((e, keys), writes, (by_a, by_s), grads, columns, depth, width, MOMENTUM, TILE)
+        tl.debug_barrier()
+        _errors_back(given, norm, outer, keys, errors, shape, BIAS, NORM, NORMALISED, TILE, V)
+        tl.debug_barrier()
+        _add_by_columns(of_k, of_e, outer, columns, depth, width, TILE)
+        _add_outer(by_w, of_e, keys, columns, depth, width, TILE)
+
+
+@triton.jit
 def back_kernel(
     given,
     slow,
@@ -368,8 +422,8 @@ def back_kernel(
     by_a_2, by_w_2, by_s_2 = carried[1] + place * size_2, carried[3] + place * size_2, carried[5] + place * size_2
     by_initial, by_initial_2 = shares[0] + place * size, shares[1] + place * size_2
     by_gain, by_shift, by_most = shares[2] + place * depth, shares[3] + place * depth, shares[4] + 2 * place
-    hold = scratch[0] + place * columns * hidden, scratch[1] + place * columns * hidden
     by_length, mean = scratch[2] + place * columns, 1.0
+    hold = scratch[0] + place * columns * hidden, scratch[1] + place * columns * hidden, by_length
     if MEAN > 0:
         mean = 1 / MEAN
     for behind in range(pieces):
@@ -396,34 +450,26 @@ def back_kernel(
         given_one = target + one * columns * depth, delta + one * columns * delta_step, delta_step, delta_width
         of_delta = by_delta + one * columns * delta_step
         errors = of_e, by_target + one * columns * depth, of_delta, by_gain, by_shift, by_length
-        if DEEP:
-            back, of_back = made[2] + one * columns * hidden, by_behind + one * columns * hidden
-            grads = of_back, of_k, of_writes[0], of_writes[1]
-            _pair_back((back, keys), writes, (by_a_2, by_s_2), grads, columns, hidden, width, MOMENTUM, TILE)
-            tl.debug_barrier()
-            grads = of_e, of_h, of_writes[0], of_writes[1]
-            _pair_back((e, h), writes, (by_a, by_s), grads, columns, depth, hidden, MOMENTUM, TILE)
-            tl.debug_barrier()
-            _behind_back(keys, e, (outer, inner), of_back, hold, shape, SILU, TILE)
-            tl.debug_barrier()
-            _add_by_rows(of_e, of_back, outer, columns, depth, hidden, TILE)
-            _add_outer(by_w, e, of_back, columns, depth, hidden, TILE)
-            tl.debug_barrier()
-            _errors_back(given_one, norm, outer, h, errors, shape, BIAS, NORM, NORMALISED, TILE, V)
-            tl.debug_barrier()
-            _hidden_back(of_e, outer, h, of_h, by_length, hold, shape, NORMALISED, TILE)
-            _add_outer(by_w, of_e, h, columns, depth, hidden, TILE)
-            tl.debug_barrier()
-            _add_by_columns(of_k, hold[1], inner, columns, hidden, width, TILE)
-            _add_outer(by_w_2, hold[1], keys, columns, hidden, width, TILE)
-        else:
-            grads = of_e, of_k, of_writes[0], of_writes[1]
-            _pair_back((e, keys), writes, (by_a, by_s), grads, columns, depth, width, MOMENTUM, TILE)
-            tl.debug_barrier()
-            _errors_back(given_one, norm, outer, keys, errors, shape, BIAS, NORM, NORMALISED, TILE, V)
-            tl.debug_barrier()
-            _add_by_columns(of_k, of_e, outer, columns, depth, width, TILE)
-            _add_outer(by_w, of_e, keys, columns, depth, width, TILE)
+        back, of_back = made[2] + one * columns * hidden, by_behind + one * columns * hidden
+        one_made, of_made = (keys, e, h, back), (of_k, of_e, of_h, of_back)
+        matrices = outer, inner, by_a, by_a_2, by_s, by_s_2, by_w, by_w_2
+        _piece_back(
+            one_made,
+            of_made,
+            (writes, of_writes),
+            matrices,
+            (given_one, norm, errors),
+            hold,
+            shape,
+            DEEP,
+            BIAS,
+            NORM,
+            NORMALISED,
+            SILU,
+            MOMENTUM,
+            TILE,
+            V,
+        )
         tl.debug_barrier()
         gates = tl.load(kept + one), 0.0, 0.0
         if MOMENTUM:
