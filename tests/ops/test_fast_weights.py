@@ -235,8 +235,8 @@ def test_kernel_memories_refuse_what_does_not_fit():
 def test_auto_takes_the_kernels_and_no_other_backend_is_taken_for_one_that_is_not_there():
     given = text(tokens=5)
     assert_same(given.run(), fast_weights(*given, backend="native"), 0)
-    with pytest.raises(ValueError, match="fast_weights has no backend 'gpu'; it has reference, cpu, native"):
-        fast_weights(*given, backend="gpu")
+    with pytest.raises(ValueError, match="fast_weights has no backend 'fla'; it has reference, cpu, native, gpu"):
+        fast_weights(*given, backend="fla")
     with use_backend("reference"):
         assert_same(given.run(), fast_weights(*given, backend="reference"), 0)
 
