@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from atma.config import ModelConfig
-from atma.mixers import Place, find, small
+from atma.mixers import Place, find, neural_segments, small
 from atma.mixers.neural_systems import SYSTEMS
 from atma.ops.fast_weights.network import network
 from atma.serve.request import Request
@@ -60,6 +60,21 @@ def test_persistent_rows_are_keys_that_every_query_of_a_window_sees():
     _, null = core.scale_and_null(q, torch.ones(1, 9))
     rows = core.persistent_keys.expand(2, -1, -1)
     torch.testing.assert_close(null[0], (q[0] @ rows.mT / 8**0.5).logsumexp(-1), **EXACT)
+
+
+@torch.no_grad()
+def test_autocast_keeps_out_of_persistent_rows_and_of_what_a_memory_says_to_a_segment(monkeypatch):
+    core = made("mag", system="titans", window=4, persistent=3, **TINY).window.core.float()
+    q, k, v = (inputs(1, heads, 9, 8, seed=heads).float() for heads in (2, 1, 1))
+    exact, mixer, seen = core(q, k, v, None, None)[0], made("mac", system="titans", **TINY, **CALM).float(), []
+    monkeypatch.setattr(
+        neural_segments, "network", lambda *given: seen.append(torch.is_autocast_enabled("cpu")) or network(*given)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(core(q, k, v, None, None)[0], exact)
+        assert torch.equal(core.scale_and_null(q, torch.ones(1, 9))[1], core._scores(q).logsumexp(-1))
+        assert mixer(inputs(1, 9, 16).float())[0].isfinite().all()
+    assert seen and not any(seen)
 
 
 # MAG, and a memory beside a window
@@ -225,7 +240,8 @@ def test_the_first_options_of_each_wiring_start_as_nothing():
         ("memory_beside_window", {"heads": 4}, "'heads' must be query_heads = 2 beside a window, not 4"),
         ("mac", {"conv": "canon"}, "'conv' must be \"none\" where the memory reads attention"),
         ("mac", {"system": "dot"}, "'system' must be one with fast weights, which have an anchor to read, not 'dot'"),
-        ("mac", {"persistent": 0}, "'persistent' must be at least 1"),
+        ("mac", {"persistent": 0}, "'persistent' must be at least 1, not 0"),
+        ("mag", {"persistent": 0}, "'persistent' must be at least 1, or kind = \"memory_beside_window\", not 0"),
     ],
 )
 def test_options_that_make_no_wiring_are_refused(name, options, told):

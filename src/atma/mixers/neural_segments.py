@@ -26,6 +26,7 @@ from atma.mixers.persistent import PersistentConfig, PersistentCore
 from atma.mixers.recurrent_decays import by_head
 from atma.mixers.recurrent_surround import EPSILONS
 from atma.ops import causal_conv
+from atma.ops.backend import own_precision
 from atma.ops.dense import rms_norm
 from atma.ops.fast_weights import MemoryState, empty
 from atma.ops.fast_weights.network import network
@@ -54,6 +55,7 @@ class SegmentsConfig(NeuralConfig):
         super().__post_init__()
         HeadsConfig(self.query_heads, self.key_value_heads, self.head_width)
         require(self.network != "kernel", "system", self.system, "one with fast weights, which have an anchor to read")
+        require(self.persistent >= 1, "persistent", self.persistent, "at least 1")
         require(self.canon_taps >= 1, "canon_taps", self.canon_taps, "at least 1")
 
 
@@ -223,7 +225,8 @@ class Segments(Mixer):
         """h (B, L, D): what the memory of the segment's beginning says to each token."""
         weights = memory.weights if self.config.granularity == "chunk" else memory.anchor
         q = self.memory.feature(widened(by_head(self.recall_proj(x), self.sizes.heads)))
-        return self._flat(network(tuple(w.to(q.dtype) for w in weights), q, self.memory.memory()), x)
+        weights = tuple(w.to(q.dtype) for w in weights)
+        return self._flat(own_precision(network)(weights, q, self.memory.memory()), x)
 
     def _flat(self, read: Tensor, x: Tensor) -> Tensor:
         """What is read (B, H, L, V), normed by heads, as wide as the stream and in its dtype."""

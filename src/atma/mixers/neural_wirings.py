@@ -121,6 +121,7 @@ class GatedConfig(WindowConfig):
 
     def __post_init__(self) -> None:
         require(self.out_gate in (None, "none"), "out_gate", self.out_gate, '"none" where the memory itself is a gate')
+        require(self.persistent >= 1, "persistent", self.persistent, 'at least 1, or kind = "memory_beside_window"')
         object.__setattr__(self, "out_gate", "none")
         super().__post_init__()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from atma.mixers.heads import Heads, Held
 from atma.mixers.softmax import SoftmaxConfig, SoftmaxCore
 from atma.ops import paged
+from atma.ops.backend import own_precision
 from atma.ops.paged.pages import Pages
 from atma.ops.polar import statistics_of, visible_range
 from atma.strict import check_fields, require
@@ -58,6 +59,7 @@ class PersistentCore(SoftmaxCore):
         assert isinstance(k, Tensor) and isinstance(v, Tensor)
         return self.over(q, k, v, *visible_range(q, start, segment_ids, self.window)), None
 
+    @own_precision
     def over(self, q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:
         """What q (B, H, T, K) reads (B, H, T, K) of the keys first ≤ s < last (B, T) of k and v (B, G, S, K)."""
         scale, _ = super().scale_and_null(q, last)
@@ -68,6 +70,7 @@ class PersistentCore(SoftmaxCore):
         values = self.persistent_values.to(p.dtype).repeat_interleave(q.shape[1] // k.shape[1], 0)
         return ((S * part[..., None] + p @ values) / (L * part + p.sum(-1))[..., None]).to(q.dtype)
 
+    @own_precision
     def _scores(self, q: Tensor) -> Tensor:
         """Logits (B, H, T, N_p) of the persistent rows, float32 or wider."""
         q = q.to(torch.promote_types(q.dtype, torch.float32))

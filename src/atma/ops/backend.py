@@ -206,8 +206,7 @@ def own_precision(operation: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(operation)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = args[0] if args else kwargs.get("q")
-        device = first.device.type if isinstance(first, Tensor) else "cpu"
+        device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "cpu")
         if device == "meta" or not torch.is_autocast_enabled(device):
             return operation(*args, **kwargs)
         with torch.autocast(device, enabled=False):

@@ -62,7 +62,7 @@ class Rule:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("p", "q"):
             require(1 <= getattr(self, name) < math.inf, name, getattr(self, name), "at least 1 and finite")
-        require(self.radius > 0, "radius", self.radius, "positive")
+        require(self.radius > 0, "radius", self.radius, "positive, or inf for no bound")
         _check_together(self)
         _check_bounds(self)
         _check_chunk_writes(self)
