@@ -1,10 +1,12 @@
-"""Tokens to induction: training tokens until a repeated random span is predicted, per core, memory and seed.
+"""Tokens to induction: training tokens until a repeated random span is predicted, per mixer and seed.
 
 Each sequence is `--span` random tokens, repeated once; the loss and the accuracy are of the second half alone. The
-model is small (width 64, one global layer of four), so that three seeds of six variants fit an hour of one core. Prints
-a line per run as it ends and a table of medians; `--out` keeps every measurement as JSON lines.
+model is small (width 64, one global layer of four), so that three seeds of six variants fit an hour of one core.
+Variants are mixers as `atma compare` names them. Prints a line per run as it ends and a table of medians, of the best
+accuracies too; `--out` keeps every measurement as JSON lines.
 
     python benchmarks/tokens_to_induction.py --seeds 0 1 2 --out induction.jsonl
+    python benchmarks/tokens_to_induction.py --span 128 --rows 4 --tokens 300000 --variants poly_delta kda,start=recall
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 
 from atma.config import ModelConfig, TrainConfig, from_dict, to_dict
+from atma.eval.recall.mixers import mixer
 from atma.model import Model
 from atma.train.optim import Optimisers
 from atma.train.schedule import rate_multiplier
@@ -68,9 +71,14 @@ def run(config: ModelConfig, train: TrainConfig, span: int, every: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", default=["polar+", "polar", "nope+", "nope", "rope+", "rope"])
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[f"{core}{memory}" for core in ("polar", "nope", "rope") for memory in ("+memory", "")],
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--span", type=int, default=48)
+    parser.add_argument("--rows", type=int, default=32, help="sequences of a step")
     parser.add_argument("--tokens", type=int, default=2_000_000)
     parser.add_argument("--every", type=int, default=20, help="steps between measurements")
     parser.add_argument("--model", default="{}", help="JSON of ModelConfig fields to change")
@@ -79,12 +87,11 @@ def main() -> None:
     options = parser.parse_args()
     base = ModelConfig(vocab_size=64, width=64, depth=4, query_heads=2, key_value_heads=1, head_width=32)
     length = 2 * options.span
-    rates = TrainConfig(length=length, batch_tokens=32 * length, tokens=options.tokens, constant_share=1.0)
+    rates = TrainConfig(length=length, batch_tokens=options.rows * length, tokens=options.tokens, constant_share=1.0)
     table: dict[str, list[dict]] = {}
     for seed in options.seeds:
         for variant in options.variants:
-            chosen = {"core": variant.rstrip("+"), "memory": variant.endswith("+")}
-            config = from_dict(ModelConfig, to_dict(base) | json.loads(options.model) | chosen)
+            config = mixer(variant, base.changed(json.loads(options.model)))
             train = from_dict(TrainConfig, to_dict(dataclasses.replace(rates, seed=seed)) | json.loads(options.train))
             row = {"variant": variant, "seed": seed} | run(config, train, options.span, options.every)
             table.setdefault(variant, []).append(row)
@@ -93,9 +100,9 @@ def main() -> None:
                 with options.out.open("a") as file:
                     file.write(json.dumps(row | {"model": to_dict(config), "train": to_dict(train)}) + "\n")
     print(
-        f"\n{'variant':8} "
+        f"\n{'variant':40} "
         + " ".join(f"{f'median to {goal:.0%}':>16}" for goal in GOALS)
-        + "  (never: beyond the budget)"
+        + f"{'best':>8}  (never: beyond the budget)"
     )
     for variant, found in table.items():
         cells = []
@@ -103,7 +110,8 @@ def main() -> None:
             values = [row[f"tokens_to_{goal:.0%}"] or float("inf") for row in found]
             middle = statistics.median(values)
             cells.append(f"{'never' if middle == float('inf') else f'{middle:,.0f}':>16}")
-        print(f"{variant:8} " + " ".join(cells))
+        best = statistics.median(row["best"] for row in found)
+        print(f"{variant:40} " + " ".join(cells) + f"{best:8.1%}")
 
 
 if __name__ == "__main__":
