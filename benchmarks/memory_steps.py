@@ -55,7 +55,7 @@ def made(system: str) -> NeuralMemory:
 
 def at(mixer: NeuralMemory, position: int):
     """A state that stands at a position."""
-    state = mixer.init_state(1, 0)
+    state = mixer.init_state(1, position + 1000)
     return states.transform(state, lambda name, x: torch.full_like(x, position) if name == states.LENGTH else x)
 
 
