@@ -172,12 +172,17 @@ def test_a_start_at_recall_keys_each_token_by_what_a_query_was_before_it(name, c
 @pytest.mark.parametrize("name", ["kda", "gla", "poly_delta", "titans"])
 def test_a_third_channel_that_starts_at_recall_forgets_slowly(name):
     halves = []
-    for start in ("published", "recall"):
-        options = {"memory": name, "start": start, "query_heads": 2, "key_value_heads": 1, "head_width": 8}
-        model = Model(ModelConfig(23, width=16, depth=1, pattern=("global",), **options))
-        x = torch.zeros(1, 1, 16)
-        halves.append(-math.log(2) / model.blocks[0].mixer.memory.log_decay(x).mean())
-    assert halves[1] > 3 * halves[0] and halves[1] > 20
+    for most in (math.inf, 256.0):
+        for start in ("published", "recall"):
+            options = {"memory": name, "start": start, "query_heads": 2, "key_value_heads": 1, "head_width": 8}
+            model = Model(ModelConfig(23, width=16, depth=1, pattern=("global",), max_half_life=most, **options))
+            memory = model.blocks[0].mixer.memory
+            halves.append(-math.log(2) / memory.log_decay(torch.zeros(1, 1, 16)).mean())
+        with torch.enable_grad():  # at its bound a decay learns nothing
+            memory.log_decay(torch.zeros(1, 1, 16)).sum().backward()
+        decays = [p.grad for p in memory.parameters() if p.grad is not None]
+        assert any(grad.any() for grad in decays)
+        assert halves[-1] > 3 * halves[-2] and halves[-1] > 20
 
 
 # What the model's layers share

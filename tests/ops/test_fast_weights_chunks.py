@@ -101,25 +101,6 @@ def test_blocks_of_a_kernel_memory_are_its_steps_with_all_gradients(name, monkey
     assert_same(found, wanted)
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_a_token_of_a_kernel_memory_written_where_it_lies_is_the_definitions(name):
-    given = kernel_text(name, tokens=23)
-    _, ahead = given.part(slice(7)).run(empty_kernel(given.memory, 2, 30, (4, 5)))
-    empty_rows = empty_kernel(given.memory, 2, 30, (4, 5))
-    both = [states.stack([states.rows(ahead, [0]), states.rows(empty_rows, [1])]) for _ in range(2)]
-    keys = both[0].keys
-    for n in range(7, 23):
-        with torch.no_grad():
-            token = given.part(slice(n, n + 1))
-            steps = [
-                kernel_memory(*token, one, backend=name)
-                for one, name in zip(both, ("native", "reference"), strict=True)
-            ]
-        both = [after for _, after in steps]
-        assert_same(steps[0], steps[1], 1e-10)
-    assert both[0].keys is keys
-
-
 @pytest.mark.parametrize("keep", [torch.tensor(-40.0).exp().item(), 0.0])
 @pytest.mark.parametrize("name", ["titans", "atma_memory", "yaad", "omeganet", "memora", "lact", "atlas"])
 def test_decays_however_strong_are_those_of_the_steps(name, keep):

@@ -78,7 +78,7 @@ class LinearRecurrence(Mixer):
             assert self.k_proj is not None and self.conv is not None
             begin_at_recall(self.q_proj, self.k_proj, self.conv, self.widths)
             if self.gates.decay is not None:
-                self.gates.decay.begin_slowly()
+                self.gates.decay.begin_slowly(self.config.max_half_life)
 
     def init_state(self, batch: int, capacity: int) -> RecurrentState:
         """Zeros; `capacity` has no part in it."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers.features import widened
 from atma.mixers.neural_config import NeuralConfig, stable
-from atma.mixers.recurrent_decays import OPEN, SLOW, Sizes, by_head, softplus
+from atma.mixers.recurrent_decays import OPEN, Sizes, by_head, slow_logit, softplus
 from atma.ops.fast_weights import Gates, Rule
 from atma.ops.fast_weights.rule import HUBERS
 from atma.ops.rows import sigmoid
@@ -76,9 +76,9 @@ class NeuralGates(nn.Module):
             self.omega.init_weights()
 
     def begin_slowly(self) -> None:
-        """Let γ begin with half-lives of 560 tokens, all else being set."""
+        """Let γ begin at `slow_logit`, all else being set."""
         if self.keep is not None:
-            nn.init.constant_(self.keep.proj.bias, SLOW)
+            nn.init.constant_(self.keep.proj.bias, slow_logit(self.half_life) - OPEN)
 
     def log_keep(self, x: Tensor, steady: bool = False) -> Tensor | None:
         """log γ ≤ 0 (B, H, T), or (B, H, T, V), of σ(w x + b + 3.9) bounded by the half-life; None where γ = 1."""

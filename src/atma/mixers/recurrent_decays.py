@@ -23,8 +23,8 @@ LOW_RANK = 16
 """Of GLA's decays."""
 OPEN = 3.9
 """Added to the logit of `delta_memory`'s decay."""
-SLOW = 2.8
-"""Added to that, half-lives of 34 tokens are of 560."""
+SLOW = 560.0
+"""Half-life, in tokens, of a decay that begins slowly."""
 
 
 class Sizes(NamedTuple):
@@ -53,8 +53,8 @@ class Decay(nn.Module):
     def init_weights(self, generator: torch.Generator | None) -> None:
         """Set what is no linear layer."""
 
-    def begin_slowly(self) -> None:
-        """Set what makes the half-lives that are learned begin at tens to hundreds of tokens, all else being set."""
+    def begin_slowly(self, most: float) -> None:
+        """Let learned half-lives, of at most `most` tokens, begin at tens to hundreds, all else being set."""
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """log a."""
@@ -111,9 +111,9 @@ class Sigmoid(Decay):
         super().__init__(sizes)
         self.proj = Linear(sizes.width, sizes.heads)
 
-    def begin_slowly(self) -> None:
-        """`Decay.begin_slowly`: of 560."""
-        nn.init.constant_(self.proj.bias, SLOW)
+    def begin_slowly(self, most: float) -> None:
+        """`Decay.begin_slowly`: at `slow_logit`."""
+        nn.init.constant_(self.proj.bias, slow_logit(most) - OPEN)
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""
@@ -128,9 +128,9 @@ class LowRank(Decay):
         self.down_proj = Linear(sizes.width, LOW_RANK, bias=False)
         self.up_proj = Linear(LOW_RANK, sizes.heads * sizes.key_width)
 
-    def begin_slowly(self) -> None:
-        """`Decay.begin_slowly`: of 550."""
-        nn.init.constant_(self.up_proj.bias, OPEN)
+    def begin_slowly(self, most: float) -> None:
+        """`Decay.begin_slowly`: at `slow_logit`."""
+        nn.init.constant_(self.up_proj.bias, slow_logit(most, 16))
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""
@@ -183,8 +183,8 @@ class Step(Decay):
         init_rate(self.rate, generator, least)
         init_step(self.bias, generator)
 
-    def begin_slowly(self) -> None:
-        """`Decay.begin_slowly`: of 7 to 690."""
+    def begin_slowly(self, most: float) -> None:
+        """`Decay.begin_slowly`: at 7 to 690."""
         nn.init.zeros_(self.rate)
 
     def step(self, x: Tensor, steady: bool = False) -> Tensor:
@@ -215,14 +215,19 @@ class ChannelStep(Decay):
         init_rate(self.rate, generator, 1.0)
         init_step(self.bias, generator)
 
-    def begin_slowly(self) -> None:
-        """`Decay.begin_slowly`: of 7 to 690."""
+    def begin_slowly(self, most: float) -> None:
+        """`Decay.begin_slowly`: at 7 to 690."""
         nn.init.zeros_(self.rate)
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Decay.forward`."""
         steps = softplus(widened(self.up_proj(self.down_proj(x))) + self.bias, steady)
         return -self.rate.to(steps.dtype).exp()[:, None, None] * by_head(steps, self.sizes.heads)
+
+
+def slow_logit(most: float, parts: int = 1) -> float:
+    """b of σ(b)^(1/parts) = 2^(−1/h), h `SLOW` or half the bound `most` if that is less: at it nothing is learned."""
+    return -math.log(math.expm1(parts * math.log(2) / min(SLOW, most / 2)))
 
 
 def softplus(x: Tensor, steady: bool) -> Tensor:

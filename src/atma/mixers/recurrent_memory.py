@@ -81,7 +81,7 @@ class RecurrentMemory(Memory):
         self.feature.init_weights()
         self.gates.init_weights(generator)
         if self.start == "recall" and self.gates.decay is not None:
-            self.gates.decay.begin_slowly()
+            self.gates.decay.begin_slowly(self.config.max_half_life)
 
     def init_state(self, batch: int) -> Tensor:
         """Zeros (B, H, V, K′), float32 or wider; with a normaliser V + 1 rows."""

@@ -56,8 +56,15 @@ def check_kernel(
     wanted |= dict.fromkeys(("v_tail", "open"), (batch, heads, tail, v.shape[3])) if tail else {}
     for name, x in state._asdict().items():
         _shaped(f"state.{name}", x, wanted.get(name), "as the memory has it")
-    if _looking(q) and (most := int(state.length.max())) + length > room:
-        raise ValueError(f"{length} tokens behind {most} do not fit a state with room for {room}; grow it first")
+        if name != "length" and x is not None:
+            check_tensors(f"q state.{name}", q, x)
+    check_indices("state.length", state.length, (batch,), q.device)
+    if not _looking(q):
+        return
+    least, most = (int(x) for x in state.length.aminmax())
+    if least < 0 or most + length > room:
+        told = f"{length} tokens behind {most if least >= 0 else least}"
+        raise ValueError(f"{told} do not fit a state with room for {room}; grow it first")
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -118,7 +118,7 @@ def _written(k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelS
     keys = torch.where(here, k[:, :, None], state.keys)
     written = torch.where(here, 0.0, state.written)
     values = v[:, :, None] if state.v_tail is None else torch.cat([state.v_tail, v[:, :, None]], 2)
-    tail = None if state.v_tail is None else values[:, :, 1:]
+    tail = None if state.v_tail is None else values[:, :, 1:].clone()  # not what a gradient keeps
     if memory.rule == "delta":
         values = values - weights(lag @ keys, keys, _before(state, state.length), memory) @ written
     written = written + lag.mT @ (omega.index_select(-1, back)[..., None] * values)

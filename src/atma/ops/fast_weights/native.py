@@ -1,4 +1,4 @@
-"""The neural memory by compiled kernels, on the CPU: in turn (ops/native/memory.cpp), or in chunks (anchored.py).
+"""The neural memory by compiled kernels, on the CPU: in turn (ops/native/memory.cpp and kernel_memory.cpp), or in chunks (anchored.py).
 
 In turn a token's step reads and writes each matrix once, in place, and a head's matrices stay in the cache from one
 token to the next: that takes less time than chunks (cpu.py). Those compute what a gradient is taken of, packed
@@ -69,7 +69,7 @@ def in_turn(
     """Each token by itself: what one gives depends on nothing else in the call. The state is overwritten. Inference
     only."""
     tokens, slow = _laid((q, k, v, *gates)), _laid((*_three(memory.initial), *memory[2:]))
-    state, lengths = MemoryState(*map(_own, state)), state.length.int()
+    state, lengths = MemoryState(*map(_own, state)), state.length.int().contiguous()
     out = q.new_empty(*q.shape[:3], v.shape[3])
     places = native.addresses(*tokens, *slow, lengths, *_parts(state), out)
     values = (*_numbers(memory.rule), *_sizes(q, k, v, gates, memory), *places)
@@ -80,8 +80,9 @@ def in_turn(
 def kernel_memory(
     q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState, segment_ids: Tensor | None
 ) -> tuple[Tensor, KernelState]:
-    """Arguments and results of the reference. Without gradients a state is overwritten by a few tokens."""
-    if recording() or segment_ids is not None or q.shape[2] > FEW_TOKENS:
+    """Arguments and results of the reference. Without gradients a state is overwritten; a text of any length takes less
+    time in turn than in blocks."""
+    if recording() or segment_ids is not None:
         return cpu.kernel_memory(q, k, v, omega, memory, state, segment_ids)
     return kernel_in_turn(q, k, v, omega, memory, state)
 
@@ -89,8 +90,8 @@ def kernel_memory(
 def kernel_in_turn(
     q: Tensor, k: Tensor, v: Tensor, omega: Tensor, memory: Kernel, state: KernelState
 ) -> tuple[Tensor, KernelState]:
-    """Each token by itself, written where it lies. Inference only."""
-    tokens, lengths = _laid((q, k, v, omega, memory.sharpness)), state.length.int()
+    """Each token by itself, written where it lies. The state is overwritten. Inference only."""
+    tokens, lengths = _laid((q, k, v, omega, memory.sharpness)), state.length.int().contiguous()
     state = KernelState(state.length, *map(_own, state[1:]))  # pyright: ignore[reportArgumentType]
     out = q.new_empty(*q.shape[:3], v.shape[3])
     groups, rule = (k.shape[1], v.shape[1]), (memory.rule == "delta", memory.normalise)

@@ -53,6 +53,7 @@ template <class T> struct One {
     }
 
     void step(long t) {
+        if (held < 0 || held >= p.room) return;  // values of a recorded step are not looked at before
         long n = held++, last = std::min(n + 1, p.window), closed = n + 1 - last, V = p.value;
         std::copy_n(shared(p.k, p.k_groups, t, p.width), p.width, keys + n * p.width);
         // Of the last tokens, the oldest first: v, and u, of which the newest is 0.
