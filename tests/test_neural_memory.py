@@ -387,7 +387,7 @@ def test_a_step_across_a_boundary_is_recorded(name):
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
 @torch.inference_mode()
 @pytest.mark.parametrize("name", NAMES)
-def test_fast_weights_are_served_with_the_same_bits_whatever_is_beside_a_text_and_however_it_is_cut(name):
+def test_memories_are_served_with_the_same_bits_whatever_is_beside_a_text_and_however_it_is_cut(name):
     model = Model(ModelConfig(23, width=16, depth=2, pattern=(name,), **small(name)[0]))
     served = Served(randomise(model).float().eval())
     assert served.exact

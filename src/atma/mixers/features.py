@@ -160,6 +160,7 @@ class Narrow(nn.Module):
         self.q_proj = Linear(heads * width, heads * WIDEST, bias=False)
         self.k_proj = Linear(groups * width, heads * WIDEST, bias=False)
 
+    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None) -> None:
         """See the class."""
         for layer in (self.q_proj, self.k_proj):
@@ -179,7 +180,8 @@ class Narrow(nn.Module):
 
 def orthonormal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
     """A random matrix whose rows are orthonormal, or its columns where there are fewer; float32."""
-    return nn.init.orthogonal_(torch.empty(rows, columns, dtype=torch.float32), generator=generator)
+    device = None if generator is None else generator.device
+    return nn.init.orthogonal_(torch.empty(rows, columns, dtype=torch.float32, device=device), generator=generator)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class ChannelConfig:
     so a preset's bound is its own too."""
 
     start: StartName = "published"
+    """Initial values: see `StartName`."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -103,6 +103,7 @@ class NeuralConfig:
     """Of q, k and v: "canon" is z + conv(z), "silu" is silu(conv(z))."""
     out_gate: GateName | None = None
     start: StartName = "published"
+    """Initial values: see `StartName`."""
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of γ; inf is the published form. It is set in a table of the mixer's
     own, so that a preset's bound, which is its own training length, is never that of another system."""

@@ -34,6 +34,7 @@ class MemoryConfig:
     negative: bool = False
     """β up to 2, of the delta rule."""
     start: StartName | None = None
+    """Initial values: see `StartName`."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -63,7 +63,8 @@ class ShortConv(nn.Module):
 StartName = Literal["published", "recall"]
 """With "recall" a mixer begins as ATMA's attention does, ready to find what followed a token before. Queries and keys
 are projected alike, the convolution gives a query its own token and a key the one before, and learned decays begin with
-half-lives of tens to hundreds of tokens."""
+half-lives of tens to hundreds of tokens. In a third channel, which reads what the mixer has convolved, it is the decays
+alone, where there are any."""
 
 
 def begin_at_recall(q_proj: Linear, k_proj: Linear, conv: ShortConv, widths: list[int]) -> None:

@@ -100,6 +100,7 @@ class RecurrenceConfig:
     without."""
     out_gate: GateName | None = None
     start: StartName | None = None
+    """Initial values: see `StartName`."""
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table
     of the mixer's own, so that a preset's bound, which is its own training length, is never that of another system."""
@@ -135,7 +136,8 @@ def _check_together(config: RecurrenceConfig) -> None:
     doubled = delta and config.write in ("sigmoid", "biased")
     require(not config.negative or doubled, "negative", True, 'false without rule = "delta" and a "sigmoid" write')
     shifted = config.conv != "none" and config.decay != "floor"
-    require(config.start == "published" or shifted, "start", "recall", '"published" without a convolution of keys')
+    told = '"published" without a convolution of keys; set it where the system begins otherwise'
+    require(config.start == "published" or shifted, "start", "recall", told)
     forgets = config.decay != "floor" or config.feature == "identity"
     require(forgets, "feature", config.feature, '"identity" for decay = "floor", whose keys are 1 − a')
     placed = config.decay not in ("low_rank", "channel_step") or feature.keeps_width
