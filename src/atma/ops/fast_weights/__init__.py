@@ -69,8 +69,8 @@ def kernel_memory(
     """Write at each of the last c keys, then read Σ u_i exp(s (q·k_i − 1)) (mixers.md, section 4.7).
 
     q (B, H, T, K) and k (B, G, T, K) of length 1, v (B, G', T, V), H a multiple of G and of G'; omega (B, H, T, c), the
-    token's own first. state: None for `empty_kernel` with room for T tokens; it is consumed: without gradients it may be
-    overwritten, with them it is left as it is.
+    token's own first. state: None for `empty_kernel` with room for T tokens. It is consumed: without gradients it may
+    be overwritten, with them it is left as it is.
     segment_ids (B, T), only without a state: the memory is empty at each document's first token.
     steady: as of `fast_weights`.
     Returns what is read (B, H, T, V) in q's dtype and the state after the last token, float32 or wider. ValueError:
