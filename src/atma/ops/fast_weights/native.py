@@ -1,4 +1,4 @@
-"""The neural memory by compiled kernels, on the CPU: in turn (memory.cpp, kernel_memory.cpp) or in chunks (anchored.py).
+"""The neural memory by compiled kernels, on the CPU: in turn (memory.cpp, kernel_memory.cpp), in chunks (anchored.py).
 
 In turn a token's step reads and writes each matrix once, in place, and a head's matrices stay in the cache from one
 token to the next: that takes less time than chunks (cpu.py). Those compute what a gradient is taken of, packed
