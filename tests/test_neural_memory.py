@@ -327,7 +327,7 @@ def test_a_presets_bound_reaches_a_third_channel_and_no_published_memory_alone()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_start_at_recall_keys_each_token_by_what_a_query_was_before_it(name):
     options = small(name)[0] | {"conv": "canon", "start": "recall"}
     mixer = Model(ModelConfig(23, width=16, depth=1, pattern=(name,), **options)).blocks[0].mixer

@@ -181,9 +181,8 @@ def _check_together(config: NeuralConfig) -> None:
     require(sure, "step_form", "softplus", told)
     held = config.forgets or not math.isfinite(config.max_half_life)
     require(held, "max_half_life", config.max_half_life, "left out where nothing is forgotten")
-    shifted = config.conv != "none" and not kernel
-    told = '"published" without a convolution of keys, or for network = "kernel"'
-    require(config.start == "published" or shifted, "start", "recall", told)
+    shifted = config.start == "published" or config.conv != "none"
+    require(shifted, "start", "recall", '"published" without a convolution of keys')
     free = config.step_form != "softplus" or config.step_most is None
     require(free, "step_most", config.step_most, 'left out for step_form = "softplus"')
 

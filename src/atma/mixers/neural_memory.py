@@ -55,9 +55,10 @@ class NeuralMemory(Mixer):
         self.memory.init_weights(generator)
         self.readout.init_weights()
         if self.config.start == "recall":
-            assert self.conv is not None and isinstance(self.memory, FastWeights)
+            assert self.conv is not None
             begin_at_recall(self.q_proj, self.k_proj, self.conv, self.widths)
-            self.memory.gates.begin_slowly()
+            if isinstance(self.memory, FastWeights):
+                self.memory.gates.begin_slowly()
 
     def init_state(self, batch: int, capacity: int) -> NeuralState:
         """An empty memory; `capacity` is the room of a kernel."""
