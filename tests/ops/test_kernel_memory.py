@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from atma import state as states
 from atma.ops import native
+from atma.ops.backend import implementation
 from atma.ops.fast_weights import Kernel, empty_kernel, kernel_memory
 from tests.ops.memories import KERNELS, assert_same, kernel_text
 
@@ -83,3 +84,15 @@ def test_states_of_a_kernel_memory_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=told):
             given.run(wrong)
+
+
+@compiled
+def test_a_step_without_room_reads_no_number_and_writes_nothing():
+    given = kernel_text("swdt", tokens=3)
+    state = empty_kernel(given.memory, 2, 3, (4, 5))
+    full = state._replace(length=torch.tensor([1, 3], dtype=torch.int32))
+    q, k, v, omega = (x[:, :, :1] for x in (given.q, given.k, given.v, given.omega))
+    with torch.no_grad():
+        read, after = implementation("fast_weights", "native").kernel_in_turn(q, k, v, omega, given.memory, full)
+    assert read[0].isfinite().all() and read[1].isnan().all()
+    assert after.keys[0].any() and not after.keys[1].any()

@@ -33,8 +33,6 @@ from atma.ops.fast_weights import Rule
 from atma.ops.fast_weights.rule import RENORMS
 from atma.strict import OWN, check_fields, require
 
-LIFTED_WIDTH = 16
-"""K before products of coordinates."""
 RADIUS = 4.0
 """Of networks whose errors feed back. Random tokens at the largest steps move them 1.7 times as far as they start."""
 
@@ -251,7 +249,7 @@ def sizes(config: NeuralConfig, place: Place) -> Sizes:
     heads, key, value = config.heads or config.query_heads, config.key_width, config.value_width
     lifted = config.feature == "poly"
     share = None if (key or lifted) and value else _share(config, heads, place.width)
-    return Sizes(place, heads, key or (LIFTED_WIDTH if lifted else share or 0), value or share or 0)
+    return Sizes(place, heads, key or (WIDEST if lifted else share or 0), value or share or 0)
 
 
 def _share(config: NeuralConfig, heads: int, width: int) -> int:

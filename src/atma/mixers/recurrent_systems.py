@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 from atma.mixers.base import Place
-from atma.mixers.features import FEATURES, FeatureName
+from atma.mixers.features import FEATURES, WIDEST, FeatureName
 from atma.mixers.recurrent_decays import DecayName, Sizes
 from atma.mixers.recurrent_gates import WriteName
 from atma.mixers.recurrent_surround import ConvName, GateName, NormName, StartName
@@ -171,7 +171,7 @@ def _numbers(config: RecurrenceConfig, width: int) -> tuple[int, int, int]:
         value = _share(width, heads, told)
     if system == "gla":
         key = key or _share(width, 2 * heads, "2 · heads")
-    key = key or (16 if system in ("based", "poly_delta") else _share(width, heads, told))
+    key = key or (WIDEST if system in ("based", "poly_delta") else _share(width, heads, told))
     return heads, key, value or 2 * key
 
 

@@ -53,7 +53,9 @@ template <class T> struct One {
     }
 
     void step(long t) {
-        if (held < 0 || held >= p.room) return;  // values of a recorded step are not looked at before
+        T* out = static_cast<T*>(p.out) + (index * p.tokens + t) * p.value;
+        // What a recorded step is given is not looked at before: without room it reads no number and writes nothing.
+        if (held < 0 || held >= p.room) return void(std::fill_n(out, p.value, T(NAN)));
         long n = held++, last = std::min(n + 1, p.window), closed = n + 1 - last, V = p.value;
         std::copy_n(shared(p.k, p.k_groups, t, p.width), p.width, keys + n * p.width);
         // Of the last tokens, the oldest first: v, and u, of which the newest is 0.
@@ -81,7 +83,6 @@ template <class T> struct One {
         }
         for (long j = 0; j < last; ++j)
             for (long d = 0; d < V; ++d) u[j * V + d] += omega[last - 1 - j] * v[j * V + d];
-        T* out = static_cast<T*>(p.out) + (index * p.tokens + t) * V;
         std::fill_n(out, V, T(0));
         T total = gather(token(p.q, t, p.width), 0, closed, far, out);
         total += gather(token(p.q, t, p.width), closed, n + 1, u, out);
