@@ -34,7 +34,8 @@ VERBS: Verbs = {
     "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
     "compare": ("compare", "train any set of mixers alike, and put all of them on one table and page"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
-    "import": ("convert", "convert a published checkpoint into a model folder"),
+    "import": ("convert", "convert a checkpoint of transformers, or a published one, into a model folder"),
+    "export": ("export", "write an imported model in the layout of its checkpoint again"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
