@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
+
     from atma.model import Model
     from atma.tokenizer import Tokenizer
 
@@ -49,10 +51,13 @@ def _unfinished(run: Path) -> str:
     return f" (an unfinished run; finish it with `{finish}`, or take its last checkpoint, {last})"
 
 
-def load(name: str | Path) -> Loaded:
-    """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate."""
+def load(name: str | Path, dtype: "torch.dtype | None" = None) -> Loaded:
+    """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate.
+
+    dtype: of its weights and of what it computes; float32 by default, whatever the folder has.
+    """
     from atma.checkpoint import load_info, load_model
 
     path = model_folder(name)
-    model, tokenizer = load_model(path)
+    model, tokenizer = load_model(path) if dtype is None else load_model(path, dtype)
     return Loaded(model.eval(), tokenizer, path, load_info(path))

@@ -59,9 +59,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def checkpoint(folder: Path, form: str, dtype: torch.dtype = torch.float32, shard: str = "10GB") -> Any:
-    """Write a random model of a form to a folder; returns it, in float32."""
-    config = transformers.AutoConfig.for_model(**(SIZES | FORMS[form]))
+def checkpoint(folder: Path, form: str, dtype: torch.dtype = torch.float32, shard: str = "10GB", **values: Any) -> Any:
+    """Write a random model of a form, with further settings, to a folder; returns it, in float32."""
+    config = transformers.AutoConfig.for_model(**(SIZES | FORMS[form] | values))
     config._attn_implementation = "eager"
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
