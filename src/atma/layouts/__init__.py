@@ -25,7 +25,8 @@ from atma.checkpoint import (
 )
 from atma.config import ModelConfig
 from atma.layers import without_init
-from atma.layouts.architectures import ARCHITECTURES, Layout, layout_of
+from atma.layouts.architectures import Layout, layout_of
+from atma.layouts.kinds import ARCHITECTURES
 from atma.layouts.reading import INDEX, WHOLE, Checkpoint, read_checkpoint
 from atma.model import Model
 from atma.tokenizer import Tokenizer, load_tokenizer
@@ -81,10 +82,11 @@ def model_of(layout: Layout, tensors: Mapping[str, Tensor]) -> Model:
     own = {name: value.shape for name, value in model.state_dict().items()}
     ours: dict[str, Tensor] = {}
     for part in layout.parts:
-        ours[part.ours] = part.taken(tensors)
-        if ours[part.ours].shape != own[part.ours]:
-            given, asked = tuple(ours[part.ours].shape), tuple(own[part.ours])
-            raise ValueError(f"tensor '{part.theirs[0]}' makes {given} of '{part.ours}', but config.json says {asked}")
+        for name, tensor in part.taken(tensors).items():
+            if tensor.shape != own[name]:
+                given, asked = tuple(tensor.shape), tuple(own[name])
+                raise ValueError(f"tensor '{part.theirs[0]}' makes {given} of '{name}', but config.json says {asked}")
+            ours[name] = tensor
     if config.tied_head:
         ours["head.weight"] = ours["embed.weight"]
     model.load_state_dict(ours, assign=True)
@@ -110,7 +112,7 @@ def export_checkpoint(folder: str | Path, out: str | Path, dtype: torch.dtype | 
     ours = load_tensors(folder / WHOLE)
     names = [name for some in remembered["files"].values() for name in some]
     types = {name: dtype or getattr(torch, remembered["dtypes"].get(name, remembered["dtype"])) for name in names}
-    theirs = {name: x for part in layout.parts for name, x in part.given(ours[part.ours]).items()}
+    theirs = {name: x for part in layout.parts for name, x in part.given(ours).items()}
     if HEAD in names and HEAD not in theirs:
         theirs[HEAD] = theirs[EMBEDDING].clone()
     theirs = {name: x.to(types[name]) for name, x in theirs.items()}
