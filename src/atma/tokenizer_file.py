@@ -101,6 +101,25 @@ def make_special(backend: Backend, token: int) -> None:
         backend.add_special_tokens([AddedToken(str(backend.id_to_token(token)), special=True, normalized=False)])
 
 
+def beginning(token: str, i: int) -> dict[str, Any]:
+    """The post-processor of a tokenizer.json by which other libraries begin every text with a token."""
+
+    def sequence(name: str, kind: int) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": token, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
+
+    special = {token: {"id": token, "ids": [i], "tokens": [token]}}
+    pair = sequence("A", 0) + sequence("B", 1)
+    return {"type": "TemplateProcessing", "single": sequence("A", 0), "pair": pair, "special_tokens": special}
+
+
+def without_beginning(backend: Backend, token: int) -> None:
+    """Take away a post-processor that does no more than put a token around texts, or nothing: nobody here uses it."""
+    settings = json.loads(backend.to_str()).get("post_processor") or {}
+    added = [i for one in (settings.get("special_tokens") or {}).values() for i in one.get("ids", [])]
+    if settings.get("type") == "TemplateProcessing" and set(added) <= {token}:
+        backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _check_ids(path: Path, settings: object) -> None:
     """ValueError where ids lie so far apart that their range is mostly empty, or two tokens share one."""
     model = settings.get("model") if isinstance(settings, dict) else None
