@@ -55,17 +55,14 @@ class AtmaPreTrainedModel(PreTrainedModel):
         if not adapter:
             state_dict = kwargs.pop("state_dict", None)
             kwargs["state_dict"] = file_tensors(self.state_dict() if state_dict is None else state_dict)
-        push = kwargs.pop("push_to_hub", False)
-        super().save_pretrained(save_directory, *args, push_to_hub=False, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
         if not adapter and kwargs.get("is_main_process", True):
             write_beside(Path(save_directory), self.config)
-        if push:
-            raise ValueError("save first, then call model.push_to_hub(REPOSITORY), which uploads the same files")
 
-    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Upload; a model card that nobody has filled in is replaced by ours."""
-        write_beside(Path(working_dir), self.config, replace_empty_card=True)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
+        write_beside(Path(working_dir), self.config, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
 class Building(TorchFunctionMode):

@@ -11,18 +11,21 @@ _EMPTY = "[More Information Needed]"
 """What the card says that transformers makes for a model without one."""
 
 
-def write_beside(folder: Path, config: AtmaConfig, replace_empty_card: bool = False) -> None:
-    """Write the shim and, where there is none, a card. A manifest of older files is taken away: it vouches no longer."""
+def write_beside(folder: Path, config: AtmaConfig, repository: str | None = None) -> None:
+    """Write the shim and, where there is none, a card. A manifest of older files is taken away: it vouches no longer.
+
+    repository: where on the Hub the folder goes; a card that nobody has filled in is then replaced.
+    """
     (folder / SHIM).write_text(SHIM_TEXT, encoding="utf-8")
     (folder / MANIFEST).unlink(missing_ok=True)
     place = folder / CARD
-    empty = replace_empty_card and place.is_file() and _EMPTY in place.read_text(encoding="utf-8")
+    empty = repository is not None and place.is_file() and _EMPTY in place.read_text(encoding="utf-8")
     if empty or not place.exists():
-        place.write_text(card(folder.name, config), encoding="utf-8")
+        place.write_text(card(repository or folder.name, config), encoding="utf-8")
 
 
 def card(name: str, config: AtmaConfig) -> str:
-    """A model card: what the model is, and how it is used."""
+    """A model card: what the model is, and how it is used under its name, that of a folder or of a repository."""
     model = config.model_config()
     mixers = ", ".join(dict.fromkeys(model.layers))
     facts = {
@@ -32,7 +35,7 @@ def card(name: str, config: AtmaConfig) -> str:
         "tied head": "yes" if model.tied_head else "no",
     } | {key: value for key, value in (config.extra or {}).items() if key in ("name", "data", "tokens", "step")}
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    return _CARD.format(name=name, rows=rows)
+    return _CARD.format(title=name.rpartition("/")[2], name=name, rows=rows)
 
 
 _CARD = """---
@@ -42,7 +45,7 @@ tags:
 - atma
 ---
 
-# {name}
+# {title}
 
 A language model made with [atma](https://pypi.org/project/atma-lm/). It keeps a state in place of a cache of keys, and
 reads and writes texts of any length.
