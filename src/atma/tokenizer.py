@@ -23,15 +23,7 @@ from tokenizers import Tokenizer as Backend
 from atma.rendered import Rendered
 from atma.text_pieces import covered, cuttable, pieces
 from atma.token_bytes import Spelling, byte_characters, unknown_token
-from atma.tokenizer_file import (
-    END_OF_TEXT,
-    beginning,
-    end_of_text,
-    known_end,
-    make_special,
-    read_backend,
-    without_beginning,
-)
+from atma.tokenizer_file import END_OF_TEXT, end_of_text, known_end, make_special, read_backend, written
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Where a BPE token may not reach across: words with an optional space before, single digits, runs of other signs."""
@@ -54,7 +46,6 @@ class Tokenizer:
         if getattr(backend.model, "dropout", None):
             backend.model.dropout = None  # it draws another division of the same text at every call
         make_special(backend, eot)
-        without_beginning(backend, eot)
         self.backend = backend
         self.eot = eot
         self.start = eot if start is None else start
@@ -152,10 +143,7 @@ class Tokenizer:
 
     def save(self, path: str | Path, begun: bool = False) -> None:
         """Write `tokenizer.json`. `begun` tells other libraries to begin every text with the start token."""
-        settings = json.loads(self._text)
-        if begun and settings.get("post_processor") is None:
-            settings["post_processor"] = beginning(str(self.backend.id_to_token(self.start)), self.start)
-        Path(path).write_text(_written(settings), encoding="utf-8")
+        Path(path).write_text(written(self.backend, self.eot, self.start if begun else None), encoding="utf-8")
 
     def hash(self) -> str:
         """SHA-256, in hexadecimal, of what `save` writes."""
@@ -163,7 +151,7 @@ class Tokenizer:
 
     @property
     def _text(self) -> str:
-        return _written(json.loads(self.backend.to_str()))
+        return written(self.backend, self.eot)
 
     @property
     def end_to_record(self) -> str | None:
@@ -306,10 +294,6 @@ def _require_utf8(text: str) -> None:
     except UnicodeEncodeError as error:
         bad = text[error.start]
         raise ValueError(f"text holds {bad!r} at character {error.start}, which UTF-8 cannot encode") from None
-
-
-def _written(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
 
 
 def _joined(parts: list[list[int]]) -> np.ndarray:

@@ -11,7 +11,7 @@ from atma.mixers import MIXERS, small
 
 pytest.importorskip("transformers", minversion="5.24")
 
-from transformers.utils import logging  # noqa: E402
+from transformers.utils import logging
 
 from atma.integrations.transformers import AtmaConfig, AtmaForCausalLM
 from tests.laws.conftest import randomise
@@ -34,9 +34,9 @@ def configuration(name: str, i: int = 0, depth: int = 2, **changes) -> ModelConf
     return ModelConfig(**(size | dict(small(name)[i]) | changes))
 
 
-def wrapped(config: ModelConfig, seed: int = 0, **fields) -> AtmaForCausalLM:
+def wrapped(config: ModelConfig, seed: int = 0) -> AtmaForCausalLM:
     """A model of transformers of random weights, in float64, that is being evaluated."""
-    model = AtmaForCausalLM(AtmaConfig.of(config, **fields))
+    model = AtmaForCausalLM(AtmaConfig.of(config))
     randomise(model, seed)
     return model.eval()
 

@@ -21,6 +21,8 @@ from tests.integrations.transformers.conftest import EVERY, NAMES, configuration
 from tests.laws.conftest import randomise
 
 BYTES = 257
+ROUNDING = 1e-4
+"""Of float32, whose products depend on where in memory a weight lies."""
 
 
 def saved(folder: Path, **changes) -> tuple[Path, Model]:
@@ -43,10 +45,11 @@ def test_every_mixer_goes_through_a_folder_of_either_to_the_other(tmp_path, name
     expected = first.logits(first(tokens)[0])
     save_model(tmp_path / "atma", first, None)
     second = AutoModelForCausalLM.from_pretrained(tmp_path / "atma")
-    assert torch.equal(second(tokens, use_cache=False).logits, expected)
+    assert (second(tokens, use_cache=False).logits - expected).abs().max() < ROUNDING
     second.save_pretrained(tmp_path / "theirs")
     third = atma.load(tmp_path / "theirs").model
-    assert torch.equal(third.logits(third(tokens)[0]), expected)
+    assert (third.logits(third(tokens)[0]) - expected).abs().max() < ROUNDING
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
 
 
@@ -113,7 +116,7 @@ def test_shards_are_read_by_atma(folder, tmp_path):
     with pytest.raises(ValueError, match=rf"{names[1]}: missing"):
         load_model(tmp_path / "parts")
     (tmp_path / "parts" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../other"}}')
-    with pytest.raises(ValueError, match="names '../other', which is no part of a model's weights"):
+    with pytest.raises(ValueError, match=r"names '\.\./other', which is no part of a model's weights"):
         load_model(tmp_path / "parts")
 
 
@@ -271,14 +274,14 @@ def test_a_push_uploads_the_same_files_and_our_card(folder, monkeypatch, tmp_pat
 
 
 def test_a_configuration_is_that_of_atma_and_knows_what_changes():
-    config = AtmaConfig.of(configuration("atma"), eos_token_id=3)
+    config = AtmaConfig.of(configuration("atma"))
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (16, 2, 23)
     assert AtmaConfig.from_dict(config.to_dict()).model_config() == config.model_config()
     assert AtmaConfig.from_dict(config.to_dict(), vocab_size=40).model_config().vocab_size == 40
     assert not hasattr(config, "final_logit_softcapping") and config.get_text_config() is config
     assert AtmaConfig().model_config().width == 1024
-    with pytest.raises(ValueError, match=r"unknown key 'widht'; did you mean 'width'"):
-        AtmaConfig(model={"widht": 3})
+    with pytest.raises(ValueError, match=r"unknown key 'wdith'; did you mean 'width'"):
+        AtmaConfig(model={"wdith": 3})
 
 
 def test_saved_weights_are_those_of_the_state_dict_that_is_given(tmp_path):

@@ -215,7 +215,7 @@ def test_a_tuple_is_returned_where_it_is_asked_for(make):
     [
         ({}, ValueError, "either input_ids or inputs_embeds"),
         ({"input_ids": torch.zeros(3, dtype=torch.long)}, ValueError, r"input_ids must have 2 dimensions"),
-        ({"input_ids": some_tokens(1, 3), "cach": 1}, TypeError, "unexpected argument 'cach'"),
+        ({"input_ids": some_tokens(1, 3), "caches": 1}, TypeError, "unexpected argument 'caches'"),
         ({"input_ids": some_tokens(1, 3), "output_attentions": True}, ValueError, "give no attention maps"),
         ({"input_ids": some_tokens(1, 3), "attention_mask": torch.ones(1, 2)}, ValueError, r"attention_mask must be"),
         ({"input_ids": some_tokens(1, 3), "position_ids": torch.ones(1, 2)}, ValueError, r"position_ids must be"),
@@ -230,7 +230,9 @@ def test_a_cache_of_another_kind_or_of_other_rows_is_refused(make):
     model = make()
     keys = DynamicCache()
     keys.update(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 0)
-    with pytest.raises(ValueError, match=r"1 layers of DynamicLayer, the model 2 states: make it DynamicCache\(config="):
+    with pytest.raises(
+        ValueError, match=r"1 layers of DynamicLayer, the model 2 states: make it DynamicCache\(config="
+    ):
         model(some_tokens(1, 3), cache=keys)
     cache = model(some_tokens(2, 3)).cache
     with pytest.raises(ValueError, match="the cache holds 2 rows, the call has 3"):

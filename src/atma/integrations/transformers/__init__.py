@@ -12,9 +12,10 @@ One class serves every mixer. `save_pretrained` writes a folder that atma reads.
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from atma.hub_files import MODEL_TYPE
+from atma.integrations.transformers.base_model import AtmaModel
 from atma.integrations.transformers.cache import StateLayer
+from atma.integrations.transformers.causal_lm import AtmaForCausalLM
 from atma.integrations.transformers.configuration import AtmaConfig
-from atma.integrations.transformers.modeling import AtmaForCausalLM, AtmaModel
 
 __all__ = ["AtmaConfig", "AtmaForCausalLM", "AtmaModel", "StateLayer", "register"]
 

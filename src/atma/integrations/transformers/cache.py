@@ -22,7 +22,7 @@ LAYER_TYPE = "atma_state"
 
 
 class Past(NamedTuple):
-    """A call as a layer remembers it: what it began with, and the tokens (B, T) it read, None where some were padding."""
+    """A call that is remembered: what it began with, and the tokens (B, T) it read, None where some were padding."""
 
     state: ModelState
     length: int
@@ -160,15 +160,15 @@ def _chosen(tokens: Tensor | None, index: Tensor) -> Tensor | None:
 
 
 def layers_of(cache: Any, depth: int) -> list[StateLayer]:
-    """The layers of a cache for a model of `depth` blocks; an empty cache is given them. ValueError: it is for others."""
+    """The layers of a cache for `depth` blocks; an empty cache is given them. ValueError: it is for other models."""
     if isinstance(cache, Cache) and not cache.layers:
         cache.layers.extend(StateLayer() for _ in range(depth))
     layers = getattr(cache, "layers", [])
     if len(layers) != depth or not all(isinstance(layer, StateLayer) for layer in layers):
         kinds = sorted({type(layer).__name__ for layer in layers})
         raise ValueError(
-            f"the cache has {len(layers)} layers of {', '.join(kinds) or type(cache).__name__}, the model {depth} states: "
-            "make it DynamicCache(config=model.config), or leave it out"
+            f"the cache has {len(layers)} layers of {', '.join(kinds) or type(cache).__name__}, the model {depth} "
+            "states: make it DynamicCache(config=model.config), or leave it out"
         )
     return cast(list[StateLayer], layers)
 

@@ -46,12 +46,12 @@ class AtmaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def of(cls, config: ModelConfig, **kwargs: Any) -> "AtmaConfig":
-        """The configuration of a model of atma, and further fields of this class."""
-        return cls(model=to_dict(config), **kwargs)
+    def of(cls, config: ModelConfig) -> "AtmaConfig":
+        """The configuration of a model of atma."""
+        return cls(model=to_dict(config))
 
     def model_config(self) -> ModelConfig:
-        """The configuration of the model itself, as it is now: its vocabulary may have been resized, its head untied."""
+        """The configuration of the model itself as it is now: the vocabulary may be resized, the head untied."""
         return from_dict(ModelConfig, self._given())
 
     @property

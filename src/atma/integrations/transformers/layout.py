@@ -1,4 +1,4 @@
-"""Which tokens of a batch are text, and where texts begin: what masks, positions and collators say, as our models take it.
+"""Which tokens of a batch are text, and where texts begin: what masks and positions say, as our models take it.
 
 Our mixers know no padding. A call without a state reads padding as documents of its own, of which the texts beside it
 see nothing; a call with a state reads the tokens of each row alone (atma.integrations.transformers.ragged). Packed
@@ -17,7 +17,7 @@ class Layout(NamedTuple):
     real: Tensor | None
     """(B, T) bool: which are text; None where all are."""
     begins: Tensor | None
-    """(B, T) bool: which are the first of a packed document behind another one; None where every row is one document."""
+    """(B, T) bool: which begin a packed document behind another one; None where every row is one document."""
 
     def segment_ids(self) -> Tensor | None:
         """(B, T) ids for a call without a state; None where each row is one text from its first token."""

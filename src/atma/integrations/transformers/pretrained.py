@@ -1,4 +1,4 @@
-"""What `AtmaModel` and `AtmaForCausalLM` have in common: building, initialising, tying, and the folder they share with atma."""
+"""What `AtmaModel` and `AtmaForCausalLM` have in common: building, initialising, tying and saving."""
 
 import copy
 from collections.abc import Callable

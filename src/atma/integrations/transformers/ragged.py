@@ -19,7 +19,7 @@ Read = Callable[[Tensor, ModelState], tuple[Tensor, ModelState]]
 
 
 def read_ragged(read: Read, inputs: Tensor, state: ModelState, real: Tensor) -> tuple[Tensor | None, ModelState]:
-    """Read inputs (B, T, …) where real (B, T) is set, a run in each row. Returns outputs, zero at padding, and the state.
+    """Read inputs (B, T, …) where real (B, T) is set, a run in each row, to outputs, zero at padding, and the state.
 
     Outputs are None where no row has any text; the state is then what it was.
     """

@@ -1,17 +1,15 @@
-"""`AtmaModel` and `AtmaForCausalLM`: any model of atma as transformers knows one.
+"""`AtmaModel`: any model of atma without its head, as transformers knows one.
 
 The forward pass is `atma.model.Model`'s (atma.integrations.transformers.core). What is here turns what transformers
-passes (masks, positions, caches, labels) into what a model reads: tokens, a state, ids of packed documents.
+passes (masks, positions, caches) into what a model reads: tokens, a state, ids of packed documents.
 """
 
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
@@ -19,7 +17,6 @@ from transformers.utils.generic import can_return_tuple
 from atma.integrations.transformers.cache import StateLayer, joined, layers_of, spread
 from atma.integrations.transformers.configuration import AtmaConfig
 from atma.integrations.transformers.core import Core, checkpointed, watched
-from atma.integrations.transformers.heads import AtmaHead
 from atma.integrations.transformers.layout import Layout, documents, layout
 from atma.integrations.transformers.pretrained import (
     AtmaPreTrainedModel,
@@ -34,7 +31,7 @@ from atma.model import Model
 from atma.state import ModelState, capacity, grow
 
 logger = logging.get_logger(__name__)
-_IGNORED = {"cu_seq_lens_k", "max_length_q", "max_length_k", "token_type_ids", "num_items_in_batch", "output_router_logits"}
+_IGNORED = {"cu_seq_lens_k", "max_length_q", "max_length_k", "token_type_ids", "num_items_in_batch"}
 """What callers of every model pass, and none of ours needs."""
 _ROOM = 256
 """Tokens that a new state has room for beside those of its first call."""
@@ -112,7 +109,9 @@ class AtmaModel(AtmaPreTrainedModel):
                 logger.warning_once("use_cache=True is not for gradient checkpointing: no cache is kept.")
             return False
         if how.begins is not None and asked:
-            raise ValueError("packed documents are for training: a cache continues one text a row; pass use_cache=False")
+            raise ValueError(
+                "packed documents are for training, a cache continues one text a row: pass use_cache=False"
+            )
         by_itself = self.config.use_cache and not self.training and how.begins is None
         return by_itself if use_cache is None and cache is None else bool(asked)
 
@@ -147,10 +146,8 @@ class AtmaModel(AtmaPreTrainedModel):
         whole = torch.cat(found, 2)[:, :, -count:] if len(found) > 1 else found[0][:, :, -count:]
         return whole[-1], tuple(whole) if wanted else None
 
-    def _move(
-        self, inputs: Tensor, real: Tensor | None, layers: list[StateLayer], length: int, wanted: bool
-    ) -> Tensor:
-        """One call from `length` tokens on. Returns what the blocks read, if wanted, and the hidden states (·, B, T, D)."""
+    def _move(self, inputs: Tensor, real: Tensor | None, layers: list[StateLayer], length: int, wanted: bool) -> Tensor:
+        """One call from `length` tokens on, to what each block read, if wanted, and hidden states: (·, B, T, D)."""
         state = joined(layers)
         if state is None:
             state = self.new_state(inputs.shape[0], inputs.shape[1] + _ROOM)
@@ -189,78 +186,6 @@ class AtmaModel(AtmaPreTrainedModel):
         return Model.init_state(cast(Model, self.core()), rows, room)
 
 
-class AtmaForCausalLM(AtmaHead, AtmaPreTrainedModel, GenerationMixin):
-    """A model with its head: tokens to logits, losses and further text."""
-
-    def __init__(self, config: AtmaConfig) -> None:
-        super().__init__(config)
-        self.model = AtmaModel(config)
-        with torch.device(torch.get_default_device()):
-            self.head = nn.Linear(int(config.hidden_size or 0), int(config.vocab_size or 0))
-        self._tied_weights_keys = {"head.weight": "model.embed.weight"}
-        self.post_init()
-
-    def core(self) -> Core:
-        """The model's own code over the modules as they now are."""
-        return self.model.core(self.head)
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The head's weight is the embedding, where the configuration ties them."""
-        if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        return dict(self._tied_weights_keys or {}) if self.config.tie_word_embeddings else {}
-
-    def _initialize_own(self) -> None:
-        self.model._initialize_own()
-        if unset(self.head):
-            set_where_unset(self.head, lambda: self._init_weights(self.head))
-
-    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
-        skip_logits: bool | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """`AtmaModel.forward`, and logits (B, T, V) of the next tokens, those of `logits_to_keep` alone where it is given.
-
-        labels (B, T) give the loss: nats a token that is not −100, divided by `num_items_in_batch` where it is given.
-        In training the loss is computed without logits, which are then None, unless skip_logits=False.
-        """
-        scored = labels is not None or shift_labels is not None
-        if scored and use_cache is None and cache is None:
-            use_cache = False
-        if isinstance(logits_to_keep, int) and logits_to_keep:
-            kwargs["kept"] = logits_to_keep
-        out = self.model(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, return_dict=True, **kwargs
-        )
-        hidden, loss = out.last_hidden_state, None
-        if scored:
-            loss = self.mean_loss(hidden, labels, shift_labels, kwargs.get("num_items_in_batch"))
-        skip = self.training and scored if skip_logits is None else skip_logits
-        logits = None if skip else self.logits(slice_logits_to_keep(hidden, logits_to_keep))
-        return CausalLMOutputWithPast(
-            loss=cast(Any, loss), logits=cast(Any, logits), cache=out.cache, hidden_states=out.hidden_states
-        )
-
-    def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        """A `DynamicCache` of our layers. ValueError for a kind of cache that a state cannot be."""
-        kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation={kind!r}: a state is of no other kind; leave it out")
-        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
-
-
 def roomy(state: ModelState, tokens: int) -> ModelState:
     """The same state with room for so many tokens; where it has to grow, for twice as many as it had."""
     room = capacity(state)
@@ -279,7 +204,7 @@ def _inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
 
 
 def _require_known(given: dict[str, Any]) -> None:
-    """TypeError for an argument that would change nothing, ValueError for attentions, which most mixers have none of."""
+    """TypeError for an argument that would change nothing, ValueError for attentions, of which mixers give none."""
     if given.get("output_attentions"):
         raise ValueError("output_attentions: mixers of atma give no attention maps; see atma diagnose")
     for name, value in given.items():
@@ -291,4 +216,4 @@ def _split(real: Tensor | None, parts: list[int]) -> list[Tensor | None]:
     return [None] * len(parts) if real is None else list(real.split(parts, 1))
 
 
-__all__ = ["AtmaForCausalLM", "AtmaModel"]
+__all__ = ["AtmaModel"]
