@@ -13,8 +13,8 @@ from atma.mixers.table import CORES, MEMORIES, MIXERS
 
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
-    "arguments bars device disk replacing saved_state settings signals statistics strict",
-    "rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
+    "arguments bars device disk replacing saved_state settings signals statistics strict weights",
+    "hub_files rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
     "ops",
     "layers state threads",
     "mixers",
