@@ -20,7 +20,7 @@ LAYERS = (
     "mixers",
     "config lora_config model_config presets train_config",
     "model",
-    "checkpoint decoding hashes loading lora stop_tokens",
+    "chat checkpoint decoding hashes loading lora stop_tokens",
     "generation",
     "serve",
     "report",

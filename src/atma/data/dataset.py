@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atma.checkpoint import file_hash
-from atma.data.shards import read_shard, scan
+from atma.data.shards import mask_bits, read_mask, read_shard, scan
 from atma.replacing import recover_folder
 from atma.tokenizer import Tokenizer, load_tokenizer
 
@@ -28,6 +28,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 TELLS = ("passed_over", "lost_characters", "long_documents")
 """What a manifest tells and no token depends on."""
 MANIFEST = "manifest.json"
+CHATS = "conversations"
+"""The key of a manifest that says how conversations were written."""
 FORMAT = "atma token shards"
 INDEX_HEAD = re.compile(
     rb"\x93NUMPY\x01\0..\{'descr': '<i8', 'fortran_order': False, 'shape': \(([0-9]{1,12}),\), \} *\n", re.DOTALL
@@ -50,6 +52,8 @@ class TokenSet:
         self.vocab_size: int = manifest["vocab_size"]
         self.eot: int = manifest["eot"]
         self.tokenizer: Tokenizer | None = None
+        self.masks: list[np.ndarray] = []
+        """Of conversations, for each shard: which tokens are answers, a bit each."""
         self._shards = shards
         self._bounds = np.cumsum([0, *(len(shard) for shard in shards)])
         self._starts = starts
@@ -99,6 +103,13 @@ class TokenSet:
         start = int(self._starts[i])
         return self.read(start, start + int(self.lengths[i]))
 
+    def answers(self, i: int) -> np.ndarray:
+        """Which tokens (n,) bool of document i, a conversation, are answers."""
+        start = int(self._starts[i])
+        shard = int(np.searchsorted(self._bounds, start, "right")) - 1
+        start -= int(self._bounds[shard])
+        return mask_bits(self.masks[shard], start, start + int(self.lengths[i]))
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start ≤ position < stop of the stream of all shards, int64. ValueError if they are damaged."""
         if not 0 <= start <= stop <= self.tokens:
@@ -136,6 +147,8 @@ def _open_prepared(folder: Path, split: Split, verify: bool) -> TokenSet:
         starts.append(index + base)
         base += len(shard)
     token_set = TokenSet(folder, shards, np.concatenate(starts), manifest, digest)
+    if CHATS in manifest:
+        token_set.masks = [_open_mask(folder, entry, verify) for entry in part["shards"]]
     path = folder / "tokenizer.json"
     token_set.tokenizer = load_tokenizer(path)
     if (token_set.tokenizer.eot, token_set.tokenizer.vocab_size) != (token_set.eot, token_set.vocab_size):
@@ -169,6 +182,14 @@ def _open_entry(folder: Path, entry: dict[str, Any], verify: bool) -> tuple[np.n
             if file_hash(checked) != expected:
                 raise ValueError(f"{checked}: damaged: not the SHA-256 that {MANIFEST} says; prepare the data again")
     return shard, index
+
+
+def _open_mask(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
+    path = folder / entry["mask"]
+    mask = read_mask(path, entry["tokens"])
+    if verify and file_hash(path) != entry["mask_sha256"]:
+        raise ValueError(f"{path}: damaged: not the SHA-256 that {MANIFEST} says; prepare the data again")
+    return mask
 
 
 def _read_index(path: Path, tokens: int) -> np.ndarray:
@@ -214,7 +235,8 @@ def _require_manifest(manifest: dict[str, Any]) -> None:
         for entry in split["shards"]:
             sound = sound and all(isinstance(entry[key], int) for key in ("tokens", "documents"))
             sound = sound and all(isinstance(entry[key], str) for key in ("sha256", "index_sha256"))
-            sound = sound and all(Path(entry[key]).name == entry[key] for key in ("file", "index"))
+            files = ("file", "index", "mask") if CHATS in manifest else ("file", "index")
+            sound = sound and all(Path(entry[key]).name == entry[key] for key in files)
         sound = sound and len(split["shards"]) > 0
     if not sound:
         raise ValueError
