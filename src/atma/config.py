@@ -92,13 +92,18 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
 
     ValueError says which file and key.
     """
-    path = Path(path)
-    values = {"name": path.stem} | read_toml(path, "recipe")
-    assign(values, assignments)
+    values = load_values(path, assignments)
     try:
         return recipe_of(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def load_values(path: str | Path, assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a TOML recipe, changed by assignments; its name is the file's unless it says one. ValueError."""
+    values = {"name": Path(path).stem} | read_toml(Path(path), "recipe")
+    assign(values, assignments)
+    return values
 
 
 def assign(values: dict[str, Any], assignments: Sequence[str]) -> None:
@@ -196,6 +201,7 @@ __all__ = [
     "from_dict",
     "identity",
     "load_recipe",
+    "load_values",
     "preset",
     "recipe_of",
     "to_dict",

@@ -155,10 +155,14 @@ def base_hash(model: nn.Module) -> str:
 
 
 def adapter_files(
-    model: nn.Module, attached: Attached, base: str = "", extra: Mapping[str, Any] | None = None
+    model: nn.Module, attached: Attached, base: str = "", digest: str = "", extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The writers of the files of a folder of adapters, for `write_folder`. `base` says where the base lies."""
-    record = {"format": FORMAT, "lora": to_dict(attached.config), "base": base, "base_sha256": base_hash(model)}
+    """The writers of the files of a folder of adapters, for `write_folder`.
+
+    `base` says where the base lies, `digest` is its `base_hash` where that is known.
+    """
+    digest = digest or base_hash(model)
+    record = {"format": FORMAT, "lora": to_dict(attached.config), "base": base, "base_sha256": digest}
     files = {RECORD: json_writer(record | {"extra": dict(extra or {})})}
     return files | {TENSORS: tensor_writer(adapter_tensors(model))}
 
@@ -170,7 +174,7 @@ def save_adapters(
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file()):
         raise ValueError(f"{folder}: holds something other than adapters; name a new folder")
-    write_folder(folder, adapter_files(model, attached, base, extra))
+    write_folder(folder, adapter_files(model, attached, base, extra=extra))
 
 
 def adapter_record(folder: str | Path) -> dict[str, Any]:
@@ -277,21 +281,3 @@ def _holders(model: nn.Module) -> Iterator[int]:
         for held in (*module._parameters.values(), *module._buffers.values()):
             if held is not None:
                 yield id(held)
-
-
-__all__ = [
-    "Adapted",
-    "Attached",
-    "LoraConfig",
-    "adapted_layers",
-    "adapter_files",
-    "adapter_record",
-    "adapter_tensors",
-    "attach",
-    "base_hash",
-    "fill_adapters",
-    "load_adapters",
-    "merge",
-    "merged_tensors",
-    "save_adapters",
-]

@@ -11,7 +11,6 @@ model learns where documents end; and a row needs no index to know its boundarie
 
 import hashlib
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atma.checkpoint import file_hash
+from atma.data.document_index import read_index
 from atma.data.shards import mask_bits, read_mask, read_shard, scan
 from atma.replacing import recover_folder
 from atma.tokenizer import Tokenizer, load_tokenizer
@@ -31,10 +31,6 @@ MANIFEST = "manifest.json"
 CHATS = "conversations"
 """The key of a manifest that says how conversations were written."""
 FORMAT = "atma token shards"
-INDEX_HEAD = re.compile(
-    rb"\x93NUMPY\x01\0..\{'descr': '<i8', 'fortran_order': False, 'shape': \(([0-9]{1,12}),\), \} *\n", re.DOTALL
-)
-"""How a document index begins. NumPy's own reader takes it for Python source, and ends as that may when damaged."""
 PUBLISHED_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val")}
 
 
@@ -102,6 +98,12 @@ class TokenSet:
             raise ValueError(f"document {i} does not exist; there are {self.documents}")
         start = int(self._starts[i])
         return self.read(start, start + int(self.lengths[i]))
+
+    @property
+    def template(self) -> str | None:
+        """The chat template of conversations that a model learns from them; None for texts and for what is no chat."""
+        known = self.manifest.get(CHATS, {}).get("template")
+        return None if not self.masks or known in ("plain", "text") else _template(self.path / "chat_template.jinja")
 
     def answers(self, i: int) -> np.ndarray:
         """Which tokens (n,) bool of document i, a conversation, are answers."""
@@ -174,7 +176,7 @@ def _open_entry(folder: Path, entry: dict[str, Any], verify: bool) -> tuple[np.n
     shard, _ = read_shard(path)
     if len(shard) != entry["tokens"]:
         raise ValueError(f"{path}: {len(shard):,} tokens, but {MANIFEST} says {entry['tokens']:,}")
-    index = _read_index(index_path, len(shard))
+    index = read_index(index_path, len(shard))
     if len(index) != entry["documents"]:
         raise ValueError(f"{index_path}: {len(index):,} documents, but {MANIFEST} says {entry['documents']:,}")
     if verify:
@@ -192,18 +194,11 @@ def _open_mask(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
     return mask
 
 
-def _read_index(path: Path, tokens: int) -> np.ndarray:
+def _template(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such document index") from None
-    head = INDEX_HEAD.match(data)
-    if head is None or len(data) - head.end() != 8 * int(head[1]):
-        raise ValueError(f"{path}: not a document index, or a damaged one")
-    index = np.frombuffer(data, np.dtype("<i8"), offset=head.end())
-    if len(index) == 0 or index[0] != 0 or index[-1] >= tokens or np.any(np.diff(index) <= 0):
-        raise ValueError(f"{path}: damaged: document starts must rise from 0 and stay below {tokens:,}")
-    return index
+        raise ValueError(f"{path}: no such chat template; prepare the data again") from None
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:

@@ -2,8 +2,8 @@
 
 A conversation of n tokens asks for n − 1 places of a row, for its last token is only predicted. Rows are filled once:
 the longest conversation first, each into the fullest row that still has room (best fit, decreasing). An epoch visits
-every row, in an order of its own. `segment_ids` keep neighbours apart, so that each conversation's gradient is what it would
-be alone. What is left of a row is a segment of its own without targets.
+every row, in an order of its own. `segment_ids` keep neighbours apart, so that each conversation's gradient is what it
+would be alone. What is left of a row is a segment of its own without targets.
 """
 
 import bisect
