@@ -239,6 +239,11 @@ def json_writer(values: Mapping[str, Any]) -> Writer:
     return lambda path: path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def text_writer(text: str) -> Writer:
+    """A writer of a text."""
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
 def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
     """A writer of tensors as safetensors; a refusal of the disk becomes an OSError that names the file."""
 

@@ -35,6 +35,7 @@ VERBS: Verbs = {
     "compare": ("compare", "train any set of mixers alike, and put all of them on one table and page"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),
+    "merge": ("merge", "add adapters to the model they were trained on, into a model folder of its own"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from atma.checkpoint import json_writer, load_tensors, read_json, tensor_writer, verify_folder, write_folder
 from atma.layers import Linear
+from atma.loading import ADAPTERS
 from atma.lora_config import LoraConfig
 from atma.model import Model
 from atma.names import Part, matches, table, unmatched
@@ -29,7 +30,7 @@ from atma.ops.dense import linear
 from atma.strict import from_dict, to_dict
 
 FORMAT = "atma-adapters-1"
-RECORD, TENSORS = "adapters.json", "adapters.safetensors"
+RECORD, TENSORS = ADAPTERS, "adapters.safetensors"
 FACTORS = ("lora_a", "lora_b")
 
 

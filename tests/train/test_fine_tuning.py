@@ -175,7 +175,7 @@ def test_data_of_another_tokenizer_is_refused(tmp_path):
     asked = resolved(Recipe(train=dataclasses.replace(tiny_recipe().train, init_from=str(tmp_path / "base"))))
     from atma.tokenizer import train_bpe
 
-    other = dataclasses.replace(tiny_source(), tokenizer=train_bpe(["abc abc abd abd"], 260))
+    other = dataclasses.replace(tiny_source(), tokenizer=train_bpe(["abc abc xyz xyz"], 260))
     with pytest.raises(ValueError, match=r"written with another tokenizer .* prepare it with --model"):
         fit(asked, tmp_path / "run", other)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from atma.checkpoint import TALK, write_folder
+from atma.checkpoint import TALK, text_writer, write_folder
 from atma.config import Recipe, identity
 from atma.strict import to_dict
 from atma.train.folder import claimed, write_recipe
@@ -28,7 +28,7 @@ from atma.train.schedule import rate_multiplier
 from atma.train.source import Batch, Source, in_epochs, open_source
 from atma.train.start import adapters, begun, carried, check_tokenizer, resolved
 from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
-from atma.train.trained import Trained, text_writer
+from atma.train.trained import Trained
 
 PATIENCE = 3
 """Non-finite steps in a row that end a run."""

@@ -19,6 +19,7 @@ from atma.checkpoint import (
     read_json,
     require_replaceable,
     tensor_writer,
+    text_writer,
     write_folder,
 )
 from atma.config import ModelConfig, Recipe, identity
@@ -73,8 +74,3 @@ class Trained:
         """Write the adapters alone, if there are any."""
         if self.attached is not None:
             save_adapters(folder, self.model, self.attached, self.recipe.train.init_from, extra)
-
-
-def text_writer(text: str) -> Writer:
-    """A writer of a text."""
-    return lambda path: path.write_text(text, encoding="utf-8")
