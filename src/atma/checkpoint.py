@@ -71,11 +71,12 @@ def require_replaceable(folder: Path) -> None:
         raise ValueError(f"{folder}: holds something other than a model ('{others[0]}'); name a new folder")
 
 
-def load_model(folder: str | Path) -> "tuple[Model, Tokenizer | None]":
-    """The model (float32, on the CPU) and tokenizer of a model folder, checked against its manifest when it has one.
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple[Model, Tokenizer | None]":
+    """The model (on the CPU, in `dtype`) and tokenizer of a model folder, checked against its manifest if it has one.
 
-    Half-precision tensors are widened. ValueError names the file and what is wrong with it.
+    ValueError names the file and what is wrong with it.
     """
+    from atma.layers import without_init
     from atma.model import Model
     from atma.tokenizer import load_tokenizer
 
@@ -83,7 +84,8 @@ def load_model(folder: str | Path) -> "tuple[Model, Tokenizer | None]":
     config = load_config(folder)
     if (folder / MANIFEST).exists():
         verify_folder(folder)
-    model = Model(config)
+    with without_init():
+        model = Model(config).to(dtype)
     fill_model(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     path = folder / "tokenizer.json"
     if not path.exists():

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
+
     from atma.model import Model
     from atma.tokenizer import Tokenizer
 
@@ -67,19 +69,21 @@ def _unfinished(run: Path) -> str:
     return f" (an unfinished run; finish it with `{finish}`, or take its last checkpoint, {last})"
 
 
-def load(name: str | Path) -> Loaded:
+def load(name: str | Path, dtype: "torch.dtype | None" = None) -> Loaded:
     """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate.
 
+    dtype: of its weights and of what it computes; float32 by default, whatever the folder has.
     Of a folder of adapters it is their base with the adapters merged in, and `path` is that of the adapters.
     """
     from atma.checkpoint import load_info, load_model
 
     path = model_folder(name)
-    model, tokenizer = load_model(path)
     if (Path(name) / ADAPTERS).is_file() and str(name) not in packaged():
         from atma.lora import load_adapters, merge
 
+        model, tokenizer = load_model(path)
         load_adapters(model, name)
         merge(model)
-        return Loaded(model.eval(), tokenizer, Path(name), load_info(path))
+        return Loaded((model if dtype is None else model.to(dtype)).eval(), tokenizer, Path(name), load_info(path))
+    model, tokenizer = load_model(path) if dtype is None else load_model(path, dtype)
     return Loaded(model.eval(), tokenizer, path, load_info(path))

@@ -99,11 +99,10 @@ class Service:
     def _engine(self) -> Engine:
         options = self.options
         threads = settle(options.threads)
-        loaded = load(self.path)
+        loaded = load(self.path, getattr(torch, options.dtype))
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
-        model = loaded.model.to(getattr(torch, options.dtype))
-        engine = Engine(model, loaded.tokenizer, options.engine_config(), keep_model=False)
+        engine = Engine(loaded.model, loaded.tokenizer, options.engine_config(), keep_model=False)
         logging.getLogger("atma.serve").info("%s", threads)
         return engine
 
