@@ -36,6 +36,7 @@ VERBS: Verbs = {
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a checkpoint of transformers, or a published one, into a model folder"),
     "export": ("export", "write an imported model in the layout of its checkpoint again"),
+    "merge": ("merge", "add adapters to the model they were trained on, into a model folder of its own"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
