@@ -27,7 +27,7 @@ LAYERS = (
     "data",
     "train",
     "eval",
-    "bench compress demo diagnose importer info integrations sweep",
+    "bench compress demo diagnose extend importer info integrations sweep",
     "compare",
     "commands",
     "__init__",

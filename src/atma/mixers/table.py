@@ -77,6 +77,7 @@ CORES: Entries = {
     "nope": ("softmax:SoftmaxCore", {}),
     "rope": ("rope:RopeCore", {}),
     "persistent": ("persistent:PersistentCore", {}),
+    "rope_homotopy": ("homotopy:RopeHomotopy", {}),
 }
 MEMORIES: Entries = {
     "delta": ("delta_memory:DeltaMemory", {}),

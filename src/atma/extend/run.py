@@ -1,0 +1,128 @@
+"""An extension from a trained model to a longer one: a run folder like that of a training, resumed to the same bits."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atma.checkpoint import file_hash, read_json, save_model
+from atma.config import DataConfig, Recipe, TrainConfig, from_dict, to_dict
+from atma.extend.distil import Distiller
+from atma.extend.settings import ExtendConfig
+from atma.extend.ways import Way, way_of
+from atma.loading import Loaded
+from atma.model import Model
+from atma.train.folder import claimed
+from atma.train.loop import Run, _check_fit
+from atma.train.parallel import Ranks, join
+from atma.train.progress import Progress, Silent
+from atma.train.record import NAME, Record
+from atma.train.source import Source, open_source
+
+SETTINGS = "extend.json"
+
+
+def recipe_for(loaded: Loaded, settings: ExtendConfig, data: DataConfig, train: TrainConfig, name: str) -> Recipe:
+    """The recipe of the student: the teacher's shape by the way that is chosen."""
+    way = way_of(settings, train.length)
+    return Recipe(name=name, model=way.student(loaded.model.config), data=data, train=train)
+
+
+def rates_of(loaded: Loaded, factor: float) -> dict[str, float]:
+    """The rates of a training: those that the model was trained with, or the usual ones, times a factor."""
+    extra = loaded.info.get("extra", {})
+    known = extra.get("recipe", {}).get("train", {}) if isinstance(extra, dict) else {}
+    names = ("muon_rate", "embedding_rate", "head_rate", "vector_rate")
+    return {name: factor * float(known.get(name, getattr(TrainConfig(), name))) for name in names}
+
+
+def extend(
+    loaded: Loaded,
+    recipe: Recipe,
+    settings: ExtendConfig,
+    out: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+    device: torch.device | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Path:
+    """Train the student of `recipe` beside the loaded teacher into the run folder `out`; returns its `final`.
+
+    ValueError as for a training, and when `out` was begun with other settings or another teacher.
+    """
+    device = device or torch.device("cpu")
+    ranks = join(device)
+    source = open_source(recipe, ranks)
+    _check_fit(recipe, source, ranks)
+    with claimed(recipe, out, resume, ranks) as notes:
+        _settle(out / SETTINGS, {"settings": to_dict(settings), "teacher": file_hash(loaded.path / "model.safetensors")})
+        run = ExtendRun(loaded, recipe, settings, out, source, device, ranks)
+        notes += run.restore() if resume else []
+        with Record(out / NAME) as record:
+            return run.go(record, progress or Silent(), notes, stop)
+
+
+class ExtendRun(Run):
+    """`Run`, of a student that begins as its teacher."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        recipe: Recipe,
+        settings: ExtendConfig,
+        out: Path,
+        source: Source,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        super().__init__(recipe, out, source, device, ranks)
+        self.settings, self.loaded = settings, loaded
+        self.way: Way = way_of(settings, recipe.train.length)
+        teacher = loaded.model.to(device).eval().requires_grad_(False)
+        adopt(self.model, teacher)
+        self.way.begin(self.model, teacher, source.train(0).tokens.to(device))
+        self.stepper = Distiller(self.stepper, teacher, self.way, settings)
+
+    def _finish(self) -> Path:
+        extra = {
+            "name": self.recipe.name,
+            "extended": to_dict(self.settings) | {"teacher": str(self.loaded.path)},
+            "data": self.state.data,
+            "step": self.state.step,
+            "tokens": self._tokens(),
+            "compute": self.state.compute,
+            "recipe": to_dict(self.recipe),
+        }
+        final = self.out / "final"
+        save_model(final, self.way.settled(self.model), self.source.tokenizer, extra)
+        return final
+
+
+@torch.no_grad()
+def adopt(student: Model, teacher: Model) -> None:
+    """Give the student its teacher's weights. What it adds stays as it is, but Canon, which is made to change nothing.
+
+    ValueError names a weight of the teacher's that the student lacks.
+    """
+    own = student.state_dict()
+    for name, value in teacher.state_dict().items():
+        if name not in own or own[name].shape != value.shape:
+            raise ValueError(f"the model's weight '{name}' has no place in what it is to become")
+        own[name].copy_(value)
+    for name in own.keys() - teacher.state_dict().keys():
+        if name.rpartition(".")[2] in ("canon_q", "canon_k", "canon_v"):
+            own[name].zero_()
+
+
+def _settle(path: Path, wanted: dict[str, Any]) -> None:
+    """Write what an extension is, or see that it is what the folder says."""
+    if not path.is_file():
+        path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        return
+    found = read_json(path)
+    for key in ("teacher", "settings"):
+        if found.get(key) != wanted[key]:
+            raise ValueError(f"{path}: begun with another {key}; choose another folder, or what it was begun with")

@@ -1,0 +1,55 @@
+"""How a model is given length: the way, what is trained, and the weights of the losses, as frozen data."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from atma.strict import check_fields, require
+
+Way = Literal["polar", "window-memory", "linear"]
+Trained = Literal["all", "new", "low-rank"]
+
+
+@dataclass(frozen=True)
+class ExtendConfig:
+    """One extension. Shares are of the steps; lengths are tokens."""
+
+    way: Way = "polar"
+    trained: Trained = "all"
+    """All parameters; only those that the way adds; or those, and low-rank changes of the rest."""
+    memory: str = "delta"
+    """The memory beside attention, by name; "none" for none."""
+    mix_share: float = 0.5
+    """polar: over this share of the steps λ goes from 0 to 1."""
+    fade_share: float = 0.25
+    """polar: over this share, after that, the rotation of queries and keys is taken away."""
+    rate: float = 0.3
+    """What the rates of the model's own training are multiplied by."""
+    logits_weight: float = 1.0
+    """Of KL(teacher ‖ student) of the predictions, while there is a teacher."""
+    hidden_weight: float = 0.0
+    """Of the mean square distance of student and teacher after each block, while there is a teacher."""
+    text_weight: float = 0.0
+    """Of the loss on the text itself while there is a teacher; without one it is 1."""
+    teacher_share: float = 0.5
+    """Share of the steps with a teacher."""
+    window: int = 64
+    """window-memory and linear: keys that a query of the finished model sees, its own among them."""
+    sinks: int = 4
+    """window-memory: first tokens of a text that every query sees too."""
+    align_share: float = 0.3
+    """linear: share of the steps in which each layer alone learns the attention of the teacher's."""
+    rank: int = 8
+    """Of low-rank changes."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("mix_share", "fade_share", "teacher_share", "align_share"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        together = self.mix_share + self.fade_share
+        require(together <= 1, "fade_share", self.fade_share, f"at most 1 − mix_share = {1 - self.mix_share:g}")
+        for name in ("logits_weight", "hidden_weight", "text_weight", "rate"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
+        for name in ("window", "rank"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.sinks >= 0, "sinks", self.sinks, "0 or more")
