@@ -61,6 +61,7 @@ class Homotopy(SoftmaxCore):
     """A softmax core on its way to polar attention. Another class gives it its scores, their `scale` and positions."""
 
     vectors = ("null_value",)
+    plain_softmax = False
     mix: Tensor
     fade: Tensor
 
