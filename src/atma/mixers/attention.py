@@ -142,9 +142,9 @@ class Attention(Attending):
 
     def project(self, x: Tensor, state: State | None = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
-        q, gate = self.q_proj(x).unflatten(-1, (self.heads, -1)).tensor_split((self.key_width,), -1)
+        q, gate = self.queries(x)
         k, v = self.keys_and_values(x, q)
-        q, k = (rms_norm(z, None, self.key_width, self.epsilon).flatten(2) for z in (q, k))
+        q, k = (z.flatten(2) for z in self.normed(q, k))
         inputs = (q, k, v)
         tails = (None,) * 3 if state is None else (state.q_tail, state.k_tail, state.v_tail)
         mixed = [
@@ -153,7 +153,16 @@ class Attention(Attending):
         ]
         counts = (self.heads, self.groups, self.groups)
         q, k, v = (z.unflatten(-1, (count, -1)).transpose(1, 2) for z, count in zip(mixed, counts, strict=True))
-        return Projected(q, k, v, gate.transpose(1, 2), inputs)
+        return Projected(q, k, v, None if gate is None else gate.transpose(1, 2), inputs)
+
+    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D) to bare queries (B, T, H, ·) and their gate (B, T, H, K), None without one."""
+        q, gate = self.q_proj(x).unflatten(-1, (self.heads, -1)).tensor_split((self.key_width,), -1)
+        return q, gate
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Bare queries (B, T, H, ·) and keys (B, T, G, ·) as Canon takes them."""
+        return tuple(rms_norm(z, None, self.key_width, self.epsilon) for z in (q, k))  # pyright: ignore[reportReturnType]
 
     def keys_and_values(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and its projected queries (B, T, H, ·) to keys (B, T, G, ·) and values (B, T, G·K), both bare."""
@@ -185,9 +194,9 @@ class Attention(Attending):
             return read_with_sinks(self.core, q, seen, segment_ids, self.config.window_sinks), None
         return self.core(q, seen.keys, seen.values, seen.start, segment_ids)
 
-    def gated(self, read: Tensor, opening: Tensor) -> Tensor:
+    def gated(self, read: Tensor, opening: Tensor | None) -> Tensor:
         """What the heads read (B, H, T, K), gated, side by side (B, T, H·K)."""
-        return gate(read, opening)
+        return read.transpose(1, 2).flatten(2) if opening is None else gate(read, opening)
 
     def _advance(self, state: State, seen: Attended, inputs: tuple[Tensor, ...], memory: Any) -> State:
         assert seen.held is not None

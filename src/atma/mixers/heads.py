@@ -167,12 +167,15 @@ class Attended(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them."""
+    """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them.
+
+    The gate is None where there is none.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    gate: Tensor
+    gate: Tensor | None
     inputs: tuple[Tensor, Tensor, Tensor]
 
 
