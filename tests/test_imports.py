@@ -14,13 +14,13 @@ from atma.mixers.table import CORES, MEMORIES, MIXERS
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
     "arguments bars device disk replacing saved_state settings signals statistics strict",
-    "rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
+    "names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
     "ops",
     "layers state threads",
     "mixers",
-    "config model_config presets",
+    "config lora_config model_config presets train_config",
     "model",
-    "checkpoint decoding hashes loading stop_tokens",
+    "checkpoint decoding hashes loading lora stop_tokens",
     "generation",
     "serve",
     "report",
