@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.layers import Linear, init_linear
+from atma.mixers import rotary
 from atma.mixers.heads import Heads, Held
 from atma.mixers.polar import PolarConfig
 from atma.mixers.rope import RopeConfig, RopeCore, frequencies
@@ -51,6 +52,18 @@ class MixConfig:
 @dataclass(frozen=True)
 class RopeHomotopyConfig(MixConfig, RopeConfig):
     """Those of a rope layer, and the mix."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_mix()
+
+
+@dataclass(frozen=True)
+class RotaryHomotopyConfig(MixConfig, rotary.RotaryConfig):
+    """Those of a rotary layer, and the mix."""
+
+    rotary_canon: bool = False
+    """Canon on q, k and v, which takes over what the rotation tells of the order of near tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,6 +193,32 @@ class RopeHomotopy(Homotopy, RopeCore):
         return rotate(x, position, frequencies(self.config, self.head_width, x.device) * (1 - fade))
 
 
+class RotaryHomotopy(Homotopy, rotary.RotaryCore):
+    """From softmax attention over rotary positions, as public checkpoints have it, to polar attention."""
+
+    Config = RotaryHomotopyConfig
+
+    def __init__(self, config: RotaryHomotopyConfig, heads: Heads) -> None:
+        super().__init__(config, heads)  # pyright: ignore[reportArgumentType]
+        self.begin(config, heads)
+
+    @classmethod
+    def canon(cls, config: RotaryHomotopyConfig) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """`Core.canon`."""
+        return config.rotary_canon
+
+    def turned(self, x: Tensor, position: Tensor) -> Tensor:
+        """`Core.turned`: by angles times 1 − fade."""
+        fade = float(self.fade)
+        if fade == 1:
+            return x
+        if fade == 0:
+            return super().turned(x, position)
+        angles = -rotary.frequencies(self.config, self.turning).to(x.device) * (1 - fade)
+        turned = rotate(x[..., : self.turning], position, angles) * rotary.gain_of(self.config) ** (1 - fade)
+        return torch.cat([turned, x[..., self.turning :]], -1)
+
+
 def fold_between(
     sums: tuple[Tensor, Tensor, Tensor],
     null_logit: Tensor,
@@ -203,4 +242,4 @@ def fold_between(
     return c * length[..., None], magnitude
 
 
-__all__ = ["Homotopy", "MixConfig", "RopeHomotopy", "RopeHomotopyConfig", "fold_between"]
+__all__ = ["Homotopy", "MixConfig", "RopeHomotopy", "RopeHomotopyConfig", "RotaryHomotopy", "RotaryHomotopyConfig", "fold_between"]
