@@ -5,8 +5,8 @@ after each block the mean square distance, relative to the mean square of the te
 """
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from atma.config import TrainConfig
 from atma.extend.settings import ExtendConfig
-from atma.extend.ways import Way
-from atma.model import Model
+from atma.extend.ways import Way, mixers_of
+from atma.model import Block, Model
 from atma.train.objectives import residual_stream
 from atma.train.source import Batch
 from atma.train.step import Outcome, Stepper, computing
@@ -31,13 +31,25 @@ class Distiller(Stepper):
     def __init__(self, plain: Stepper, teacher: Model, way: Way, settings: ExtendConfig) -> None:
         super().__init__(plain.model, plain.optimisers, plain.train, plain.compute, plain.ranks)
         self.teacher, self.way, self.settings = teacher, way, settings
-        self.now = 0
+        self.now, self.later = 0, []
+        self.linear = mixers_of(plain.model, "window_gain")
+        own = {id(mixer.window_gain) for mixer in self.linear.values()}
+        own |= {id(parameter) for mixer in self.linear.values() for parameter in mixer.feature.parameters()}
+        if self.linear:
+            self.later = [one for one in self.parameters if one.requires_grad and id(one) not in own]
 
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
         """`Stepper`, with the student put where it stands at this step."""
         self.now = step
         self.way.at(self.model, step, self.train.steps)
+        for parameter in self.later:
+            parameter.requires_grad_(not self.aligning)
         return super().__call__(step, batch, multiplier)
+
+    @property
+    def aligning(self) -> bool:
+        """Whether in this step each layer by itself learns the attention of the teacher's."""
+        return bool(self.linear) and self.now < self.settings.align_share * self.train.steps
 
     @property
     def taught(self) -> bool:
@@ -45,6 +57,8 @@ class Distiller(Stepper):
         return self.now < self.settings.teacher_share * self.train.steps
 
     def _losses(self, part: tuple[Tensor, Tensor, Tensor], scored: Tensor, draw: int) -> dict[str, Tensor]:
+        if self.aligning:
+            return {"loss": self._alignment(part) / (self.train.accumulation * self.ranks.world)}
         if not self.taught:
             return super()._losses(part, scored, draw)
         tokens, targets, segments = part
@@ -64,6 +78,15 @@ class Distiller(Stepper):
                 losses["hidden"] = share * distance(theirs, ours)
         return losses
 
+    def _alignment(self, part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The mean over layers of how far each is from the teacher's, at the inputs that the teacher's layer has."""
+        tokens, _, segments = part
+        with computing(self.device, self.compute):
+            with torch.no_grad(), mixer_inputs(self.teacher, list(self.linear)) as inputs:
+                self.teacher(tokens, segment_ids=segments)
+            terms = [mixer.alignment(inputs[layer], segments) for layer, mixer in self.linear.items()]
+        return torch.stack(terms).mean()
+
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         if "logits" not in losses:
             return super()._total(losses)
@@ -71,6 +94,25 @@ class Distiller(Stepper):
         weights["hidden"] = self.settings.hidden_weight
         terms = [weights[name] * value for name, value in losses.items() if weights[name]]
         return torch.stack(terms).sum()
+
+
+@contextlib.contextmanager
+def mixer_inputs(model: Model, layers: list[int]) -> Iterator[dict[int, Tensor]]:
+    """What the mixers of some layers are given (B, T, D), by layer, in the forward passes run inside."""
+    seen: dict[int, Tensor] = {}
+
+    def listen(layer: int) -> Callable[..., None]:
+        def note(_module: object, inputs: tuple[Tensor, ...]) -> None:
+            seen[layer] = inputs[0]
+
+        return note
+
+    hooks = [cast(Block, model.blocks[layer]).mixer.register_forward_pre_hook(listen(layer)) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def divergence(teacher: Model, taught: Tensor, student: Model, hidden: Tensor) -> Tensor:

@@ -14,20 +14,23 @@ from atma.extend.distil import Distiller
 from atma.extend.settings import ExtendConfig
 from atma.extend.ways import Way, way_of
 from atma.loading import Loaded
+from atma.lora import LoraConfig, attach, merge
 from atma.model import Model
 from atma.train.folder import claimed
 from atma.train.loop import Run, _check_fit
+from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record
 from atma.train.source import Source, open_source
+from atma.train.step import generator
 
 SETTINGS = "extend.json"
 
 
 def recipe_for(loaded: Loaded, settings: ExtendConfig, data: DataConfig, train: TrainConfig, name: str) -> Recipe:
     """The recipe of the student: the teacher's shape by the way that is chosen."""
-    way = way_of(settings, train.length)
+    way = way_of(settings, train.length, train.seed)
     return Recipe(name=name, model=way.student(loaded.model.config), data=data, train=train)
 
 
@@ -80,10 +83,13 @@ class ExtendRun(Run):
     ) -> None:
         super().__init__(recipe, out, source, device, ranks)
         self.settings, self.loaded = settings, loaded
-        self.way: Way = way_of(settings, recipe.train.length)
+        self.way: Way = way_of(settings, recipe.train.length, recipe.train.seed)
         teacher = loaded.model.to(device).eval().requires_grad_(False)
-        adopt(self.model, teacher)
+        new = adopt(self.model, teacher)
         self.way.begin(self.model, teacher, source.train(0).tokens.to(device))
+        choose(self.model, settings, new, recipe.train.seed)
+        self.optimisers = Optimisers(self.model, recipe.train)
+        self.stepper.optimisers, self.stepper.parameters = self.optimisers, list(self.model.parameters())
         self.stepper = Distiller(self.stepper, teacher, self.way, settings)
 
     def _finish(self) -> Path:
@@ -97,13 +103,15 @@ class ExtendRun(Run):
             "recipe": to_dict(self.recipe),
         }
         final = self.out / "final"
+        merge(self.model)
         save_model(final, self.way.settled(self.model), self.source.tokenizer, extra)
         return final
 
 
 @torch.no_grad()
-def adopt(student: Model, teacher: Model) -> None:
-    """Give the student its teacher's weights. What it adds stays as it is, but Canon, which is made to change nothing.
+def adopt(student: Model, teacher: Model) -> list[str]:
+    """Give the student its teacher's weights. What it adds stays as it is, but Canon, which is made to change nothing;
+    returns the names of the parameters that it adds.
 
     ValueError names a weight of the teacher's that the student lacks.
     """
@@ -115,6 +123,18 @@ def adopt(student: Model, teacher: Model) -> None:
     for name in own.keys() - teacher.state_dict().keys():
         if name.rpartition(".")[2] in ("canon_q", "canon_k", "canon_v"):
             own[name].zero_()
+    known = teacher.state_dict().keys()
+    return [name for name, _ in student.named_parameters() if name not in known]
+
+
+def choose(student: Model, settings: ExtendConfig, new: list[str], seed: int) -> None:
+    """Let require gradients what is to be trained, with low-rank adapters where they are asked for."""
+    if settings.trained == "low-rank":
+        config = LoraConfig(settings.rank, 2.0 * settings.rank, ("blocks",), tuple(new))
+        attach(student, config, generator(5, seed))
+    elif settings.trained == "new":
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name in set(new))
 
 
 def _settle(path: Path, wanted: dict[str, Any]) -> None:

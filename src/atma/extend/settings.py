@@ -16,7 +16,7 @@ class ExtendConfig:
 
     way: Way = "polar"
     trained: Trained = "all"
-    """All parameters; only those that the way adds; or those, and low-rank changes of the rest."""
+    """All parameters; only those that the way adds; or those, and low-rank adapters on every projection of a block."""
     memory: str = "delta"
     """The memory beside attention, by name; "none" for none."""
     mix_share: float = 0.5
@@ -37,6 +37,11 @@ class ExtendConfig:
     """window-memory and linear: keys that a query of the finished model sees, its own among them."""
     sinks: int = 4
     """window-memory: first tokens of a text that every query sees too."""
+    window_range: tuple[int, int] | None = None
+    """window-memory: each step draws its window from these, each factor of two equally likely; from an eighth of a
+    training row to all of it where they are left out."""
+    sinks_most: int = 8
+    """window-memory: and its sinks from 0 to these."""
     align_share: float = 0.3
     """linear: share of the steps in which each layer alone learns the attention of the teacher's."""
     rank: int = 8
@@ -52,4 +57,7 @@ class ExtendConfig:
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
         for name in ("window", "rank"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.sinks >= 0, "sinks", self.sinks, "0 or more")
+        for name in ("sinks", "sinks_most"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        low, high = self.window_range or (1, 1)
+        require(1 <= low <= high, "window_range", self.window_range, "two lengths, the first at least 1 and the shorter")

@@ -90,6 +90,7 @@ class Attention(Attending):
         )
         heads = Heads(place, self.heads, self.groups, self.key_width, own.window)
         self.core: Core = core(config.core, heads)
+        self.sinks = own.window_sinks
         self.memory: Memory | None = _part("memory", own.memory).cls(config.memory, heads) if own.memory else None
         self.alpha = nn.Parameter(torch.empty(place.width)) if own.memory_scale else None
 
@@ -135,9 +136,9 @@ class Attention(Attending):
         length = torch.zeros(batch, dtype=torch.int32, device=weight.device)
         kind = WindowState if window else GlobalState
         state = kind(length, held, held.clone(), q, k, v, memory)
-        if not self.config.window_sinks:
+        if not self.sinks:
             return state
-        first = weight.new_zeros(batch, self.groups, self.config.window_sinks, self.head_width)
+        first = weight.new_zeros(batch, self.groups, self.sinks, self.head_width)
         return SinkState(*state, first, first.clone())
 
     def project(self, x: Tensor, state: State | None = None, segment_ids: Tensor | None = None) -> Projected:
@@ -190,8 +191,8 @@ class Attention(Attending):
 
     def read(self, q: Tensor, seen: Attended, segment_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the core reads for q (B, H, T, K), and what it adds, of what is seen."""
-        if self.config.window_sinks:
-            return read_with_sinks(self.core, q, seen, segment_ids, self.config.window_sinks), None
+        if self.sinks:
+            return read_with_sinks(self.core, q, seen, segment_ids, self.sinks), None
         return self.core(q, seen.keys, seen.values, seen.start, segment_ids)
 
     def gated(self, read: Tensor, opening: Tensor | None) -> Tensor:
@@ -224,7 +225,7 @@ class Attention(Attending):
     def reach(self) -> int | None:
         """`Mixer.reach`."""
         canon = self.config.canon_taps - 1 if self.has_canon else 0
-        return None if self.config.window is None or self.config.window_sinks else self.config.window - 1 + canon
+        return None if self.config.window is None or self.sinks else self.config.window - 1 + canon
 
     def retention(self) -> nn.Module | None:
         """`Mixer.retention`: the memory, where it has decays."""

@@ -16,12 +16,12 @@ from atma.mixers.table import MIXERS, Found, find
 
 Options = dict[str, Any]
 Weights = dict[str, Tensor]
-TOWARD_POLAR = {"rope": "rope_homotopy"}
+TOWARD_POLAR = {"rope": "rope_homotopy", "rotary": "rotary_homotopy"}
 """The softmax cores that have positions, and those that take them to polar attention."""
-CANON = {"rope_homotopy": "rope_canon"}
+CANON = {"rope_homotopy": "rope_canon", "rotary_homotopy": "rotary_canon"}
 """The option of a core by which its layer has Canon."""
-POSITIONS = ("rope_canon", "rope_scaling", "rope_factor", "rope_trained", "start_mix", "start_fade")
-"""Options that a polar core does not have."""
+LINEAR = {"attention": "linearised", "grouped_query": "linearised_grouped_query"}
+"""The kinds of softmax layers, and those that make them linear."""
 
 
 class Layer(NamedTuple):
@@ -38,8 +38,7 @@ class Layer(NamedTuple):
     @property
     def kind(self) -> str:
         """The name of the table that is this mixer with nothing fixed."""
-        kinds = [name for name, (_, fixed) in MIXERS.items() if not fixed and find(name).cls is self.found.cls]
-        return kinds[-1] if "attention" not in kinds else "attention"
+        return next(name for name, (_, fixed) in MIXERS.items() if not fixed and find(name).cls is self.found.cls)
 
 
 def toward_polar(layer: Layer, memory: str | bool, bounds: Options) -> Options:
@@ -49,33 +48,61 @@ def toward_polar(layer: Layer, memory: str | bool, bounds: Options) -> Options:
     """
     core = TOWARD_POLAR[layer.options["core"]]
     wanted = {**layer.options, "core": core, CANON[core]: True, "memory": memory, **bounds}
-    return _taken(layer, wanted)
+    return _taken(layer.kind, wanted)
 
 
-def settled_polar(layer: Layer) -> Options:
-    """Options of the ordinary polar layer that computes what one of `toward_polar` does at its end."""
-    return _taken(layer, {key: value for key, value in layer.options.items() if key not in POSITIONS} | {"core": "polar"})
+def settled_polar(layer: Layer, faded: bool) -> Options:
+    """Options of the layer that computes what one of `toward_polar` does at its end: the ordinary polar layer, or, with
+    its rotation kept, the same at λ = 1."""
+    if not faded:
+        return _taken(layer.kind, {**layer.options, "start_mix": 1.0})
+    return _taken(layer.kind, {**layer.options, "core": "polar"})
 
 
 def fold_polar(weights: Weights, score_scale: float) -> Weights:
     """Weights of one layer, names within its mixer, as the polar core has them: the scale of scores goes into Canon of
     the queries, the radius of each head into its columns of the output projection."""
     weights = dict(weights)
-    radius, slope = weights.pop("core.log_radius").exp(), weights["core.null_value"].shape[1]
+    radius, width = weights.pop("core.log_radius").exp(), weights["core.null_value"].shape[1]
     for name in ("core.mix", "core.fade"):
         weights.pop(name)
-    scale = score_scale * math.sqrt(slope)
+    scale = score_scale * math.sqrt(width)
     taps = weights["canon_q"] * scale
     taps[:, -1] += scale - 1
-    weights["canon_q"] = taps
     out = weights["out_proj.weight"]
-    factor = (radius / math.sqrt(slope)).repeat_interleave(out.shape[1] // len(radius))
-    weights["out_proj.weight"] = out * factor
+    factor = (radius / math.sqrt(width)).repeat_interleave(out.shape[1] // len(radius))
+    return weights | {"canon_q": taps, "out_proj.weight": out * factor}
+
+
+def beside_window(layer: Layer, memory: str, window: int, sinks: int) -> Options:
+    """Options of the layer with a window, attention sinks and a scaled memory (mixers.md, section 7.1)."""
+    wanted = {**layer.options, "window": window, "window_sinks": sinks, "memory": memory, "memory_scale": True}
+    return _taken(layer.kind, wanted)
+
+
+def settled_window(layer: Layer) -> Options:
+    """Options of the layer whose memory's output projection has α in it."""
+    return _taken(layer.kind, {**layer.options, "memory_scale": False})
+
+
+def fold_scale(weights: Weights) -> Weights:
+    """Weights of one layer with α in the rows of the memory's output projection."""
+    weights = dict(weights)
+    alpha = weights.pop("alpha")
+    for name, value in weights.items():
+        if name.startswith("memory.") and name.endswith(("out_proj.weight", "out_proj.bias")):
+            weights[name] = value * (alpha[:, None] if value.ndim == 2 else alpha)
     return weights
 
 
-def _taken(layer: Layer, wanted: Options) -> Options:
+def linearised(layer: Layer, window: int) -> Options:
+    """Options of the layer made linear, with an exact window (mixers.md, section 7.3)."""
+    if layer.kind not in LINEAR:
+        raise ValueError(f"attention of the kind '{layer.kind}' has no linear form here; {' and '.join(LINEAR)} have")
+    return _taken(LINEAR[layer.kind], {**layer.options, "window": window, "memory": False})
+
+
+def _taken(kind: str, wanted: Options) -> Options:
     """The options that a layer of these has, its kind beside them."""
-    found = find(layer.kind)
-    own = found.cls.takes(wanted)
-    return {"kind": layer.kind} | {key: value for key, value in wanted.items() if key in own}
+    own = find(kind).cls.takes(wanted)
+    return {"kind": kind} | {key: value for key, value in wanted.items() if key in own}
