@@ -36,6 +36,7 @@ VERBS: Verbs = {
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
     "import": ("convert", "convert a published checkpoint into a model folder"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
+    "extend": ("extend", "give a trained model length: attention that goes on beyond what it was trained on"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
 

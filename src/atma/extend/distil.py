@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from atma.config import TrainConfig
 from atma.extend.settings import ExtendConfig
 from atma.extend.ways import Way, mixers_of
 from atma.model import Block, Model

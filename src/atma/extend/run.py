@@ -1,6 +1,5 @@
 """An extension from a trained model to a longer one: a run folder like that of a training, resumed to the same bits."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from atma.checkpoint import file_hash, read_json, save_model
-from atma.config import DataConfig, Recipe, TrainConfig, from_dict, to_dict
+from atma.config import DataConfig, Recipe, TrainConfig, to_dict
 from atma.extend.distil import Distiller
 from atma.extend.settings import ExtendConfig
 from atma.extend.ways import Way, way_of
@@ -34,10 +33,16 @@ def recipe_for(loaded: Loaded, settings: ExtendConfig, data: DataConfig, train: 
     return Recipe(name=name, model=way.student(loaded.model.config), data=data, train=train)
 
 
+def own_training(loaded: Loaded) -> dict[str, Any]:
+    """The recipe of a model's own training, as tables, where its folder tells it."""
+    extra = loaded.info.get("extra", {})
+    known = extra.get("recipe", {}) if isinstance(extra, dict) else {}
+    return known if isinstance(known, dict) else {}
+
+
 def rates_of(loaded: Loaded, factor: float) -> dict[str, float]:
     """The rates of a training: those that the model was trained with, or the usual ones, times a factor."""
-    extra = loaded.info.get("extra", {})
-    known = extra.get("recipe", {}).get("train", {}) if isinstance(extra, dict) else {}
+    known = own_training(loaded).get("train", {})
     names = ("muon_rate", "embedding_rate", "head_rate", "vector_rate")
     return {name: factor * float(known.get(name, getattr(TrainConfig(), name))) for name in names}
 
@@ -61,10 +66,14 @@ def extend(
     source = open_source(recipe, ranks)
     _check_fit(recipe, source, ranks)
     with claimed(recipe, out, resume, ranks) as notes:
-        _settle(out / SETTINGS, {"settings": to_dict(settings), "teacher": file_hash(loaded.path / "model.safetensors")})
+        _settle(
+            out / SETTINGS, {"settings": to_dict(settings), "teacher": file_hash(loaded.path / "model.safetensors")}
+        )
         run = ExtendRun(loaded, recipe, settings, out, source, device, ranks)
         notes += run.restore() if resume else []
         with Record(out / NAME) as record:
+            if run.state.step == 0:
+                record.write("event", 0, run.told())
             return run.go(record, progress or Silent(), notes, stop)
 
 
@@ -91,6 +100,12 @@ class ExtendRun(Run):
         self.optimisers = Optimisers(self.model, recipe.train)
         self.stepper.optimisers, self.stepper.parameters = self.optimisers, list(self.model.parameters())
         self.stepper = Distiller(self.stepper, teacher, self.way, settings)
+
+    def told(self) -> dict[str, Any]:
+        """What is trained, for the record."""
+        trained = sum(one.numel() for one in self.model.parameters() if one.requires_grad)
+        total = sum(one.numel() for one in self.model.parameters())
+        return {"event": f"trains {trained:,} of {total:,} parameters", "trained": trained, "parameters": total}
 
     def _finish(self) -> Path:
         extra = {

@@ -60,4 +60,6 @@ class ExtendConfig:
         for name in ("sinks", "sinks_most"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         low, high = self.window_range or (1, 1)
-        require(1 <= low <= high, "window_range", self.window_range, "two lengths, the first at least 1 and the shorter")
+        require(
+            1 <= low <= high, "window_range", self.window_range, "two lengths, the first at least 1 and the shorter"
+        )

@@ -155,7 +155,9 @@ class Linear:
         return student.eval()
 
 
-def refilled(student: Model, config: ModelConfig, prefixes: list[str], change: Callable[[str, Weights], Weights]) -> Model:
+def refilled(
+    student: Model, config: ModelConfig, prefixes: list[str], change: Callable[[str, Weights], Weights]
+) -> Model:
     """A model of `config` with the student's weights, those below each prefix as `change(prefix, weights)` has them."""
     weights = {name: value.detach() for name, value in student.state_dict().items()}
     for prefix in prefixes:

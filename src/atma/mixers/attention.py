@@ -12,7 +12,7 @@ from atma.layers import Linear, init_linear
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
 from atma.mixers.heads import Attended, Attending, Core, Heads, HeadsConfig, Memory, Projected
-from atma.mixers.held import GlobalState, State, behind
+from atma.mixers.held import GlobalState, WithSinks, behind
 from atma.mixers.sinks import SinkState, read_with_sinks
 from atma.mixers.table import Found, find, names
 from atma.mixers.window import WindowState
@@ -126,7 +126,7 @@ class Attention(Attending):
     def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.canon_q, self.canon_k, self.canon_v
 
-    def init_state(self, batch: int, capacity: int) -> State:
+    def init_state(self, batch: int, capacity: int) -> WithSinks:
         """Room for `capacity` keys, or those of the window, in each of `batch` rows; none held yet."""
         weight, window = self.q_proj.weight, self.config.window
         held = weight.new_zeros(batch, self.groups, window or capacity, self.head_width)
@@ -141,7 +141,7 @@ class Attention(Attending):
         first = weight.new_zeros(batch, self.groups, self.sinks, self.head_width)
         return SinkState(*state, first, first.clone())
 
-    def project(self, x: Tensor, state: State | None = None, segment_ids: Tensor | None = None) -> Projected:
+    def project(self, x: Tensor, state: WithSinks | None = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
         q, gate = self.queries(x)
         k, v = self.keys_and_values(x, q)
@@ -170,8 +170,8 @@ class Attention(Attending):
         return self.k_proj(x).unflatten(-1, (self.groups, -1)), self.v_proj(x)
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, segment_ids: Tensor | None = None
-    ) -> tuple[Tensor, State | None]:
+        self, x: Tensor, state: WithSinks | None = None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, WithSinks | None]:
         """x (B, T, D) to y (B, T, D). Keys and values are held after Canon and with their positions."""
         projected = self.project(x, state, segment_ids)
         start = None if state is None else state.length
@@ -199,14 +199,14 @@ class Attention(Attending):
         """What the heads read (B, H, T, K), gated, side by side (B, T, H·K)."""
         return read.transpose(1, 2).flatten(2) if opening is None else gate(read, opening)
 
-    def _advance(self, state: State, seen: Attended, inputs: tuple[Tensor, ...], memory: Any) -> State:
+    def _advance(self, state: WithSinks, seen: Attended, inputs: tuple[Tensor, ...], memory: Any) -> WithSinks:
         assert seen.held is not None
         tails = (state.q_tail, state.k_tail, state.v_tail)
         q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
         first = () if seen.sinks is None else seen.sinks[:2]
         return type(state)(state.length + inputs[0].shape[1], *seen.held, q, k, v, memory, *first)
 
-    def attended(self, state: State | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
+    def attended(self, state: WithSinks | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
         """`Attending.attended`."""
         return behind(state, k, v, in_order)
 
@@ -254,7 +254,9 @@ class Attention(Attending):
         config = Settings(own, chosen(core), memory)
         single = own.canon_taps == 1 and own.canon_init == "previous" and core.cls.canon(config.core)
         summed = core.cls.plain_softmax or not own.window_sinks
-        require(summed, f"{where}window_sinks", own.window_sinks, f'0 with core = "{own.core}", which is no plain softmax')
+        require(
+            summed, f"{where}window_sinks", own.window_sinks, f'0 with core = "{own.core}", which is no plain softmax'
+        )
         scaled = bool(own.memory) or not own.memory_scale
         require(scaled, f"{where}memory_scale", own.memory_scale, "false without a memory")
         require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')

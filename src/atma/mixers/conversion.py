@@ -5,10 +5,9 @@ end `settled` gives the options and the weights of an ordinary layer of the tabl
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from atma.mixers.attention import Attention

@@ -37,7 +37,7 @@ class Core(nn.Module):
 
     Config: ClassVar[type]
     plain_softmax: ClassVar[bool] = False
-    """Whether it is softmax over the visible keys and nothing else, so that parts of them can be summed by themselves."""
+    """Whether it is softmax over the visible keys and nothing else, so that the sums of parts of them can be added."""
 
     def __init__(self, heads: Heads) -> None:
         super().__init__()

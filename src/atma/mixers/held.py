@@ -28,10 +28,11 @@ class GlobalState(NamedTuple):
     """Where in a page of the pool its positions lie: keys (G, K, page), values (G, page, K)."""
 
 
-State = GlobalState | WindowState | SinkState
+State = GlobalState | WindowState
+WithSinks = State | SinkState
 
 
-def behind(state: State | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
+def behind(state: WithSinks | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
     """New k and v (B, G, T, K) behind those of a state, as `Attending.attended` tells."""
     if state is None:
         return Attended(k, v, None)

@@ -20,8 +20,8 @@ from atma.mixers.softmax import SoftmaxCore
 from atma.ops import paged, polar_attention
 from atma.ops.backend import own_precision
 from atma.ops.paged.pages import Pages
-from atma.ops.polar import statistics_of, temperature_and_floor, visible_range
 from atma.ops.polar import fold as polar_fold
+from atma.ops.polar import statistics_of, temperature_and_floor, visible_range
 from atma.ops.rows import rotate
 from atma.strict import FOLLOWS, require
 
@@ -77,6 +77,11 @@ class Homotopy(SoftmaxCore):
     plain_softmax = False
     mix: Tensor
     fade: Tensor
+    length_gain: nn.Parameter
+    null_base: nn.Parameter
+    null_slope: nn.Parameter
+    magnitude_slope: nn.Parameter
+    log_radius: nn.Parameter
 
     def begin(self, config: MixConfig, heads: Heads) -> None:
         """Add polar attention's parameters, the radius of each head's reads, and the two buffers."""
@@ -120,15 +125,15 @@ class Homotopy(SoftmaxCore):
     ) -> tuple[Tensor, Tensor]:
         """What is read (B, H, T, K) at λ = 1, and its magnitude (B, H, T): polar attention, scaled as here."""
         q = q * (self.scale * q.shape[-1] ** 0.5)
-        scalars = (*(getattr(self, name) for name in SCALARS), self.null_value)
+        scalars = (self.length_gain, self.null_base, self.null_slope, self.magnitude_slope, self.null_value)
         if isinstance(k, Pages) and isinstance(v, Pages):
             c, magnitude = paged.polar_attention(
                 q, k, v, scalars, start, self.window, self.count_limit, self.sharpening
             )
         else:
             assert isinstance(k, Tensor) and isinstance(v, Tensor)
-            bounds = self.window, self.count_limit, self.sharpening
-            c, magnitude = polar_attention(q, k, v, *scalars, start, segment_ids, *bounds)
+            window, limit, sharpening = self.window, self.count_limit, self.sharpening
+            c, magnitude = polar_attention(q, k, v, *scalars, start, segment_ids, window, limit, sharpening)
         return c * self.log_radius.exp().to(c.dtype)[:, None, None], magnitude
 
     @own_precision
@@ -242,4 +247,12 @@ def fold_between(
     return c * length[..., None], magnitude
 
 
-__all__ = ["Homotopy", "MixConfig", "RopeHomotopy", "RopeHomotopyConfig", "RotaryHomotopy", "RotaryHomotopyConfig", "fold_between"]
+__all__ = [
+    "Homotopy",
+    "MixConfig",
+    "RopeHomotopy",
+    "RopeHomotopyConfig",
+    "RotaryHomotopy",
+    "RotaryHomotopyConfig",
+    "fold_between",
+]

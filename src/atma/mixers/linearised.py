@@ -73,15 +73,14 @@ class Linearised(Attention):
 
     def init_state(self, batch: int, capacity: int) -> Any:
         """An empty ring and no sums; `capacity` has no part in it."""
-        state = super().init_state(batch, capacity)
+        state: Any = super().init_state(batch, capacity)
         weight = self.q_proj.weight
         work = torch.promote_types(weight.dtype, torch.float32)
         shape = batch, self.heads, self.head_width + 1, self.feature.width
-        return LinearisedState(*state[:6], weight.new_zeros(shape, dtype=work))
+        length, keys, values, q, k, v = state[:6]
+        return LinearisedState(length, keys, values, q, k, v, weight.new_zeros(shape, dtype=work))
 
-    def forward(
-        self, x: Tensor, state: Any = None, *, segment_ids: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None, *, segment_ids: Tensor | None = None) -> tuple[Tensor, Any]:
         """`Mixer.forward`."""
         projected = self.project(x, state, segment_ids)
         start = None if state is None else state.length
@@ -94,7 +93,9 @@ class Linearised(Attention):
 
     def attended(self, state: Any, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
         """`Attending.attended`, of the window."""
-        return super().attended(state, k, v) if state is None else attended(WindowState(*state), k, v, in_order)
+        if state is None:
+            return Attended(k, v, None)
+        return attended(WindowState(*state[:7]), k, v, in_order)
 
     def leaving(self, state: Any, k: Tensor, v: Tensor, segment_ids: Tensor | None) -> Left:
         """Of new k and v (B, G, T, K), and those held, which leaves the window at each of the T tokens."""

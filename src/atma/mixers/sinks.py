@@ -4,7 +4,7 @@ A layer with a window of w keys then also reads the first s of the text, and hol
 one softmax over both: each part is summed by itself, and the sums are added.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class SinkState(NamedTuple):
     q_tail: Tensor | None
     k_tail: Tensor | None
     v_tail: Tensor | None
-    memory: object
+    memory: Any
     sink_keys: Tensor  # (B, G, s, K): position p at place p, zero before it is there
     sink_values: Tensor
 
@@ -37,14 +37,14 @@ class SinkState(NamedTuple):
 
 def attended_with_sinks(state: SinkState, k: Tensor, v: Tensor, in_order: bool) -> Attended:
     """New k and v (B, G, T, K) behind the ring of a state, and the sinks of the text with them."""
-    first = tuple(_joined(state.length, *pair) for pair in ((state.sink_keys, k), (state.sink_values, v)))
+    first, values = (_joined(state.length, *pair) for pair in ((state.sink_keys, k), (state.sink_values, v)))
     window = WindowState(*state[:7])
     if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
         held = paged.hold(state.keys, state.values, k, v, state.length)
         seen = Attended(*held, state.length, held)
     else:
         seen = attended(window, k, v, in_order)
-    return seen._replace(sinks=Sinks(*first, state.length))
+    return seen._replace(sinks=Sinks(first, values, state.length))
 
 
 def _joined(length: Tensor, held: Tensor, new: Tensor) -> Tensor:
