@@ -19,19 +19,22 @@ class ExtendConfig:
     """All parameters; only those that the way adds; or those, and low-rank adapters on every projection of a block."""
     memory: str = "delta"
     """The memory beside attention, by name; "none" for none."""
-    mix_share: float = 0.5
+    mix_share: float = 0.2
     """polar: over this share of the steps λ goes from 0 to 1."""
-    fade_share: float = 0.25
-    """polar: over this share, after that, the rotation of queries and keys is taken away."""
-    rate: float = 0.3
+    fade_share: float = 0.2
+    """polar: over this share, after that, the rotation of queries and keys is taken away; with 0 it stays."""
+    sharpening: float = 3.0
+    """polar: how much faster the temperature grows with the visible keys beyond a training row; it is of lengths beyond
+    that alone, and changes nothing in training."""
+    rate: float = 0.5
     """What the rates of the model's own training are multiplied by."""
     logits_weight: float = 1.0
     """Of KL(teacher ‖ student) of the predictions, while there is a teacher."""
     hidden_weight: float = 0.0
     """Of the mean square distance of student and teacher after each block, while there is a teacher."""
-    text_weight: float = 0.0
+    text_weight: float = 0.3
     """Of the loss on the text itself while there is a teacher; without one it is 1."""
-    teacher_share: float = 0.5
+    teacher_share: float = 1.0
     """Share of the steps with a teacher."""
     window: int = 64
     """window-memory and linear: keys that a query of the finished model sees, its own among them."""
@@ -53,7 +56,7 @@ class ExtendConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         together = self.mix_share + self.fade_share
         require(together <= 1, "fade_share", self.fade_share, f"at most 1 − mix_share = {1 - self.mix_share:g}")
-        for name in ("logits_weight", "hidden_weight", "text_weight", "rate"):
+        for name in ("logits_weight", "hidden_weight", "text_weight", "rate", "sharpening"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
         for name in ("window", "rank"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

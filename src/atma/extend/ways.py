@@ -47,7 +47,8 @@ class Polar:
 
     def student(self, teacher: ModelConfig) -> ModelConfig:
         """`Way.student`."""
-        bounds = {"count_limit": self.trained_length, "sharpening": 2.0, "max_half_life": float(self.trained_length)}
+        own, length = self.settings, self.trained_length
+        bounds = {"count_limit": length, "sharpening": own.sharpening, "max_half_life": float(length)}
         memory = False if self.settings.memory == "none" else self.settings.memory
         return with_layers(teacher, lambda layer: conversion.toward_polar(layer, memory, bounds))
 
