@@ -20,7 +20,7 @@ from atma.data.dataset import TokenSet
 from atma.eval.lengths import evaluate
 from atma.eval.rope import Stretch
 from atma.extend.measuring import Row, cells, cost
-from atma.extend.run import extend, own_training, rates_of, recipe_for
+from atma.extend.run import Extension, extend, own_training, rates_of, recipe_for
 from atma.extend.settings import ExtendConfig
 from atma.loading import Loaded, load
 from atma.train import terminal_progress
@@ -73,7 +73,7 @@ def extended(options: argparse.Namespace, way: str, seed: int, teacher: Loaded) 
     recipe = recipe_for(teacher, settings, data, train, f"{way}-{seed}")
     TRAINED[out / "final"] = recipe
     if not (out / "final").is_dir():
-        extend(teacher, recipe, settings, out, (out / "recipe.toml").is_file(), terminal_progress())
+        extend(Extension(teacher, recipe, settings), out, (out / "recipe.toml").is_file(), terminal_progress())
     return out / "final"
 
 

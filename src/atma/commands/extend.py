@@ -74,7 +74,7 @@ def run(
     with noticing() as asked:
         from atma import threads as processor_threads
         from atma.device import device_of
-        from atma.extend.run import extend, recipe_for
+        from atma.extend.run import Extension, extend, recipe_for
         from atma.loading import load
         from atma.train import Stopped, terminal_progress
         from atma.train.resume import recorded_threads
@@ -82,9 +82,10 @@ def run(
         loaded = load(model)
         text, train = _tables(loaded, settings, training, data)
         recipe = recipe_for(loaded, settings, text, train, out.resolve().name)
+        extension = Extension(loaded, recipe, settings)
         print(processor_threads.settle(threads, recorded_threads(out) if resume else 0), flush=True)
         try:
-            final = extend(loaded, recipe, settings, out, resume, terminal_progress(), device_of(device), asked)
+            final = extend(extension, out, resume, terminal_progress(), device_of(device), asked)
         except Stopped as stopped:
             print(f"atma: {stopped}; go on with the same command and --resume", file=sys.stderr)
             raise SystemExit(asked.status) from None

@@ -1,9 +1,10 @@
 """An extension from a trained model to a longer one: a run folder like that of a training, resumed to the same bits."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +16,7 @@ from atma.extend.ways import Way, way_of
 from atma.loading import Loaded
 from atma.lora import LoraConfig, attach, merge
 from atma.model import Model
+from atma.strict import plain
 from atma.train.folder import claimed
 from atma.train.loop import Run, _check_fit
 from atma.train.optim import Optimisers
@@ -47,31 +49,51 @@ def rates_of(loaded: Loaded, factor: float) -> dict[str, float]:
     return {name: factor * float(known.get(name, getattr(TrainConfig(), name))) for name in names}
 
 
+class Extension(NamedTuple):
+    """A model, what its student is trained by, and the way."""
+
+    loaded: Loaded
+    recipe: Recipe
+    settings: ExtendConfig
+
+
 def extend(
-    loaded: Loaded,
-    recipe: Recipe,
-    settings: ExtendConfig,
+    extension: Extension,
     out: Path,
     resume: bool = False,
     progress: Progress | None = None,
     device: torch.device | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Path:
-    """Train the student of `recipe` beside the loaded teacher into the run folder `out`; returns its `final`.
+    """Train the student beside its teacher into the run folder `out`; returns its `final`, a model folder.
 
-    ValueError as for a training, and when `out` was begun with other settings or another teacher.
+    resume, progress and stop as for a training. ValueError as for a training, and when `out` was begun with other
+    settings or another teacher.
     """
     device = device or torch.device("cpu")
-    ranks = join(device)
-    source = open_source(recipe, ranks)
+    source = open_source(extension.recipe, join(device))
+    return fit(extension, out, source, resume, progress, device, stop)
+
+
+def fit(
+    extension: Extension,
+    out: Path,
+    source: Source,
+    resume: bool = False,
+    progress: Progress | None = None,
+    device: torch.device | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Path:
+    """`extend` on batches from any `source`."""
+    device = device or torch.device("cpu")
+    ranks, recipe = join(device), extension.recipe
     _check_fit(recipe, source, ranks)
     with claimed(recipe, out, resume, ranks) as notes:
-        _settle(
-            out / SETTINGS, {"settings": to_dict(settings), "teacher": file_hash(loaded.path / "model.safetensors")}
-        )
-        run = ExtendRun(loaded, recipe, settings, out, source, device, ranks)
+        teacher = file_hash(extension.loaded.path / "model.safetensors")
+        _settle(out / SETTINGS, {"settings": plain(to_dict(extension.settings)), "teacher": teacher})
+        run = ExtendRun(extension, out, source, device, ranks)
         notes += run.restore() if resume else []
-        with Record(out / NAME) as record:
+        with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
             if run.state.step == 0:
                 record.write("event", 0, run.told())
             return run.go(record, progress or Silent(), notes, stop)
@@ -80,16 +102,8 @@ def extend(
 class ExtendRun(Run):
     """`Run`, of a student that begins as its teacher."""
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        recipe: Recipe,
-        settings: ExtendConfig,
-        out: Path,
-        source: Source,
-        device: torch.device,
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, extension: Extension, out: Path, source: Source, device: torch.device, ranks: Ranks) -> None:
+        loaded, recipe, settings = extension
         super().__init__(recipe, out, source, device, ranks)
         self.settings, self.loaded = settings, loaded
         self.way: Way = way_of(settings, recipe.train.length, recipe.train.seed)

@@ -78,7 +78,7 @@ class Polar:
         """`Way.at`: λ rises first, then the rotation fades; both are done before the last step."""
         mixing, fading = self.settings.mix_share * steps, self.settings.fade_share * steps
         mix = 1.0 if step >= mixing else step / mixing
-        faded = self.fades and step >= min(mixing + fading, steps - 1)
+        faded = self.fades and mix == 1 and step >= min(mixing + fading, steps - 1)
         fade = 1.0 if faded else max(0.0, step - mixing) / max(fading, 1.0) if self.fades else 0.0
         for core in cores_of(student, "log_radius").values():
             core.mix.fill_(mix)

@@ -13,8 +13,10 @@ from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
 from atma.mixers.heads import Attended, Attending, Core, Heads, HeadsConfig, Memory, Projected
 from atma.mixers.held import GlobalState, WithSinks, behind
+from atma.mixers.parts import name_of, open_options, part_of
 from atma.mixers.sinks import SinkState, read_with_sinks
-from atma.mixers.table import Found, find, names
+from atma.mixers.starts import share_projection, start_at_previous, start_scaled
+from atma.mixers.table import Found, names
 from atma.mixers.window import WindowState
 from atma.ops import causal_conv
 from atma.ops.backend import backend_for
@@ -82,7 +84,7 @@ class Attention(Attending):
         self.k_proj = Linear(place.width, k_width)
         self.v_proj = Linear(place.width, shared)
         self.out_proj = Linear(inner, place.width)
-        core = _part("core", own.core).cls
+        core = part_of("core", own.core).cls
         self.has_canon = core.canon(config.core)
         self.canon_q, self.canon_k, self.canon_v = (
             nn.Parameter(torch.empty(size, own.canon_taps)) if self.has_canon else None
@@ -91,7 +93,7 @@ class Attention(Attending):
         heads = Heads(place, self.heads, self.groups, self.key_width, own.window)
         self.core: Core = core(config.core, heads)
         self.sinks = own.window_sinks
-        self.memory: Memory | None = _part("memory", own.memory).cls(config.memory, heads) if own.memory else None
+        self.memory: Memory | None = part_of("memory", own.memory).cls(config.memory, heads) if own.memory else None
         self.alpha = nn.Parameter(torch.empty(place.width)) if own.memory_scale else None
 
     def key_width_of(self, own: AttentionConfig) -> int:
@@ -115,9 +117,7 @@ class Attention(Attending):
         if self.memory is not None:
             self.memory.init_weights(generator)
             if self.alpha is not None:
-                nn.init.zeros_(self.alpha)
-                weight = self.memory.out_proj.weight
-                nn.init.normal_(weight, 0.0, weight.shape[1] ** -0.5, generator=generator)
+                start_scaled(self.alpha, self.memory.out_proj, generator)
 
     def start_alike(self) -> None:
         """Start every query projection as that of its key head."""
@@ -236,21 +236,23 @@ class Attention(Attending):
         """`Mixer.takes`: its own options and those of its core and its memory."""
         own = {field.name: field for field in fields(cls.Config)}
         core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
-        parts = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
-        return own | {name: field for part in parts for name, field in _open(part).items()}
+        parts = [
+            part_of(what, name) for what, name in (("core", core), ("memory", memory)) if name_of(name) in names(what)
+        ]
+        return own | {name: field for part in parts for name, field in open_options(part).items()}
 
     @classmethod
     def configure(cls, options: Mapping[str, Any], where: str = "") -> Settings:
         """`Mixer.configure`."""
 
         def chosen(part: Found) -> Any:
-            given = {name: options[name] for name in _open(part) if name in options}
+            given = {name: options[name] for name in open_options(part) if name in options}
             return from_dict(part.cls.Config, {**given, **part.fixed}, where)
 
         known = {field.name: options[field.name] for field in fields(cls.Config) if field.name in options}
         own = from_dict(cls.Config, known, where)
-        core = _part("core", own.core, where)
-        memory = chosen(_part("memory", own.memory, where)) if own.memory else None
+        core = part_of("core", own.core, where)
+        memory = chosen(part_of("memory", own.memory, where)) if own.memory else None
         config = Settings(own, chosen(core), memory)
         single = own.canon_taps == 1 and own.canon_init == "previous" and core.cls.canon(config.core)
         summed = core.cls.plain_softmax or not own.window_sinks
@@ -266,41 +268,11 @@ class Attention(Attending):
     def options(cls, config: Settings) -> dict[str, Any]:
         """`Mixer.options`."""
         own = config.own
-        parts = [(config.core, _part("core", own.core))]
+        parts = [(config.core, part_of("core", own.core))]
         if own.memory:
-            parts.append((config.memory, _part("memory", own.memory)))
+            parts.append((config.memory, part_of("memory", own.memory)))
         told = {field.name: getattr(own, field.name) for field in fields(own)}
-        return told | {name: getattr(chosen, name) for chosen, part in parts for name in _open(part)}
-
-
-def start_at_previous(taps: Tensor, head_width: int) -> None:
-    """Canon taps (G·K, W) such that z + conv(z) is z in each head's lower channels and the previous z in its upper."""
-    upper = torch.arange(taps.shape[0]) % head_width >= head_width // 2
-    nn.init.zeros_(taps)
-    taps[upper, -1], taps[upper, -2] = -1.0, 1.0
-
-
-def share_projection(q_proj: nn.Linear, keys: Tensor, heads: int, groups: int) -> None:
-    """Copy each key head's weights, of (G·K, D), into the first rows, of queries, of the heads that read it."""
-    rows = keys.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
-    q_proj.weight.unflatten(0, (heads, -1))[:, : rows.shape[1]] = rows
-
-
-def _part(what: str, name: Any, where: str = "") -> Found:
-    """What the name of a core or a memory stands for."""
-    try:
-        return find(_name(name), what)
-    except ValueError as error:
-        raise ValueError(f"'{where}{what}': {error}") from None
-
-
-def _open(part: Found) -> dict[str, Field[Any]]:
-    """The options of a core or a memory that its line of the table leaves open."""
-    return {field.name: field for field in fields(part.cls.Config) if field.name not in part.fixed}
-
-
-def _name(name: Any) -> str:
-    return "delta" if name is True else str(name)
+        return told | {name: getattr(chosen, name) for chosen, part in parts for name in open_options(part)}
 
 
 _TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}
