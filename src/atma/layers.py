@@ -1,9 +1,11 @@
 """The small layers every mixer and block is made of."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from atma.ops.dense import Gate, gated, linear, rms_norm
 
@@ -47,3 +49,12 @@ def init_linear(layer: nn.Linear, generator: torch.Generator | None, zero: bool 
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+class without_init(TorchFunctionMode):
+    """Within it parameters are not drawn: for a model whose weights are read next, which takes a large one seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))

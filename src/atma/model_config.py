@@ -162,7 +162,9 @@ class ModelConfig:
         one = self._named[self.layers[layer]]
         alike = [i for i, name in enumerate(self.layers) if self._named[name].kind == one.kind]
         count = alike.index(layer), len(alike)
-        return one.found.cls(one.config, Place(self.width, self.norm_epsilon, layer, self.depth, *count, self.norm_plus_one))
+        return one.found.cls(
+            one.config, Place(self.width, self.norm_epsilon, layer, self.depth, *count, self.norm_plus_one)
+        )
 
     def named(self) -> dict[str, Named]:
         """Every mixer of the pattern and of the tables, by name."""

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from atma.ops import causal_conv, gated_conv, gated_delta, native, use_backend
-from atma.ops.dense import gated as gated_mlp, rms_norm
+from atma.ops.dense import gated as gated_mlp
+from atma.ops.dense import rms_norm
 from atma.ops.native.recorder import Recorder
 from atma.ops.recurrent import reference
 from atma.ops.rows import (

@@ -30,7 +30,7 @@ class RotaryConfig:
 
     rotary_theta: float = 10_000.0
     rotary_share: float = 1.0
-    """Share of a head's numbers that are turned, its first ones."""
+    """Share of a head's numbers that are turned, its first ones; 0 for no positions."""
     score_scale: float | None = None
     """What scores q·k are multiplied by; 1/√K where it is left out."""
     rotary_scaling: Scaling = "none"
@@ -49,8 +49,10 @@ class RotaryConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(math.isfinite(self.rotary_theta) and self.rotary_theta > 1, "rotary_theta", self.rotary_theta, "above 1")
-        require(0 < self.rotary_share <= 1, "rotary_share", self.rotary_share, "above 0, and at most 1")
+        require(
+            math.isfinite(self.rotary_theta) and self.rotary_theta > 1, "rotary_theta", self.rotary_theta, "above 1"
+        )
+        require(0 <= self.rotary_share <= 1, "rotary_share", self.rotary_share, "between 0 and 1")
         scale, factor, scaling = self.score_scale, self.rotary_factor, self.rotary_scaling
         require(scale is None or scale > 0, "score_scale", scale, "positive, or left out for 1/√head_width")
         require(math.isfinite(factor) and factor >= 1, "rotary_factor", factor, "a finite number of at least 1")
@@ -71,7 +73,7 @@ class RotaryCore(SoftmaxCore):
     def __init__(self, config: RotaryConfig, heads: Heads) -> None:
         super().__init__(config, heads)  # pyright: ignore[reportArgumentType]
         self.own, self.config, self.turning = config, config, int(heads.head_width * config.rotary_share)
-        even = self.turning >= 2 and self.turning % 2 == 0
+        even = self.turning % 2 == 0
         require(even, "rotary_share", config.rotary_share, f"such that an even part of {heads.head_width} is turned")
         self.scale = self.scale if config.score_scale is None else config.score_scale
 
@@ -82,12 +84,16 @@ class RotaryCore(SoftmaxCore):
 
     def turn(self, q: Tensor, k: Tensor, start: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """`Core.turn`."""
+        if self.turning == 0:
+            return q, k
         first, last = visible_range(q, start, segment_ids, None)
         position = last - first - 1
         return self.turned(q, position), self.turned(k, position)
 
     def turned(self, x: Tensor, position: Tensor) -> Tensor:
         """`Core.turned`."""
+        if self.turning == 0:
+            return x
         backward = -frequencies(self.config, self.turning).to(x.device)  # `rotate` turns the other way
         whole = self.turning == x.shape[-1]
         turned = rotate(x if whole else x[..., : self.turning], position, backward)

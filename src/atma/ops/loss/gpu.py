@@ -77,7 +77,7 @@ def _logits(
 @triton.jit
 def _slope(z, cap):
     """y / z of y = cap z / √(z² + cap²), 1 for no cap: 0."""
-    return tl.where(cap > 0, cap * tl.rsqrt(z * z + cap * cap), 1.0)
+    return tl.where(cap > 0, cap * tl.rsqrt(z * z + tl.where(cap > 0, cap * cap, 1.0)), 1.0)
 
 
 @triton.jit
