@@ -215,7 +215,7 @@ class RotaryHomotopy(Homotopy, rotary.RotaryCore):
     def turned(self, x: Tensor, position: Tensor) -> Tensor:
         """`Core.turned`: by angles times 1 − fade."""
         fade = float(self.fade)
-        if fade == 1:
+        if fade == 1 or self.turning == 0:
             return x
         if fade == 0:
             return super().turned(x, position)
