@@ -27,7 +27,7 @@ LAYERS = (
     "data",
     "train",
     "eval",
-    "bench compress demo diagnose importer layouts info integrations sweep",
+    "bench compress demo diagnose extend importer layouts info integrations sweep",
     "compare",
     "commands",
     "__init__",
