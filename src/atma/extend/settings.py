@@ -15,8 +15,9 @@ class ExtendConfig:
     """One extension. Shares are of the steps; lengths are tokens."""
 
     way: Way = "polar"
-    trained: Trained = "all"
-    """All parameters; only those that the way adds; or those, and low-rank adapters on every projection of a block."""
+    trained: Trained | None = None
+    """All parameters; only those that the way adds; or those, and low-rank adapters on every projection of a block.
+    Left out, what is new for window-memory, and all for the others."""
     memory: str = "delta"
     """The memory beside attention, by name; "none" for none."""
     mix_share: float = 0.2
@@ -50,6 +51,11 @@ class ExtendConfig:
     """linear: share of the steps in which each layer alone learns the attention of the teacher's."""
     rank: int = 8
     """Of low-rank changes."""
+
+    @property
+    def trains(self) -> Trained:
+        """What is trained."""
+        return self.trained or ("new" if self.way == "window-memory" else "all")
 
     def __post_init__(self) -> None:
         check_fields(self)
