@@ -22,6 +22,7 @@ from atma.disk import destination, sync
 from atma.hub_files import SHIM, SHIM_TEXT, SIDE_FILES, TOKENIZER_CONFIG, class_keys, token_keys, tokenizer_settings
 from atma.replacing import OURS, recover_folder, staging_place, swap
 from atma.strict import from_dict, to_dict
+from atma.tokenizer_file import BEGINNING
 from atma.weights import is_shard, load_tensors, tensor_writer, weight_files
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def model_files(
         config |= token_keys(tokenizer)
         if tokenizer.end_to_record:
             config["end_of_text"] = tokenizer.end_to_record
+        if tokenizer.beginning != (tokenizer.eot,):
+            config[BEGINNING] = list(tokenizer.beginning)
         files["tokenizer.json"] = lambda path: tokenizer.save(path, begun=True)
         files[TOKENIZER_CONFIG] = json_writer(tokenizer_settings(tokenizer))
     return {"config.json": json_writer(config), **files}
