@@ -263,3 +263,14 @@ def test_from_a_packaged_model_on_conversations_the_answers_are_learned(tmp_path
     train(load_run_recipe(written(tmp_path / "r.toml", text)), out, device="cpu")
     told = losses(out, "validation")
     assert told[-1][1] < told[0][1] - 0.5
+
+
+def test_what_the_base_says_of_itself_is_kept(base, tmp_path):
+    place = shutil.copytree(base, tmp_path / "here")
+    config = json.loads((place / "config.json").read_text())
+    config["extra"] = {"layout": "somebody's", "name": "old"}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "manifest.json").unlink()
+    final = fit(recipe(place), tmp_path / "run", tiny_source())
+    extra = json.loads((final / "config.json").read_text())["extra"]
+    assert extra["layout"] == "somebody's" and extra["name"] == "tiny"

@@ -5,12 +5,13 @@ weights still fit (a window, a bound). `init_hash`, of the weights, is found onc
 part of the run's identity, and the place is not.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atma.checkpoint import TALK, file_hash, fill_model, load_config, load_tensors
+from atma.checkpoint import TALK, file_hash, fill_model, load_config, load_info, load_tensors
 from atma.config import ModelConfig, Recipe, load_values, recipe_of
 from atma.hashes import WEIGHTS
 from atma.loading import model_folder
@@ -18,6 +19,9 @@ from atma.lora import Attached, attach
 from atma.model import Model
 from atma.tokenizer import Tokenizer, load_tokenizer
 from atma.train.step import generator
+
+EXTRA = "extra.json"
+"""What the base's config.json says besides the model."""
 
 
 def load_run_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
@@ -106,13 +110,14 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None) -> None:
 
 
 def carried(recipe: Recipe, template: str | None) -> dict[str, str]:
-    """The texts of files that the final model keeps beside its own: of the folder that it starts from, and the chat
-    template that its data was written with."""
+    """The texts of files that the final model takes over: how the folder that it starts from is talked to, and what its
+    config.json says besides, such as which checkpoint it was; and the chat template that its data was written with."""
     found = {}
     if recipe.train.init_from:
         folder = model_folder(recipe.train.init_from)
         paths = [folder / name for name in TALK if (folder / name).is_file()]
         found = {path.name: path.read_text(encoding="utf-8") for path in paths}
+        found[EXTRA] = json.dumps(load_info(folder).get("extra", {}))
     return found | ({} if template is None else {TALK[0]: template})
 
 

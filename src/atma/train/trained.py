@@ -5,6 +5,7 @@ say by a hash which base they belong to; the base is read again from `train.init
 `best/`) are whole either way, adapters merged in.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atma.checkpoint import (
+    TALK,
     Writer,
     fill_model,
     load_tensors,
@@ -26,9 +28,13 @@ from atma.config import ModelConfig, Recipe, identity
 from atma.lora import TENSORS, Attached, adapter_files, base_hash, fill_adapters, merged_tensors, save_adapters
 from atma.model import Model
 from atma.strict import from_dict
+from atma.train.start import EXTRA, carried
 
 if TYPE_CHECKING:
     from atma.tokenizer import Tokenizer
+
+KEPT = "base"
+"""The folder of a run that holds what is kept of the model it starts from."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Trained:
 
     model: Model
     recipe: Recipe
+    out: Path
+    """The run folder."""
     attached: Attached | None = None
     tokenizer: "Tokenizer | None" = None
 
@@ -62,13 +70,23 @@ class Trained:
             raise ValueError(f"{folder / 'config.json'}: another model than the recipe's")
         fill_model(self.model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
 
-    def save(self, folder: Path, extra: Mapping[str, Any], carried: Mapping[str, str]) -> None:
-        """Write a model folder, adapters merged, with `carried` texts as further files."""
+    def keep(self, template: str | None) -> None:
+        """Copy what the final model takes over from the folder it starts from, which may go away, into the run folder.
+
+        `template` is the chat template that the data was written with, if any.
+        """
+        if not (self.out / KEPT).is_dir() and (texts := carried(self.recipe, template)):
+            write_folder(self.out / KEPT, {name: text_writer(text) for name, text in texts.items()})
+
+    def save(self, folder: Path, extra: Mapping[str, Any]) -> None:
+        """Write a model folder, adapters merged, with what is kept of the base."""
         require_replaceable(folder)
-        files = model_files(self.model, self.tokenizer, extra)
+        beside = {path.name: path.read_text(encoding="utf-8") for path in sorted((self.out / KEPT).glob("*"))}
+        before = json.loads(beside.get(EXTRA, "{}"))
+        files = model_files(self.model, self.tokenizer, {**before, **extra})
         if self.attached is not None:
             files["model.safetensors"] = tensor_writer(merged_tensors(self.model))
-        write_folder(folder, files | {name: text_writer(text) for name, text in carried.items()})
+        write_folder(folder, files | {name: text_writer(beside[name]) for name in TALK if name in beside})
 
     def save_adapters(self, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write the adapters alone, if there are any."""
