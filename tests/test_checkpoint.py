@@ -15,6 +15,7 @@ from atma.config import ModelConfig
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer
 
+FILES = ["config.json", "manifest.json", "model.safetensors", "modeling_atma.py"]
 SIZES = {"width": 16, "depth": 3, "query_heads": 2, "key_value_heads": 1, "head_width": 8, "mlp_multiple": 2}
 
 
@@ -67,7 +68,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
 
 
 def test_a_folder_holds_three_files_and_their_hashes_and_nothing_is_left_beside_it(folder):
-    assert names(folder) == ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]
+    assert names(folder) == [*FILES, "tokenizer.json", "tokenizer_config.json"]
     assert names(folder.parent) == ["model"]
     assert load_info(folder)["extra"] == {"tokens": 12}
 
@@ -91,7 +92,7 @@ def test_half_precision_weights_are_widened(folder, dtype):
 def test_saving_again_replaces_the_older_model(folder):
     save_model(folder, small(width=24), None)
     assert load_model(folder)[0].config.width == 24
-    assert names(folder) == ["config.json", "manifest.json", "model.safetensors"] and names(folder.parent) == ["model"]
+    assert names(folder) == FILES and names(folder.parent) == ["model"]
 
 
 def test_a_crash_between_the_two_renames_loses_nothing(folder):

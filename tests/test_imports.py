@@ -13,8 +13,8 @@ from atma.mixers.table import CORES, MEMORIES, MIXERS
 
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
-    "arguments bars device disk replacing saved_state settings signals statistics strict",
-    "names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
+    "arguments bars device disk replacing saved_state settings signals statistics strict weights",
+    "hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
     "ops",
     "layers state threads",
     "mixers",
@@ -27,7 +27,7 @@ LAYERS = (
     "data",
     "train",
     "eval",
-    "bench compress demo diagnose importer layouts info integrations sweep",
+    "bench compress demo diagnose extend importer layouts info integrations sweep",
     "compare",
     "commands",
     "__init__",

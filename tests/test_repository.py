@@ -53,6 +53,13 @@ def test_most_functions_are_short():
     assert sizes[int(0.9 * (len(sizes) - 1))] <= 40
 
 
+FOREIGN = {
+    f"src/atma/integrations/transformers/{name}"
+    for name in ("base_model.py:forward", "causal_lm.py:forward", "cache.py:update", "pretrained.py:save_pretrained")
+}
+"""Methods whose arguments transformers asks for."""
+
+
 def test_no_function_takes_many_arguments():
     def arguments(node):
         given = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -62,7 +69,7 @@ def test_no_function_takes_many_arguments():
     many = [
         f"{named(p)}:{node.name}" for p, node, _ in functions() if arguments(node) > 8 and operations not in p.parents
     ]
-    assert not many
+    assert not set(many) - FOREIGN
 
 
 def test_public_functions_take_no_keyword_bag():
@@ -72,7 +79,7 @@ def test_public_functions_take_no_keyword_bag():
         bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
         public = [n for body in bodies for n in body if isinstance(n, Function) and not n.name.startswith("_")]
         bags += [f"{named(path)}:{node.name}" for node in public if node.args.kwarg is not None]
-    assert not bags
+    assert not set(bags) - FOREIGN
 
 
 def test_no_module_is_named_after_nothing():

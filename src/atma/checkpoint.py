@@ -1,8 +1,9 @@
 """Folders on disk that are either whole or not there: models, and the base of training checkpoints.
 
 A model folder holds `config.json`, `model.safetensors`, `tokenizer.json` and `manifest.json` with the size and SHA-256
-of each. It is written beside its final place, forced to the disk and renamed, so that a crash or a full disk leaves
-what was there before. Reading checks everything and says in one line which file is wrong and how. No pickle.
+of each, and beside them what Hugging Face's libraries read (atma.hub_files), which nothing here reads or vouches for.
+It is written beside its final place, forced to the disk and renamed, so that a crash or a full disk leaves what was
+there before. Reading checks everything and says in one line which file is wrong and how. No pickle.
 """
 
 import contextlib
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from atma.config import ModelConfig
 from atma.disk import destination, sync
+from atma.hub_files import SHIM, SHIM_TEXT, SIDE_FILES, TOKENIZER_CONFIG, class_keys, token_keys, tokenizer_settings
 from atma.replacing import OURS, recover_folder, staging_place, swap
 from atma.strict import from_dict, to_dict
+from atma.weights import is_shard, load_tensors, tensor_writer, weight_files
 
 if TYPE_CHECKING:
     from atma.model import Model
@@ -32,7 +33,7 @@ FORMAT = "atma-1"
 MANIFEST = "manifest.json"
 TALK = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 """Files that a model folder may have besides, as others publish them: how the model is talked to."""
-_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *TALK, *OURS)
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, *OURS)
 _VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
 
@@ -52,23 +53,31 @@ def model_files(
     model: "Model", tokenizer: "Tokenizer | None", extra: Mapping[str, Any] | None = None
 ) -> dict[str, Writer]:
     """The writers of a model folder's files, for `write_folder`. What is tied, as a head may be, is written once."""
-    config = {"format": FORMAT, "model": to_dict(model.config), "extra": dict(extra or {})}
-    if tokenizer is not None and tokenizer.end_to_record:
-        config["end_of_text"] = tokenizer.end_to_record
-    tensors = _own(model)
-    files = {"config.json": json_writer(config), "model.safetensors": tensor_writer(tensors)}
+    config = {"format": FORMAT, **class_keys(), "model": to_dict(model.config), "extra": dict(extra or {})}
+    files = {"model.safetensors": tensor_writer(_own(model)), SHIM: text_writer(SHIM_TEXT)}
     if tokenizer is not None:
-        files["tokenizer.json"] = lambda path: tokenizer.save(path)
-    return files
+        config |= token_keys(tokenizer)
+        if tokenizer.end_to_record:
+            config["end_of_text"] = tokenizer.end_to_record
+        files["tokenizer.json"] = lambda path: tokenizer.save(path, begun=True)
+        files[TOKENIZER_CONFIG] = json_writer(tokenizer_settings(tokenizer))
+    return {"config.json": json_writer(config), **files}
 
 
 def require_replaceable(folder: Path) -> None:
     """ValueError unless `folder` may become a model folder: nothing is there, or nothing but a model's files."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder to write to")
-    others = sorted(path.name for path in folder.iterdir() if path.name not in _FILES) if folder.exists() else []
+    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.exists() else []
     if others:
         raise ValueError(f"{folder}: holds something other than a model ('{others[0]}'); name a new folder")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one of a model's that nobody has put words of their own in, as a chat template is."""
+    if path.name == TOKENIZER_CONFIG:
+        return "chat_template" not in read_json(path)
+    return path.name in _FILES or is_shard(path.name)
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple[Model, Tokenizer | None]":
@@ -86,7 +95,8 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple
         verify_folder(folder)
     with without_init():
         model = Model(config).to(dtype)
-    fill_model(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    files = weight_files(folder)
+    fill_model(model, {name: tensor for file in files for name, tensor in load_tensors(file).items()}, files[0])
     path = folder / "tokenizer.json"
     if not path.exists():
         return model, None
@@ -153,30 +163,10 @@ def _own(model: "Model") -> dict[str, Tensor]:
     return {name: value.detach() for name, value in tensors.items() if names[id(value)] == name}
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU; ValueError when it is missing or damaged."""
-    if not path.is_file():
-        raise ValueError(f"{path}: missing")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
-
-
-def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of every tensor of a safetensors file, from its head alone; ValueError when missing or damaged."""
-    if not path.is_file():
-        raise ValueError(f"{path}: missing")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
-
-
 def write_folder(folder: str | Path, files: Mapping[str, Writer]) -> None:
     """Make `folder` hold exactly `files` (name to the function that writes that path) and a manifest of their hashes.
+
+    Side files are not in the manifest: whoever owns a folder may edit them.
 
     Until the last rename the old folder stays as it is; a failed write removes the half-made one and raises OSError.
     """
@@ -236,27 +226,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def json_writer(values: Mapping[str, Any]) -> Writer:
-    """A writer of `values` as indented JSON."""
-    return lambda path: path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def text_writer(text: str) -> Writer:
     """A writer of a text."""
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
-    """A writer of tensors as safetensors; a refusal of the disk becomes an OSError that names the file."""
-
-    def write(path: Path) -> None:
-        whole = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-        try:
-            save_file(whole, path)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written: {error}") from None
-
-    return write
+def json_writer(values: Mapping[str, Any]) -> Writer:
+    """A writer of `values` as indented JSON."""
+    return text_writer(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _fill(staging: Path, files: Mapping[str, Writer]) -> None:
@@ -265,7 +242,8 @@ def _fill(staging: Path, files: Mapping[str, Writer]) -> None:
         path = staging / name
         write(path)
         sync(path)
-        entries[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        if name not in SIDE_FILES:
+            entries[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
     json_writer({"files": entries})(staging / MANIFEST)
     sync(staging / MANIFEST)
     sync(staging)

@@ -38,6 +38,7 @@ VERBS: Verbs = {
     "export": ("export", "write an imported model in the layout of its checkpoint again"),
     "merge": ("merge", "add adapters to the model they were trained on, into a model folder of its own"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
+    "extend": ("extend", "give a trained model length: attention that goes on beyond what it was trained on"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
 

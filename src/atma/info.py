@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from atma.checkpoint import file_hash, load_config, load_info, tensor_shapes
+from atma.checkpoint import file_hash, load_config, load_info
 from atma.config import identity, to_dict
 from atma.decoding import way
 from atma.loading import model_folder, packaged
 from atma.mixers.table import names, package_of
 from atma.ops import backend, native
 from atma.report.content import environment
+from atma.weights import tensor_shapes, weight_files
 
 _LIBRARIES = ("numpy", "safetensors", "tokenizers", "tyro", "rich", "plotly")
 _TABLES = {"mixers": "mixer", "attention cores": "core", "memories": "memory"}
@@ -36,14 +37,14 @@ def model_facts(name: str | Path) -> dict[str, Any]:
     """What a packaged model, model folder or finished run holds; read from its files' heads, no weights are loaded."""
     folder = model_folder(name)
     config = load_config(folder)
-    weights = folder / "model.safetensors"
-    shapes = tensor_shapes(weights).values()
+    files = weight_files(folder)
+    shapes = [shape for file in files for shape in tensor_shapes(file).values()]
     tokenizer = folder / "tokenizer.json"
     return {
         "folder": str(folder),
         "parameters": f"{sum(math.prod(shape) for shape in shapes):,}",
-        "weights SHA-256": file_hash(weights),
-        "weights bytes": f"{weights.stat().st_size:,}",
+        "weights SHA-256": " ".join(map(file_hash, files)),
+        "weights bytes": f"{sum(file.stat().st_size for file in files):,}",
         "tokenizer SHA-256": file_hash(tokenizer) if tokenizer.is_file() else "no tokenizer.json",
         "configuration": identity(config),
         **{f"  {key}": value for key, value in _settings(to_dict(config)).items()},

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from atma.checkpoint import read_json
+from atma.hub_files import end_of_turn
 from atma.tokenizer import Tokenizer
-
-END_OF_TURN_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<|end_of_turn|>")
 
 
 def declared(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -20,7 +19,7 @@ def declared(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     read, or that names what is no token.
     """
     named = _by_id(folder / "generation_config.json", tokenizer)
-    found = named or _by_name(tokenizer)
+    found = named or end_of_turn(tokenizer)
     path = folder / "tokenizer_config.json"
     text = token_text(read_settings(path).get("eos_token"))
     if text:
@@ -49,8 +48,3 @@ def _by_id(path: Path, tokenizer: Tokenizer) -> set[int]:
         if type(token) is not int or not 0 <= token < tokenizer.vocab_size:
             raise ValueError(f"{path}: eos_token_id {token!r} is no token of the {tokenizer.vocab_size}; correct it")
     return set(ids)
-
-
-def _by_name(tokenizer: Tokenizer) -> set[int]:
-    added = tokenizer.backend.get_added_tokens_decoder().items()
-    return {i for i, token in added if token.special and token.content in END_OF_TURN_NAMES}

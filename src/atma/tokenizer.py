@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as Backend
 from atma.rendered import Rendered
 from atma.text_pieces import covered, cuttable, pieces
 from atma.token_bytes import Spelling, byte_characters, unknown_token
-from atma.tokenizer_file import END_OF_TEXT, end_of_text, known_end, make_special, read_backend
+from atma.tokenizer_file import END_OF_TEXT, end_of_text, known_end, make_special, read_backend, written
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Where a BPE token may not reach across: words with an optional space before, single digits, runs of other signs."""
@@ -141,9 +141,9 @@ class Tokenizer:
             raise ValueError(f"token ids {array.min()} to {array.max()} leave the vocabulary of {self.vocab_size}")
         return int(self._widths[array].sum())
 
-    def save(self, path: str | Path) -> None:
-        """Write `tokenizer.json`."""
-        Path(path).write_text(self._text, encoding="utf-8")
+    def save(self, path: str | Path, begun: bool = False) -> None:
+        """Write `tokenizer.json`. `begun` tells other libraries to begin every text with the start token."""
+        Path(path).write_text(written(self.backend, self.eot, self.start if begun else None), encoding="utf-8")
 
     def hash(self) -> str:
         """SHA-256, in hexadecimal, of what `save` writes."""
@@ -151,7 +151,7 @@ class Tokenizer:
 
     @property
     def _text(self) -> str:
-        return json.dumps(json.loads(self.backend.to_str()), ensure_ascii=False, sort_keys=True, indent=1) + "\n"
+        return written(self.backend, self.eot)
 
     @property
     def end_to_record(self) -> str | None:

@@ -7,6 +7,7 @@ generation_config.json or a published config.json declares; a well-known name am
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,36 @@ def make_special(backend: Backend, token: int) -> None:
     added = backend.get_added_tokens_decoder().get(token)
     if added is None or not added.special:
         backend.add_special_tokens([AddedToken(str(backend.id_to_token(token)), special=True, normalized=False)])
+
+
+def written(backend: Backend, eot: int, start: int | None = None) -> str:
+    """The text of a tokenizer.json, always the same for the same tokenizer.
+
+    A post-processor that puts no more than end-of-text around a text is left out, for nobody here uses it. In its place
+    may stand one by which other libraries begin every text with the token `start`.
+    """
+    settings = json.loads(backend.to_str())
+    if _adds_no_other(settings.get("post_processor") or {}, backend.id_to_token(eot)):
+        settings["post_processor"] = None
+    if start is not None and settings["post_processor"] is None:
+        settings["post_processor"] = _beginning(str(backend.id_to_token(start)), start)
+    return json.dumps(settings, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
+
+
+def _beginning(token: str, i: int) -> dict[str, Any]:
+    """The post-processor that begins every text with a token."""
+
+    def begun(name: str, kind: int) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": token, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
+
+    special = {token: {"id": token, "ids": [i], "tokens": [token]}}
+    pair = begun("A", 0) + begun("B", 1)
+    return {"type": "TemplateProcessing", "single": begun("A", 0), "pair": pair, "special_tokens": special}
+
+
+def _adds_no_other(settings: Mapping[str, Any], token: str | None) -> bool:
+    """Whether a post-processor adds no token but one."""
+    return settings.get("type") == "TemplateProcessing" and set(settings.get("special_tokens") or {}) <= {token}
 
 
 def _check_ids(path: Path, settings: object) -> None:

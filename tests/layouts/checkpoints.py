@@ -45,6 +45,15 @@ FORMS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "qwen3.5": {
+        "model_type": "qwen3_5_text",
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 12,
+    },
     "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 2},
     "olmo2": {"model_type": "olmo2"},
     "olmo3": {"model_type": "olmo3", "num_hidden_layers": 4, "sliding_window": 7},
@@ -67,7 +76,7 @@ def checkpoint(folder: Path, form: str, dtype: torch.dtype = torch.float32, shar
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
+            parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     return model.float().eval()
 

@@ -21,7 +21,17 @@ from tests.layouts.checkpoints import FORMS, checkpoint
 
 compiled = pytest.mark.skipif(not native.available(torch.float32), reason=str(native.status().reason))
 BYTES = {"vocab_size": 257, "eos_token_id": 256, "bos_token_id": 256, "pad_token_id": None}
-SERVED = ["llama, biases", "llama, head width", "qwen2", "qwen2, windows", "smollm3", "olmo2", "gemma3", "lfm2"]
+SERVED = [
+    "llama, biases",
+    "llama, head width",
+    "qwen2",
+    "qwen2, windows",
+    "smollm3",
+    "olmo2",
+    "gemma3",
+    "lfm2",
+    "qwen3.5",
+]
 
 
 def folder_of(tmp_path, form):
@@ -84,7 +94,7 @@ def command(*arguments):
 
 def test_the_command_imports_evaluates_and_exports(tmp_path):
     source, text = folder_of(tmp_path, "qwen2"), tmp_path / "text.txt"
-    text.write_text("Some text to measure a loss on. " * 40)
+    text.write_text("Some text to measure a loss on. " * 200)
     told = command("import", f"hf:{source}", tmp_path / "ours")
     assert (told.returncode, "imported: " in told.stdout) == (0, True), told.stderr
     for arguments in (

@@ -38,7 +38,7 @@ def test_logits_are_those_of_transformers(tmp_path, form, cuts):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard", ["10GB", "40kB"])
-@pytest.mark.parametrize("form", ["llama", "llama, tied", "lfm2", "olmo2"])
+@pytest.mark.parametrize("form", ["llama", "llama, tied", "lfm2", "qwen3.5"])
 def test_what_comes_back_is_the_same_bits_in_the_same_files(tmp_path, form, shard, dtype):
     checkpoint(tmp_path / "theirs", form, dtype, shard)
     import_checkpoint(tmp_path / "theirs", tmp_path / "ours")

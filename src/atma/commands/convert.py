@@ -14,8 +14,8 @@ def run(
 ) -> None:
     """Convert a checkpoint of transformers, or a published one of ATMA, into a model folder.
 
-    Of transformers: Llama, Mistral, Qwen2, Qwen3, SmolLM3, OLMo 2 and 3, Gemma 3 and LFM2, text alone. The model
-    computes what it computed before, and `atma export` writes it in its own layout again.
+    Of transformers: Llama, Mistral, Qwen2, Qwen3, Qwen3.5, SmolLM3, OLMo 2 and 3, Gemma 3 and LFM2, of text alone. The
+    model computes what it computed before, and `atma export` writes it in its own layout again.
 
     Args:
         source: A folder with config.json and the weights, as hf:FOLDER for one of transformers.

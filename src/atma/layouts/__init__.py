@@ -17,18 +17,18 @@ from atma.checkpoint import (
     json_writer,
     load_config,
     load_info,
-    load_tensors,
     model_files,
     require_replaceable,
-    tensor_writer,
     write_folder,
 )
 from atma.config import ModelConfig
 from atma.layers import without_init
-from atma.layouts.architectures import ARCHITECTURES, Layout, layout_of
+from atma.layouts.architectures import Layout, layout_of
+from atma.layouts.kinds import ARCHITECTURES
 from atma.layouts.reading import INDEX, WHOLE, Checkpoint, read_checkpoint
 from atma.model import Model
 from atma.tokenizer import Tokenizer, load_tokenizer
+from atma.weights import load_tensors, tensor_writer, weight_files
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """Files that go with a model as they are: what its tokenizer and its chats say."""
@@ -57,9 +57,9 @@ def import_checkpoint(
         raise ValueError(f"{source}: {error}") from None
     words = _tokenizer(source, tokenizer, end, model.config.vocab_size)
     extra = {KEY: _remembered(checkpoint)}
-    beside: dict[str, Writer] = {
-        name: _copier(source / name) for name in BESIDE if words is not None and (source / name).is_file()
-    }
+    own = Path(tokenizer) if tokenizer else source / "tokenizer.json"
+    beside: dict[str, Writer] = {} if words is None else {"tokenizer.json": _copier(own)}
+    beside |= {name: _copier(source / name) for name in BESIDE if words is not None and (source / name).is_file()}
     write_folder(out, model_files(model, words, extra) | beside)
     return model
 
@@ -81,10 +81,11 @@ def model_of(layout: Layout, tensors: Mapping[str, Tensor]) -> Model:
     own = {name: value.shape for name, value in model.state_dict().items()}
     ours: dict[str, Tensor] = {}
     for part in layout.parts:
-        ours[part.ours] = part.taken(tensors)
-        if ours[part.ours].shape != own[part.ours]:
-            given, asked = tuple(ours[part.ours].shape), tuple(own[part.ours])
-            raise ValueError(f"tensor '{part.theirs[0]}' makes {given} of '{part.ours}', but config.json says {asked}")
+        for name, tensor in part.taken(tensors).items():
+            if tensor.shape != own[name]:
+                given, asked = tuple(tensor.shape), tuple(own[name])
+                raise ValueError(f"tensor '{part.theirs[0]}' makes {given} of '{name}', but config.json says {asked}")
+            ours[name] = tensor
     if config.tied_head:
         ours["head.weight"] = ours["embed.weight"]
     model.load_state_dict(ours, assign=True)
@@ -107,10 +108,10 @@ def export_checkpoint(folder: str | Path, out: str | Path, dtype: torch.dtype | 
         raise ValueError(f"{out}: is there already; name a new folder")
     layout = layout_of(remembered["config"])
     _check_unchanged(folder, ModelConfig.from_table(layout.model))
-    ours = load_tensors(folder / WHOLE)
+    ours = {name: tensor for file in weight_files(folder) for name, tensor in load_tensors(file).items()}
     names = [name for some in remembered["files"].values() for name in some]
     types = {name: dtype or getattr(torch, remembered["dtypes"].get(name, remembered["dtype"])) for name in names}
-    theirs = {name: x for part in layout.parts for name, x in part.given(ours[part.ours]).items()}
+    theirs = {name: x for part in layout.parts for name, x in part.given(ours).items()}
     if HEAD in names and HEAD not in theirs:
         theirs[HEAD] = theirs[EMBEDDING].clone()
     theirs = {name: x.to(types[name]) for name, x in theirs.items()}

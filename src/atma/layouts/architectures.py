@@ -1,117 +1,18 @@
-"""What the public architectures are in our terms: settings, layers and the names of their tensors.
-
-Each entry of `ARCHITECTURES` is a `model_type` of transformers. They are all the same model in ours: grouped-query
-attention (or LFM2's gated convolution) and a gated MLP with norms around them; they differ in what `Kind` tells.
-"""
+"""A checkpoint in our terms, by its config.json: the model's configuration, and the names of its tensors."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
+from atma.layouts.kinds import ARCHITECTURES, Kind
 from atma.layouts.names import Part, same, within
 from atma.layouts.settings import Settings, rotary
 
-FULL, SLIDING, CONV = "full_attention", "sliding_attention", "conv"
+FULL, SLIDING, CONV, LINEAR = "full_attention", "sliding_attention", "conv", "linear_attention"
+TAPS = 4
+"""Of the convolutions before a recurrence."""
 _GATES = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
-
-
-class Kind(NamedTuple):
-    """How an architecture differs from the others."""
-
-    defaults: Mapping[str, Any]
-    """What a config.json that leaves a setting out means."""
-    theta: float = 10_000.0
-    query_key_norm: str = "none"
-    biased: str = ""
-    """Which of attention's projections have biases: "qkv", "qkvo" where `attention_bias` asks for it, or none."""
-    norms: Mapping[str, str] = {"norm_mixer": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
-    gemma: bool = False
-    """Norms of one plus their weight, scaled embeddings, GeGLU."""
-
-
-_LLAMA: dict[str, Any] = {
-    "vocab_size": 32_000,
-    "hidden_size": 4096,
-    "intermediate_size": 11_008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 2048,
-}
-_QWEN = _LLAMA | {
-    "vocab_size": 151_936,
-    "intermediate_size": 22_016,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32_768,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
-_OLMO = _LLAMA | {"vocab_size": 50_304, "rms_norm_eps": 1e-5}
-_AFTER = {"norm_mixed": "post_attention_layernorm", "norm_mlp_out": "post_feedforward_layernorm"}
-_AROUND = {"norm_mixer": "input_layernorm", "norm_mlp": "pre_feedforward_layernorm", **_AFTER}
-_GEMMA3 = {
-    "vocab_size": 262_208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "max_position_embeddings": 131_072,
-}
-_SMOLLM3 = _LLAMA | {
-    "vocab_size": 128_256,
-    "hidden_size": 2048,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 32_768,
-    "no_rope_layer_interval": 4,
-    "tie_word_embeddings": True,
-}
-_LFM2 = {
-    "vocab_size": 65_536,
-    "hidden_size": 2560,
-    "intermediate_size": 12_288,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 128_000,
-    "norm_eps": 1e-5,
-    "conv_L_cache": 3,
-    "block_multiple_of": 256,
-    "block_ffn_dim_multiplier": 1.0,
-    "block_auto_adjust_ff_dim": True,
-    "tie_word_embeddings": True,
-}
-_LFM2_NORMS = {"norm_mixer": "operator_norm", "norm_mlp": "ffn_norm"}
-
-ARCHITECTURES: dict[str, Kind] = {
-    "llama": Kind(_LLAMA, biased="qkvo"),
-    "mistral": Kind(
-        _LLAMA
-        | {
-            "intermediate_size": 14_336,
-            "num_key_value_heads": 8,
-            "sliding_window": 4096,
-            "max_position_embeddings": 131_072,
-        }
-    ),
-    "qwen2": Kind(_QWEN, biased="qkv"),
-    "qwen3": Kind(_QWEN | {"head_dim": 128}, query_key_norm="head", biased="qkvo"),
-    "smollm3": Kind(_SMOLLM3, theta=2_000_000.0, biased="qkvo"),
-    "olmo2": Kind(_OLMO, query_key_norm="all", biased="qkvo", norms=_AFTER),
-    "olmo3": Kind(_OLMO | {"sliding_window": 4096}, query_key_norm="all", biased="qkvo", norms=_AFTER),
-    "gemma3_text": Kind(_GEMMA3, theta=1e6, query_key_norm="head", biased="qkvo", norms=_AROUND, gemma=True),
-    "lfm2": Kind(_LFM2, theta=1e6, query_key_norm="head", norms=_LFM2_NORMS),
-}
 
 
 class Layout(NamedTuple):
@@ -166,8 +67,8 @@ def _surround(name: str, kind: Kind, settings: Settings) -> dict[str, Any]:
     own |= {"mlp_width": settings.count("intermediate_size"), "norm_epsilon": settings.number("rms_norm_eps")}
     if kind.gemma:
         root = torch.tensor(settings.count("hidden_size") ** 0.5, dtype=torch.float32)  # rounded as theirs is
-        own |= {"norm_plus_one": True, "embedding_scale": float(root)}
-    return own
+        own["embedding_scale"] = float(root)
+    return own | {"norm_plus_one": kind.plus_one}
 
 
 def _lfm2_inner(settings: Settings) -> int:
@@ -188,6 +89,10 @@ def _layers(name: str, settings: Settings, depth: int) -> list[str]:
         return settings.kinds("layer_types", (FULL, CONV), depth) or [
             FULL if i in attending else CONV for i in range(depth)
         ]
+    if name == "qwen3_5_text":
+        every = settings.count("full_attention_interval")
+        usual = [LINEAR if (i + 1) % every else FULL for i in range(depth)]
+        return settings.kinds("layer_types", (FULL, LINEAR), depth) or usual
     if name == "mistral":
         return [SLIDING if settings.any("sliding_window") else FULL] * depth
     asked = settings.flag("use_sliding_window") if name in ("qwen2", "qwen3", "smollm3") else True
@@ -214,6 +119,8 @@ def _mixer(name: str, kind: Kind, settings: Settings, layer: str, heads: dict[st
             raise ValueError("config.json: 'conv_bias' is True: a bias of the convolution, which atma does not have")
         taps = settings.count("conv_L_cache")
         return {"kind": "gated_conv", "local_taps": taps, "projection_bias": False}
+    if layer == LINEAR:
+        return _gated_delta(settings)
     table: dict[str, Any] = {"kind": "grouped_query", **heads, "query_key_norm": kind.query_key_norm}
     biased = settings.flag("attention_bias") if kind.biased == "qkvo" else False
     table |= {"input_bias": biased or kind.biased == "qkv", "output_bias": biased}
@@ -221,10 +128,28 @@ def _mixer(name: str, kind: Kind, settings: Settings, layer: str, heads: dict[st
         table["window"] = settings.count("sliding_window")
     if "without_positions" in layer:
         return table | {"rotary_share": 0.0}
-    table |= rotary(settings, layer, _theta(kind, settings, layer))
+    share = settings.number("partial_rotary_factor") if name == "qwen3_5_text" else None
+    table |= rotary(settings, layer, _theta(kind, settings, layer), share)
+    table["output_gate"] = name == "qwen3_5_text"
     if kind.gemma:
         table["score_scale"] = settings.number("query_pre_attn_scalar") ** -0.5
     return table
+
+
+def _gated_delta(settings: Settings) -> dict[str, Any]:
+    """Gated DeltaNet as Qwen has it."""
+    taps = settings.count("linear_conv_kernel_dim")
+    if taps != TAPS:
+        raise ValueError(f"config.json: 'linear_conv_kernel_dim' is {taps}, but atma's convolutions there have {TAPS}")
+    return {
+        "kind": "gated_deltanet",
+        "heads": settings.count("linear_num_value_heads"),
+        "key_heads": settings.count("linear_num_key_heads"),
+        "key_width": settings.count("linear_key_head_dim"),
+        "value_width": settings.count("linear_value_head_dim"),
+        "unit_epsilon": 1e-6,
+        "read_epsilon": settings.number("rms_norm_eps"),
+    }
 
 
 def _theta(kind: Kind, settings: Settings, layer: str) -> float:
@@ -243,7 +168,7 @@ def _parts(name: str, kind: Kind, model: Mapping[str, Any], names: list[str]) ->
         outer += same({"head": "lm_head"})
     for i, layer in enumerate(names):
         table = model["mixers"][layer]
-        inner = _conv() if layer == CONV else _attention(name, table)
+        inner = _conv() if layer == CONV else _delta(table) if layer == LINEAR else _attention(name, table)
         inner += _mlp(name, model["mlp_bias"]) + same(kind.norms)
         outer += within(f"blocks.{i}.", f"model.layers.{i}.", inner)
     return outer
@@ -262,7 +187,26 @@ def _attention(name: str, table: Mapping[str, Any]) -> list[Part]:
 
 def _conv() -> list[Part]:
     projections = {"mixer.in_proj": "conv.in_proj", "mixer.out_proj": "conv.out_proj"}
-    return [*same(projections), Part("mixer.taps", ("conv.conv.weight",), taps=True)]
+    return [*same(projections), Part(("mixer.taps",), ("conv.conv.weight",), taps=True)]
+
+
+def _delta(table: Mapping[str, Any]) -> list[Part]:
+    keys, values = table["key_heads"] * table["key_width"], table["heads"] * table["value_width"]
+    projections = tuple(f"mixer.{one}_proj.weight" for one in "qkv")
+    names = {
+        "mixer.readout.gate_proj": "linear_attn.in_proj_z",
+        "mixer.readout.out_proj": "linear_attn.out_proj",
+        "mixer.gates.beta_proj": "linear_attn.in_proj_b",
+        "mixer.gates.decay.step_proj": "linear_attn.in_proj_a",
+    }
+    return [
+        Part(projections, ("linear_attn.in_proj_qkv.weight",), (keys, keys, values)),
+        Part(("mixer.conv.taps",), ("linear_attn.conv1d.weight",), taps=True),
+        Part(("mixer.readout.gain",), ("linear_attn.norm.weight",)),
+        Part(("mixer.gates.decay.rate",), ("linear_attn.A_log",)),
+        Part(("mixer.gates.decay.bias",), ("linear_attn.dt_bias",)),
+        *same(names),
+    ]
 
 
 def _mlp(name: str, bias: bool) -> list[Part]:
@@ -272,8 +216,8 @@ def _mlp(name: str, bias: bool) -> list[Part]:
         else (f"mlp.{one}_proj" for one in ("gate", "up", "down"))
     )
     kinds = ("weight", "bias") if bias else ("weight",)
-    parts = [Part(f"mlp.in_proj.{one}", (f"{gate}.{one}", f"{up}.{one}")) for one in kinds]
-    return parts + [Part(f"mlp.out_proj.{one}", (f"{down}.{one}",)) for one in kinds]
+    parts = [Part((f"mlp.in_proj.{one}",), (f"{gate}.{one}", f"{up}.{one}")) for one in kinds]
+    return parts + [Part((f"mlp.out_proj.{one}",), (f"{down}.{one}",)) for one in kinds]
 
 
-__all__ = ["ARCHITECTURES", "Layout", "layout_of"]
+__all__ = ["Layout", "layout_of"]

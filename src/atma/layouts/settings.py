@@ -106,10 +106,11 @@ class Settings:
                 )
 
 
-def rotary(settings: Settings, kind: str, theta: float) -> dict[str, Any]:
+def rotary(settings: Settings, kind: str, theta: float, share: float | None = None) -> dict[str, Any]:
     """The options of a rotary core from either form of a config.json: rope_parameters, or rope_theta and rope_scaling.
 
-    kind: the kind of layer, where each has parameters of its own. theta: the architecture's default.
+    kind: the kind of layer, where each has parameters of its own. theta: the architecture's default. share: its share
+    of turned numbers, if it has such a setting.
     """
     given = settings.any("rope_parameters") or {}
     older = settings.any("rope_scaling") or {}
@@ -124,9 +125,16 @@ def rotary(settings: Settings, kind: str, theta: float) -> dict[str, Any]:
     scaling = table.pop("rope_type", None) or table.pop("type", "default")
     table.pop("type", None)
     base = table.pop("rope_theta", None) or outer or theta
-    if table.get("partial_rotary_factor") == 1:
-        table.pop("partial_rotary_factor")
-    return {"rotary_theta": _number("rope_theta", base)} | _scaling(scaling, table, settings)
+    options: dict[str, Any] = {"rotary_theta": _number("rope_theta", base)}
+    if share is not None or table.get("partial_rotary_factor") == 1:
+        options["rotary_share"] = _number("partial_rotary_factor", table.pop("partial_rotary_factor", share))
+    for name in _OF_IMAGES:
+        table.pop(name, None)
+    return options | _scaling(scaling, table, settings)
+
+
+_OF_IMAGES = ("mrope_section", "mrope_interleaved")
+"""How an image's positions are spread over the pairs; a text's are one number."""
 
 
 def _scaling(scaling: str, table: dict[str, Any], settings: Settings) -> dict[str, Any]:

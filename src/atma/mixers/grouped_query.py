@@ -75,6 +75,9 @@ SMALL = (
     _TINY | {"rotary_theta": 100.0},
     _TINY | {"window": 7, "query_key_norm": "head", "input_bias": True, "output_bias": True, "score_scale": 0.3},
     _TINY | {"query_key_norm": "all", "output_gate": True, "rotary_share": 0.5, "memory": True},
+    _TINY | {"window": 5, "window_sinks": 3, "memory": "kda", "memory_scale": True},
+    *(_TINY | {"core": "rotary_homotopy", "rotary_canon": True, "start_mix": mix} for mix in (0.0, 0.3, 1.0)),
+    _TINY | {"core": "rotary_homotopy", "rotary_share": 0.5, "start_mix": 1.0, "start_fade": 0.4},
     _TINY | {"rotary_share": 0.0, "window": 5},
     _TINY | {"rotary_scaling": "yarn", "rotary_factor": 4.0, "rotary_trained": 16, "rotary_theta": 100.0},
 )

@@ -27,6 +27,8 @@ MIXERS: Entries = {
     "nope": ("attention:Attention", {"core": "nope", "memory": False}),
     "rope": ("attention:Attention", {"core": "rope", "memory": False}),
     "grouped_query": ("grouped_query:GroupedQueryAttention", {}),
+    "linearised": ("linearised:LinearisedAttention", {}),
+    "linearised_grouped_query": ("linearised:LinearisedGroupedQuery", {}),
     "linear": ("linear_recurrence:LinearRecurrence", {"system": "linear"}),
     "based": ("linear_recurrence:LinearRecurrence", {"system": "based"}),
     "hedgehog": ("linear_recurrence:LinearRecurrence", {"system": "hedgehog"}),
@@ -79,6 +81,8 @@ CORES: Entries = {
     "rope": ("rope:RopeCore", {}),
     "rotary": ("rotary:RotaryCore", {}),
     "persistent": ("persistent:PersistentCore", {}),
+    "rope_homotopy": ("homotopy:RopeHomotopy", {}),
+    "rotary_homotopy": ("homotopy:RotaryHomotopy", {}),
 }
 MEMORIES: Entries = {
     "delta": ("delta_memory:DeltaMemory", {}),

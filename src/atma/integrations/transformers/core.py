@@ -1,0 +1,84 @@
+"""The model's own code over the modules of whoever holds them.
+
+transformers, PEFT and accelerate replace modules of a model where they find them, so embedding, blocks, norm and head
+are attributes of the classes of transformers, and a `Core` is those of the moment. It is what `atma.model.Model` reads
+of itself, and computes with its methods: there is one model code.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from atma.mixers import Call
+from atma.model import Model
+from atma.state import ModelState
+
+BlockCall = Callable[..., tuple[Tensor, Any]]
+Checkpoint = Callable[..., Any]
+
+
+class Core(NamedTuple):
+    """What the methods of `atma.model.Model` read of a model."""
+
+    config: Any
+    embed: Callable[[Tensor], Tensor]
+    blocks: Iterable[BlockCall]
+    norm: Callable[[Tensor], Tensor]
+    head: nn.Module | None = None
+
+    def read(
+        self, inputs: Tensor, state: ModelState | None, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, ModelState | None]:
+        """`Model.forward` of tokens (B, T) int64, or of embeddings (B, T, D)."""
+        core = self if inputs.ndim == 2 else self._replace(embed=lambda given: given)
+        return Model.unchecked(cast(Model, core), inputs, state, segment_ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`Model.logits`."""
+        return Model.logits(cast(Model, self), hidden)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """`Model.loss`."""
+        return Model.loss(cast(Model, self), hidden, targets)
+
+
+def watched(blocks: Iterable[BlockCall], seen: list[Tensor]) -> Iterable[BlockCall]:
+    """The same blocks, each of which also leaves what it reads in `seen`."""
+
+    def watch(block: BlockCall) -> BlockCall:
+        def call(x: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Any]:
+            seen.append(x)
+            return block(x, *rest, **named)
+
+        return call
+
+    return [watch(block) for block in blocks]
+
+
+def checkpointed(blocks: Iterable[BlockCall], checkpoint: Checkpoint) -> Iterable[BlockCall]:
+    """The same blocks, each computed again in the backward pass in place of keeping what it has computed."""
+    return [_Checkpointed(block, checkpoint) for block in blocks]
+
+
+class _Checkpointed(NamedTuple):
+    block: BlockCall
+    checkpoint: Checkpoint
+
+    def __call__(
+        self, x: Tensor, state: None = None, *, segment_ids: Tensor | None = None, call: Call | None = None
+    ) -> tuple[Tensor, None]:
+        """A block without a state. What it reads of the call is as it was then, whenever it is computed."""
+        left = {} if call is None else dict(call.left)
+
+        def compute(x: Tensor, embedding: Tensor | None) -> Tensor:
+            own = None if call is None or embedding is None else Call(embedding, dict(left), call.noise)
+            y, _ = self.block(x, None, segment_ids=segment_ids, call=own)
+            if own is not None and call is not None:
+                call.left.update(own.left)
+            return y
+
+        return self.checkpoint(compute, x, None if call is None else call.embedding), None
+
+
+__all__ = ["Core", "checkpointed", "watched"]
