@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atma.checkpoint import (
-    TALK,
     Writer,
     fill_model,
     load_tensors,
     model_files,
     read_json,
-    require_replaceable,
     tensor_writer,
     text_writer,
     write_folder,
@@ -28,7 +26,9 @@ from atma.config import ModelConfig, Recipe, identity
 from atma.lora import TENSORS, Attached, adapter_files, base_hash, fill_adapters, merged_tensors, save_adapters
 from atma.model import Model
 from atma.strict import from_dict
+from atma.talk import TALK, require_rewritable
 from atma.train.start import EXTRA, carried
+from atma.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from atma.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ class Trained:
         config = from_dict(ModelConfig, read_json(folder / "config.json").get("model", {}))
         if identity(config) != identity(self.model.config):
             raise ValueError(f"{folder / 'config.json'}: another model than the recipe's")
-        fill_model(self.model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+        fill_model(self.model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
 
     def keep(self, template: str | None) -> None:
         """Copy what the final model takes over from the folder it starts from, which may go away, into the run folder.
@@ -80,12 +80,12 @@ class Trained:
 
     def save(self, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write a model folder, adapters merged, with what is kept of the base."""
-        require_replaceable(folder)
+        require_rewritable(folder)
         beside = {path.name: path.read_text(encoding="utf-8") for path in sorted((self.out / KEPT).glob("*"))}
         before = json.loads(beside.get(EXTRA, "{}"))
         files = model_files(self.model, self.tokenizer, {**before, **extra})
         if self.attached is not None:
-            files["model.safetensors"] = tensor_writer(merged_tensors(self.model))
+            files[WEIGHTS] = tensor_writer(merged_tensors(self.model))
         write_folder(folder, files | {name: text_writer(beside[name]) for name in TALK if name in beside})
 
     def save_adapters(self, folder: Path, extra: Mapping[str, Any]) -> None:
