@@ -15,7 +15,7 @@ from atma.cli import main
 from tests.documents.reading import Code, Command
 
 NOT_RUN = {
-    r"^\. |\b(pip|curl|export|git|source|cd|sudo|apt-get|brew|uv) ": "the reader's own machine or network",
+    r"^\. |\b(pip|curl|export|git|hf|source|cd|sudo|apt-get|brew|uv) ": "the reader's own machine or network",
     r"^make\b": "the targets are what runs this; tests/documents/test_commands.py looks them up",
     r"^python3? (benchmarks/|-m )": "minutes to hours; tests/bench runs the scripts small",
     r"^atma (demo|bench)\b": "minutes; tests/test_demo.py and tests/bench run them small",
