@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 Writer = Callable[[Path], object]
 FORMAT = "atma-1"
 MANIFEST = "manifest.json"
-TALK = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-"""Files that a model folder may have besides, as others publish them: how the model is talked to."""
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, *OURS)
 _VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
