@@ -191,10 +191,13 @@ def test_checkpointing_changes_no_gradient(make):
     for name in ("atma", "static_qk", "raven"):
         model, tokens = make(name).train(), some_tokens(2, 9)
         plain = gradients(model, tokens)
-        for reentrant in (False, True):
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        for reentrant, every in ((False, 1), (True, 1), (False, 2)):
+            model.activation_checkpointing_enable({"use_reentrant": reentrant}, every_n_layers=every)
+            assert model.is_activation_checkpointing
             again = gradients(model, tokens)
             assert all((again[key] - value).abs().max() < EXACT for key, value in plain.items())
+        model.activation_checkpointing_disable()
+        assert not model.is_activation_checkpointing
 
 
 def gradients(model: torch.nn.Module, tokens: torch.Tensor, **how) -> dict[str, torch.Tensor]:

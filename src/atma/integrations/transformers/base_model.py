@@ -49,6 +49,7 @@ class AtmaModel(AtmaPreTrainedModel):
         self.embed, self.blocks, self.norm = model.embed, model.blocks, model.norm
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
+        self._every = 1
         self._tied_weights_keys = shared_names(self)
         self._fixed = fixed_buffers(self)
         self.post_init()
@@ -63,6 +64,10 @@ class AtmaModel(AtmaPreTrainedModel):
         if unset(self):
             core = self.core(nn.Linear(1, 1))
             set_where_unset(self, lambda: Model.init_weights(cast(Model, core)))
+
+    def checkpoint(self, enable: bool, function: Any, every: int) -> None:
+        """Compute every `every`-th block again in the backward pass, by a function like `torch.utils.checkpoint`."""
+        self.gradient_checkpointing, self._gradient_checkpointing_func, self._every = enable, function, every
 
     @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     @can_return_tuple
@@ -119,7 +124,7 @@ class AtmaModel(AtmaPreTrainedModel):
         """Without a state: whole texts, padding and other documents set apart."""
         core, seen = self.core(), []
         if self.gradient_checkpointing and self.training:
-            core = core._replace(blocks=checkpointed(core.blocks, self._gradient_checkpointing_func))
+            core = core._replace(blocks=checkpointed(core.blocks, self._gradient_checkpointing_func, self._every))
         core = core._replace(blocks=watched(core.blocks, seen)) if wanted else core
         hidden, _ = core.read(inputs, None, how.segment_ids())
         if how.real is not None:

@@ -56,9 +56,9 @@ def watched(blocks: Iterable[BlockCall], seen: list[Tensor]) -> Iterable[BlockCa
     return [watch(block) for block in blocks]
 
 
-def checkpointed(blocks: Iterable[BlockCall], checkpoint: Checkpoint) -> Iterable[BlockCall]:
-    """The same blocks, each computed again in the backward pass in place of keeping what it has computed."""
-    return [_Checkpointed(block, checkpoint) for block in blocks]
+def checkpointed(blocks: Iterable[BlockCall], checkpoint: Checkpoint, every: int = 1) -> Iterable[BlockCall]:
+    """The same blocks, each `every`-th of them computed again in the backward pass, keeping nothing of it before."""
+    return [block if i % every else _Checkpointed(block, checkpoint) for i, block in enumerate(blocks)]
 
 
 class _Checkpointed(NamedTuple):

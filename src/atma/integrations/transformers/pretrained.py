@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from atma.config import ModelConfig
@@ -48,6 +49,12 @@ class AtmaPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight)
         elif isinstance(module, nn.Linear):
             init_linear(module, None, zero=True)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """What `activation_checkpointing_enable` and `_disable` of transformers ask."""
+        self.base_model.checkpoint(enable, gradient_checkpointing_func, every_n_layers)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """`PreTrainedModel.save_pretrained` of a folder that atma reads too. See `transformers.PreTrainedModel`."""
