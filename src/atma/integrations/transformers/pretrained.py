@@ -54,7 +54,8 @@ class AtmaPreTrainedModel(PreTrainedModel):
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
     ) -> None:
         """What `activation_checkpointing_enable` and `_disable` of transformers ask."""
-        self.base_model.checkpoint(enable, gradient_checkpointing_func, every_n_layers)
+        body: Any = self.base_model
+        body.checkpoint(enable, gradient_checkpointing_func, every_n_layers)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """`PreTrainedModel.save_pretrained` of a folder that atma reads too. See `transformers.PreTrainedModel`."""
