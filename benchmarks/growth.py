@@ -61,7 +61,7 @@ SPANS = {
         "memory": (ops.gated_delta,),
         "loss": (ops.softcap_loss,),
         "matrix products": (dense.linear,),
-        "norms and gates": (dense.rms_norm, dense.gated_square),
+        "norms and gates": (dense.rms_norm, dense.gated),
     }.items()
     for operation in operations
 }

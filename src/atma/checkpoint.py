@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Writer = Callable[[Path], object]
 FORMAT = "atma-1"
 MANIFEST = "manifest.json"
+TALK = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+"""Files that a model folder may have besides, as others publish them: how the model is talked to."""
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, *OURS)
 _VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
@@ -78,11 +80,12 @@ def _is_ours(path: Path) -> bool:
     return path.name in _FILES or is_shard(path.name)
 
 
-def load_model(folder: str | Path) -> "tuple[Model, Tokenizer | None]":
-    """The model (float32, on the CPU) and tokenizer of a model folder, checked against its manifest when it has one.
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple[Model, Tokenizer | None]":
+    """The model (on the CPU, in `dtype`) and tokenizer of a model folder, checked against its manifest if it has one.
 
-    Half-precision tensors are widened. ValueError names the file and what is wrong with it.
+    ValueError names the file and what is wrong with it.
     """
+    from atma.layers import without_init
     from atma.model import Model
     from atma.tokenizer import load_tokenizer
 
@@ -90,7 +93,8 @@ def load_model(folder: str | Path) -> "tuple[Model, Tokenizer | None]":
     config = load_config(folder)
     if (folder / MANIFEST).exists():
         verify_folder(folder)
-    model = Model(config)
+    with without_init():
+        model = Model(config).to(dtype)
     files = weight_files(folder)
     fill_model(model, {name: tensor for file in files for name, tensor in load_tensors(file).items()}, files[0])
     path = folder / "tokenizer.json"

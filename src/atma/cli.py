@@ -34,8 +34,11 @@ VERBS: Verbs = {
     "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
     "compare": ("compare", "train any set of mixers alike, and put all of them on one table and page"),
     "bench": ("bench", "time operations and models beside their peers and the machine's floor"),
-    "import": ("convert", "convert a published checkpoint into a model folder"),
+    "import": ("convert", "convert a checkpoint of transformers, or a published one, into a model folder"),
+    "export": ("export", "write an imported model in the layout of its checkpoint again"),
+    "merge": ("merge", "add adapters to the model they were trained on, into a model folder of its own"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
+    "extend": ("extend", "give a trained model length: attention that goes on beyond what it was trained on"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
 

@@ -1,8 +1,9 @@
 """What a model and a run are, as frozen data: presets, TOML in and out, and the identity of a run.
 
-A recipe is a TOML file with the tables `[model]`, `[data]`, `[train]` and `[evaluation]`, each a dataclass below. A key
-left out takes its default; a key that does not exist is an error that names the nearest one. The canonical JSON of a
-configuration (`canonical_json`) is its identity: equal text, equal run.
+A recipe is a TOML file with the tables `[model]`, `[data]`, `[train]`, `[evaluation]` and, for adapters, `[lora]`, each
+a dataclass that this module defines or gives. A key left out takes its default; a key that does not exist is an error
+that names the nearest one. The canonical JSON of a configuration (`canonical_json`) is its identity: equal text, equal
+run.
 """
 
 import dataclasses
@@ -12,93 +13,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from atma.lora_config import LoraConfig
 from atma.model_config import ModelConfig
 from atma.presets import PRESETS, preset
-from atma.strict import check_fields, from_dict, plain, read_toml, read_value, require, to_dict, toml_key, toml_value
-
-Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where tokens come from. Shares are fractions of the rows of a batch."""
-
-    path: str = "data/stdlib"
-    """A folder made by `atma prepare`, or of .bin token shards."""
-    recall_share: float = 0.0
-    """Share of rows that are synthetic recall sequences: spans, keys and values to be repeated later."""
-    recall_vocabulary: int = 0
-    """The most token ids that one recall row draws its random tokens from; 0 is the whole vocabulary."""
-    copy_warmup_tokens: int = 0
-    """At the start, this many training tokens come from copy sequences over `copy_vocabulary` ids alone."""
-    copy_vocabulary: int = 64
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(0 <= self.recall_share <= 1, "recall_share", self.recall_share, "between 0 and 1")
-        require(self.recall_vocabulary >= 0, "recall_vocabulary", self.recall_vocabulary, "0 or more")
-        require(self.copy_warmup_tokens >= 0, "copy_warmup_tokens", self.copy_warmup_tokens, "0 or more")
-        require(self.copy_vocabulary >= 2, "copy_vocabulary", self.copy_vocabulary, "at least 2")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run. Lengths and batches are tokens, rates are per step. Source: maths.md, section 6."""
-
-    length: int = 256
-    batch_tokens: int = 8192
-    """Tokens per optimiser step, all ranks and micro-batches together; a multiple of length × accumulation × ranks."""
-    tokens: int = 2_000_000
-    accumulation: int = 1
-    muon_rate: float = 0.01
-    embedding_rate: float = 0.006
-    head_rate: float = 0.006
-    vector_rate: float = 0.006
-    momentum: float = 0.95
-    weight_decay: float = 0.01
-    beta1: float = 0.8
-    beta2: float = 0.95
-    epsilon: float = 1e-10
-    warmup_share: float = 0.02
-    constant_share: float = 0.3
-    """Share of steps, warm-up included, before the rate falls linearly to zero."""
-    clip: float = 1.0
-    seed: int = 0
-    precision: Precision = "auto"
-    regulariser: Regulariser = "none"
-    regulariser_weight: float = 0.01
-    distractor_weight: float = 0.0
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
-    evaluate_every: int = 100
-    evaluation_tokens: int = 65_536
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
-        for name in (*sizes, "evaluation_tokens"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
-        whole = self.batch_tokens % (self.length * self.accumulation) == 0
-        unit = self.length * self.accumulation
-        require(whole, "batch_tokens", self.batch_tokens, f"a multiple of length × accumulation = {unit}")
-        for name in ("muon_rate", "embedding_rate", "head_rate", "vector_rate", "weight_decay", "distractor_weight"):
-            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
-        for name in ("warmup_share", "constant_share", "regulariser_weight"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-        for name in ("momentum", "beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        for name in ("clip", "epsilon"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps that consume at least `tokens`."""
-        return -(-self.tokens // self.batch_tokens)
+from atma.strict import (
+    LATER,
+    check_fields,
+    from_dict,
+    plain,
+    read_toml,
+    read_value,
+    require,
+    to_dict,
+    toml_key,
+    toml_value,
+)
+from atma.train_config import DataConfig, Precision, Regulariser, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -146,6 +78,8 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    lora: LoraConfig | None = field(default=None, metadata=LATER)
+    """Adapters to train in the place of the model's own weights; None trains all of these."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -158,13 +92,18 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
 
     ValueError says which file and key.
     """
-    path = Path(path)
-    values = {"name": path.stem} | read_toml(path, "recipe")
-    assign(values, assignments)
+    values = load_values(path, assignments)
     try:
         return recipe_of(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def load_values(path: str | Path, assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a TOML recipe, changed by assignments; its name is the file's unless it says one. ValueError."""
+    values = {"name": Path(path).stem} | read_toml(Path(path), "recipe")
+    assign(values, assignments)
+    return values
 
 
 def assign(values: dict[str, Any], assignments: Sequence[str]) -> None:
@@ -208,12 +147,14 @@ def _from_preset(chosen: ModelConfig, train: Any) -> ModelConfig:
 
 
 def canonical(config: Any) -> dict[str, Any]:
-    """`to_dict` without what came `LATER` and is at its default, so that a new setting changes no identity."""
+    """`to_dict` without what came `LATER` and is at its default, so that a new setting changes no identity, and without
+    places of what is known by a hash."""
 
     def said(config: Any) -> dict[str, Any]:
         if isinstance(config, ModelConfig):
             return config.canonical()
         pairs = [(one, getattr(config, one.name)) for one in dataclasses.fields(config)]
+        pairs = [(one, value) for one, value in pairs if not one.metadata.get("place")]
         kept = {one.name: value for one, value in pairs if not one.metadata.get("later") or value != one.default}
         return {name: said(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
 
@@ -232,7 +173,7 @@ def identity(config: Any) -> str:
 
 def dump_toml(recipe: Recipe) -> str:
     """The recipe as TOML that `load_recipe` reads back to an equal recipe."""
-    values = to_dict(recipe)
+    values = {name: table for name, table in to_dict(recipe).items() if table is not None}
     return f"name = {toml_value(values.pop('name'))}\n" + "".join(_toml(name, table) for name, table in values.items())
 
 
@@ -247,6 +188,7 @@ __all__ = [
     "PRESETS",
     "DataConfig",
     "EvaluationConfig",
+    "LoraConfig",
     "ModelConfig",
     "Precision",
     "Recipe",
@@ -259,6 +201,7 @@ __all__ = [
     "from_dict",
     "identity",
     "load_recipe",
+    "load_values",
     "preset",
     "recipe_of",
     "to_dict",

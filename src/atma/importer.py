@@ -67,6 +67,8 @@ def import_model(
         raise ValueError(f"{out}: is the source; name a new folder")
     require_replaceable(Path(out))
     published = read_json(source / "config.json")
+    if "attn_type" not in published and "model_type" in published:
+        raise ValueError(f"{source}: a checkpoint of transformers; write hf:{source}")
     weights = source / "weights.pt"
     tensors = _load_pt(weights) if weights.exists() else load_tensors(weights := source / "model.safetensors")
     try:

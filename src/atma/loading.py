@@ -1,12 +1,18 @@
-"""From a name or a folder to a model: packaged models, model folders and finished runs."""
+"""From a name or a folder to a model: packaged models, model folders, finished runs, and adapters on their base."""
 
 import importlib.resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
+
     from atma.model import Model
     from atma.tokenizer import Tokenizer
+
+
+ADAPTERS = "adapters.json"
+"""The file by which a folder of adapters is known."""
 
 
 class Loaded(NamedTuple):
@@ -25,7 +31,7 @@ def packaged() -> dict[str, Path]:
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a packaged name, a model folder, or a run folder (its `final` model).
+    """The folder of a packaged name, a model folder, a run folder (its `final` model), or the base of adapters.
 
     A packaged name wins over a folder of the same name, which `./NAME` still reaches. ValueError lists what exists.
     """
@@ -36,9 +42,23 @@ def model_folder(name: str | Path) -> Path:
     for folder in (path / "final", path):
         if (folder / "config.json").is_file():
             return folder
+    if (path / ADAPTERS).is_file():
+        return _base(path)
     if path.is_dir():
         raise ValueError(f"{path}: no model here: neither config.json nor final/config.json{_unfinished(path)}")
     raise ValueError(f"{path}: no such model folder; packaged models: {', '.join(known) or 'none'}")
+
+
+def _base(adapters: Path) -> Path:
+    """The model that a folder of adapters says it belongs to."""
+    from atma.lora import adapter_record
+
+    base = str(adapter_record(adapters).get("base") or "")
+    try:
+        return model_folder(base)
+    except ValueError as error:
+        told = f"{adapters}: adapters of a model that is not there: {error}" if base else f"{adapters}: names no base"
+        raise ValueError(f"{told}; give it with `atma merge BASE {adapters} OUT`") from None
 
 
 def _unfinished(run: Path) -> str:
@@ -49,10 +69,21 @@ def _unfinished(run: Path) -> str:
     return f" (an unfinished run; finish it with `{finish}`, or take its last checkpoint, {last})"
 
 
-def load(name: str | Path) -> Loaded:
-    """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate."""
+def load(name: str | Path, dtype: "torch.dtype | None" = None) -> Loaded:
+    """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate.
+
+    dtype: of its weights and of what it computes; float32 by default, whatever the folder has.
+    Of a folder of adapters it is their base with the adapters merged in, and `path` is that of the adapters.
+    """
     from atma.checkpoint import load_info, load_model
 
     path = model_folder(name)
-    model, tokenizer = load_model(path)
+    if (Path(name) / ADAPTERS).is_file() and str(name) not in packaged():
+        from atma.lora import load_adapters, merge
+
+        model, tokenizer = load_model(path)
+        load_adapters(model, name)
+        merge(model)
+        return Loaded((model if dtype is None else model.to(dtype)).eval(), tokenizer, Path(name), load_info(path))
+    model, tokenizer = load_model(path) if dtype is None else load_model(path, dtype)
     return Loaded(model.eval(), tokenizer, path, load_info(path))

@@ -7,6 +7,7 @@
 in chunks and decoding token by token are the same call as reading everything at once (maths.md, section 1).
 """
 
+import functools
 from typing import Any, cast
 
 import torch
@@ -22,15 +23,15 @@ from atma.state import ModelState, capacity
 
 
 class Block(nn.Module):
-    """x += mixer(norm(x)); x += mlp(norm(x)), where there is an MLP."""
+    """x += mixer(norm(x)); x += mlp(norm(x)), where there is an MLP; norms may stand behind them, too or instead."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.norm_mixer = RMSNorm(config.width, config.norm_epsilon)
+        self.norm_mixer, self.norm_mixed = _norms(config)
         self.mixer = config.mixer(layer)
         inner = config.mlp_multiple * config.width if config.mlp_width is None else config.mlp_width
-        self.norm_mlp = RMSNorm(config.width, config.norm_epsilon) if inner else None
-        self.mlp = MLP(config.width, inner) if inner else None
+        self.norm_mlp, self.norm_mlp_out = _norms(config) if inner else (None, None)
+        self.mlp = MLP(config.width, inner, config.mlp_gate, config.mlp_bias) if inner else None
 
     def init_weights(self, generator: torch.Generator | None) -> None:
         """Zero output projections: at the start a block is the identity."""
@@ -44,9 +45,20 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Any]:
         """x (B, T, D) to (B, T, D)."""
         record = {"call": call} if self.mixer.reads_call else {}
-        mixed, state = self.mixer(self.norm_mixer(x), state, segment_ids=segment_ids, **record)
-        x = x + mixed
-        return (x if self.mlp is None or self.norm_mlp is None else x + self.mlp(self.norm_mlp(x))), state
+        mixed, state = self.mixer(_normed(x, self.norm_mixer), state, segment_ids=segment_ids, **record)
+        x = x + _normed(mixed, self.norm_mixed)
+        return (x if self.mlp is None else x + _normed(self.mlp(_normed(x, self.norm_mlp)), self.norm_mlp_out)), state
+
+
+def _norms(config: ModelConfig) -> tuple[RMSNorm | None, RMSNorm | None]:
+    """The norms before and after a part of a block."""
+    before, after = config.norms != "after", config.norms != "before"
+    new = functools.partial(RMSNorm, config.width, config.norm_epsilon, config.norm_plus_one)
+    return new() if before else None, new() if after else None
+
+
+def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 class Model(nn.Module):
@@ -57,8 +69,8 @@ class Model(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
-        self.head = nn.Linear(config.width, config.vocab_size)
+        self.norm = RMSNorm(config.width, config.norm_epsilon, config.norm_plus_one)
+        self.head = nn.Linear(config.width, config.vocab_size, config.head_bias)
         first: dict[str, Mixer] = {}
         for name, block in zip(config.layers, self.blocks, strict=True):
             kind, mixer = config.named()[name].kind, cast(Block, block).mixer
@@ -108,7 +120,7 @@ class Model(nn.Module):
         noise: int | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
-        x = self.embed(tokens)
+        x = self.enter(tokens)
         call, states = Call(x, noise=noise), []
         for i, block in enumerate(self.blocks):
             x, after = block(x, None if state is None else state.blocks[i], segment_ids=segment_ids, call=call)
@@ -116,11 +128,16 @@ class Model(nn.Module):
         hidden = self.norm(x)
         return hidden, None if state is None else ModelState(state.length + tokens.shape[1], tuple(states))
 
+    def enter(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) int64 to what the first block reads (B, T, D)."""
+        x, scale = self.embed(tokens), self.config.embedding_scale
+        return x if scale == 1 else x * scale
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) to soft-capped logits (…, vocabulary), float32 or wider."""
         work = torch.promote_types(hidden.dtype, torch.float32)
-        raw = linear(hidden, self.head.weight.to(hidden.dtype), None).to(work) + self.head.bias
-        return softcap(raw, self.config.logit_cap)
+        raw = linear(hidden, self.head.weight.to(hidden.dtype), None).to(work)
+        return softcap(raw if self.head.bias is None else raw + self.head.bias, self.config.logit_cap)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per token (B, T) of targets (B, T) int64 under hidden (B, T, D); target −100 gives 0 and no gradient."""

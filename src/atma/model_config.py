@@ -8,14 +8,16 @@ shared: it is set in every mixer that has it. So `window = 64` is the window of 
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from atma.strict import check_fields, require, unknown
+from atma.ops.dense import Gate
+from atma.strict import LATER, check_fields, require, unknown
 
 if TYPE_CHECKING:
     from atma.mixers.base import Mixer
     from atma.mixers.table import Found
 
+Norms = Literal["before", "after", "both"]
 KIND, PACKAGE = "kind", "package"
 """Keys of a mixer's table that are no options: its name in the table of mixers, and the package it came from."""
 
@@ -43,11 +45,22 @@ class ModelConfig:
     pattern: tuple[str, ...] = ("local", "local", "global", "local")
     """The mixer of each layer, by name, repeated to `depth`."""
     mlp_multiple: int = 4
-    mlp_width: int | None = field(default=None, metadata={"later": True})
+    mlp_width: int | None = field(default=None, metadata=LATER)
     """Inner numbers of every MLP; mlp_multiple times the width where it is left out, and no MLP for 0."""
+    mlp_gate: Gate = field(default="square", metadata=LATER)
+    """φ of every MLP's g ⊙ φ(a): relu(a)² ("square"), a σ(a) ("silu": SwiGLU) or GELU's tanh form ("gelu": GeGLU)."""
+    mlp_bias: bool = field(default=True, metadata=LATER)
     logit_cap: float = 15.0
+    """Bound of the logits, softly reached (maths.md, section 1); 0 for none."""
     norm_epsilon: float = 1e-6
+    norms: Norms = field(default="before", metadata=LATER)
+    """Where a block's norms stand: before a mixer or MLP, after it and before its sum with the stream, or both."""
+    norm_plus_one: bool = field(default=False, metadata=LATER)
+    """Whether norms multiply by one plus their weight, as Gemma's do."""
     tied_head: bool = False
+    head_bias: bool = field(default=True, metadata=LATER)
+    embedding_scale: float = field(default=1.0, metadata=LATER)
+    """What an embedding is multiplied by before the first block."""
     mixers: dict[str, Any] = field(default_factory=dict)
     """Mixers with options of their own, by name: tables of a `kind` and options."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -84,8 +97,9 @@ class ModelConfig:
         for name in ("vocab_size", "width", "depth", "mlp_multiple"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.mlp_width is None or self.mlp_width >= 0, "mlp_width", self.mlp_width, "0 or more, or left out")
-        for name in ("logit_cap", "norm_epsilon"):
+        for name in ("norm_epsilon", "embedding_scale"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(self.logit_cap >= 0, "logit_cap", self.logit_cap, "positive, or 0 for none")
         require(len(self.pattern) > 0, "pattern", self.pattern, "at least one layer")
 
     def _shared(self, options: Mapping[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
@@ -148,7 +162,9 @@ class ModelConfig:
         one = self._named[self.layers[layer]]
         alike = [i for i, name in enumerate(self.layers) if self._named[name].kind == one.kind]
         count = alike.index(layer), len(alike)
-        return one.found.cls(one.config, Place(self.width, self.norm_epsilon, layer, self.depth, *count))
+        return one.found.cls(
+            one.config, Place(self.width, self.norm_epsilon, layer, self.depth, *count, self.norm_plus_one)
+        )
 
     def named(self) -> dict[str, Named]:
         """Every mixer of the pattern and of the tables, by name."""

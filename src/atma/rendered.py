@@ -26,19 +26,35 @@ class Rendered:
         self._spelled = re.compile("|".join(map(re.escape, names)) or "(?!)")
         self._renamed: dict[str, tuple[Backend, dict[int, int]]] = {}
 
-    def encode(self, text: str, hidden: Mapping[str, str]) -> list[int]:
-        """Ids of a text; `hidden` are the signs in it and the ordinary characters that each stands for."""
+    def encode(self, text: str, hidden: Mapping[str, str]) -> tuple[list[int], list[int]]:
+        """Ids of a text, and at which of its characters each begins.
+
+        `hidden` are the signs in it and the ordinary characters that each stands for.
+        """
         found = [sign for sign in hidden if sign in text]
         if not found:
-            return self._reader.encode(text, add_special_tokens=False).ids
+            read = self._reader.encode(text, add_special_tokens=False)
+            return read.ids, [start for start, _ in read.offsets]
         used = set(text).union(*hidden.values())
         mark = next(c for c in map(chr, range(0xF0000, 0x10FFFE)) if c not in used)
-        text = self._spelled.sub(lambda name: f"{mark}{self._numbers[name[0]]}{mark}", text)
-        text = re.sub("|".join(map(re.escape, found)), lambda sign: hidden[sign[0]], text)
+        written, places = self._written(text, {sign: hidden[sign] for sign in found}, mark)
         if mark not in self._renamed:
             self._renamed = {mark: self._with_names(mark)}
         reader, own = self._renamed[mark]
-        return [own.get(i, i) for i in reader.encode(text, add_special_tokens=False).ids]
+        read = reader.encode(written, add_special_tokens=False)
+        return [own.get(i, i) for i in read.ids], [places[start] for start, _ in read.offsets]
+
+    def _written(self, text: str, hidden: Mapping[str, str], mark: str) -> tuple[str, list[int]]:
+        """The text with special tokens by their numbers and with what was hidden, and the place in `text` of each of
+        its characters and of its end."""
+        parts, places, last = [], [], 0
+        either = re.compile("|".join([*map(re.escape, hidden), *filter(None, [self._spelled.pattern])]))
+        for match in either.finditer(text):
+            spelled = hidden[match[0]] if match[0] in hidden else f"{mark}{self._numbers[match[0]]}{mark}"
+            parts += [text[last : match.start()], spelled]
+            places += [*range(last, match.start()), *[match.start()] * len(spelled)]
+            last = match.end()
+        return "".join([*parts, text[last:]]), [*places, *range(last, len(text) + 1)]
 
     @cached_property
     def _reader(self) -> Backend:

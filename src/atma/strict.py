@@ -19,6 +19,9 @@ MOST_DEPTH = 64
 LATER = {"later": True}
 """Metadata of a field that came after runs were made: at its default it is no part of a run's identity."""
 
+PLACE = {"later": True, "place": True}
+"""Metadata of a field that says where something lies that another field knows by its hash: no part of an identity."""
+
 FOLLOWS = {"follows": "length"}
 """Metadata of an option of a mixer that presets bound by the length of training: a recipe's own length bounds it."""
 

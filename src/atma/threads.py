@@ -125,13 +125,13 @@ def _regions() -> Callable[[], None]:
     """Milliseconds of products by PyTorch and gates by the compiled kernels, in turn, of the nano model's sizes."""
     import torch
 
-    from atma.ops.dense import gated_square
+    from atma.ops.dense import gated
 
     x, weight = torch.ones(512, 128), torch.full((1024, 128), 0.01)
 
     @torch.inference_mode()
     def work() -> None:
         for _ in range(_REPEATS):
-            gated_square(x @ weight.T)
+            gated(x @ weight.T)
 
     return work

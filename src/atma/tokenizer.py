@@ -76,8 +76,8 @@ class Tokenizer:
             encoded = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False))
         return [_joined([next(encoded).ids for _ in group]) for group in groups]
 
-    def encode_rendered(self, text: str, hidden: Mapping[str, str]) -> list[int]:
-        """Ids of a text in which special tokens are what they spell, as the library reads it; see `atma.rendered`.
+    def encode_rendered(self, text: str, hidden: Mapping[str, str]) -> tuple[list[int], list[int]]:
+        """Ids of a text in which special tokens are what they spell, and where each begins; see `atma.rendered`.
 
         hidden: signs in the text, and the ordinary characters, never special, that each stands for.
         """

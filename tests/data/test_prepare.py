@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 
 from atma.checkpoint import load_model, save_model
 from atma.config import preset as model_preset
-from atma.data import prepare as module
+from atma.data import corpus as corpus_module
 from atma.data.dataset import TokenSet
 from atma.data.prepare import Preparation, prepare
 from atma.data.sample import sample_texts
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_old_set_and_nothing_half_made(corpus, tmp_path, 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*((np, "save") if victim == "np.save" else (module, "write_shard")), full)
+    monkeypatch.setattr(*((np, "save") if victim == "np.save" else (corpus_module, "write_shard")), full)
     for place in (out, tmp_path / "new"):
         with pytest.raises(OSError, match=rf"{place.name}: not made, and nothing changed: .*No space left on device"):
             prepare(corpus, place, Preparation(seed=1))

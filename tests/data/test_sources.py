@@ -298,7 +298,7 @@ def test_a_chat_is_written_as_the_server_shows_it_to_a_model(tmp_path):
     jinja2 = pytest.importorskip("jinja2")
     from importlib.resources import files
 
-    template = files("atma.serve.http").joinpath("default.jinja").read_text(encoding="utf-8")
+    template = files("atma.chat").joinpath("plain.jinja").read_text(encoding="utf-8")
     messages = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", " b"), ("tool", "c"))]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
     assert texts(tmp_path / "a.jsonl", field="messages") == [jinja2.Template(template).render(messages=messages)]

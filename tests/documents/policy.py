@@ -49,6 +49,13 @@ CUTS = {
         ("--held-out", "8"),
         ("--trials", "8"),
     ],
+    ("extend",): [
+        ("--tokens", "2048"),
+        ("--batch-tokens", "1024"),
+        ("--factors", "1"),
+        ("--documents", "1"),
+        ("--needle-trials", "1"),
+    ],
     ("diagnose",): [LENGTHS, ("--documents", "1"), ("--size", "quick"), ("--mask", "none")],
 }
 """Options of a verb that are set so that it takes seconds."""

@@ -25,7 +25,7 @@ from atma.ops import (
     softmax_attention,
     use_backend,
 )
-from atma.ops.dense import gated_square, linear, rms_norm
+from atma.ops.dense import gated, linear, rms_norm
 from atma.ops.recurrent import Axis, Rule
 from tests.conftest import tiny
 from tests.laws.conftest import randomise
@@ -77,7 +77,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
         (random(B, T, C), random(31, C), random(31)),
     ),
     "norm": (lambda x, weight: rms_norm(x, weight, C, 1e-6), (random(B, T, C), random(C))),
-    "gate": (gated_square, (random(B, T, 2 * C),)),
+    "gate": (gated, (random(B, T, 2 * C),)),
     "linear": (linear, (random(B, T, C), random(C, C), random(C))),
 }
 WAYS: dict[str, Callable[..., Tensor]] = {

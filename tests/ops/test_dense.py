@@ -1,11 +1,13 @@
 """Linear layers on few rows, the RMS norm and the MLP's gate: the compiled pass against plain PyTorch."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from atma.ops import use_backend
-from atma.ops.dense import gated_square, linear, newton_schulz, rms_norm
+from atma.ops.dense import gated, linear, newton_schulz, rms_norm
 from tests.ops.backends import NATIVE
 
 ERRORS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2**-7}
@@ -119,17 +121,34 @@ def test_newton_schulz_does_not_hide_nan(backend):
         assert newton_schulz(gram, (3.4445, -4.7750, 2.0315), 5).isnan().any()
 
 
+GATES = {
+    "square": lambda a: a.relu().square(),
+    "silu": lambda a: a * torch.sigmoid(a),
+    "gelu": lambda a: 0.5 * a * (1 + torch.tanh((2 / math.pi) ** 0.5 * (a + 0.044715 * a**3))),
+}
+
+
+@pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("dtype", ERRORS)
-def test_the_gate_and_its_gradient_are_those_of_the_formula(backend, dtype):
-    h, grad = draw(2, 5, 70, dtype=dtype), draw(2, 5, 35, seed=1, dtype=dtype)
+@pytest.mark.parametrize("width", [1, 35, 64])
+def test_the_gate_and_its_gradient_are_those_of_the_formula(backend, dtype, kind, width):
+    h, grad = 3 * draw(2, 5, 2 * width, dtype=dtype), draw(2, 5, width, seed=1, dtype=dtype)
     wide = h.double().requires_grad_()
-    exact = wide[..., 35:] * wide[..., :35].relu().square()
+    exact = wide[..., width:] * GATES[kind](wide[..., :width])
     [slope] = torch.autograd.grad(exact, wide, grad.double())
     low = h.clone().requires_grad_()
     with use_backend(backend):
-        found = gated_square(low)
+        found = gated(low, kind)
     close(found.detach(), exact.detach())
     close(torch.autograd.grad(found, low, grad)[0], slope)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_the_gate_of_large_numbers_neither_over_nor_underflows(backend, kind):
+    h = torch.tensor([[-1e4, -90.0, 0.0, 90.0, 1e4, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    with use_backend(backend):
+        found = gated(h, kind)
+    torch.testing.assert_close(found.double(), GATES[kind](h[:, :5].double()), atol=1e-30, rtol=1e-6)
 
 
 def test_large_numbers_round_to_the_nearest_bfloat16_and_nan_stays(backend):
@@ -140,10 +159,11 @@ def test_large_numbers_round_to_the_nearest_bfloat16_and_nan_stays(backend):
     assert found[0, 2].isnan() and found[0, 3].isinf()
 
 
-def test_the_gate_does_not_hide_nan(backend):
+@pytest.mark.parametrize("kind", GATES)
+def test_the_gate_does_not_hide_nan(backend, kind):
     h = torch.tensor([[float("nan"), 1.0, 1.0, float("nan")]])
     with use_backend(backend):
-        assert gated_square(h).isnan().all()
+        assert gated(h, kind).isnan().all()
 
 
 def test_strided_weights_and_other_dtypes_are_read_as_what_they_are(backend):

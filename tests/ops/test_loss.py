@@ -66,8 +66,8 @@ def test_rows_without_a_target_are_never_read(backend, other, asked):
     assert bool(wanted[2].any()) == bool(asked)
 
 
-@pytest.mark.parametrize(("cap", "scale"), [(0.5, 1), (400.0, 30)])
-def test_any_cap_neither_over_nor_underflows(backend, cap, scale):
+@pytest.mark.parametrize(("cap", "scale"), [(0.5, 1), (400.0, 30), (0.0, 30)])
+def test_any_cap_or_none_neither_over_nor_underflows(backend, cap, scale):
     hidden, weight, bias, targets, grad = arguments(20, 50)
     compare(backend, torch.float32, scale * hidden, weight, bias, targets, grad, cap)
 

@@ -33,6 +33,12 @@ def test_losses_and_gradients_equal_the_oracle(rows, biased):
     assert max(error(found, exact)) <= 2e-6
 
 
+def test_without_a_cap_it_is_plain_cross_entropy():
+    arguments = [*case(65)[:-1], 0.0]
+    exact = results(reference.losses, placed(arguments, device="cpu"))
+    assert max(error(results(gpu.losses, placed(arguments, torch.float32)), exact)) <= 2e-6
+
+
 @pytest.mark.usefixtures("_narrow_slices")
 @pytest.mark.parametrize("words", [1, 5, 128, 300])
 def test_slices_of_the_vocabulary_join(words):

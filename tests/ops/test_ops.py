@@ -171,7 +171,7 @@ def operators():
     ):
         import_module(f"atma.ops.{name}")  # which registers its operators
     ops = torch.ops.atma
-    cases = {"gate native": (ops.gated_square_native.default, (x.repeat(1, 1, 2),))}
+    cases = {"gate native": (ops.gated_native.default, (x.repeat(1, 1, 2), "silu"))}
     for backend, conv, polar in (
         ("", ops.causal_conv, ops.attention_statistics),
         (" native", ops.causal_conv_native, ops.attention_statistics_native),

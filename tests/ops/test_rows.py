@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from atma.ops import causal_conv, gated_conv, gated_delta, native, use_backend
-from atma.ops.dense import gated_square, rms_norm
+from atma.ops.dense import gated as gated_mlp
+from atma.ops.dense import rms_norm
 from atma.ops.native.recorder import Recorder
 from atma.ops.recurrent import reference
 from atma.ops.rows import (
@@ -245,12 +246,13 @@ def test_operations_in_token_order_can_be_recorded_and_replayed(dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [64, 80, 101])
+@pytest.mark.parametrize("kind", ["square", "silu", "gelu"])
 @torch.no_grad()
-def test_norms_gates_and_convolutions_are_the_same_bits_in_any_cut_and_beside_any_rows(channels, dtype) -> None:
+def test_norms_gates_and_convolutions_are_the_same_bits_in_any_cut_and_beside_any_rows(channels, dtype, kind) -> None:
     x, taps = _random(3, 60, 3 * channels, dtype=dtype), _random(channels, 4, seed=1, dtype=dtype)
     weight, tail = _random(3 * channels, seed=2, dtype=dtype), _random(3, 3, channels, seed=3, dtype=dtype)
     normed, even = rms_norm(x, weight, 3 * channels, 1e-6), x[..., : 2 * channels]
-    square, gated = gated_square(even), gated_conv(x, taps)
+    opened, gated = gated_mlp(even, kind), gated_conv(x, taps)
     u = x[..., :channels]
     convolved = causal_conv(u, taps, tail)
     assert torch.equal(gated_conv(x[1:2, :7], taps), gated[1:2, :7])
@@ -258,6 +260,6 @@ def test_norms_gates_and_convolutions_are_the_same_bits_in_any_cut_and_beside_an
     for count in (1, 1, 2, 33, 23):
         part = (slice(1, 2), slice(at, at + count))
         assert torch.equal(rms_norm(x[part], weight, 3 * channels, 1e-6), normed[part])
-        assert torch.equal(gated_square(even[part]), square[part])
+        assert torch.equal(gated_mlp(even[part], kind), opened[part])
         assert torch.equal(causal_conv(u[part], taps, held), convolved[part])
         held, at = torch.cat([held, u[part]], 1)[:, -3:], at + count

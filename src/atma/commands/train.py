@@ -8,9 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from atma.config import Recipe, assign, from_dict, load_recipe, to_dict
+from atma.config import Recipe, assign, from_dict, to_dict
+from atma.strict import toml_value
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
+FROM = tyro.conf.arg(name="from")
 
 
 def run(
@@ -23,16 +25,17 @@ def run(
     device: str | None = None,
     evaluate: bool = False,
     threads: int = 0,
+    start: Annotated[str | None, FROM] = None,
 ) -> None:
-    """Train the model that a recipe describes.
+    """Train the model that a recipe describes, or fine-tune one that there is.
 
     Writes a run folder: the recipe as run, metrics.jsonl, checkpoints, and at the end the model in final/. A run that
     was stopped, in whatever way, goes on with --resume and ends with the same bits. SIGTERM, Ctrl-C and SIGHUP write a
     checkpoint first; a second one ends at once.
 
     Args:
-        recipe: A TOML file with the tables model, data, train and evaluation; see recipes/. With --resume and --out it
-            may be left out: the folder's own is taken.
+        recipe: A TOML file with the tables model, data, train, evaluation and lora; see recipes/. With --resume and
+            --out it may be left out: the folder's own is taken.
         out: The run folder; runs/NAME of the recipe by default.
         resume: Go on from the newest good checkpoint in the run folder; longer, if train.tokens is set to more.
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
@@ -40,6 +43,8 @@ def run(
         device: Where to train, such as cpu or cuda; a GPU if there is one by default.
         evaluate: At the end measure the model as [evaluation] of the recipe says; rows go into evaluation.jsonl.
         threads: Processor threads; measured by default, and kept when a run goes on, because its bits depend on them.
+        start: A model folder, run or packaged model to start from: its weights and configuration, so that the recipe
+            needs no [model]. docs/fine-tuning.md tells more.
     """
     from atma.signals import noticing
 
@@ -51,7 +56,7 @@ def run(
         from atma.train.resume import recorded_threads
 
         device_of(device)
-        chosen = _chosen(recipe, out, resume, assignments)
+        chosen = _chosen(recipe, out, resume, _with_start(assignments, start))
         folder = out or Path("runs") / chosen.name
         announce(chosen, evaluate)
         print(processor_threads.settle(threads, recorded_threads(folder) if resume else 0), flush=True)
@@ -64,23 +69,41 @@ def run(
             raise SystemExit(asked.status) from None
     if tensorboard:
         export_tensorboard(folder, folder / "tensorboard")
-    print(f"trained: {final}\ntry it: atma generate --model {folder} PROMPT")
+    best = folder / "best"
+    print(f"trained: {final}" + (f"\nlowest validation loss: {best}" if chosen.train.keep_best else ""))
+    print(f"try it: atma generate --model {folder} PROMPT")
     measured(chosen, folder, device, evaluate)
+
+
+def _with_start(assignments: tuple[str, ...], start: str | None) -> tuple[str, ...]:
+    """The settings with the model to start from. ValueError: it is said twice."""
+    if start is None:
+        return assignments
+    if any(one.partition("=")[0].strip() == "train.init_from" for one in assignments):
+        raise ValueError("--from and --set train.init_from say the same; keep one")
+    return (*assignments, f"train.init_from={toml_value(start)}")
 
 
 def _chosen(recipe: Path | None, out: Path | None, resume: bool, assignments: tuple[str, ...]) -> Recipe:
     """The recipe of a file, or of the run to resume, with settings changed."""
-    if recipe is not None:
-        return load_recipe(recipe, assignments)
-    if not resume or out is None:
-        raise ValueError("name a recipe, such as recipes/nano.toml; or a run to go on with: --resume --out runs/NAME")
-    from atma.train.folder import recipe_of
+    from atma.train.start import load_run_recipe
 
-    return override(recipe_of(out), assignments)
+    if recipe is not None:
+        chosen = load_run_recipe(recipe, assignments)
+    elif not resume or out is None:
+        raise ValueError("name a recipe, such as recipes/nano.toml; or a run to go on with: --resume --out runs/NAME")
+    else:
+        from atma.train.folder import recipe_of
+
+        chosen = override(recipe_of(out), assignments)
+    tokens = next((one for one in assignments if one.partition("=")[0].strip() == "train.tokens"), None)
+    if tokens and chosen.train.epochs:
+        raise ValueError(f"--set {tokens}: the recipe counts in epochs: set train.epochs, or train.epochs=0 besides")
+    return chosen
 
 
 def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     """The recipe with settings "table.key=value" changed; a value is TOML, or else text. ValueError as for a recipe."""
-    values = to_dict(recipe)
+    values = {name: table for name, table in to_dict(recipe).items() if table is not None}
     assign(values, assignments)
     return from_dict(Recipe, values)

@@ -68,6 +68,11 @@ class Batches:
         self._windows = max(1, (token_set.tokens - self.length) // self.length)
         self._slack = min(self.length, token_set.tokens - self._windows * self.length)
 
+    @property
+    def epoch_rows(self) -> int:
+        """Rows that show the stream once."""
+        return self._windows
+
     def batch(self, step: int) -> Batch:
         """The rows of one step, step ≥ 0."""
         visits = step * self._rows + self._mine

@@ -11,7 +11,6 @@ model learns where documents end; and a row needs no index to know its boundarie
 
 import hashlib
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from atma.checkpoint import file_hash
-from atma.data.shards import read_shard, scan
+from atma.data.document_index import read_index
+from atma.data.shards import mask_bits, read_mask, read_shard, scan
 from atma.replacing import recover_folder
 from atma.tokenizer import Tokenizer, load_tokenizer
 
@@ -28,11 +28,9 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 TELLS = ("passed_over", "lost_characters", "long_documents")
 """What a manifest tells and no token depends on."""
 MANIFEST = "manifest.json"
+CHATS = "conversations"
+"""The key of a manifest that says how conversations were written."""
 FORMAT = "atma token shards"
-INDEX_HEAD = re.compile(
-    rb"\x93NUMPY\x01\0..\{'descr': '<i8', 'fortran_order': False, 'shape': \(([0-9]{1,12}),\), \} *\n", re.DOTALL
-)
-"""How a document index begins. NumPy's own reader takes it for Python source, and ends as that may when damaged."""
 PUBLISHED_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val")}
 
 
@@ -50,6 +48,8 @@ class TokenSet:
         self.vocab_size: int = manifest["vocab_size"]
         self.eot: int = manifest["eot"]
         self.tokenizer: Tokenizer | None = None
+        self.masks: list[np.ndarray] = []
+        """Of conversations, for each shard: which tokens are answers, a bit each."""
         self._shards = shards
         self._bounds = np.cumsum([0, *(len(shard) for shard in shards)])
         self._starts = starts
@@ -99,6 +99,19 @@ class TokenSet:
         start = int(self._starts[i])
         return self.read(start, start + int(self.lengths[i]))
 
+    @property
+    def template(self) -> str | None:
+        """The chat template of conversations that a model learns from them; None for texts and for what is no chat."""
+        known = self.manifest.get(CHATS, {}).get("template")
+        return None if not self.masks or known in ("plain", "text") else _template(self.path / "chat_template.jinja")
+
+    def answers(self, i: int) -> np.ndarray:
+        """Which tokens (n,) bool of document i, a conversation, are answers."""
+        start = int(self._starts[i])
+        shard = int(np.searchsorted(self._bounds, start, "right")) - 1
+        start -= int(self._bounds[shard])
+        return mask_bits(self.masks[shard], start, start + int(self.lengths[i]))
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start ≤ position < stop of the stream of all shards, int64. ValueError if they are damaged."""
         if not 0 <= start <= stop <= self.tokens:
@@ -136,6 +149,8 @@ def _open_prepared(folder: Path, split: Split, verify: bool) -> TokenSet:
         starts.append(index + base)
         base += len(shard)
     token_set = TokenSet(folder, shards, np.concatenate(starts), manifest, digest)
+    if CHATS in manifest:
+        token_set.masks = [_open_mask(folder, entry, verify) for entry in part["shards"]]
     path = folder / "tokenizer.json"
     token_set.tokenizer = load_tokenizer(path)
     if (token_set.tokenizer.eot, token_set.tokenizer.vocab_size) != (token_set.eot, token_set.vocab_size):
@@ -161,7 +176,7 @@ def _open_entry(folder: Path, entry: dict[str, Any], verify: bool) -> tuple[np.n
     shard, _ = read_shard(path)
     if len(shard) != entry["tokens"]:
         raise ValueError(f"{path}: {len(shard):,} tokens, but {MANIFEST} says {entry['tokens']:,}")
-    index = _read_index(index_path, len(shard))
+    index = read_index(index_path, len(shard))
     if len(index) != entry["documents"]:
         raise ValueError(f"{index_path}: {len(index):,} documents, but {MANIFEST} says {entry['documents']:,}")
     if verify:
@@ -171,18 +186,19 @@ def _open_entry(folder: Path, entry: dict[str, Any], verify: bool) -> tuple[np.n
     return shard, index
 
 
-def _read_index(path: Path, tokens: int) -> np.ndarray:
+def _open_mask(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
+    path = folder / entry["mask"]
+    mask = read_mask(path, entry["tokens"])
+    if verify and file_hash(path) != entry["mask_sha256"]:
+        raise ValueError(f"{path}: damaged: not the SHA-256 that {MANIFEST} says; prepare the data again")
+    return mask
+
+
+def _template(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such document index") from None
-    head = INDEX_HEAD.match(data)
-    if head is None or len(data) - head.end() != 8 * int(head[1]):
-        raise ValueError(f"{path}: not a document index, or a damaged one")
-    index = np.frombuffer(data, np.dtype("<i8"), offset=head.end())
-    if len(index) == 0 or index[0] != 0 or index[-1] >= tokens or np.any(np.diff(index) <= 0):
-        raise ValueError(f"{path}: damaged: document starts must rise from 0 and stay below {tokens:,}")
-    return index
+        raise ValueError(f"{path}: no such chat template; prepare the data again") from None
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
@@ -214,7 +230,8 @@ def _require_manifest(manifest: dict[str, Any]) -> None:
         for entry in split["shards"]:
             sound = sound and all(isinstance(entry[key], int) for key in ("tokens", "documents"))
             sound = sound and all(isinstance(entry[key], str) for key in ("sha256", "index_sha256"))
-            sound = sound and all(Path(entry[key]).name == entry[key] for key in ("file", "index"))
+            files = ("file", "index", "mask") if CHATS in manifest else ("file", "index")
+            sound = sound and all(Path(entry[key]).name == entry[key] for key in files)
         sound = sound and len(split["shards"]) > 0
     if not sound:
         raise ValueError

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from atma.data.conversations import CONVERSATIONS, documents_of
 from atma.data.left_out import LeftOut, NoField
 
 SPEAKERS = {"user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant", "model": "Assistant"}
@@ -19,6 +20,9 @@ def texts(row: Any, field: str, where: str, left_out: LeftOut, first: bool) -> I
 
     ValueError: the field holds something that is no text.
     """
+    if field == CONVERSATIONS:
+        yield from documents_of(row, where, left_out, first)
+        return
     if isinstance(row, str) and field == "text":
         row = {"text": row}  # a list of texts instead of records
     found = list(_values(row, field))

@@ -28,6 +28,8 @@ class LeftOut:
         self.files: dict[str, str] = {}
         self.characters: Counter[str] = Counter()
         """Characters that the tokenizer has no token for."""
+        self.skips_bad = False
+        """Whether conversations that cannot be used are counted instead of ending the preparation."""
 
     def file(self, name: str, reason: str, kind: str | None = None) -> None:
         """Pass over a file or folder; `kind` is what it counts as, if the reason says more."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from atma.data.conversations import CONVERSATIONS
 from atma.data.fields import texts
 from atma.data.left_out import Document, LeftOut, NoField
 from atma.data.streams import inner_name, open_text
@@ -95,16 +96,21 @@ def table(path: Path, name: str, field: str, left_out: LeftOut) -> Iterator[Docu
             by = "\t" if inner_name(path).endswith(".tsv") else _delimiter(head, field)
             rows = csv.reader(itertools.chain([head], file), delimiter=by, strict=True)
             columns = [column.strip().lstrip("\ufeff") for column in next(rows, [])]
-            if field not in columns:
+            if field not in (*columns, CONVERSATIONS):
                 raise NoField(f"{path}: no column '{field}'; it has {', '.join(columns)}")
-            place = columns.index(field)
+            place = columns.index(field) if field in columns else None
             for number, row in enumerate(rows, 1):
                 if not row:
                     continue
                 if len(row) != len(columns):
                     cells = f"{len(row)} cells where the columns are {len(columns)}"
                     raise ValueError(f"{path}, row {number}: {cells}: not a table, or damaged")
-                yield Document(f"{name}:{number}", row[place])
+                if place is not None:
+                    yield Document(f"{name}:{number}", row[place])
+                    continue
+                whole = dict(zip(columns, row, strict=True))
+                for text in texts(whole, field, f"{path}, row {number}", left_out, number == 1):
+                    yield Document(f"{name}:{number}", text)
     except UnicodeError:
         raise ValueError(f"{path}, after row {number}: not UTF-8 text") from None
     except csv.Error as error:
@@ -128,13 +134,14 @@ def parquet(path: Path, name: str, field: str, left_out: LeftOut) -> Iterator[Do
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             column = field if field in columns else next((c for c in columns if field.startswith(f"{c}.")), None)
-            if column is None:
+            if column is None and field != CONVERSATIONS:
                 raise NoField(f"{path}: no column '{field}'; it has {', '.join(columns)}")
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+            for batch in file.iter_batches(batch_size=1024, columns=[column] if column else None):
                 for row in batch.to_pylist():
                     number += 1
-                    for text in texts(row, field, f"{path}, row {number}", left_out, False):
+                    first = number == 1 and column is None
+                    for text in texts(row, field, f"{path}, row {number}", left_out, first):
                         yield Document(f"{name}:{number}", text)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from None

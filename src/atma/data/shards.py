@@ -65,6 +65,32 @@ def write_shard(path: Path, layout: Layout, parts: Iterable[np.ndarray], tokens:
     return digest.hexdigest()
 
 
+def write_mask(path: Path, answers: np.ndarray) -> str:
+    """Write which tokens of a shard (n,) bool are answers, a bit each. Returns the file's SHA-256 in hexadecimal."""
+    data = np.packbits(answers).tobytes()
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_mask(path: Path, tokens: int) -> np.ndarray:
+    """Memory-map the mask of a shard of so many tokens, for `mask_bits`. ValueError: missing, or of another size."""
+    expected = -(-tokens // 8)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such mask of answers")
+    if path.stat().st_size != expected:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, where {tokens:,} tokens need {expected:,}: damaged")
+    return np.memmap(path, np.uint8, "r")
+
+
+def mask_bits(mask: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Which of the tokens start ≤ position < stop of a shard are answers, (stop − start,) bool."""
+    bits = np.unpackbits(mask[start // 8 : -(-stop // 8)])
+    return bits[start % 8 : start % 8 + stop - start].astype(bool)
+
+
 def read_shard(path: Path) -> tuple[np.ndarray, Layout]:
     """Memory-map the tokens of a shard. ValueError names the file and what is wrong: magic, version or size."""
     try:

@@ -18,11 +18,16 @@ def lines(manifest: dict[str, Any]) -> list[str]:
     """The lines that tell what a manifest describes."""
     told = []
     for name, split in manifest["splits"].items():
+        if "answers" in split:
+            kind, longest = "conversations", f"longest {split['longest_document']:,}"
+            share = f"{split['answers']:,} ({100 * split['answers'] / split['tokens']:.0f}%) of answers"
+            told.append(f"{name:10}  {split['tokens']:,} tokens of {split['documents']:,} {kind}; {share}; {longest}")
+            continue
         texts = split["tokens"] - split["documents"]
         each = f"{split['bytes'] / texts:.2f} bytes a token" if texts else "no text"
         longest = f"longest {split['longest_document']:,}"
         told.append(f"{name:10}  {split['tokens']:,} tokens of {split['documents']:,} documents; {each}; {longest}")
-    told += [_long(manifest["splits"].get("validation"))]
+    told += [] if "conversations" in manifest else [_long(manifest["splits"].get("validation"))]
     if manifest["skipped"]:
         told.append("left out    " + ", ".join(f"{count:,} {why}" for why, count in manifest["skipped"].items()))
     if manifest["passed_over"]:

@@ -34,7 +34,7 @@ def gains(
     found: list[Tensor] = []
     edges = sorted({*range(0, lengths[-1], chunk), *lengths})
     for start, stop in pairwise(edges):
-        x = model.embed(tokens[:, start:stop])
+        x = model.enter(tokens[:, start:stop])
         call = Call(x)
         for i, block in enumerate(model.blocks):
             delta = direction(x, generator)

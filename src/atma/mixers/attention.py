@@ -1,7 +1,7 @@
 """The global mixer: projections, Canon, gate and memory around an attention core (maths.md, section 3)."""
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -12,14 +12,17 @@ from atma.layers import Linear, init_linear
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance, init_taps
 from atma.mixers.heads import Attended, Attending, Core, Heads, HeadsConfig, Memory, Projected
-from atma.mixers.held import GlobalState, State, behind
-from atma.mixers.table import Found, find, names
+from atma.mixers.held import GlobalState, WithSinks, behind
+from atma.mixers.parts import name_of, open_options, part_of
+from atma.mixers.sinks import SinkState, read_with_sinks
+from atma.mixers.starts import share_projection, start_at_previous, start_scaled
+from atma.mixers.table import Found, names
 from atma.mixers.window import WindowState
 from atma.ops import causal_conv
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
 from atma.ops.rows import gate
-from atma.strict import from_dict, require
+from atma.strict import LATER, from_dict, require
 
 CanonInit = Literal["uniform", "previous"]
 
@@ -34,6 +37,11 @@ class AttentionConfig(HeadsConfig):
     """The third channel, by name, with its own options beside these; true is the gated-delta memory, false none."""
     window: int | None = None
     """Most keys that a query sees, its own among them."""
+    window_sinks: int = field(default=0, metadata=LATER)
+    """Attention sinks: so many first tokens of a text, which every query sees beside its window."""
+    memory_scale: bool = field(default=False, metadata=LATER)
+    """The memory's channel is multiplied, number by number, by a learned α that starts at zero; its output projection
+    then does not (mixers.md, formula 7.1)."""
     canon_taps: int = 4
     canon_init: CanonInit = "previous"
     """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
@@ -45,6 +53,8 @@ class AttentionConfig(HeadsConfig):
         super().__post_init__()
         require(self.canon_taps >= 1, "canon_taps", self.canon_taps, "at least 1")
         require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
+        beside = self.window_sinks == 0 or self.window is not None
+        require(beside and self.window_sinks >= 0, "window_sinks", self.window_sinks, "0, or more with a window")
         object.__setattr__(self, "memory", {"delta": True, "none": False}.get(str(self.memory), self.memory))
 
 
@@ -74,7 +84,7 @@ class Attention(Attending):
         self.k_proj = Linear(place.width, k_width)
         self.v_proj = Linear(place.width, shared)
         self.out_proj = Linear(inner, place.width)
-        core = _part("core", own.core).cls
+        core = part_of("core", own.core).cls
         self.has_canon = core.canon(config.core)
         self.canon_q, self.canon_k, self.canon_v = (
             nn.Parameter(torch.empty(size, own.canon_taps)) if self.has_canon else None
@@ -82,7 +92,9 @@ class Attention(Attending):
         )
         heads = Heads(place, self.heads, self.groups, self.key_width, own.window)
         self.core: Core = core(config.core, heads)
-        self.memory: Memory | None = _part("memory", own.memory).cls(config.memory, heads) if own.memory else None
+        self.sinks = own.window_sinks
+        self.memory: Memory | None = part_of("memory", own.memory).cls(config.memory, heads) if own.memory else None
+        self.alpha = nn.Parameter(torch.empty(place.width)) if own.memory_scale else None
 
     def key_width_of(self, own: AttentionConfig) -> int:
         """Numbers of each head's query and key as they are projected."""
@@ -104,6 +116,8 @@ class Attention(Attending):
         self.core.init_weights(generator)
         if self.memory is not None:
             self.memory.init_weights(generator)
+            if self.alpha is not None:
+                start_scaled(self.alpha, self.memory.out_proj, generator)
 
     def start_alike(self) -> None:
         """Start every query projection as that of its key head."""
@@ -112,7 +126,7 @@ class Attention(Attending):
     def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.canon_q, self.canon_k, self.canon_v
 
-    def init_state(self, batch: int, capacity: int) -> GlobalState | WindowState:
+    def init_state(self, batch: int, capacity: int) -> WithSinks:
         """Room for `capacity` keys, or those of the window, in each of `batch` rows; none held yet."""
         weight, window = self.q_proj.weight, self.config.window
         held = weight.new_zeros(batch, self.groups, window or capacity, self.head_width)
@@ -121,13 +135,17 @@ class Attention(Attending):
         memory = None if self.memory is None else self.memory.init_state(batch)
         length = torch.zeros(batch, dtype=torch.int32, device=weight.device)
         kind = WindowState if window else GlobalState
-        return kind(length, held, held.clone(), q, k, v, memory)
+        state = kind(length, held, held.clone(), q, k, v, memory)
+        if not self.sinks:
+            return state
+        first = weight.new_zeros(batch, self.groups, self.sinks, self.head_width)
+        return SinkState(*state, first, first.clone())
 
-    def project(self, x: Tensor, state: State | None = None, segment_ids: Tensor | None = None) -> Projected:
+    def project(self, x: Tensor, state: WithSinks | None = None, segment_ids: Tensor | None = None) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
-        q, gate = self.q_proj(x).unflatten(-1, (self.heads, -1)).tensor_split((self.key_width,), -1)
+        q, gate = self.queries(x)
         k, v = self.keys_and_values(x, q)
-        q, k = (rms_norm(z, None, self.key_width, self.epsilon).flatten(2) for z in (q, k))
+        q, k = (z.flatten(2) for z in self.normed(q, k))
         inputs = (q, k, v)
         tails = (None,) * 3 if state is None else (state.q_tail, state.k_tail, state.v_tail)
         mixed = [
@@ -136,21 +154,30 @@ class Attention(Attending):
         ]
         counts = (self.heads, self.groups, self.groups)
         q, k, v = (z.unflatten(-1, (count, -1)).transpose(1, 2) for z, count in zip(mixed, counts, strict=True))
-        return Projected(q, k, v, gate.transpose(1, 2), inputs)
+        return Projected(q, k, v, None if gate is None else gate.transpose(1, 2), inputs)
+
+    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D) to bare queries (B, T, H, ·) and their gate (B, T, H, K), None without one."""
+        q, gate = self.q_proj(x).unflatten(-1, (self.heads, -1)).tensor_split((self.key_width,), -1)
+        return q, gate
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Bare queries (B, T, H, ·) and keys (B, T, G, ·) as Canon takes them."""
+        return tuple(rms_norm(z, None, self.key_width, self.epsilon) for z in (q, k))  # pyright: ignore[reportReturnType]
 
     def keys_and_values(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and its projected queries (B, T, H, ·) to keys (B, T, G, ·) and values (B, T, G·K), both bare."""
         return self.k_proj(x).unflatten(-1, (self.groups, -1)), self.v_proj(x)
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, segment_ids: Tensor | None = None
-    ) -> tuple[Tensor, State | None]:
+        self, x: Tensor, state: WithSinks | None = None, *, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, WithSinks | None]:
         """x (B, T, D) to y (B, T, D). Keys and values are held after Canon and with their positions."""
         projected = self.project(x, state, segment_ids)
         start = None if state is None else state.length
         q, keys = self.core.turn(projected.q, projected.k, start, segment_ids)
         seen = self.attended(state, keys, projected.v)
-        read, added = self.core(q, seen.keys, seen.values, seen.start, segment_ids)
+        read, added = self.read(q, seen, segment_ids)
         y = self.out_proj(self.gated(read, projected.gate))
         if added is not None:
             y = y + added
@@ -159,22 +186,27 @@ class Attention(Attending):
             held = None if state is None else state.memory
             unturned = (projected.q, projected.k, projected.v)
             written, memory = self.memory(x, *unturned, held, segment_ids=segment_ids)
-            y = y + written
-        if state is None:
-            return y, None
-        assert seen.held is not None
-        return y, self._advance(state, seen.held, projected.inputs, memory)
+            y = y + (written if self.alpha is None else written * self.alpha.to(written.dtype))
+        return y, None if state is None else self._advance(state, seen, projected.inputs, memory)
 
-    def gated(self, read: Tensor, opening: Tensor) -> Tensor:
+    def read(self, q: Tensor, seen: Attended, segment_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the core reads for q (B, H, T, K), and what it adds, of what is seen."""
+        if self.sinks:
+            return read_with_sinks(self.core, q, seen, segment_ids, self.sinks), None
+        return self.core(q, seen.keys, seen.values, seen.start, segment_ids)
+
+    def gated(self, read: Tensor, opening: Tensor | None) -> Tensor:
         """What the heads read (B, H, T, K), gated, side by side (B, T, H·K)."""
-        return gate(read, opening)
+        return read.transpose(1, 2).flatten(2) if opening is None else gate(read, opening)
 
-    def _advance(self, state: State, held: tuple[Any, Any], inputs: tuple[Tensor, ...], memory: Any) -> State:
+    def _advance(self, state: WithSinks, seen: Attended, inputs: tuple[Tensor, ...], memory: Any) -> WithSinks:
+        assert seen.held is not None
         tails = (state.q_tail, state.k_tail, state.v_tail)
         q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
-        return type(state)(state.length + inputs[0].shape[1], *held, q, k, v, memory)
+        first = () if seen.sinks is None else seen.sinks[:2]
+        return type(state)(state.length + inputs[0].shape[1], *seen.held, q, k, v, memory, *first)
 
-    def attended(self, state: State | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
+    def attended(self, state: WithSinks | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
         """`Attending.attended`."""
         return behind(state, k, v, in_order)
 
@@ -193,7 +225,7 @@ class Attention(Attending):
     def reach(self) -> int | None:
         """`Mixer.reach`."""
         canon = self.config.canon_taps - 1 if self.has_canon else 0
-        return None if self.config.window is None else self.config.window - 1 + canon
+        return None if self.config.window is None or self.sinks else self.config.window - 1 + canon
 
     def retention(self) -> nn.Module | None:
         """`Mixer.retention`: the memory, where it has decays."""
@@ -204,23 +236,31 @@ class Attention(Attending):
         """`Mixer.takes`: its own options and those of its core and its memory."""
         own = {field.name: field for field in fields(cls.Config)}
         core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
-        parts = [_part(what, name) for what, name in (("core", core), ("memory", memory)) if _name(name) in names(what)]
-        return own | {name: field for part in parts for name, field in _open(part).items()}
+        parts = [
+            part_of(what, name) for what, name in (("core", core), ("memory", memory)) if name_of(name) in names(what)
+        ]
+        return own | {name: field for part in parts for name, field in open_options(part).items()}
 
     @classmethod
     def configure(cls, options: Mapping[str, Any], where: str = "") -> Settings:
         """`Mixer.configure`."""
 
         def chosen(part: Found) -> Any:
-            given = {name: options[name] for name in _open(part) if name in options}
+            given = {name: options[name] for name in open_options(part) if name in options}
             return from_dict(part.cls.Config, {**given, **part.fixed}, where)
 
         known = {field.name: options[field.name] for field in fields(cls.Config) if field.name in options}
         own = from_dict(cls.Config, known, where)
-        core = _part("core", own.core, where)
-        memory = chosen(_part("memory", own.memory, where)) if own.memory else None
+        core = part_of("core", own.core, where)
+        memory = chosen(part_of("memory", own.memory, where)) if own.memory else None
         config = Settings(own, chosen(core), memory)
         single = own.canon_taps == 1 and own.canon_init == "previous" and core.cls.canon(config.core)
+        summed = core.cls.plain_softmax or not own.window_sinks
+        require(
+            summed, f"{where}window_sinks", own.window_sinks, f'0 with core = "{own.core}", which is no plain softmax'
+        )
+        scaled = bool(own.memory) or not own.memory_scale
+        require(scaled, f"{where}memory_scale", own.memory_scale, "false without a memory")
         require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
         return config
 
@@ -228,41 +268,11 @@ class Attention(Attending):
     def options(cls, config: Settings) -> dict[str, Any]:
         """`Mixer.options`."""
         own = config.own
-        parts = [(config.core, _part("core", own.core))]
+        parts = [(config.core, part_of("core", own.core))]
         if own.memory:
-            parts.append((config.memory, _part("memory", own.memory)))
+            parts.append((config.memory, part_of("memory", own.memory)))
         told = {field.name: getattr(own, field.name) for field in fields(own)}
-        return told | {name: getattr(chosen, name) for chosen, part in parts for name in _open(part)}
-
-
-def start_at_previous(taps: Tensor, head_width: int) -> None:
-    """Canon taps (G·K, W) such that z + conv(z) is z in each head's lower channels and the previous z in its upper."""
-    upper = torch.arange(taps.shape[0]) % head_width >= head_width // 2
-    nn.init.zeros_(taps)
-    taps[upper, -1], taps[upper, -2] = -1.0, 1.0
-
-
-def share_projection(q_proj: nn.Linear, keys: Tensor, heads: int, groups: int) -> None:
-    """Copy each key head's weights, of (G·K, D), into the first rows, of queries, of the heads that read it."""
-    rows = keys.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
-    q_proj.weight.unflatten(0, (heads, -1))[:, : rows.shape[1]] = rows
-
-
-def _part(what: str, name: Any, where: str = "") -> Found:
-    """What the name of a core or a memory stands for."""
-    try:
-        return find(_name(name), what)
-    except ValueError as error:
-        raise ValueError(f"'{where}{what}': {error}") from None
-
-
-def _open(part: Found) -> dict[str, Field[Any]]:
-    """The options of a core or a memory that its line of the table leaves open."""
-    return {field.name: field for field in fields(part.cls.Config) if field.name not in part.fixed}
-
-
-def _name(name: Any) -> str:
-    return "delta" if name is True else str(name)
+        return told | {name: getattr(chosen, name) for chosen, part in parts for name in open_options(part)}
 
 
 _TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}
@@ -272,6 +282,10 @@ SMALL = (
         for core, memory, window in product(("polar", "nope", "rope"), (True, False), (None, 7))
     ),
     _TINY | {"core": "rope", "rope_canon": True, "window": 7},
+    _TINY | {"core": "rope", "memory": "gla", "memory_scale": True, "window": 5, "window_sinks": 3},
+    _TINY | {"core": "nope", "memory": False, "window": 3, "window_sinks": 70},
+    *(_TINY | {"core": "rope_homotopy", "rope_canon": True, "start_mix": mix} for mix in (0.0, 0.3, 1.0)),
+    _TINY | {"core": "rope_homotopy", "memory": False, "window": 7, "start_mix": 0.3, "start_fade": 0.4},
     _TINY | {"core": "persistent", "persistent": 3, "memory": False, "window": 7},
     _TINY | {"core": "polar", "learned_half_life": True, "max_half_life": 32.0, "count_limit": 9},
 )

@@ -32,6 +32,8 @@ class Place(NamedTuple):
     """Which of those of the same kind, from 0."""
     alike: int = 1
     """How many layers are of the same kind."""
+    norm_plus_one: bool = False
+    """Whether the model's norms multiply by one plus their weight."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.layers import Linear
+from atma.ops.dense import rms_norm
 from atma.ops.rows import sigmoid, unit
 from atma.strict import require
 
@@ -45,12 +46,15 @@ class Feature(nn.Module):
 
 
 class Unit(Feature):
-    """x / max(|x|, 1e-12)."""
+    """x / max(|x|, 1e-12), or x / sqrt(|x|² + ε) for an ε above 0."""
 
     bounded = True
+    epsilon: float = 0.0
 
     def forward(self, x: Tensor, steady: bool = False) -> Tensor:
         """`Feature.forward`."""
+        if self.epsilon:
+            return rms_norm(x, None, x.shape[-1], self.epsilon / x.shape[-1]) * x.shape[-1] ** -0.5
         return unit(x, steady)
 
 

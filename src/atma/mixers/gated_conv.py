@@ -1,6 +1,6 @@
 """The local mixer: a short causal convolution between two gates (maths.md, section 2; LFM2, 2511.23404)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from atma.layers import Linear, init_linear
 from atma.mixers.base import Mixer, Place
 from atma.ops import causal_conv, gated_conv
 from atma.ops.backend import backend_for
-from atma.strict import check_fields, require
+from atma.strict import LATER, check_fields, require
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class ConvConfig:
     local_taps: int = 3
     zero_input_projections: bool = False
     """Also zero the input projection, as the published training script does (it then never learns)."""
+    projection_bias: bool = field(default=True, metadata=LATER)
+    """Biases of both projections; LFM2 has none."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -40,9 +42,9 @@ class GatedConv(Mixer):
     def __init__(self, config: ConvConfig, place: Place) -> None:
         super().__init__()
         self.config = config
-        self.in_proj = Linear(place.width, 3 * place.width)
+        self.in_proj = Linear(place.width, 3 * place.width, config.projection_bias)
         self.taps = nn.Parameter(torch.empty(place.width, config.local_taps))
-        self.out_proj = Linear(place.width, place.width)
+        self.out_proj = Linear(place.width, place.width, config.projection_bias)
 
     def init_weights(self, generator: torch.Generator | None) -> None:
         """`Mixer.init_weights`."""
@@ -90,4 +92,4 @@ def init_taps(taps: Tensor, generator: torch.Generator | None) -> None:
     nn.init.uniform_(taps, -bound, bound, generator=generator)
 
 
-SMALL = ({}, {"local_taps": 1}, {"local_taps": 5, "zero_input_projections": True})
+SMALL = ({}, {"local_taps": 1, "projection_bias": False}, {"local_taps": 5, "zero_input_projections": True})

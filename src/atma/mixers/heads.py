@@ -36,6 +36,8 @@ class Core(nn.Module):
     """
 
     Config: ClassVar[type]
+    plain_softmax: ClassVar[bool] = False
+    """Whether it is softmax over the visible keys and nothing else, so that the sums of parts of them can be added."""
 
     def __init__(self, heads: Heads) -> None:
         super().__init__()
@@ -138,6 +140,16 @@ class Memory(nn.Module):
         return False
 
 
+class Sinks(NamedTuple):
+    """The first tokens of each row's text, beside a window."""
+
+    keys: Tensor
+    """(B, G, s, K), zero where the text has not come so far."""
+    values: Tensor
+    length: Tensor
+    """(B,): tokens before this call."""
+
+
 class Attended(NamedTuple):
     """What the queries of a call read, and what the state then holds."""
 
@@ -150,15 +162,20 @@ class Attended(NamedTuple):
     """The keys and values of the state after the call."""
     ring: bool = False
     """Whether these are a window's as they lie, the newest at its own place, and not in the order of positions."""
+    sinks: Sinks | None = None
+    """The first tokens of the text, where a state holds them beside a window."""
 
 
 class Projected(NamedTuple):
-    """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them."""
+    """What a core reads: q and gate (B, H, T, K), k and v (B, G, T, K), and the Canon inputs (B, T, ·) behind them.
+
+    The gate is None where there is none.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    gate: Tensor
+    gate: Tensor | None
     inputs: tuple[Tensor, Tensor, Tensor]
 
 
@@ -185,4 +202,4 @@ class Attending(Mixer):
         raise NotImplementedError(f"{type(self).__name__} holds nothing")
 
 
-__all__ = ["Attended", "Attending", "Core", "Heads", "HeadsConfig", "Held", "Memory", "Projected"]
+__all__ = ["Attended", "Attending", "Core", "Heads", "HeadsConfig", "Held", "Memory", "Projected", "Sinks"]

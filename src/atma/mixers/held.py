@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from atma.mixers.heads import Attended
+from atma.mixers.sinks import SinkState, attended_with_sinks
 from atma.mixers.window import WindowState, attended
 from atma.ops import paged
 from atma.ops.paged.pages import Pages
@@ -28,12 +29,15 @@ class GlobalState(NamedTuple):
 
 
 State = GlobalState | WindowState
+WithSinks = State | SinkState
 
 
-def behind(state: State | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
+def behind(state: WithSinks | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
     """New k and v (B, G, T, K) behind those of a state, as `Attending.attended` tells."""
     if state is None:
         return Attended(k, v, None)
+    if isinstance(state, SinkState):
+        return attended_with_sinks(state, k, v, in_order)
     if isinstance(state.keys, Pages) and isinstance(state.values, Pages):
         held = paged.hold(state.keys, state.values, k, v, state.length)
     elif isinstance(state, WindowState):

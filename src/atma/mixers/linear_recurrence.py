@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atma.layers import Linear
 from atma.mixers.base import Mixer, Place
-from atma.mixers.features import FEATURES, Feature
+from atma.mixers.features import FEATURES, Feature, Unit
 from atma.mixers.recurrent_decays import Sizes, by_head, silu
 from atma.mixers.recurrent_gates import Gates
 from atma.mixers.recurrent_surround import Readout, ShortConv, begin_at_recall
@@ -46,7 +46,7 @@ class LinearRecurrence(Mixer):
         self.config, self.sizes = config, sizes(config, place)
         self.heads = self.sizes.heads
         self.turned, self.mamba = config.system == "retnet", config.system == "mamba2"
-        self.key_heads = 1 if self.mamba else self.heads
+        self.key_heads = 1 if self.mamba else config.key_heads or self.heads
         self.key_floor = config.decay == "floor"
         keys, values = self.key_heads * self.sizes.key_width, self.heads * self.sizes.value_width
         self.q_proj = Linear(place.width, keys, bias=False)
@@ -102,6 +102,8 @@ class LinearRecurrence(Mixer):
             assert log_decay is not None
             k = -log_decay.expm1()
         q, k = self.feature(q, self.in_turn), self.feature(k, self.in_turn)
+        if self.config.key_heads:
+            q, k = (z.repeat_interleave(self.heads // self.key_heads, 1) for z in (q, k))
         if SYSTEMS[self.config.system].scaled:
             q = q * self.sizes.key_width**-0.5
         read, memory = recur((q, k, v), (log_decay, beta), memory, segment_ids, self.config, self.in_turn)
@@ -209,7 +211,10 @@ def _check_total(total: Tensor) -> None:
 def feature_of(config: RecurrenceConfig, sizes: Sizes) -> Feature:
     """The feature map of a configuration."""
     assert config.feature is not None
-    return FEATURES[config.feature](sizes.heads, sizes.key_width, config.degree)
+    feature = FEATURES[config.feature](config.key_heads or sizes.heads, sizes.key_width, config.degree)
+    if isinstance(feature, Unit):
+        feature.epsilon = config.unit_epsilon
+    return feature
 
 
 def gates_of(config: RecurrenceConfig, sizes: Sizes) -> Gates:
@@ -245,7 +250,10 @@ def share_table(gates: Gates, first: Gates | None) -> None:
 def _readout(config: RecurrenceConfig, sizes: Sizes) -> Readout:
     assert config.norm is not None and config.out_gate is not None
     rank = {"lightning": sizes.key_width, "kda": sizes.value_width}.get(config.system)
-    return Readout(sizes, config.norm, config.out_gate, rank, config.system == "kda", config.system == "mamba2")
+    readout = Readout(sizes, config.norm, config.out_gate, rank, config.system == "kda", config.system == "mamba2")
+    if config.read_epsilon is not None:
+        readout.epsilon = config.read_epsilon
+    return readout
 
 
 def taken(module: nn.Module, x: Tensor, log_decay: Tensor | None) -> Tensor | None:
@@ -275,6 +283,14 @@ SMALL = (
     {"system": "mamba2", "key_width": 6, "value_width": 16},
     {"system": "deltanet", "heads": 2, "negative": True},
     {"system": "gated_deltanet", "heads": 2, "key_width": 4},
+    {
+        "system": "gated_deltanet",
+        "heads": 4,
+        "key_heads": 2,
+        "key_width": 4,
+        "unit_epsilon": 1e-6,
+        "read_epsilon": 1e-6,
+    },
     {"system": "kda", "key_width": 8},
     {"system": "delta_memory", "query_heads": 2},
     {"system": "poly_delta", "query_heads": 2, "key_width": 3},

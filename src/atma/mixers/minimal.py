@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from atma.layers import Linear
-from atma.mixers.attention import Attention, AttentionConfig, Settings, share_projection
+from atma.mixers.attention import Attention, AttentionConfig, Settings
 from atma.mixers.base import Place
+from atma.mixers.starts import share_projection
 from atma.strict import require
 
 

@@ -37,6 +37,7 @@ class PersistentCore(SoftmaxCore):
     """softmax(scale · q [persistent keys; k]ᵀ) [persistent values; v]."""
 
     Config = PersistentConfig
+    plain_softmax = False
     vectors = ("persistent_keys", "persistent_values")
 
     def __init__(self, config: PersistentConfig, heads: Heads) -> None:

@@ -90,6 +90,7 @@ class Readout(nn.Module):
         super().__init__()
         inner = sizes.heads * sizes.value_width
         self.norm, self.gate, self.gate_first = norm, gate, gate_first
+        self.epsilon = EPSILONS.get(norm, 0.0)
         self.down_proj = Linear(sizes.width, rank, bias=False) if rank and gate != "none" else None
         self.gate_proj = Linear(rank or sizes.width, inner, bias=gate_bias) if gate != "none" else None
         self.gain = (
@@ -105,12 +106,12 @@ class Readout(nn.Module):
     def forward(self, read: Tensor, x: Tensor, steady: bool = False) -> Tensor:
         """read (B, H, T, V) and the x (B, T, D) that gates it, to (B, T, D)."""
         if self.norm in ("plain", "head"):
-            read = rms_norm(read, self.gain, read.shape[-1], EPSILONS[self.norm])
+            read = rms_norm(read, self.gain, read.shape[-1], self.epsilon)
         flat = read.transpose(1, 2).flatten(2)
         if self.gate_first:
             flat = self._gated(flat, x, steady)
         if self.norm in ("whole", "whole_plain"):
-            flat = rms_norm(flat, self.gain, flat.shape[-1], EPSILONS[self.norm])
+            flat = rms_norm(flat, self.gain, flat.shape[-1], self.epsilon)
         if not self.gate_first:
             flat = self._gated(flat, x, steady)
         return self.out_proj(flat.to(x.dtype))

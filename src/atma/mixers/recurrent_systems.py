@@ -14,7 +14,7 @@ from atma.mixers.recurrent_decays import DecayName, Sizes
 from atma.mixers.recurrent_gates import WriteName
 from atma.mixers.recurrent_surround import ConvName, GateName, NormName, StartName
 from atma.ops.recurrent import Rule
-from atma.strict import OWN, check_fields, require
+from atma.strict import LATER, OWN, check_fields, require
 
 SystemName = Literal[
     "linear",
@@ -101,6 +101,12 @@ class RecurrenceConfig:
     out_gate: GateName | None = None
     start: StartName | None = None
     """Initial values: see `StartName`."""
+    key_heads: int | None = field(default=None, metadata=OWN | LATER)
+    """Heads of queries and keys, each for as many value heads side by side; H where it is left out."""
+    unit_epsilon: float = field(default=0.0, metadata=OWN | LATER)
+    """Added to |x|² where the feature "unit" divides by its root; 0 divides by max(|x|, 1e-12)."""
+    read_epsilon: float | None = field(default=None, metadata=OWN | LATER)
+    """Of the norm of what is read, where it is not the system's own."""
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table
     of the mixer's own, so that a preset's bound, which is its own training length, is never that of another system."""
@@ -110,10 +116,16 @@ class RecurrenceConfig:
         for name, value in SYSTEMS[self.system]._asdict().items():
             if name in _OPTIONS and getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("query_heads", "heads", "key_width", "value_width", "degree"):
+        for name in ("query_heads", "heads", "key_heads", "key_width", "value_width", "degree"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
-        require(self.max_half_life > 0, "max_half_life", self.max_half_life, "positive")
+        for name in ("max_half_life", "read_epsilon"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "positive")
+        units = self.feature == "unit" or self.unit_epsilon == 0
+        require(self.unit_epsilon >= 0 and units, "unit_epsilon", self.unit_epsilon, '0, or positive for "unit"')
+        grouped = self.key_heads is None or (self.decay in ("none", "sigmoid", "step") and self.system != "mamba2")
+        require(grouped, "key_heads", self.key_heads, "left out for decays of each key channel, and for mamba2")
         _check_together(self)
 
 
@@ -151,6 +163,7 @@ def sizes(config: RecurrenceConfig, place: Place) -> Sizes:
     """H, K and V in a stream of width D. ValueError: what must divide D and does not, and how to mend it."""
     heads, key, value = _numbers(config, place.width)
     require(config.system != "retnet" or key % 2 == 0, "key_width", key, "even for rotary positions")
+    require(heads % (config.key_heads or 1) == 0, "key_heads", config.key_heads, f"a divisor of heads = {heads}")
     return Sizes(place, heads, key, value)
 
 

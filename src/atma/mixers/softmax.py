@@ -19,6 +19,7 @@ class SoftmaxCore(Core):
     """softmax(scale · q kᵀ) v."""
 
     Config = SoftmaxConfig
+    plain_softmax = True
 
     def __init__(self, config: SoftmaxConfig, heads: Heads) -> None:
         super().__init__(heads)

@@ -26,6 +26,9 @@ MIXERS: Entries = {
     "polar": ("attention:Attention", {"core": "polar", "memory": False}),
     "nope": ("attention:Attention", {"core": "nope", "memory": False}),
     "rope": ("attention:Attention", {"core": "rope", "memory": False}),
+    "grouped_query": ("grouped_query:GroupedQueryAttention", {}),
+    "linearised": ("linearised:LinearisedAttention", {}),
+    "linearised_grouped_query": ("linearised:LinearisedGroupedQuery", {}),
     "linear": ("linear_recurrence:LinearRecurrence", {"system": "linear"}),
     "based": ("linear_recurrence:LinearRecurrence", {"system": "based"}),
     "hedgehog": ("linear_recurrence:LinearRecurrence", {"system": "hedgehog"}),
@@ -76,7 +79,10 @@ CORES: Entries = {
     "polar": ("polar:PolarCore", {}),
     "nope": ("softmax:SoftmaxCore", {}),
     "rope": ("rope:RopeCore", {}),
+    "rotary": ("rotary:RotaryCore", {}),
     "persistent": ("persistent:PersistentCore", {}),
+    "rope_homotopy": ("homotopy:RopeHomotopy", {}),
+    "rotary_homotopy": ("homotopy:RotaryHomotopy", {}),
 }
 MEMORIES: Entries = {
     "delta": ("delta_memory:DeltaMemory", {}),

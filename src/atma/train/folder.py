@@ -23,8 +23,13 @@ _FREE = (
     "train.keep_checkpoints",
     "train.evaluate_every",
     "train.evaluation_tokens",
+    "train.init_from",
+    "train.epochs",
+    "train.early_stopping",
+    "train.keep_best",
 )
-"""Settings that change nothing of the training, as all of `evaluation`: the data are known by their hash."""
+"""Settings that change nothing of the training, as all of `evaluation`: the data, and the weights that a run starts
+from, are known by their hash, epochs by the tokens that they are."""
 _TOKENS = "train.tokens"
 
 
@@ -71,8 +76,10 @@ def changes(found: Recipe, wanted: Recipe, path: Path) -> list[str]:
     told = []
     now = _flat(to_dict(wanted))
     for key, before in _flat(to_dict(found)).items():
-        if before == now[key]:
+        if key in now and before == now[key]:
             continue
+        if key not in now:
+            raise ValueError(f"{path}: another recipe: '{key}' is {before!r} there and not set here")
         if key == _TOKENS and now[key] > before:
             text = (
                 f"goes on to {now[key]:,} tokens instead of {before:,}; from here on the rate is that of the new total"

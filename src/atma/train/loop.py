@@ -1,7 +1,8 @@
 """A run from its recipe to its final model: steps, validation, checkpoints, and going on after any stop.
 
-A run folder holds `recipe.toml`, `metrics.jsonl` (the record), `checkpoints/step-…/` and at the end `final/`, a model
-folder. Nothing here draws from a global generator or depends on how often the run was stopped, so a resumed run ends
+A run folder holds `recipe.toml`, `metrics.jsonl` (the record), `checkpoints/step-…/`, where asked for `best/`, the
+model of the lowest validation loss, and at the end `final/`, a model folder, with `adapters/` beside where those were
+trained. Nothing here draws from a global generator or depends on how often the run was stopped, so a resumed run ends
 with the same bits as an uninterrupted one on the same machine.
 """
 
@@ -13,9 +14,8 @@ from typing import Any
 
 import torch
 
-from atma.checkpoint import save_model
+from atma.checkpoint import TALK, text_writer, write_folder
 from atma.config import Recipe, identity
-from atma.model import Model
 from atma.strict import to_dict
 from atma.train.folder import claimed, write_recipe
 from atma.train.optim import Optimisers
@@ -23,10 +23,12 @@ from atma.train.parallel import Ranks, any_of, join, wait
 from atma.train.precision import choose_precision
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record, cut_record
-from atma.train.resume import RunState, load_checkpoint, newest_checkpoint, save_checkpoint
+from atma.train.resume import RunState, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from atma.train.schedule import rate_multiplier
-from atma.train.source import Batch, Source, open_source
-from atma.train.step import Outcome, Stepper, generator, non_finite_names, validation_loss
+from atma.train.source import Batch, Source, in_epochs, open_source
+from atma.train.start import adapters, begun, carried, check_tokenizer, resolved
+from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
+from atma.train.trained import Trained
 
 PATIENCE = 3
 """Non-finite steps in a row that end a run."""
@@ -60,7 +62,9 @@ def train(
     ranks = join(where)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return fit(recipe, Path(out), open_source(recipe, ranks), resume, progress, where, ranks, stop)
+    recipe = resolved(recipe)
+    source = open_source(recipe, ranks)
+    return fit(recipe, Path(out), source, resume, progress, where, ranks, stop)
 
 
 def fit(
@@ -75,10 +79,14 @@ def fit(
 ) -> Path:
     """`train` on batches from any `source`."""
     ranks = ranks or Ranks()
+    recipe, told = in_epochs(recipe, source)
     _check_fit(recipe, source, ranks)
+    if not resume:
+        check_tokenizer(recipe, source.tokenizer)
     with claimed(recipe, out, resume, ranks) as notes:
         run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
-        notes += run.restore() if resume else []
+        notes += run.restore() if resume else [*told, *run.told()]
+        run.carried()
         with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
             return run.go(record, progress or Silent(), notes, stop)
 
@@ -88,12 +96,15 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, source: Source, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
-        self.model = Model(recipe.model, generator(2, recipe.train.seed)).to(device)
+        whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
+        self.model = begun(recipe, weights=not whole).to(device)
+        self.trained = Trained(self.model, recipe, adapters(recipe, self.model), source.tokenizer)
         self.optimisers = Optimisers(self.model, recipe.train)
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
         self.state.threads = torch.get_num_threads()
+        self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
         self._saved = 0
         self._stop: Callable[[], bool] | None = None
 
@@ -106,7 +117,7 @@ class Run:
         if folder is None and problems:
             raise ValueError(f"no good checkpoint to resume from: {problems[0]} (remove them to begin again)")
         if folder is not None:
-            self.state = load_checkpoint(folder, self.state, self.model, self.optimisers)
+            self.state = load_checkpoint(folder, self.state, self.trained, self.optimisers)
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
         threads = self._go_on_threads() if folder is not None else []
@@ -129,7 +140,7 @@ class Run:
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
         steps, self._stop = self.recipe.train.steps, stop
-        if self.state.step == steps:
+        if (self.state.step == steps and not (self.state.unvalidated and self.recipe.train.keep_best)) or self._ended():
             return self._finish()
         progress.start(self.recipe.name, steps, self.state.step)
         try:
@@ -137,13 +148,14 @@ class Run:
                 progress.show(record.write("event", self.state.step, {"event": note}))
             if self.state.unvalidated:
                 self._validate(record, progress)
-            while self.state.step < steps:
+            while self.state.step < steps and not self._ended():
                 if not self.state.unvalidated:
                     self._advance(record, progress)
                 if self.state.step < steps and self._told():
                     if self.state.step != self._saved:
                         self._checkpoint(record)
                     raise Stopped(f"stopped at step {self.state.step} of {steps}")
+            self._tell_best(record, progress)
         finally:
             progress.stop()
         return self._finish()
@@ -160,6 +172,7 @@ class Run:
         progress.show(record.write("train", state.step, self._row(outcome, multiplier, seconds)))
         last = state.step == train.steps
         if last:  # whatever happens to the validation, all steps are kept
+            state.unvalidated = train.keep_best
             self._checkpoint(record)
         if train.evaluate_every and (last or state.step % train.evaluate_every == 0):
             self._validate(record, progress)
@@ -202,35 +215,81 @@ class Run:
                 yield source.validation(i)
 
         loss = validation_loss(self.stepper, batches())
-        if not state.unvalidated:
-            progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": loss}))
+        if state.unvalidated:
+            return
+        progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": loss}))
+        if state.judge(loss) and self.recipe.train.keep_best:
+            self._write_model(self.out / "best")
+
+    def _ended(self) -> bool:
+        """Whether the validation loss has not fallen for as long as the recipe has patience."""
+        return 0 < self.recipe.train.early_stopping <= self.state.waited
+
+    def _tell_best(self, record: Record, progress: Progress) -> None:
+        """At the end: keep the step it ended early at, and tell the lowest validation loss."""
+        state, train = self.state, self.recipe.train
+        if self._ended() and state.step != self._saved:
+            self._checkpoint(record)
+        if state.best_loss is None or not (train.keep_best or train.early_stopping):
+            return
+        told = f"lowest validation loss {state.best_loss:.4f} at step {state.best_step}"
+        told = f"stopped early, {state.waited} validations without a lower loss; {told}" if self._ended() else told
+        told += f", its model in {self.out / 'best'}" if train.keep_best else ""
+        progress.show(record.write("event", state.step, {"event": told}))
 
     def _checkpoint(self, record: Record) -> None:
         if self.ranks.rank == 0:
             record.sync()
             keep = self.recipe.train.keep_checkpoints
-            save_checkpoint(self.out, self.state, self.model, self.optimisers, self.source.tokenizer, keep)
+            save_checkpoint(self.out, self.state, self.trained, self.optimisers, keep)
         self._saved = self.state.step
         wait(self.ranks)
 
     def _finish(self) -> Path:
         final = self.out / "final"
+        self._write_model(final)
         if self.ranks.rank == 0:
-            extra = {
-                "name": self.recipe.name,
-                "identity": self.state.recipe,
-                "data": self.state.data,
-                "step": self.state.step,
-                "tokens": self._tokens(),
-                "compute": self.state.compute,
-                "recipe": to_dict(self.recipe),
-            }
-            save_model(final, self.model, self.source.tokenizer, extra)
+            self.trained.save_adapters(self.out / "adapters", self._extra())
         wait(self.ranks)
         return final
 
+    def _write_model(self, folder: Path) -> None:
+        """A model folder of the model as it is now."""
+        if self.ranks.rank == 0:
+            self.trained.save(folder, self._extra(), self.carried())
+        wait(self.ranks)
+
+    def _extra(self) -> dict[str, Any]:
+        """What config.json says of the run."""
+        return {
+            "name": self.recipe.name,
+            "identity": self.state.recipe,
+            "data": self.state.data,
+            "step": self.state.step,
+            "tokens": self._tokens(),
+            "compute": self.state.compute,
+            "recipe": to_dict(self.recipe),
+        }
+
+    def carried(self) -> dict[str, str]:
+        """Texts that go beside the model; kept in the run folder, for the folder they came from may go away."""
+        kept = self.out / "chat"
+        if self.ranks.rank == 0 and not kept.is_dir() and (texts := carried(self.recipe, self.source.template)):
+            write_folder(kept, {name: text_writer(text) for name, text in texts.items()})
+        found = sorted(kept.iterdir()) if kept.is_dir() else []
+        return {path.name: path.read_text(encoding="utf-8") for path in found if path.name in TALK}
+
+    def told(self) -> list[str]:
+        """What there is to tell of a fresh start: the model it is from, and what of it is trained."""
+        if not self.recipe.train.init_from:
+            return []
+        lines = self.trained.attached.lines() if self.trained.attached else ["every weight is trained"]
+        return [f"starts from {self.recipe.train.init_from}", *lines]
+
 
 def _check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
+    if recipe.lora is not None and not recipe.train.init_from:
+        raise ValueError("[lora] trains adapters of a model there is: name it with train.init_from, or --from FOLDER")
     if source.vocab_size > recipe.model.vocab_size:
         raise ValueError(f"the data has {source.vocab_size} tokens, the model vocab_size {recipe.model.vocab_size}")
     train = recipe.train

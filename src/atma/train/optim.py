@@ -2,7 +2,8 @@
 
 Inside blocks, linear weights and parameters of three dimensions, a matrix for each head, go to Muon; all else goes to
 AdamW at three rates: embeddings, head, and everything small (biases, taps, per-head scalars). Source: maths.md,
-section 6.
+section 6. Adapters go to AdamW at a rate of their own, and under optimiser = "adamw" everything does. What is frozen is
+in no group and has no state.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from atma.config import TrainConfig
+from atma.lora import FACTORS
 from atma.model import Model
 from atma.ops.dense import newton_schulz
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 _TINY = 1e-7
+_ADAM = ("embedding", "head", "vector", "adapter")
+"""Groups that AdamW always moves."""
 GRAM_NUMBERS = 1 << 22
 """Numbers of the Gram matrices that are worked on together: 16 MiB."""
 SMALL_SIDE = 256
@@ -134,7 +138,7 @@ def orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
 
 
 def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:
-    """Every parameter by name, once, under "matrix" (Muon), "embedding", "head" or "vector" (AdamW).
+    """Every trained parameter by name, once: "matrix" (Muon), "embedding", "head", "vector" or "adapter" (AdamW).
 
     Inside blocks, matrices are the weights of linear layers and (heads, rows, columns), a matrix for each head; a class
     of modules keeps its own from Muon by naming them in its `vectors`.
@@ -142,9 +146,13 @@ def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:
     modules = dict(model.named_modules())
     linear = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Linear)}
     kept = {f"{name}.{own}" for name, module in modules.items() for own in getattr(type(module), "vectors", ())}
-    groups: dict[str, dict[str, nn.Parameter]] = {"matrix": {}, "embedding": {}, "head": {}, "vector": {}}
+    groups: dict[str, dict[str, nn.Parameter]] = {kind: {} for kind in ("matrix", *_ADAM)}
     for name, parameter in model.named_parameters():
-        if name.startswith("embed."):
+        if not parameter.requires_grad:
+            continue
+        if name.rpartition(".")[2] in FACTORS:
+            kind = "adapter"
+        elif name.startswith("embed."):
             kind = "embedding"
         elif name.startswith("head."):
             kind = "head"
@@ -160,20 +168,25 @@ class Optimisers:
 
     def __init__(self, model: Model, train: TrainConfig) -> None:
         groups = parameter_groups(model)
-        self.names = {parameter: name for group in groups.values() for name, parameter in group.items()}
-        self.rates = {"matrix": train.muon_rate, "embedding": train.embedding_rate}
-        self.rates |= {"head": train.head_rate, "vector": train.vector_rate}
-        self._muon = Muon(
-            _rows(groups, ["matrix"]), lr=train.muon_rate, momentum=train.momentum, weight_decay=train.weight_decay
+        self.names: dict[Tensor, str] = {
+            parameter: name for group in groups.values() for name, parameter in group.items()
+        }
+        self.rates = _rates(train)
+        plain = train.optimiser == "adamw"
+        matrices = _rows(groups, ["matrix"])
+        adam = _rows(groups, _ADAM) + (
+            [row | {"weight_decay": train.weight_decay} for row in matrices] if plain else []
         )
-        self._adam = torch.optim.AdamW(
-            _rows(groups, ["embedding", "head", "vector"]),
-            betas=(train.beta1, train.beta2),
-            eps=train.epsilon,
-            weight_decay=0.0,
-            fused=True,
-        )
-        self._both = {"muon": self._muon, "adamw": self._adam}
+        self._both: dict[str, torch.optim.Optimizer] = {}
+        if matrices and not plain:
+            self._both["muon"] = Muon(
+                matrices, lr=train.muon_rate, momentum=train.momentum, weight_decay=train.weight_decay
+            )
+        if adam:
+            betas = (train.beta1, train.beta2)
+            self._both["adamw"] = torch.optim.AdamW(adam, betas=betas, eps=train.epsilon, weight_decay=0.0, fused=True)
+        if not self._both:
+            raise ValueError("nothing of the model is to be trained: every parameter is frozen")
 
     def step(self, multiplier: float) -> None:
         """Move every parameter by its gradient, at its rate times `multiplier`, and drop the gradients."""
@@ -198,7 +211,7 @@ class Optimisers:
 
     def load_tensors(self, tensors: dict[str, Tensor], where: object) -> None:
         """Restore what `tensors` returned. ValueError names, behind `where`, one of another name, rule or shape."""
-        known = {
+        known: dict[tuple[str, str], Any] = {
             (rule, self.names[parameter]): parameter
             for rule, optimiser in self._both.items()
             for group in optimiser.param_groups
@@ -213,7 +226,16 @@ class Optimisers:
             if value.ndim and value.shape != parameter.shape:
                 found, wanted = tuple(value.shape), tuple(parameter.shape)
                 raise ValueError(f"{where}: tensor '{key}' is {found}, the model has {wanted}")
-            self._both[rule].state[parameter][quantity] = value.to(parameter.device, copy=True)
+            state: dict[Any, Any] = self._both[rule].state
+            state[parameter][quantity] = value.to(parameter.device, copy=True)
+
+
+def _rates(train: TrainConfig) -> dict[str, float]:
+    """The rate of each group."""
+    if train.optimiser == "adamw":
+        return dict.fromkeys(("matrix", *_ADAM), train.adamw_rate) | {"adapter": train.lora_rate}
+    rates = {"matrix": train.muon_rate, "embedding": train.embedding_rate, "head": train.head_rate}
+    return rates | {"vector": train.vector_rate, "adapter": train.lora_rate}
 
 
 def _rows(groups: dict[str, dict[str, nn.Parameter]], kinds: Iterable[str]) -> list[dict]:

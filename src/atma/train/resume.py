@@ -1,33 +1,20 @@
 """Training checkpoints: a model folder with the optimiser's state beside it, from which a run goes on bit for bit.
 
-`checkpoints/step-00000200/` is a model folder (so it loads like any model) plus `optimizer.safetensors` and
-`state.json`. There is no generator state in it, because there is none to keep: every draw of a run comes from a
-generator seeded by (seed, step, purpose), and a batch is a pure function of its step.
+`checkpoints/step-00000200/` is a model folder (so it loads like any model), or, where adapters are trained, a folder
+of adapters, plus `optimizer.safetensors` and `state.json`. There is no generator state in it, because there is none to
+keep: every draw of a run comes from a generator seeded by (seed, step, purpose), and a batch is a pure function of its
+step.
 """
 
 import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from atma.checkpoint import (
-    fill_model,
-    json_writer,
-    load_tensors,
-    model_files,
-    read_json,
-    tensor_writer,
-    verify_folder,
-    write_folder,
-)
-from atma.config import ModelConfig, identity
-from atma.model import Model
+from atma.checkpoint import json_writer, load_tensors, read_json, tensor_writer, verify_folder, write_folder
 from atma.strict import from_dict
 from atma.train.optim import Optimisers
-
-if TYPE_CHECKING:
-    from atma.tokenizer import Tokenizer
+from atma.train.trained import Trained
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
@@ -54,20 +41,37 @@ class RunState:
     """How many of them just now, one after the other."""
     unvalidated: bool = False
     """Told to stop before the validation of this step was made."""
+    best_loss: float | None = None
+    """The lowest validation loss so far, None before the first."""
+    best_step: int = 0
+    """The step it was measured after."""
+    waited: int = 0
+    """Validations since then."""
+
+    def judge(self, loss: float) -> bool:
+        """Take note of a validation loss; whether it is the lowest so far."""
+        better = self.best_loss is None or loss < self.best_loss
+        self.waited = 0 if better else self.waited + 1
+        if better:
+            self.best_loss, self.best_step = loss, self.step
+        return better
 
 
-def save_checkpoint(
-    run: Path, state: RunState, model: Model, optimisers: Optimisers, tokenizer: "Tokenizer | None", keep: int
-) -> Path:
+def save_checkpoint(run: Path, state: RunState, trained: Trained, optimisers: Optimisers, keep: int) -> Path:
     """Write the checkpoint of `state.step`; once it is safely on the disk, drop all but the newest `keep`."""
     folder = run / FOLDER / f"step-{state.step:08d}"
-    files = model_files(model, tokenizer, {"recipe": state.recipe, "step": state.step})
+    files = trained.checkpoint_files({"recipe": state.recipe, "step": state.step})
     files["optimizer.safetensors"] = tensor_writer(optimisers.tensors())
     files["state.json"] = json_writer(asdict(state))
     write_folder(folder, files)
     for _, old in _checkpoints(run)[keep:]:
         shutil.rmtree(old)
     return folder
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is any, good or damaged."""
+    return bool(_checkpoints(run))
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
@@ -82,23 +86,20 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def load_checkpoint(folder: Path, expected: RunState, model: Model, optimisers: Optimisers) -> RunState:
+def load_checkpoint(folder: Path, expected: RunState, trained: Trained, optimisers: Optimisers) -> RunState:
     """Restore model and optimisers in place and return the run's state.
 
     ValueError when the checkpoint is damaged, or belongs to another model, token set or number of processes.
     """
     try:
         state = from_dict(RunState, read_json(folder / "state.json"))
-        config = from_dict(ModelConfig, read_json(folder / "config.json").get("model", {}))
     except TypeError:
         raise ValueError(f"{folder / 'state.json'}: incomplete") from None
     for what, mend in (("data", "the data it began with"), ("world", "as many processes")):
         found, wanted = getattr(state, what), getattr(expected, what)
         if found != wanted:
             raise ValueError(f"{folder}: made with {what} {found}, now it is {wanted}; resume with {mend}")
-    if identity(config) != identity(model.config):
-        raise ValueError(f"{folder / 'config.json'}: another model than the recipe's")
-    fill_model(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    trained.fill(folder)
     path = folder / "optimizer.safetensors"
     optimisers.load_tensors(load_tensors(path), path)
     return replace(state, recipe=expected.recipe)

@@ -1,5 +1,6 @@
 """Where a run's batches come from: training batches by step, and the same validation batches every time."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +11,7 @@ from atma.config import Recipe, TrainConfig
 from atma.train.parallel import Ranks
 
 if TYPE_CHECKING:
+    from atma.data.dataset import TokenSet
     from atma.tokenizer import Tokenizer
 
 
@@ -35,6 +37,12 @@ class Source:
     """Of the token set, kept in checkpoints: a run goes on only with the data it began with."""
     vocab_size: int
     tokenizer: "Tokenizer | None" = None
+    epoch_rows: int = 0
+    """Rows that show all the data once; 0: there is no such number."""
+    told: str = ""
+    """What there is to tell of the rows."""
+    template: str | None = None
+    """The chat template of the data, for the final model; None where it has none of its own."""
 
 
 def open_source(recipe: Recipe, ranks: Ranks) -> Source:
@@ -42,18 +50,64 @@ def open_source(recipe: Recipe, ranks: Ranks) -> Source:
 
     ValueError when the data is missing or damaged, or the processes cannot share a batch equally.
     """
-    from atma.data.batches import Batches
     from atma.data.dataset import TokenSet
 
     tokens = TokenSet.open(recipe.data.path)
-    training = Batches(tokens, recipe.data, recipe.train, ranks.rank, ranks.world).batch
-    validation, count = training, 0
+    if tokens.masks:
+        return _conversations(recipe, tokens, ranks)
+    from atma.data.batches import Batches
+
+    training = Batches(tokens, recipe.data, recipe.train, ranks.rank, ranks.world)
+    validation, count = training.batch, 0
     if recipe.train.evaluate_every:
         held_out = TokenSet.open(recipe.data.path, split="validation")
         plain = replace(recipe.data, recall_share=0.0, copy_warmup_tokens=0)
         settings, count = validation_plan(recipe.train, ranks.world)
         validation = Batches(held_out, plain, settings, ranks.rank, ranks.world).batch
-    return Source(training, validation, count, tokens.hash, tokens.vocab_size, tokens.tokenizer)
+    rows = training.epoch_rows
+    return Source(training.batch, validation, count, tokens.hash, tokens.vocab_size, tokens.tokenizer, rows)
+
+
+def _conversations(recipe: Recipe, tokens: "TokenSet", ranks: Ranks) -> Source:
+    """Batches of conversations; validation shows each held-out one at most once."""
+    from atma.data.dataset import TokenSet
+    from atma.data.packing import Conversations
+
+    training = Conversations(tokens, recipe.data, recipe.train, ranks.rank, ranks.world)
+    validation, count = training.batch, 0
+    if recipe.train.evaluate_every:
+        held_out = TokenSet.open(recipe.data.path, split="validation")
+        settings, most = validation_plan(recipe.train, ranks.world)
+        held = Conversations(held_out, recipe.data, settings, ranks.rank, ranks.world, once=True)
+        validation, count = held.batch, min(most, -(-len(held.rows) * settings.length // settings.batch_tokens))
+    return Source(
+        training.batch,
+        validation,
+        count,
+        tokens.hash,
+        tokens.vocab_size,
+        tokens.tokenizer,
+        len(training.rows),
+        training.told(),
+        tokens.template,
+    )
+
+
+def in_epochs(recipe: Recipe, source: Source) -> tuple[Recipe, list[str]]:
+    """The recipe with the `tokens` that its epochs are, and how many steps an epoch is. ValueError: none is known."""
+    train = recipe.train
+    if train.epochs and not source.epoch_rows:
+        raise ValueError(f"'epochs' {train.epochs}: the data has no epochs; say train.tokens instead")
+    notes = [source.told] if source.told else []
+    if train.epochs:
+        rows = max(1, math.ceil(train.epochs * source.epoch_rows))
+        recipe = replace(recipe, train=replace(train, tokens=rows * train.length))
+        steps, done = recipe.train.steps, f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
+        notes.append(f"{done} = {steps:,} steps of {train.batch_tokens:,} tokens")
+    elif source.told:
+        each = source.epoch_rows * train.length / train.batch_tokens
+        notes.append(f"{train.steps:,} steps = {train.steps / each:.3g} epochs, an epoch being {each:,.1f} steps")
+    return recipe, notes
 
 
 def validation_plan(train: TrainConfig, world: int) -> tuple[TrainConfig, int]:

@@ -41,8 +41,8 @@ class Stepper:
         self, model: Model, optimisers: Optimisers, train: TrainConfig, compute: torch.dtype, ranks: Ranks
     ) -> None:
         self.model, self.optimisers, self.train, self.compute, self.ranks = model, optimisers, train, compute, ranks
-        self.parameters = list(model.parameters())
-        self.device = self.parameters[0].device
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.device = model.embed.weight.device
         if self.device.type == "cpu":
             keep_freed_memory()
 

@@ -3,7 +3,7 @@
 PyTorch's operations, or compiled: one pass where they are several.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from atma.ops.backend import backend_for, implementation, recording
 
+Gate = Literal["square", "silu", "gelu"]
+"""Of an MLP (`gated`)."""
 FEW_ROWS = 8
 """Rows up to which a linear layer is bound by reading its weights, and the compiled product of few rows is faster."""
 
@@ -36,9 +38,12 @@ def rms_norm(x: Tensor, weight: Tensor | None, width: int, epsilon: float) -> Te
     return chosen.rms_norm(x, weight, width, epsilon, low)
 
 
-def gated_square(h: Tensor) -> Tensor:
-    """g ⊙ relu(a)² of h = [a, g] (…, 2F) (maths.md, section 1). Returns (…, F)."""
-    return _of(h).gated_square(h)
+def gated(h: Tensor, kind: Gate = "square") -> Tensor:
+    """g ⊙ φ(a) of h = [a, g] (…, 2F) (maths.md, section 1). Returns (…, F).
+
+    kind: φ is relu(a)² ("square"), a σ(a) ("silu") or the tanh form of GELU ("gelu").
+    """
+    return _of(h).gated(h, kind)
 
 
 def newton_schulz(gram: Tensor, coefficients: tuple[float, float, float], turns: int) -> Tensor:
@@ -55,4 +60,4 @@ def _of(x: Tensor) -> Any:
     return implementation("dense", backend_for("auto", x, "dense"))
 
 
-__all__ = ["gated_square", "linear", "newton_schulz", "rms_norm"]
+__all__ = ["Gate", "gated", "linear", "newton_schulz", "rms_norm"]

@@ -13,9 +13,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, width: int, epsilon: float, low: 
     return F.rms_norm(x, (width,), None if weight is None else weight.to(x.dtype), epsilon).to(low)
 
 
-def gated_square(h: Tensor) -> Tensor:
+def gated(h: Tensor, kind: str) -> Tensor:
     a, g = h.chunk(2, -1)
-    return g * F.relu(a).square()
+    if kind == "square":
+        return g * F.relu(a).square()
+    return g * (F.silu(a) if kind == "silu" else F.gelu(a, approximate="tanh"))
 
 
 def newton_schulz(gram: Tensor, coefficients: tuple[float, float, float], turns: int) -> Tensor:

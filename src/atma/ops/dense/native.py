@@ -62,20 +62,20 @@ def _like_weight(x: Tensor, weight: Tensor | None) -> Tensor:
     return x.new_empty(0) if weight is None else torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
-def gated_square(h: Tensor) -> Tensor:
+def gated(h: Tensor, kind: str) -> Tensor:
     """Of h (…, 2F); keeps only h for its gradient."""
-    return _gate(h)
+    return _gate(h, kind)
 
 
-def _gate_forward(h: Tensor) -> Tensor:
+def _gate_forward(h: Tensor, kind: str) -> Tensor:
     y = torch.empty((*h.shape[:-1], h.shape[-1] // 2), dtype=h.dtype)
-    _call_gate("gate_forward", h, None, y)
+    _call_gate(f"gate_{kind}_forward", h, None, y)
     return y
 
 
-def _gate_backward(grad: Tensor, h: Tensor) -> Tensor:
+def _gate_backward(grad: Tensor, h: Tensor, kind: str) -> Tensor:
     grad_h = torch.empty(h.shape, dtype=h.dtype)
-    _call_gate("gate_backward", h, grad.contiguous(), grad_h)
+    _call_gate(f"gate_{kind}_backward", h, grad.contiguous(), grad_h)
     return grad_h
 
 
@@ -95,10 +95,10 @@ def newton_schulz(gram: Tensor, coefficients: tuple[float, float, float], turns:
 
 
 _gate = operator(
-    "atma::gated_square_native",
+    "atma::gated_native",
     _gate_forward,
     _gate_backward,
-    lambda h: h.new_empty((*h.shape[:-1], h.shape[-1] // 2)),
+    lambda h, _kind: h.new_empty((*h.shape[:-1], h.shape[-1] // 2)),
 )
 _norm = operator(
     "atma::rms_norm_native",

@@ -10,8 +10,8 @@ NOT_SCORED = -100
 
 
 def softcap(z: Tensor, cap: float) -> Tensor:
-    """cap · z / sqrt(z² + cap²): slope 1 at 0, bounded by ±cap."""
-    return z * (cap * (z.square() + cap * cap).rsqrt())
+    """cap · z / sqrt(z² + cap²): slope 1 at 0, bounded by ±cap; z itself for the cap 0, which is none."""
+    return z * (cap * (z.square() + cap * cap).rsqrt()) if cap else z
 
 
 def softcap_loss(
@@ -19,8 +19,8 @@ def softcap_loss(
 ) -> Tensor:
     """Nats of each target under softmax(softcap(hidden · weightᵀ + bias)) (maths.md, section 1).
 
-    hidden (…, D); weight (V, D); bias (V,) or None; targets (…) int64 in [0, V), or −100: loss 0, no gradient.
-    Returns (…) float32 (float64 for float64). On CPU, targets outside are a ValueError.
+    hidden (…, D); weight (V, D); bias (V,) or None; targets (…) int64 in [0, V), or −100: loss 0, no gradient. cap 0:
+    none. Returns (…) float32 (float64 for float64). On CPU, targets outside are a ValueError.
     """
     check_tensors("hidden weight bias", hidden, weight, bias)
     if hidden.ndim < 2 or weight.ndim != 2 or 0 in weight.shape or hidden.shape[-1] != weight.shape[1]:

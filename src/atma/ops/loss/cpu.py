@@ -27,6 +27,10 @@ def _raw(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return z if bias is None else z.add_(bias.to(z.dtype))
 
 
+def _slope(z: Tensor, cap: float) -> Tensor:
+    return z.square().add_(cap * cap).rsqrt_().mul_(cap) if cap else torch.ones_like(z)
+
+
 @asked.forward
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Losses and log partition sums, both (N,)."""
@@ -35,7 +39,7 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     for at in _blocks(hidden, weight):
         z = _raw(hidden[at], weight, bias)
         # y = cap z / √(z² + cap²), in z's place.
-        y = z.mul_((z.square().add_(cap * cap)).rsqrt_().mul_(cap))
+        y = z.mul_(_slope(z, cap))
         partition[at] = y.logsumexp(-1)
         # log Σ exp y − y_target.
         loss[at] = partition[at] - y.gather(1, targets[at].unsqueeze(1)).squeeze(1)
@@ -53,7 +57,7 @@ def _backward(
     for at in _blocks(hidden, weight):
         z = _raw(hidden[at], weight, bias)
         # slope = y / z, and dy/dz = slope³.
-        slope = z.square().add_(cap * cap).rsqrt_().mul_(cap)
+        slope = _slope(z, cap)
         # softmax(y), from logits computed again and the sums that were kept.
         p = (z.mul_(slope) - partition[at].unsqueeze(1)).exp_()
         # ∂loss/∂y = softmax(y) − [word is the target]; an index tensor in place of a (n, V) table of them.

@@ -75,6 +75,12 @@ def _logits(
 
 
 @triton.jit
+def _slope(z, cap):
+    """y / z of y = cap z / √(z² + cap²), 1 for no cap: 0."""
+    return tl.where(cap > 0, cap * tl.rsqrt(z * z + tl.where(cap > 0, cap * cap, 1.0)), 1.0)
+
+
+@triton.jit
 def _forward_kernel(
     hidden,
     weight,
@@ -103,7 +109,7 @@ def _forward_kernel(
         column = start + tl.arange(0, COLUMNS)
         z = _logits(hidden, weight, bias, row, column, rows, columns, width, ROWS, COLUMNS, DEPTH, BIASED)
         # y = cap z / √(z² + cap²); words past the last weigh nothing.
-        y = z * (cap * tl.rsqrt(z * z + cap * cap))
+        y = z * _slope(z, cap)
         y = tl.where((column < columns)[None, :], y, float("-inf"))
         # log Σ exp with a running maximum, as in attention; no logit is stored.
         higher = tl.maximum(highest, tl.max(y, 1))
@@ -143,7 +149,7 @@ def _slope_kernel(
     column = first + place
     z = _logits(hidden, weight, bias, row, column, rows, columns, width, ROWS, COLUMNS, DEPTH, BIASED)
     # slope = y / z, and dy/dz = slope³.
-    slope = cap * tl.rsqrt(z * z + cap * cap)
+    slope = _slope(z, cap)
     inside = row < rows
     target = tl.load(targets + row, mask=inside, other=-1)
     normaliser = tl.load(partition + row, mask=inside, other=0.0)

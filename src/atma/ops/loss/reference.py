@@ -11,4 +11,5 @@ def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
     """(N,) nats for hidden (N, D)."""
     work = torch.promote_types(hidden.dtype, torch.float32)
     z = F.linear(hidden.to(work), weight.to(work), None if bias is None else bias.to(work))
-    return F.cross_entropy(cap * z / (z * z + cap * cap).sqrt(), targets, reduction="none", ignore_index=NOT_SCORED)
+    y = cap * z / (z * z + cap * cap).sqrt() if cap else z
+    return F.cross_entropy(y, targets, reduction="none", ignore_index=NOT_SCORED)

@@ -183,38 +183,83 @@ template <class E, class O> void rms_norm_backward(const NormGradient& p) {
     }
 }
 
-PROBLEM(Gate,  // y (rows, width) = g relu(a)² of h = [a, g] (rows, 2 width), and the gradient of h
+PROBLEM(Gate,  // y (rows, width) = g φ(a) of h = [a, g] (rows, 2 width), and the gradient of h
     int64_t rows, width;
     const void *h, *grad;
     void* y;
     int64_t threads;
 )
 
-template <class X> X above_zero(X x) { return x <= X{} ? X{} : x; }  // NaN stays
+// Each φ as x φ(a) and x φ′(a), of vectors.
+template <class T> struct Square {  // relu(a)²
+    using V = typename Simd<T>::V;
+    static V up(V a) { return a <= V{} ? V{} : a; }  // NaN stays
+    static V times(V x, V a) { return x * up(a) * up(a); }
+    static V times_slope(V x, V a) { return x * (up(a) + up(a)); }
+};
 
-template <class E> void gate_forward(const Gate& p) {
-    using T = typename Compute<E>::T;
-    using S = Simd<T>;
+constexpr double LOG2E = 1.4426950408889634, ROOT_2_OVER_PI = 0.7978845608028654, CUBIC = 0.044715;
+
+// 1 / (1 + e^−x). Beyond ±MOST it is 0 or 1 to the last bit, or as good as that.
+template <class T> typename Simd<T>::V logistic(typename Simd<T>::V x) {
+    constexpr T MOST = std::is_same_v<T, float> ? T(80) : T(700);
+    using V = typename Simd<T>::V;
+    V held = x > MOST ? V{} + MOST : x;
+    held = held < -MOST ? V{} - MOST : held;
+    return T(1) / (T(1) + exp2_of(held * T(-LOG2E)));
+}
+
+template <class T> struct Silu {  // a σ(a)
+    using V = typename Simd<T>::V;
+    static V times(V x, V a) { return x * (a * logistic<T>(a)); }
+    static V times_slope(V x, V a) {
+        V open = logistic<T>(a);
+        return x * (open * (T(1) + a * (T(1) - open)));
+    }
+};
+
+template <class T> struct GeluTanh {  // ½ a (1 + tanh u) = a σ(2 u), u = √(2/π) (a + 0.044715 a³)
+    using V = typename Simd<T>::V;
+    static V open(V a) { return logistic<T>(a * (T(1) + a * a * T(CUBIC)) * T(2 * ROOT_2_OVER_PI)); }
+    static V times(V x, V a) { return x * (a * open(a)); }
+    static V times_slope(V x, V a) {
+        V part = open(a), inner = (T(1) + a * a * T(3 * CUBIC)) * T(2 * ROOT_2_OVER_PI);  // d 2u/da
+        return x * (part + a * part * (T(1) - part) * inner);
+    }
+};
+
+// The first `count` numbers at x, then zeros.
+template <class E> typename Simd<typename Compute<E>::T>::V some(const E* x, long count) {
+    E held[Simd<typename Compute<E>::T>::lanes] = {};
+    std::copy(x, x + count, held);
+    const E* whole = held;
+    return widen(whole);
+}
+
+template <class E> void put_some(E* y, typename Simd<typename Compute<E>::T>::V x, long count) {
+    E held[Simd<typename Compute<E>::T>::lanes];
+    E* whole = held;
+    put(whole, x);
+    std::copy(held, held + count, y);
+}
+
+template <class E, class F> void gate_forward(const Gate& p) {
+    using S = Simd<typename Compute<E>::T>;
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.rows * p.width > (1 << 15))
     for (long r = 0; r < p.rows; ++r) {
         const E *a = static_cast<const E*>(p.h) + 2 * r * p.width, *g = a + p.width;
         E* y = static_cast<E*>(p.y) + r * p.width;
         long d = 0;
         for (; d + S::lanes <= p.width; d += S::lanes) {
-            // relu(a); relu(a)² g is rounded once.
-            typename S::V up = above_zero(widen(a + d));
-            put(y + d, widen(g + d) * up * up);
+            // g φ(a) is rounded once.
+            put(y + d, F::times(widen(g + d), widen(a + d)));
         }
-        for (; d < p.width; ++d) {
-            T up = above_zero(T(a[d]));
-            y[d] = narrow(T(g[d]) * up * up, E());
-        }
+        if (long rest = p.width - d; rest > 0) put_some(y + d, F::times(some(g + d, rest), some(a + d, rest)), rest);
     }
 }
 
-template <class E> void gate_backward(const Gate& p) {
-    using T = typename Compute<E>::T;
-    using S = Simd<T>;
+template <class E, class F> void gate_backward(const Gate& p) {
+    using S = Simd<typename Compute<E>::T>;
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.rows * p.width > (1 << 15))
     for (long r = 0; r < p.rows; ++r) {
         const E *a = static_cast<const E*>(p.h) + 2 * r * p.width, *g = a + p.width;
@@ -222,25 +267,27 @@ template <class E> void gate_backward(const Gate& p) {
         E *grad_a = static_cast<E*>(p.y) + 2 * r * p.width, *grad_g = grad_a + p.width;
         long d = 0;
         for (; d + S::lanes <= p.width; d += S::lanes) {
-            typename S::V up = above_zero(widen(a + d)), along = widen(grad + d) * up;
-            // ∂/∂a of g relu(a)² = 2 g relu(a), ∂/∂g = relu(a)².
-            put(grad_a + d, (along + along) * widen(g + d));
-            put(grad_g + d, along * up);
+            // ∂/∂a of g φ(a) = g φ′(a), ∂/∂g = φ(a).
+            typename S::V given = widen(grad + d), at = widen(a + d);
+            put(grad_a + d, F::times_slope(given, at) * widen(g + d));
+            put(grad_g + d, F::times(given, at));
         }
-        for (; d < p.width; ++d) {
-            T up = above_zero(T(a[d])), along = T(grad[d]) * up;
-            grad_a[d] = narrow((along + along) * T(g[d]), E());
-            grad_g[d] = narrow(along * up, E());
+        if (long rest = p.width - d; rest > 0) {
+            typename S::V given = some(grad + d, rest), at = some(a + d, rest);
+            put_some(grad_a + d, F::times_slope(given, at) * some(g + d, rest), rest);
+            put_some(grad_g + d, F::times(given, at), rest);
         }
     }
 }
 }  // namespace
 
+#define GATE(KIND, NAME, E, F)                                                   \
+    KERNEL(gate_##KIND##_forward_##NAME, Gate, gate_forward<E, F<Compute<E>::T>>) \
+    KERNEL(gate_##KIND##_backward_##NAME, Gate, gate_backward<E, F<Compute<E>::T>>)
 #define EXPORT(NAME, E)                                \
     KERNEL(linear_##NAME, Linear, linear<E>)           \
     KERNEL(rms_norm_##NAME, Norm, rms_norm<E, E, E>)   \
-    KERNEL(gate_forward_##NAME, Gate, gate_forward<E>) \
-    KERNEL(gate_backward_##NAME, Gate, gate_backward<E>)
+    GATE(square, NAME, E, Square) GATE(silu, NAME, E, Silu) GATE(gelu, NAME, E, GeluTanh)
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)

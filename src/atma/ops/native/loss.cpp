@@ -44,6 +44,11 @@ inline Simd<double>::V inverse_root(Simd<double>::V x) {
     return x;
 }
 
+// y / z of y = cap z / √(z² + cap²), 1 for no cap: 0.
+template <class V, class T> V slope_at(V z, T cap) {
+    return cap > 0 ? cap * inverse_root(z * z + cap * cap) : V{} + T(1);
+}
+
 // z + bias of up to CHUNK columns, then zeros to a whole vector.
 template <class E, class T> void read(const E* z, const T* bias, long columns, T* to) {
     using S = Simd<T>;
@@ -71,8 +76,7 @@ template <class E> void forward_row(const Sums& p, long r) {
         for (long d = 0; d < wide; d += S::lanes) {
             V x = S::load(y + d);
             // y = cap z / √(z² + cap²).
-            x *= cap * inverse_root(x * x + cap * cap);
-            S::store(y + d, x);
+            S::store(y + d, x * slope_at(x, cap));
         }
         // y of the target, if its word is in this piece: the loss is log Σ exp y − y_target.
         if (target >= c && target < c + columns) static_cast<T*>(p.chosen)[r] = y[target - c];
@@ -106,7 +110,7 @@ template <class E> void backward_columns(const Slopes& p, long c, long columns) 
         T partition = static_cast<const T*>(p.partition)[r], grad = static_cast<const T*>(p.grad)[r];
         read(z, bias == nullptr ? nullptr : bias + c, columns, share);
         for (long d = 0; d < columns; d += S::lanes) {
-            V x = S::load(share + d), s = cap * inverse_root(x * x + cap * cap);
+            V x = S::load(share + d), s = slope_at(x, cap);
             // softmax of y, of the logits computed again; s = y / z = cap / √(z² + cap²), and dy/dz = s³.
             S::store(share + d, exp2_of((x * s - partition) * T(LOG2E)));
             S::store(slope + d, s * s * s * grad);

@@ -5,7 +5,7 @@ and `row_of` are not to be had, and the others are plain PyTorch, equal up to ro
 them: what a text reads must not depend on what is served beside it, or on how its tokens were cut into calls. Those
 that take `steady` are PyTorch's own to the bit without it, as a model that is not served computes them.
 
-Compiled and without gradients, `causal_conv`, `gated_conv`, `rms_norm`, `gated_square`, attention over pages and
+Compiled and without gradients, `causal_conv`, `gated_conv`, `rms_norm`, `gated`, attention over pages and
 `gated_delta(steady=True)` are of this kind too. Attention over contiguous keys, a linear layer's own product and the
 delta rule in chunks are not: they go by the number of tokens. Nor are PyTorch's exponentials, by a number's place.
 """

@@ -46,7 +46,7 @@ class Service:
 
     def __init__(self, path: str, options: ServerOptions) -> None:
         """ValueError: no such model."""
-        self.folder, self.options = model_folder(path), options
+        self.path, self.folder, self.options = path, model_folder(path), options
         self.name = options.model_name or _name(self.folder)
         self.created = int(time.time())
         self._ready: Ready | None = None
@@ -99,11 +99,10 @@ class Service:
     def _engine(self) -> Engine:
         options = self.options
         threads = settle(options.threads)
-        loaded = load(self.folder)
+        loaded = load(self.path, getattr(torch, options.dtype))
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
-        model = loaded.model.to(getattr(torch, options.dtype))
-        engine = Engine(model, loaded.tokenizer, options.engine_config(), keep_model=False)
+        engine = Engine(loaded.model, loaded.tokenizer, options.engine_config(), keep_model=False)
         logging.getLogger("atma.serve").info("%s", threads)
         return engine
 

@@ -46,13 +46,16 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} … {% endgeneration %}: marks what training learns from; rendered, it is what it holds."""
+        """{% generation %} … {% endgeneration %}: what training learns from. Rendered, it is what it holds, between
+        the signs `generation_begin` and `generation_end` where a request has them."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+            held = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            begin, end = (nodes.Output([nodes.Name(f"generation_{side}", "load")]) for side in ("begin", "end"))
+            return nodes.Scope([begin, *held, end], lineno=line)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[loopcontrols, Generation]

@@ -1,0 +1,99 @@
+"""Renders one chat template, a chat at a time, in a process of its own (worker.py), and waits for it.
+
+The server has a renderer of its own beside this one, which does not wait (atma.serve.http.templates).
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atma.chat.template import WORKER, Template
+
+RENDER_SECONDS = 10.0
+START_SECONDS = 60.0
+MOST_BYTES = 1 << 30
+
+
+class Renderer:
+    """A template's process, to be closed: use it with `with`. ValueError if the template cannot be read."""
+
+    def __init__(self, template: Template) -> None:
+        self.template = template
+        command, pipe, nothing = [sys.executable, "-I", str(WORKER)], subprocess.PIPE, subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=nothing,
+            env={"PATH": os.defpath},
+            start_new_session=True,
+            bufsize=0,
+        )
+        try:
+            self._told(START_SECONDS)
+            answer = self._ask({"template": template.text})
+            if "error" in answer:
+                raise ValueError(answer["error"])
+        except (OSError, EOFError, ValueError) as error:
+            self.close()
+            raise ValueError(f"{template.source}: the chat template cannot be used: {error}") from None
+
+    def __enter__(self) -> "Renderer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.wait()
+
+    def render(self, messages: Sequence[Mapping[str, Any]], prompted: bool, marks: tuple[str, str] = ("", "")) -> str:
+        """The text of a chat; `prompted` with the beginning of an answer behind it. `marks` go around what the template
+        says to learn. ValueError if the template does not render it."""
+        request: dict[str, Any] = self.template.names | {"messages": messages, "add_generation_prompt": prompted}
+        request |= {"tools": None, "documents": None, "generation_begin": marks[0], "generation_end": marks[1]}
+        try:
+            answer = self._ask(request)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"the chat template does not render it: {error}") from None
+        if "error" in answer:
+            raise ValueError(f"the chat template does not render it: {answer['error']}")
+        return answer["text"]
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        data = json.dumps(request).encode()
+        self._process.stdin.write(len(data).to_bytes(4, "big"))
+        view = memoryview(data)
+        while view:
+            view = view[self._process.stdin.write(view) or 0 :]
+        return self._told(RENDER_SECONDS)
+
+    def _told(self, seconds: float) -> dict[str, Any]:
+        until = time.monotonic() + seconds
+        size = int.from_bytes(self._read(4, until), "big")
+        if size > MOST_BYTES:
+            raise ValueError("it is too long")
+        return json.loads(self._read(size, until))
+
+    def _read(self, count: int, until: float) -> bytes:
+        assert self._process.stdout is not None
+        handle, data = self._process.stdout.fileno(), b""
+        while len(data) < count:
+            if not select.select([handle], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise OSError("it takes too long")
+            part = os.read(handle, min(count - len(data), 1 << 20))
+            if not part:
+                raise EOFError("it ended, for it takes too much memory, or opens what it may not")
+            data += part
+        return data

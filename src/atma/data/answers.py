@@ -1,0 +1,147 @@
+"""Conversations as tokens through a model's chat template, and which of them are answers.
+
+Where the template marks what is to be learned ({% generation %}), that is taken. Else an answer is what the text of the
+conversation up to it has more than the text up to its question with the beginning of an answer behind it: exactly what
+the server asks the model for. Where a template writes earlier turns otherwise than the last one, so that these texts do
+not begin alike, the answers are found by signs around them, if the template writes the same with the signs as without.
+An answer ends with its end-of-turn token. Nothing is guessed: where none of the three ways holds, it is an error.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from atma.chat.renderer import Renderer
+from atma.chat.template import Specials
+from atma.data.conversations import Message
+from atma.tokenizer import Tokenizer
+
+GENERATION = re.compile(r"\{%-?\s*generation\b")
+Span = tuple[int, int]
+"""First character of an answer and the one behind its end."""
+
+
+class Told(NamedTuple):
+    """A conversation as it is learned: token ids (n,) int64, and which are answers (n,) bool."""
+
+    ids: np.ndarray
+    answers: np.ndarray
+
+
+class Answers:
+    """Tokenises conversations through one template. Use it with `with`: it holds the renderer's process."""
+
+    def __init__(self, renderer: Renderer, tokenizer: Tokenizer, most: int) -> None:
+        """most: the ids that the model has."""
+        self.renderer, self.tokenizer, self.most = renderer, tokenizer, most
+        self.marked = bool(GENERATION.search(renderer.template.text))
+        self._ordinary = {tokenizer.eot, *_special(tokenizer)}
+
+    def __enter__(self) -> "Answers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.renderer.close()
+
+    def __call__(self, messages: Sequence[Message]) -> Told:
+        """ValueError: the template does not render it, its answers cannot be told, or a token is beyond the model."""
+        contents = [message["content"] for message in messages]
+        specials = Specials(self.tokenizer, contents)
+        shown = [message | {"content": specials.hidden(message["content"])} for message in messages]
+        text = self.renderer.render(shown, prompted=False)
+        spans = [(first, specials.turn_end(text, first, last)) for first, last in self.spans(shown, text)]
+        spans = [(first, self._stopped(text, last)) for first, last in spans]
+        ids, places = specials.placed(text)
+        starts, answers = np.array(places, np.int64), np.zeros(len(ids), bool)
+        for first, last in spans:
+            answers |= (starts >= first) & (starts < last)
+        return self._whole(np.array(ids, np.int64), answers)
+
+    def spans(self, messages: Sequence[Message], text: str) -> list[Span]:
+        """Where the answers stand in the rendered text, in order. ValueError: it cannot be told."""
+        marks = _unused("".join([text, *(message["content"] for message in messages)]))
+        if self.marked:
+            return _between(self.renderer.render(messages, False, marks), text, marks)
+        found = self._by_prefixes(messages, text)
+        return self._by_marks(messages, text, marks) if found is None else found
+
+    def _by_prefixes(self, messages: Sequence[Message], text: str) -> list[Span] | None:
+        """None where an earlier text is not the beginning of a later one."""
+        found = []
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            try:
+                asked = self.renderer.render(messages[:place], True)
+                answered = self.renderer.render(messages[: place + 1], False)
+            except ValueError:
+                return None
+            if not (answered.startswith(asked) and text.startswith(answered) and len(answered) > len(asked)):
+                return None
+            found.append((len(asked), len(answered)))
+        return found
+
+    def _by_marks(self, messages: Sequence[Message], text: str, marks: tuple[str, str]) -> list[Span]:
+        signed = [_signed(message, marks) if message["role"] == "assistant" else message for message in messages]
+        found = _between(self.renderer.render(signed, False), text, marks)
+        if len(found) != sum(message["role"] == "assistant" for message in messages):
+            raise ValueError("the chat template leaves out an answer")
+        return found
+
+    def _stopped(self, text: str, end: int) -> int:
+        """The end of an answer with the text that stops a model without an end of turn."""
+        stop = next((stop for stop in self.renderer.template.stop if text.startswith(stop, end)), "")
+        return end + len(stop)
+
+    def _whole(self, ids: np.ndarray, answers: np.ndarray) -> Told:
+        """With end-of-text before it where the template leaves that to others, and behind a last answer without end."""
+        before = self.renderer.template.after_end or not len(ids)
+        open_end = bool(len(ids)) and bool(answers[-1]) and int(ids[-1]) not in self._ordinary
+        ids = np.concatenate([[self.tokenizer.eot] * before, ids, [self.tokenizer.eot] * open_end]).astype(np.int64)
+        answers = np.concatenate([[False] * before, answers, [True] * open_end]).astype(bool)
+        if not answers.any():
+            raise ValueError("the tokenizer makes no token of its answers")
+        if ids.max() >= self.most:
+            token = self.tokenizer.backend.id_to_token(int(ids.max()))
+            raise ValueError(f"token {int(ids.max())} ({token!r}) is beyond the model's vocabulary of {self.most}")
+        return Told(ids, answers)
+
+
+def _special(tokenizer: Tokenizer) -> set[int]:
+    return {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
+
+
+def _unused(text: str) -> tuple[str, str]:
+    """Two characters that are not in a text."""
+    used = set(text)
+    free = (character for character in map(chr, range(0xE100, 0x10FFFE)) if character not in used)
+    return next(free), next(free)
+
+
+def _signed(message: Message, marks: tuple[str, str]) -> Message:
+    """With signs around its text, white space at the ends outside, which templates like to strip."""
+    content = message["content"]
+    core = content.strip()
+    before, _, after = content.partition(core)
+    return message | {"content": f"{before}{marks[0]}{core}{marks[1]}{after}"}
+
+
+def _between(signed: str, text: str, marks: tuple[str, str]) -> list[Span]:
+    """Where what lies between pairs of signs stands in the text without them."""
+    if signed.translate(dict.fromkeys(map(ord, "".join(marks)))) != text:
+        told = "the chat template writes answers otherwise when more is said or they are marked, so they cannot be told"
+        raise ValueError(f"{told} from the rest; mark them in it with {{% generation %}} … {{% endgeneration %}}")
+    found, place, begun = [], 0, None
+    for part in re.split(f"([{marks[0]}{marks[1]}])", signed):
+        if part == marks[0] and begun is None:
+            begun = place
+        elif part == marks[1] and begun is not None:
+            found.append((begun, place))
+            begun = None
+        elif part in marks:
+            raise ValueError("the chat template writes an answer twice")
+        else:
+            place += len(part)
+    return found

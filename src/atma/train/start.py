@@ -1,0 +1,120 @@
+"""Where a run starts from: new weights, or those of a model folder, with adapters where the recipe asks for them.
+
+`[train] init_from` names the folder. Its configuration is the run's model; keys of `[model]` change it where the
+weights still fit (a window, a bound). `init_hash`, of the weights, is found once and kept in the recipe: this hash is
+part of the run's identity, and the place is not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from atma.checkpoint import TALK, file_hash, fill_model, load_config, load_tensors
+from atma.config import ModelConfig, Recipe, load_values, recipe_of
+from atma.hashes import WEIGHTS
+from atma.loading import model_folder
+from atma.lora import Attached, attach
+from atma.model import Model
+from atma.tokenizer import Tokenizer, load_tokenizer
+from atma.train.step import generator
+
+
+def load_run_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
+    """`load_recipe`, the model of `train.init_from` filled in where the recipe starts from one. ValueError."""
+    values = load_values(path, assignments)
+    try:
+        return recipe_of(filled(values))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def filled(values: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe with the model of the folder it starts from, and the hash of its weights."""
+    train = values.get("train", {})
+    start = train.get("init_from") if isinstance(train, dict) else None
+    if not isinstance(start, str) or not start or train.get("init_hash"):
+        return values
+    own = values.get("model", {})
+    if isinstance(own, dict) and "preset" in own:
+        raise ValueError(
+            f"'model.preset' {own['preset']!r}: the model is that of train.init_from {start!r}; leave it out"
+        )
+    folder = model_folder(start)
+    model = load_config(folder).changed(own, "model.")
+    return values | {"model": model.to_table(), "train": train | {"init_hash": weights_hash_of(folder)}}
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The same for a recipe made in Python: a model left at its default is the folder's."""
+    train = recipe.train
+    if not train.init_from or train.init_hash:
+        return recipe
+    folder = model_folder(train.init_from)
+    model = load_config(folder) if recipe.model == ModelConfig() else recipe.model
+    return replace(recipe, model=model, train=replace(train, init_hash=weights_hash_of(folder)))
+
+
+def weights_hash_of(folder: Path) -> str:
+    """SHA-256 of a model folder's weights. ValueError: it has none."""
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder / WEIGHTS}: missing")
+    return file_hash(folder / WEIGHTS)
+
+
+def begun(recipe: Recipe, weights: bool = True) -> Model:
+    """The model that a run starts with. Without `weights` those of `init_from` are not read: a checkpoint has all.
+
+    ValueError: the folder's weights are others than the run began with, or do not fit the recipe's model.
+    """
+    model = Model(recipe.model, generator(2, recipe.train.seed))
+    if not recipe.train.init_from or not weights:
+        return model
+    folder = model_folder(recipe.train.init_from)
+    if weights_hash_of(folder) != recipe.train.init_hash:
+        raise ValueError(
+            f"{folder}: not the weights that this run starts from (train.init_hash {recipe.train.init_hash[:16]}…); "
+            "name their place: --set train.init_from=FOLDER"
+        )
+    try:
+        fill_model(model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    except ValueError as error:
+        changed = _changed(load_config(folder).to_table(), recipe.model.to_table())
+        told = f"; [model] changes {', '.join(changed)}, and only what leaves the weights as they are may be changed"
+        raise ValueError(f"{error}{told if changed else ''}") from None
+    return model
+
+
+def adapters(recipe: Recipe, model: Model) -> Attached | None:
+    """The adapters of the recipe, attached; None where all weights are trained."""
+    if recipe.lora is None:
+        return None
+    return attach(model, recipe.lora, generator(4, recipe.train.seed))
+
+
+def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None) -> None:
+    """ValueError where the data was written with another tokenizer than that of the model the run starts from."""
+    if not recipe.train.init_from or tokenizer is None:
+        return
+    folder = model_folder(recipe.train.init_from)
+    path = folder / "tokenizer.json"
+    if path.is_file() and load_tokenizer(path).hash() != tokenizer.hash():
+        raise ValueError(
+            f"{recipe.data.path}: written with another tokenizer than {folder} has; prepare it with "
+            f"--model {recipe.train.init_from}"
+        )
+
+
+def carried(recipe: Recipe, template: str | None) -> dict[str, str]:
+    """The texts of files that the final model keeps beside its own: of the folder that it starts from, and the chat
+    template that its data was written with."""
+    found = {}
+    if recipe.train.init_from:
+        folder = model_folder(recipe.train.init_from)
+        paths = [folder / name for name in TALK if (folder / name).is_file()]
+        found = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    return found | ({} if template is None else {TALK[0]: template})
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [key for key in now if now[key] != before.get(key)]

@@ -1,0 +1,116 @@
+"""What a run trains on and how, as frozen data: the tables `[data]` and `[train]` of a recipe."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from atma.strict import LATER, PLACE, check_fields, require
+
+Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Optimiser = Literal["muon", "adamw"]
+Scored = Literal["answers", "everything"]
+TooLong = Literal["truncate", "skip"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where tokens come from. Shares are fractions of the rows of a batch."""
+
+    path: str = "data/stdlib"
+    """A folder made by `atma prepare`, or of .bin token shards."""
+    recall_share: float = 0.0
+    """Share of rows that are synthetic recall sequences: spans, keys and values to be repeated later."""
+    recall_vocabulary: int = 0
+    """The most token ids that one recall row draws its random tokens from; 0 is the whole vocabulary."""
+    copy_warmup_tokens: int = 0
+    """At the start, this many training tokens come from copy sequences over `copy_vocabulary` ids alone."""
+    copy_vocabulary: int = 64
+    scored: Scored = field(default="answers", metadata=LATER)
+    """Which tokens of conversations have a loss: those of the answers, or all."""
+    too_long: TooLong = field(default="truncate", metadata=LATER)
+    """What becomes of a conversation that is longer than a row: its end is cut off, or it is left out."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(0 <= self.recall_share <= 1, "recall_share", self.recall_share, "between 0 and 1")
+        require(self.recall_vocabulary >= 0, "recall_vocabulary", self.recall_vocabulary, "0 or more")
+        require(self.copy_warmup_tokens >= 0, "copy_warmup_tokens", self.copy_warmup_tokens, "0 or more")
+        require(self.copy_vocabulary >= 2, "copy_vocabulary", self.copy_vocabulary, "at least 2")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Lengths and batches are tokens, rates are per step. Source: maths.md, section 6."""
+
+    length: int = 256
+    batch_tokens: int = 8192
+    """Tokens per optimiser step, all ranks and micro-batches together; a multiple of length × accumulation × ranks."""
+    tokens: int = 2_000_000
+    accumulation: int = 1
+    muon_rate: float = 0.01
+    embedding_rate: float = 0.006
+    head_rate: float = 0.006
+    vector_rate: float = 0.006
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    beta1: float = 0.8
+    beta2: float = 0.95
+    epsilon: float = 1e-10
+    warmup_share: float = 0.02
+    constant_share: float = 0.3
+    """Share of steps, warm-up included, before the rate falls linearly to zero."""
+    clip: float = 1.0
+    seed: int = 0
+    precision: Precision = "auto"
+    regulariser: Regulariser = "none"
+    regulariser_weight: float = 0.01
+    distractor_weight: float = 0.0
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    evaluate_every: int = 100
+    evaluation_tokens: int = 65_536
+    init_from: str = field(default="", metadata=PLACE)
+    """A model folder, a run or a packaged model to start from: its weights and configuration."""
+    init_hash: str = field(default="", metadata=LATER)
+    """SHA-256 of those weights; found from init_from and kept, so that a run knows its start wherever it lies."""
+    epochs: float = field(default=0.0, metadata=LATER)
+    """Passes over the data; `tokens` then follows from it. 0: as many `tokens` as are asked for."""
+    optimiser: Optimiser = field(default="muon", metadata=LATER)
+    """Muon for matrices and AdamW for the rest at four rates, or AdamW for everything at `adamw_rate`."""
+    adamw_rate: float = field(default=2e-5, metadata=LATER)
+    """The rate of every parameter under optimiser = "adamw"."""
+    lora_rate: float = field(default=2e-4, metadata=LATER)
+    """The rate of adapters, which AdamW moves under either optimiser."""
+    early_stopping: int = field(default=0, metadata=LATER)
+    """Validations in a row without a new lowest loss that end the run; 0: never."""
+    keep_best: bool = field(default=False, metadata=LATER)
+    """Keep the model of the lowest validation loss, in best/ of the run folder."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
+        for name in (*sizes, "evaluation_tokens"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
+        require(self.early_stopping >= 0, "early_stopping", self.early_stopping, "0 (never) or more")
+        wanted = next((name for name in ("early_stopping", "keep_best") if getattr(self, name)), None)
+        require(not wanted or self.evaluate_every > 0, "evaluate_every", self.evaluate_every, f"1 or more for {wanted}")
+        whole = self.batch_tokens % (self.length * self.accumulation) == 0
+        unit = self.length * self.accumulation
+        require(whole, "batch_tokens", self.batch_tokens, f"a multiple of length × accumulation = {unit}")
+        rates = ("muon_rate", "embedding_rate", "head_rate", "vector_rate", "adamw_rate", "lora_rate")
+        for name in (*rates, "weight_decay", "distractor_weight", "epochs"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
+        for name in ("warmup_share", "constant_share", "regulariser_weight"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        for name in ("momentum", "beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        for name in ("clip", "epsilon"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that consume at least `tokens`."""
+        return -(-self.tokens // self.batch_tokens)

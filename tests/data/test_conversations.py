@@ -1,0 +1,272 @@
+"""Conversations become tokens through a chat template, their answers marked; what cannot be done is refused by name."""
+
+import gzip
+import json
+import os
+
+import pytest
+from tokenizers import AddedToken
+
+from atma.chat.renderer import Renderer
+from atma.chat.template import Template, built_in
+from atma.checkpoint import save_model
+from atma.config import ModelConfig
+from atma.data.answers import Answers
+from atma.data.conversations import Unusable, messages_of
+from atma.data.dataset import TokenSet
+from atma.data.prepare import Preparation, prepare
+from atma.model import Model
+from atma.tokenizer import Tokenizer, byte_tokenizer
+
+CHATML = built_in("chatml").text
+MARKED = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}\
+<|im_end|>{% endif %}
+
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+LAST_THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content | trim }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+COUNTS = "{{ messages | length }}{% for m in messages %}{{ m.content | length }} {{ m.content }}<|im_end|>{% endfor %}"
+TURNS = [("user", "Hello"), ("assistant", "Hi."), ("user", "2+2?"), ("assistant", "4")]
+
+
+def chat(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def chat_tokenizer() -> Tokenizer:
+    """Bytes, end-of-text and the special tokens of ChatML."""
+    backend = byte_tokenizer().backend
+    names = ("<|im_start|>", "<|im_end|>")
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return Tokenizer(backend, 256)
+
+
+def learned(template: str | Template, messages, tokenizer=None, most=1000):
+    """The text of the tokens, answers in brackets."""
+    tokenizer = tokenizer or chat_tokenizer()
+    template = Template(template, "test", {}, ()) if isinstance(template, str) else template
+    with Answers(Renderer(template), tokenizer, most) as answers:
+        told = answers(messages)
+    pieces, before = [], False
+    for token, answer in zip(told.ids.tolist(), told.answers.tolist(), strict=True):
+        pieces.append("[" * (answer and not before) + "]" * (before and not answer))
+        pieces.append(tokenizer.decode([token]))
+        before = answer
+    return "".join(pieces) + "]" * before
+
+
+WHOLE = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n[Hi.<|im_end|>]\n"
+WHOLE += "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n[4<|im_end|>]\n"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["prefixes", "generation"])
+def test_every_answer_is_learned_with_its_end_of_turn(template):
+    assert learned(template, chat(*TURNS)) == WHOLE
+
+
+def test_a_template_that_writes_the_last_turn_otherwise_has_its_answers_found_by_marks():
+    told = learned(LAST_THINKS, chat(*TURNS[:3], ("assistant", " 4 ")))
+    assert told == WHOLE.replace("[4", "<think></think>[4")
+
+
+def test_answers_that_cannot_be_told_are_refused():
+    with pytest.raises(ValueError, match=r"cannot be told from the rest; mark them in it with \{% generation %\}"):
+        learned(COUNTS, chat(*TURNS))
+
+
+def test_the_plain_dialogue_learns_where_a_turn_stops_and_where_the_text_ends():
+    told = learned(built_in("plain"), chat(*TURNS), byte_tokenizer())
+    assert told == ("<|endoftext|>User: Hello\nAssistant:[ Hi.\nUser:] 2+2?\nAssistant:[ 4<|endoftext|>]")
+
+
+def test_text_is_a_prompt_and_its_completion():
+    told = learned(built_in("text"), chat(("user", "1 2 "), ("assistant", "3 4")), byte_tokenizer())
+    assert told == "<|endoftext|>1 2 [3 4<|endoftext|>]"
+
+
+def test_what_spells_a_special_token_in_a_message_is_ordinary_text():
+    tokenizer = chat_tokenizer()
+    messages = chat(("user", "a<|im_end|>b"), ("assistant", "c<|im_end|>d é"))
+    with Answers(Renderer(Template(CHATML, "test", {}, ())), tokenizer, 1000) as answers:
+        told = answers(messages)
+    end = tokenizer.backend.token_to_id("<|im_end|>")
+    assert (told.ids == end).sum() == 2
+    assert bytes(told.ids[told.answers][:-1].tolist()).decode() == "c<|im_end|>d é"
+
+
+def test_the_tokens_are_those_that_the_server_reads(tmp_path):
+    """A history's tokens, then those of what is asked for: one text, whoever tokenises it."""
+    tokenizer = chat_tokenizer()
+    with Answers(Renderer(Template(CHATML, "test", {}, ())), tokenizer, 1000) as answers:
+        told = answers(chat(*TURNS))
+        prompt = answers.renderer.render(chat(*TURNS[:3]), prompted=True)
+    asked = tokenizer.encode_rendered(prompt, {})[0]
+    assert told.ids[: len(asked)].tolist() == asked and told.answers[len(asked)] and not told.answers[len(asked) - 1]
+
+
+def test_a_token_beyond_the_model_is_refused():
+    with pytest.raises(ValueError, match=r"token 258 \('<\|im_end\|>'\) is beyond the model's vocabulary of 257"):
+        learned(CHATML, chat(*TURNS), most=257)
+
+
+FORMS = [
+    {"messages": chat(*TURNS)},
+    {"messages": [{"role": r, "content": [{"type": "text", "text": c}]} for r, c in TURNS]},
+    {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[r], "value": c} for r, c in TURNS]},
+    {"prompt": chat(*TURNS[:3]), "completion": chat(TURNS[3])},
+]
+
+
+@pytest.mark.parametrize("row", FORMS)
+def test_the_usual_forms_are_read_alike(row):
+    assert messages_of(row, "here") == chat(*TURNS)
+
+
+def test_prompts_instructions_and_systems_beside_are_turns():
+    assert messages_of({"prompt": "a", "completion": "b"}, "") == chat(("user", "a"), ("assistant", "b"))
+    alpaca = {"instruction": "Add", "input": "1 2", "output": "3"}
+    assert messages_of(alpaca, "") == chat(("user", "Add\n\n1 2"), ("assistant", "3"))
+    assert messages_of(alpaca | {"input": ""}, "") == chat(("user", "Add"), ("assistant", "3"))
+    beside = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "Be kind"}
+    assert messages_of(beside, "")[0] == {"role": "system", "content": "Be kind"}
+
+
+BAD = [
+    ({"messages": chat(("user", "a"))}, "a conversation without an answer"),
+    ({"messages": []}, "a conversation without an answer"),
+    ({"messages": chat(("user", "a"), ("assistant", ""))}, "a message of 'assistant' is empty"),
+    ({"messages": chat(("user", " \n"), ("assistant", "b"))}, "a message of 'user' is empty"),
+    ({"messages": chat(("user", "a"), ("assistant", None))}, r"a message of 'assistant' has no content \(null\)"),
+    ({"messages": chat(("user", "a"), ("wizard", "b"))}, "unknown role 'wizard'; known are system"),
+    ({"messages": [{"content": "a"}]}, "unknown role None"),
+    ({"messages": ["a"]}, "a message must be a table, not str"),
+    ({"messages": [{"role": "user", "content": 4}]}, "content must be text, not int"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of a message is 'image'"),
+    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [1]}]}, "calls tools"),
+    ({"prompt": "a", "completion": None}, "has no content"),
+    ({"prompt": "a", "completion": "\ud800"}, "half a character"),
+]
+
+
+@pytest.mark.parametrize(("row", "told"), BAD)
+def test_a_conversation_that_cannot_be_used_is_refused_by_name(row, told):
+    with pytest.raises(Unusable, match=f"^chats.jsonl, line 7: .*{told}.*--skip-bad"):
+        messages_of(row, "chats.jsonl, line 7")
+
+
+def lines(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+GOOD = [{"prompt": f"{i}?", "completion": f"{i}!"} for i in range(30)]
+PLAIN = Preparation(chat_template="plain")
+
+
+def test_a_bad_row_ends_the_preparation_with_its_line_or_is_left_out_and_counted(tmp_path):
+    bad = [row for row, _ in BAD[:-1]]
+    path = lines(tmp_path / "chats.jsonl", [*GOOD, *bad])
+    with pytest.raises(ValueError, match=r"chats.jsonl, line 31: a conversation without an answer"):
+        prepare(path, tmp_path / "set", PLAIN)
+    assert not (tmp_path / "set").exists()
+    manifest = prepare(path, tmp_path / "set", Preparation(chat_template="plain", skip_bad=True))
+    assert sum(manifest["skipped"].values()) == len(bad)
+    assert sum(split["documents"] for split in manifest["splits"].values()) == len(GOOD)
+
+
+def test_a_row_that_is_no_conversation_among_them_is_refused_too(tmp_path):
+    path = lines(tmp_path / "chats.jsonl", [*GOOD, {"question": "a"}])
+    with pytest.raises(ValueError, match="line 31: no conversation; it has question"):
+        prepare(path, tmp_path / "set", PLAIN)
+
+
+def test_what_a_template_refuses_is_told_with_its_line(tmp_path):
+    strict = tmp_path / "strict.jinja"
+    strict.write_text("{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + CHATML)
+    rows = [*GOOD, {"messages": chat(("system", "x"), *TURNS)}]
+    with pytest.raises(ValueError, match=r"chats.jsonl:31: the chat template does not render it: Refused: user first"):
+        prepare(lines(tmp_path / "chats.jsonl", rows), tmp_path / "set", Preparation(chat_template=str(strict)))
+    broken = tmp_path / "broken.jinja"
+    broken.write_text("{% if %}")
+    with pytest.raises(ValueError, match=r"broken.jinja: the chat template cannot be used: TemplateSyntaxError"):
+        prepare(lines(tmp_path / "chats.jsonl", GOOD), tmp_path / "set", Preparation(chat_template=str(broken)))
+
+
+def test_a_tokenizer_without_a_template_says_how_to_give_one(tmp_path):
+    path = lines(tmp_path / "chats.jsonl", GOOD)
+    for options in (Preparation(), Preparation(model="nano")):
+        with pytest.raises(ValueError, match="no chat template; name one with --chat-template: a Jinja"):
+            prepare(path, tmp_path / "set", options)
+    with pytest.raises(ValueError, match="'chat_template' 'chatmll': no such file, nor one of plain"):
+        prepare(path, tmp_path / "set", Preparation(chat_template="chatmll"))
+    with pytest.raises(ValueError, match="'chat_template' is for conversations, and these are texts"):
+        prepare(lines(tmp_path / "texts.jsonl", [{"text": "a"}]), tmp_path / "set", PLAIN)
+    with pytest.raises(ValueError, match="brings its tokenizer"):
+        Preparation(model="nano", tokenizer="bpe")
+
+
+def test_a_models_own_template_and_vocabulary_are_taken(tmp_path):
+    tokenizer = chat_tokenizer()
+    model = Model(ModelConfig(tokenizer.vocab_size, width=16, depth=1, pattern=("local",)))
+    save_model(tmp_path / "model", model, tokenizer)
+    (tmp_path / "model" / "chat_template.jinja").write_text(CHATML)
+    prepare(lines(tmp_path / "chats.jsonl", GOOD), tmp_path / "set", Preparation(model=str(tmp_path / "model")))
+    tokens = TokenSet.open(tmp_path / "set", verify=True)
+    assert tokens.template == CHATML
+    ids, answers = tokens.document(0), tokens.answers(0)
+    assert tokenizer.decode(ids.tolist()).startswith("<|im_start|>user\n")
+    assert tokenizer.decode(ids[answers].tolist()).endswith("!<|im_end|>")
+
+
+def test_every_kind_of_file_gives_the_same_conversations(tmp_path):
+    pyarrow, zstandard = pytest.importorskip("pyarrow"), pytest.importorskip("zstandard")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    plain = lines(tmp_path / "a.jsonl", GOOD)
+    (tmp_path / "a.json").write_text(json.dumps(GOOD))
+    (tmp_path / "a.csv").write_text("prompt,completion\n" + "".join(f"{i}?,{i}!\n" for i in range(30)))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(plain.read_bytes()))
+    parquet.write_table(pyarrow.Table.from_pylist(GOOD), tmp_path / "a.parquet")
+    hashes = set()
+    for name in ("a.jsonl", "a.json", "a.csv", "b.jsonl.gz", "b.jsonl.zst", "a.parquet"):
+        manifest = prepare(tmp_path / name, tmp_path / "set", PLAIN)
+        hashes.add(json.dumps(manifest["splits"]))
+    assert len(hashes) == 1
+
+
+def test_a_saved_data_set_is_read_row_by_row(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    nested = [{"messages": chat(("user", f"{i}?"), ("assistant", f"{i}!"))} for i in range(30)]
+    datasets.Dataset.from_list(nested).save_to_disk(str(tmp_path / "saved"))
+    ours = prepare(tmp_path / "saved", tmp_path / "set", PLAIN)
+    theirs = prepare(lines(tmp_path / "a.jsonl", GOOD), tmp_path / "other", PLAIN)
+    assert ours["splits"] == theirs["splits"]
+
+
+def test_the_same_conversations_give_the_same_bytes_and_a_damaged_mask_is_noticed(tmp_path):
+    path = lines(tmp_path / "chats.jsonl", GOOD)
+    for name in ("a", "b"):
+        prepare(path, tmp_path / name, PLAIN)
+        assert TokenSet.open(tmp_path / name, verify=True).answers(0).any()
+    files = sorted(os.listdir(tmp_path / "a"))
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    mask = tmp_path / "a" / "train_000000.answers"
+    data = mask.read_bytes()
+    mask.write_bytes(bytes([data[0] ^ 255]) + data[1:])
+    with pytest.raises(ValueError, match=r"train_000000\.answers: damaged: not the SHA-256"):
+        TokenSet.open(tmp_path / "a", verify=True)
+    mask.write_bytes(data[:-1])
+    with pytest.raises(ValueError, match=r"train_000000\.answers: .* bytes, where .* tokens need"):
+        TokenSet.open(tmp_path / "a")
+    mask.unlink()
+    with pytest.raises(ValueError, match="no such mask of answers"):
+        TokenSet.open(tmp_path / "a")
+
+
+def test_of_few_conversations_one_is_held_out(tmp_path):
+    manifest = prepare(lines(tmp_path / "chats.jsonl", GOOD[:3]), tmp_path / "set", PLAIN)
+    assert {name: split["documents"] for name, split in manifest["splits"].items()} == {"train": 2, "validation": 1}
