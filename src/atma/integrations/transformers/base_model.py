@@ -27,7 +27,6 @@ from atma.integrations.transformers.pretrained import (
     unset,
 )
 from atma.integrations.transformers.ragged import read_ragged
-from atma.model import Model
 from atma.state import ModelState, capacity, grow
 
 logger = logging.get_logger(__name__)
@@ -63,7 +62,7 @@ class AtmaModel(AtmaPreTrainedModel):
             self.get_buffer(name).copy_(value)
         if unset(self):
             core = self.core(nn.Linear(1, 1))
-            set_where_unset(self, lambda: Model.init_weights(cast(Model, core)))
+            set_where_unset(self, core.init_weights)
 
     def checkpoint(self, enable: bool, function: Any, every: int) -> None:
         """Compute every `every`-th block again in the backward pass, by a function like `torch.utils.checkpoint`."""
@@ -188,7 +187,7 @@ class AtmaModel(AtmaPreTrainedModel):
 
     def new_state(self, rows: int, room: int) -> ModelState:
         """An empty state (`Model.init_state`)."""
-        return Model.init_state(cast(Model, self.core()), rows, room)
+        return self.core().init_state(rows, room)
 
 
 def roomy(state: ModelState, tokens: int) -> ModelState:

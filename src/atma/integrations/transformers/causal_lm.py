@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
@@ -25,8 +24,7 @@ class AtmaForCausalLM(AtmaHead, AtmaPreTrainedModel, GenerationMixin):
     def __init__(self, config: AtmaConfig) -> None:
         super().__init__(config)
         self.model = AtmaModel(config)
-        with torch.device(torch.get_default_device()):
-            self.head = nn.Linear(int(config.hidden_size or 0), int(config.vocab_size or 0))
+        self.head = nn.Linear(int(config.hidden_size or 0), int(config.vocab_size or 0), self.model.settings.head_bias)
         self._tied_weights_keys = {"head.weight": "model.embed.weight"}
         self.post_init()
 

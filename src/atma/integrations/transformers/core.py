@@ -5,8 +5,9 @@ are attributes of the classes of transformers, and a `Core` is those of the mome
 of itself, and computes with its methods: there is one model code.
 """
 
+import types
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,15 +33,11 @@ class Core(NamedTuple):
     ) -> tuple[Tensor, ModelState | None]:
         """`Model.forward` of tokens (B, T) int64, or of embeddings (B, T, D)."""
         core = self if inputs.ndim == 2 else self._replace(embed=lambda given: given)
-        return Model.unchecked(cast(Model, core), inputs, state, segment_ids)
+        return core.unchecked(inputs, state, segment_ids)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`Model.logits`."""
-        return Model.logits(cast(Model, self), hidden)
-
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """`Model.loss`."""
-        return Model.loss(cast(Model, self), hidden, targets)
+    def __getattr__(self, name: str) -> Any:
+        """A method of `Model`, of these modules."""
+        return types.MethodType(getattr(Model, name), self)
 
 
 def watched(blocks: Iterable[BlockCall], seen: list[Tensor]) -> Iterable[BlockCall]:
