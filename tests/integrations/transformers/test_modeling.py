@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from atma.integrations.transformers import AtmaConfig, AtmaForCausalLM, AtmaModel, StateLayer
+from atma.integrations.transformers.core import Core
 from atma.model import Model
 from tests.conftest import tiny
 from tests.integrations.transformers.conftest import EVERY, NAMES, ONE_EACH, configuration, some_tokens, wrapped
@@ -274,6 +275,11 @@ def test_weights_are_those_that_atma_begins_with_and_a_seed_gives_them_again():
     for name, value in own_model.named_parameters():
         other = model.get_parameter(name if name.startswith("head") else f"model.{name}")
         assert torch.isfinite(other).all() and value.any() == other.any()
+
+
+def test_every_method_of_a_model_is_there_over_modules_that_others_hold():
+    methods = {name for name, value in vars(Model).items() if callable(value) and not name.startswith("__")}
+    assert methods - {"forward", "_check"} <= set(dir(Core))
 
 
 def test_the_base_model_alone_gives_the_same_hidden_states(make):

@@ -123,8 +123,8 @@ class AtmaModel(AtmaPreTrainedModel):
         """Without a state: whole texts, padding and other documents set apart."""
         core, seen = self.core(), []
         if self.gradient_checkpointing and self.training:
-            core = core._replace(blocks=checkpointed(core.blocks, self._gradient_checkpointing_func, self._every))
-        core = core._replace(blocks=watched(core.blocks, seen)) if wanted else core
+            core.blocks = checkpointed(core.blocks, self._gradient_checkpointing_func, self._every)
+        core.blocks = watched(core.blocks, seen) if wanted else core.blocks
         hidden, _ = core.read(inputs, None, how.segment_ids())
         if how.real is not None:
             hidden = hidden.masked_fill(~how.real[..., None], 0)
@@ -172,7 +172,7 @@ class AtmaModel(AtmaPreTrainedModel):
     ) -> tuple[Tensor, ModelState]:
         def read(part: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
             core, seen = self.core(), []
-            core = core._replace(blocks=watched(core.blocks, seen)) if wanted else core
+            core.blocks = watched(core.blocks, seen) if wanted else core.blocks
             hidden, after = core.read(part, state)
             return torch.stack([*seen, hidden], 2), cast(ModelState, after)
 
