@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from atma.bars import bars
-from atma.config import DataConfig, EvaluationConfig, Recipe, TrainConfig
+from atma.config import DataConfig, EvaluationConfig, Recipe, TrainConfig, from_dict
 from atma.data.dataset import TokenSet
 from atma.eval.lengths import evaluate
 from atma.eval.rope import Stretch
@@ -68,7 +68,7 @@ def extended(options: argparse.Namespace, way: str, seed: int, teacher: Loaded) 
     own, out = own_training(teacher), options.out / f"{way}-{seed}"
     sizes = {"length": own["train"]["length"], "batch_tokens": own["train"]["batch_tokens"], "tokens": TOKENS}
     shape = {"seed": seed, "constant_share": 0.5, "evaluate_every": 50, "checkpoint_every": 50}
-    train = TrainConfig(**sizes | shape | rates_of(teacher, settings.rate) | changes)
+    train = from_dict(TrainConfig, sizes | shape | rates_of(teacher, settings.rate) | changes)
     data = DataConfig(path=str(options.data), recall_share=own["data"]["recall_share"])
     recipe = recipe_for(teacher, settings, data, train, f"{way}-{seed}")
     TRAINED[out / "final"] = recipe

@@ -23,6 +23,7 @@ NOT_RUN = {
     r"^atma sweep (run|work|status)\b": "of workers; tests/sweep/test_command.py runs them small",
     r"^atma compare\b": "of workers; tests/compare runs it small",
     r"^atma eval tasks\b": "downloads its questions; tests/eval/test_tasks.py runs a task of its own",
+    r"models/qwen|^hf ": "a checkpoint on the reader's disk; tests/layouts makes some",
     r"\bhf:": "a model of another's, to be chosen by the reader; tests/eval/test_hugging_face.py makes some",
     r"…|\.\.\.|(^| )\[|(^| )[A-Z]+( |\.|$)": "the reader fills something in",
     r"--data babilong/": "the published rows, on the reader's disk; tests/eval/reasoning/test_published.py makes some",

@@ -158,10 +158,10 @@ def adopt(student: Model, teacher: Model) -> list[str]:
 
 def choose(student: Model, settings: ExtendConfig, new: list[str], seed: int) -> None:
     """Let require gradients what is to be trained, with low-rank adapters where they are asked for."""
-    if settings.trained == "low-rank":
+    if settings.trains == "low-rank":
         config = LoraConfig(settings.rank, 2.0 * settings.rank, ("blocks",), tuple(new))
         attach(student, config, generator(5, seed))
-    elif settings.trained == "new":
+    elif settings.trains == "new":
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(name in set(new))
 

@@ -15,8 +15,9 @@ class ExtendConfig:
     """One extension. Shares are of the steps; lengths are tokens."""
 
     way: Way = "polar"
-    trained: Trained = "all"
-    """All parameters; only those that the way adds; or those, and low-rank adapters on every projection of a block."""
+    trained: Trained | None = None
+    """All parameters; only those that the way adds; or those, and low-rank adapters on every projection of a block.
+    Left out, what is new for window-memory, and all for the others."""
     memory: str = "delta"
     """The memory beside attention, by name; "none" for none."""
     mix_share: float = 0.2
@@ -36,8 +37,9 @@ class ExtendConfig:
     """Of the loss on the text itself while there is a teacher; without one it is 1."""
     teacher_share: float = 1.0
     """Share of the steps with a teacher."""
-    window: int = 64
-    """window-memory and linear: keys that a query of the finished model sees, its own among them."""
+    window: int | None = None
+    """window-memory and linear: keys that a query of the finished model sees, its own among them. Left out, a training
+    row's for window-memory, and 64 for linear."""
     sinks: int = 4
     """window-memory: first tokens of a text that every query sees too."""
     window_range: tuple[int, int] | None = None
@@ -50,6 +52,11 @@ class ExtendConfig:
     rank: int = 8
     """Of low-rank changes."""
 
+    @property
+    def trains(self) -> Trained:
+        """What is trained."""
+        return self.trained or ("new" if self.way == "window-memory" else "all")
+
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("mix_share", "fade_share", "teacher_share", "align_share"):
@@ -58,8 +65,8 @@ class ExtendConfig:
         require(together <= 1, "fade_share", self.fade_share, f"at most 1 − mix_share = {1 - self.mix_share:g}")
         for name in ("logits_weight", "hidden_weight", "text_weight", "rate", "sharpening"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
-        for name in ("window", "rank"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.rank >= 1, "rank", self.rank, "at least 1")
+        require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
         for name in ("sinks", "sinks_most"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         low, high = self.window_range or (1, 1)

@@ -14,6 +14,8 @@ from atma.mixers import conversion
 from atma.mixers.conversion import Layer, Weights
 from atma.model import Block, Model
 
+LINEAR_WINDOW = 64
+"""Keys that a linearised layer sees exactly, where nothing else is said (LoLCATs)."""
 PREFIX = "extended_"
 """Of the names of layers that were given length."""
 
@@ -106,12 +108,17 @@ class WindowMemory:
     length: int
     seed: int
 
+    @property
+    def window(self) -> int:
+        """Of the finished model."""
+        return self.settings.window or self.length
+
     def student(self, teacher: ModelConfig) -> ModelConfig:
         """`Way.student`."""
         own = self.settings
         if own.memory == "none":
             raise ValueError("memory: 'none' leaves nothing of what is outside the window; name a memory")
-        return with_layers(teacher, lambda one: conversion.beside_window(one, own.memory, own.window, own.sinks))
+        return with_layers(teacher, lambda one: conversion.beside_window(one, own.memory, self.window, own.sinks))
 
     def begin(self, student: Model, teacher: Model, tokens: Tensor) -> None:
         """`Way.begin`: nothing, α is zero."""
@@ -120,7 +127,7 @@ class WindowMemory:
         """`Way.at`: a window and a number of sinks of each step's own, the finished ones at the end."""
         own, draw = self.settings, np.random.default_rng((7, self.seed, step))
         low, high = own.window_range or (max(1, self.length // 8), self.length)
-        window, sinks = own.window, own.sinks
+        window, sinks = self.window, own.sinks
         if step < steps:
             window = round(low * (high / low) ** draw.random())
             sinks = int(draw.integers(own.sinks_most + 1))
@@ -143,7 +150,7 @@ class Linear:
 
     def student(self, teacher: ModelConfig) -> ModelConfig:
         """`Way.student`."""
-        return with_layers(teacher, lambda layer: conversion.linearised(layer, self.settings.window))
+        return with_layers(teacher, lambda layer: conversion.linearised(layer, self.settings.window or LINEAR_WINDOW))
 
     def begin(self, student: Model, teacher: Model, tokens: Tensor) -> None:
         """`Way.begin`: the features begin as they are built."""

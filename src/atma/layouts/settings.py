@@ -6,14 +6,14 @@ from typing import Any
 
 # fmt: off
 HARMLESS = frozenset((
-     "_attn_implementation_autoset", "_name_or_path", "_sliding_window_pattern", "architectures",
+     "architectures",
      "attention_dropout", "attn_implementation", "auto_map", "block_dim", "block_mlp_init_scale", "block_norm_eps",
-     "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init", "bos_token_id", "cache_implementation",
+     "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init", "cache_implementation",
      "chunk_size_feed_forward", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "dtype", "eos_token_id",
      "full_attn_idxs", "hidden_dropout", "id2label", "initializer_range", "is_llama_config", "label2id",
      "language", "max_position_embeddings", "max_window_layers", "model_type", "num_heads", "num_labels",
-     "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "resid_pdrop",
-     "return_dict", "rope_interleaved", "sep_token_id", "sliding_window", "sliding_window_pattern", "theta",
+     "output_attentions", "output_hidden_states", "pretraining_tp", "problem_type", "resid_pdrop",
+     "return_dict", "rope_interleaved", "sliding_window", "sliding_window_pattern", "theta",
      "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
      "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_pos_enc", "use_sliding_window",
 ))
@@ -95,7 +95,7 @@ class Settings:
     def check_rest(self) -> None:
         """ValueError names a setting that nothing has read and that may change what the model computes."""
         for name, value in self.values.items():
-            if name in self._read or value in (None, False):
+            if name in self._read or value in (None, False) or name.startswith("_") or name.endswith("_token_id"):
                 continue
             if name in REFUSED:
                 raise ValueError(f"config.json: '{name}' is {value!r}: {REFUSED[name]}, which atma does not have")

@@ -262,6 +262,10 @@ def test_a_vocabulary_grows_and_shrinks_with_its_head(make):
             assert model.get_output_embeddings().weight.shape[0] == model.get_input_embeddings().weight.shape[0] == size
             assert torch.equal(model(tokens).logits[..., :23], before)
         assert (model.head.weight is model.model.embed.weight) == tied
+        model.resize_token_embeddings(30)
+        weights = model.head.weight.clone()
+        model.post_init()
+        assert torch.equal(model.head.weight, weights)
 
 
 def test_weights_are_those_that_atma_begins_with_and_a_seed_gives_them_again():

@@ -17,6 +17,9 @@ from atma.integrations.transformers.saving import write_beside
 from atma.layers import init_linear
 from atma.model import Model
 
+_MARK = "_is_hf_initialized"
+"""What transformers sets on what it has read or initialised."""
+
 
 class AtmaPreTrainedModel(PreTrainedModel):
     """A `PreTrainedModel` whose modules are those of `atma.model.Model`."""
@@ -120,20 +123,26 @@ def fixed_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: copy.deepcopy(value) for name, value in module.named_buffers() if name not in held}
 
 
+def _given(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that transformers has set: it marks them, or the modules that own them."""
+    owned = [(one, value) for one in module.modules() for value in (*one.parameters(False), *one.buffers(False))]
+    return [value for one, value in owned if any(getattr(held, _MARK, False) for held in (one, value))]
+
+
 def unset(module: nn.Module) -> bool:
     """Whether some parameter has been set by nobody."""
-    return any(not getattr(value, "_is_hf_initialized", False) for value in module.parameters())
+    given = {id(value) for value in _given(module)}
+    return any(id(value) not in given for value in module.parameters())
 
 
 def set_where_unset(module: nn.Module, initialise: Callable[[], object]) -> None:
     """Call `initialise`, which sets all parameters and buffers, and give those back that had been set before."""
-    tensors = [*module.parameters(), *module.buffers()]
-    kept = [(value, value.detach().clone()) for value in tensors if getattr(value, "_is_hf_initialized", False)]
+    kept = [(value, value.detach().clone()) for value in _given(module)]
     initialise()
     for value, before in kept:
         value.copy_(before)
     for value in module.parameters():
-        value._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(value, _MARK, True)
 
 
 def file_tensors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
