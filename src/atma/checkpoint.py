@@ -19,7 +19,16 @@ from torch import Tensor
 
 from atma.config import ModelConfig
 from atma.disk import destination, sync
-from atma.hub_files import SHIM, SHIM_TEXT, SIDE_FILES, TOKENIZER_CONFIG, class_keys, token_keys, tokenizer_settings
+from atma.hub_files import (
+    SHIM,
+    SHIM_TEXT,
+    SIDE_FILES,
+    TEMPLATE,
+    TOKENIZER_CONFIG,
+    class_keys,
+    token_keys,
+    tokenizer_settings,
+)
 from atma.replacing import OURS, recover_folder, staging_place, swap
 from atma.strict import from_dict, to_dict
 from atma.tokenizer_file import BEGINNING
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
 Writer = Callable[[Path], object]
 FORMAT = "atma-1"
 MANIFEST = "manifest.json"
-_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, *OURS)
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, TEMPLATE, *OURS)
 _VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
 
@@ -42,10 +51,10 @@ def save_model(
     """Write a model folder, replacing an older one at once. `extra` is JSON data kept under "extra" in config.json.
 
     OSError when the disk refuses; the older folder is then untouched. ValueError, before anything is written, when
-    `folder` is a file or holds anything that is not of a model: it would be lost.
+    `folder` is a file or holds anything that is not of a model: it would be lost. A chat template there stays.
     """
     require_replaceable(Path(folder))
-    write_folder(folder, model_files(model, tokenizer, extra))
+    write_folder(folder, model_files(model, tokenizer, extra) | _templates(Path(folder), tokenizer))
 
 
 def model_files(
@@ -65,20 +74,24 @@ def model_files(
     return {"config.json": json_writer(config), **files}
 
 
+def _templates(folder: Path, tokenizer: "Tokenizer | None") -> dict[str, Writer]:
+    """The writers of what somebody has put into a folder for chats, which stays when its model is replaced."""
+    path, settings = folder / TEMPLATE, folder / TOKENIZER_CONFIG
+    kept: dict[str, Writer] = {TEMPLATE: text_writer(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    template = read_json(settings).get("chat_template") if settings.is_file() else None
+    if template is not None and tokenizer is not None:
+        kept[TOKENIZER_CONFIG] = json_writer({**tokenizer_settings(tokenizer), "chat_template": template})
+    return kept
+
+
 def require_replaceable(folder: Path) -> None:
     """ValueError unless `folder` may become a model folder: nothing is there, or nothing but a model's files."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder to write to")
-    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.exists() else []
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    others = [name for name in found if name not in _FILES and not is_shard(name)]
     if others:
         raise ValueError(f"{folder}: holds something other than a model ('{others[0]}'); name a new folder")
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is one of a model's that nobody has put words of their own in, as a chat template is."""
-    if path.name == TOKENIZER_CONFIG:
-        return "chat_template" not in read_json(path)
-    return path.name in _FILES or is_shard(path.name)
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple[Model, Tokenizer | None]":

@@ -15,6 +15,8 @@ MODEL_TYPE = "atma"
 SHIM = "modeling_atma.py"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+"""How a chat is written as one text; words of whoever made the model."""
 END_OF_TURN_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<|end_of_turn|>")
 SIDE_FILES = (SHIM, TOKENIZER_CONFIG, GENERATION_CONFIG, "special_tokens_map.json", "added_tokens.json")
 """Written by machines from what else is in a folder: replacing them loses nothing."""

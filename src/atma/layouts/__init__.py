@@ -27,11 +27,12 @@ from atma.layouts.architectures import Layout, layout_of
 from atma.layouts.kinds import ARCHITECTURES
 from atma.layouts.reading import INDEX, WHOLE, Checkpoint, read_checkpoint
 from atma.model import Model
+from atma.talk import TALK
 from atma.tokenizer import Tokenizer, load_tokenizer
 from atma.tokenizer_file import beginning_of
 from atma.weights import load_tensors, tensor_writer, weight_files
 
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+BESIDE = TALK
 """Files that go with a model as they are: what its tokenizer and its chats say."""
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 NOTES = {"format": "pt"}

@@ -18,6 +18,7 @@ from atma.checkpoint import (
     load_tensors,
     model_files,
     read_json,
+    require_replaceable,
     tensor_writer,
     text_writer,
     write_folder,
@@ -26,7 +27,7 @@ from atma.config import ModelConfig, Recipe, identity
 from atma.lora import TENSORS, Attached, adapter_files, base_hash, fill_adapters, merged_tensors, save_adapters
 from atma.model import Model
 from atma.strict import from_dict
-from atma.talk import TALK, require_rewritable
+from atma.talk import TALK
 from atma.train.start import EXTRA, carried
 from atma.weights import WEIGHTS
 
@@ -80,7 +81,7 @@ class Trained:
 
     def save(self, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write a model folder, adapters merged, with what is kept of the base."""
-        require_rewritable(folder)
+        require_replaceable(folder)
         beside = {path.name: path.read_text(encoding="utf-8") for path in sorted((self.out / KEPT).glob("*"))}
         before = json.loads(beside.get(EXTRA, "{}"))
         files = model_files(self.model, self.tokenizer, {**before, **extra})

@@ -30,8 +30,10 @@ def _quiet():
 
 def configuration(name: str, i: int = 0, depth: int = 2, **changes) -> ModelConfig:
     """A tiny model whose layers are all of one mixer, at one of its tiny options."""
-    size = {"vocab_size": VOCABULARY, "width": 16, "depth": depth, "pattern": (name,), "mlp_multiple": 2}
-    return ModelConfig(**(size | dict(small(name)[i]) | changes))
+    size = {"vocab_size": VOCABULARY, "width": 16, "depth": depth, "mlp_multiple": 2}
+    table = {"pattern": ("own",), "mixers": {"own": {"kind": name, **small(name)[i]}}}
+    shared = {"pattern": (name,), **small(name)[i]}
+    return ModelConfig(**(size | (table if i else shared) | changes))
 
 
 def wrapped(config: ModelConfig, seed: int = 0) -> AtmaForCausalLM:

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from atma.integrations.transformers import AtmaConfig, AtmaForCausalLM, AtmaModel, StateLayer
+from atma.integrations.transformers.core import Core
 from atma.model import Model
 from tests.conftest import tiny
 from tests.integrations.transformers.conftest import EVERY, NAMES, ONE_EACH, configuration, some_tokens, wrapped
@@ -191,10 +192,13 @@ def test_checkpointing_changes_no_gradient(make):
     for name in ("atma", "static_qk", "raven"):
         model, tokens = make(name).train(), some_tokens(2, 9)
         plain = gradients(model, tokens)
-        for reentrant in (False, True):
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        for reentrant, every in ((False, 1), (True, 1), (False, 2)):
+            model.activation_checkpointing_enable({"use_reentrant": reentrant}, every_n_layers=every)
+            assert model.is_activation_checkpointing
             again = gradients(model, tokens)
             assert all((again[key] - value).abs().max() < EXACT for key, value in plain.items())
+        model.activation_checkpointing_disable()
+        assert not model.is_activation_checkpointing
 
 
 def gradients(model: torch.nn.Module, tokens: torch.Tensor, **how) -> dict[str, torch.Tensor]:
@@ -258,6 +262,10 @@ def test_a_vocabulary_grows_and_shrinks_with_its_head(make):
             assert model.get_output_embeddings().weight.shape[0] == model.get_input_embeddings().weight.shape[0] == size
             assert torch.equal(model(tokens).logits[..., :23], before)
         assert (model.head.weight is model.model.embed.weight) == tied
+        model.resize_token_embeddings(30)
+        weights = model.head.weight.clone()
+        model.post_init()
+        assert torch.equal(model.head.weight, weights)
 
 
 def test_weights_are_those_that_atma_begins_with_and_a_seed_gives_them_again():
@@ -271,6 +279,11 @@ def test_weights_are_those_that_atma_begins_with_and_a_seed_gives_them_again():
     for name, value in own_model.named_parameters():
         other = model.get_parameter(name if name.startswith("head") else f"model.{name}")
         assert torch.isfinite(other).all() and value.any() == other.any()
+
+
+def test_every_method_of_a_model_is_there_over_modules_that_others_hold():
+    methods = {name for name, value in vars(Model).items() if callable(value) and not name.startswith("__")}
+    assert methods - {"forward", "_check"} <= set(dir(Core))
 
 
 def test_the_base_model_alone_gives_the_same_hidden_states(make):

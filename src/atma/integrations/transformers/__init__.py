@@ -9,13 +9,22 @@
 One class serves every mixer. `save_pretrained` writes a folder that atma reads. See docs/transformers.md.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+import transformers
+from packaging.version import Version
 
-from atma.hub_files import MODEL_TYPE
-from atma.integrations.transformers.base_model import AtmaModel
-from atma.integrations.transformers.cache import StateLayer
-from atma.integrations.transformers.causal_lm import AtmaForCausalLM
-from atma.integrations.transformers.configuration import AtmaConfig
+OLDEST = "5.24"
+"""The first transformers whose models take their cache as `cache`."""
+
+if Version(transformers.__version__) < Version(OLDEST):
+    raise ImportError(f"transformers {transformers.__version__} is too old: pip install 'transformers>={OLDEST}'")
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
+
+from atma.hub_files import MODEL_TYPE  # noqa: E402
+from atma.integrations.transformers.base_model import AtmaModel  # noqa: E402
+from atma.integrations.transformers.cache import StateLayer  # noqa: E402
+from atma.integrations.transformers.causal_lm import AtmaForCausalLM  # noqa: E402
+from atma.integrations.transformers.configuration import AtmaConfig  # noqa: E402
 
 __all__ = ["AtmaConfig", "AtmaForCausalLM", "AtmaModel", "StateLayer", "register"]
 

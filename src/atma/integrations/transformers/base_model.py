@@ -27,7 +27,6 @@ from atma.integrations.transformers.pretrained import (
     unset,
 )
 from atma.integrations.transformers.ragged import read_ragged
-from atma.model import Model
 from atma.state import ModelState, capacity, grow
 
 logger = logging.get_logger(__name__)
@@ -49,6 +48,7 @@ class AtmaModel(AtmaPreTrainedModel):
         self.embed, self.blocks, self.norm = model.embed, model.blocks, model.norm
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
+        self._every = 1
         self._tied_weights_keys = shared_names(self)
         self._fixed = fixed_buffers(self)
         self.post_init()
@@ -62,7 +62,11 @@ class AtmaModel(AtmaPreTrainedModel):
             self.get_buffer(name).copy_(value)
         if unset(self):
             core = self.core(nn.Linear(1, 1))
-            set_where_unset(self, lambda: Model.init_weights(cast(Model, core)))
+            set_where_unset(self, core.init_weights)
+
+    def checkpoint(self, enable: bool, function: Any, every: int) -> None:
+        """Compute every `every`-th block again in the backward pass, by a function like `torch.utils.checkpoint`."""
+        self.gradient_checkpointing, self._gradient_checkpointing_func, self._every = enable, function, every
 
     @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     @can_return_tuple
@@ -119,8 +123,8 @@ class AtmaModel(AtmaPreTrainedModel):
         """Without a state: whole texts, padding and other documents set apart."""
         core, seen = self.core(), []
         if self.gradient_checkpointing and self.training:
-            core = core._replace(blocks=checkpointed(core.blocks, self._gradient_checkpointing_func))
-        core = core._replace(blocks=watched(core.blocks, seen)) if wanted else core
+            core.blocks = checkpointed(core.blocks, self._gradient_checkpointing_func, self._every)
+        core.blocks = watched(core.blocks, seen) if wanted else core.blocks
         hidden, _ = core.read(inputs, None, how.segment_ids())
         if how.real is not None:
             hidden = hidden.masked_fill(~how.real[..., None], 0)
@@ -168,7 +172,7 @@ class AtmaModel(AtmaPreTrainedModel):
     ) -> tuple[Tensor, ModelState]:
         def read(part: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
             core, seen = self.core(), []
-            core = core._replace(blocks=watched(core.blocks, seen)) if wanted else core
+            core.blocks = watched(core.blocks, seen) if wanted else core.blocks
             hidden, after = core.read(part, state)
             return torch.stack([*seen, hidden], 2), cast(ModelState, after)
 
@@ -183,7 +187,7 @@ class AtmaModel(AtmaPreTrainedModel):
 
     def new_state(self, rows: int, room: int) -> ModelState:
         """An empty state (`Model.init_state`)."""
-        return Model.init_state(cast(Model, self.core()), rows, room)
+        return self.core().init_state(rows, room)
 
 
 def roomy(state: ModelState, tokens: int) -> ModelState:

@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
@@ -14,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 from atma.integrations.transformers.base_model import AtmaModel
 from atma.integrations.transformers.configuration import AtmaConfig
 from atma.integrations.transformers.core import Core
+from atma.integrations.transformers.fused import with_own_logits
 from atma.integrations.transformers.heads import AtmaHead
 from atma.integrations.transformers.pretrained import AtmaPreTrainedModel, set_where_unset, unset
 
@@ -24,14 +24,17 @@ class AtmaForCausalLM(AtmaHead, AtmaPreTrainedModel, GenerationMixin):
     def __init__(self, config: AtmaConfig) -> None:
         super().__init__(config)
         self.model = AtmaModel(config)
-        with torch.device(torch.get_default_device()):
-            self.head = nn.Linear(int(config.hidden_size or 0), int(config.vocab_size or 0))
+        self.head = nn.Linear(int(config.hidden_size or 0), int(config.vocab_size or 0), self.model.settings.head_bias)
         self._tied_weights_keys = {"head.weight": "model.embed.weight"}
         self.post_init()
 
     def core(self) -> Core:
         """The model's own code over the modules as they now are."""
         return self.model.core(self.head)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a head that TRL puts over `forward` becomes one with this model's own logits."""
+        super().__setattr__(name, with_own_logits(value) if name == "forward" else value)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The head's weight is the embedding, where the configuration ties them."""
@@ -56,15 +59,16 @@ class AtmaForCausalLM(AtmaHead, AtmaPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """`AtmaModel.forward`, and logits (B, T, V) of the next tokens, or those of `logits_to_keep` alone.
 
-        labels (B, T) give the loss: nats a token that is not −100, divided by `num_items_in_batch` where it is given.
+        labels (B, T) give the loss: nats a token that is not −100, divided by `num_items_in_batch` where it is given;
+        as shift_labels they are those of the tokens after each.
         In training the loss is computed without logits, which are then None, unless skip_logits=False.
         """
+        shift_labels = kwargs.pop("shift_labels", None)  # no name of its own: Trainer would ask every batch for it
         scored = labels is not None or shift_labels is not None
         if scored and use_cache is None and cache is None:
             use_cache = False

@@ -6,7 +6,7 @@ of itself, and computes with its methods: there is one model code.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,29 +18,36 @@ BlockCall = Callable[..., tuple[Tensor, Any]]
 Checkpoint = Callable[..., Any]
 
 
-class Core(NamedTuple):
-    """What the methods of `atma.model.Model` read of a model."""
+class Core:
+    """What the methods of `atma.model.Model` read of a model, and these methods."""
 
-    config: Any
-    embed: Callable[[Tensor], Tensor]
-    blocks: Iterable[BlockCall]
-    norm: Callable[[Tensor], Tensor]
-    head: nn.Module | None = None
+    def __init__(
+        self,
+        config: Any,
+        embed: Callable[[Tensor], Tensor],
+        blocks: Iterable[BlockCall],
+        norm: Callable[[Tensor], Tensor],
+        head: nn.Module | None = None,
+    ) -> None:
+        self.config, self.embed, self.blocks, self.norm, self.head = config, embed, blocks, norm, head
 
     def read(
         self, inputs: Tensor, state: ModelState | None, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, ModelState | None]:
         """`Model.forward` of tokens (B, T) int64, or of embeddings (B, T, D)."""
-        core = self if inputs.ndim == 2 else self._replace(embed=lambda given: given)
-        return Model.unchecked(cast(Model, core), inputs, state, segment_ids)
+        core = self if inputs.ndim == 2 else Core(self.config, _as_given, self.blocks, self.norm)
+        return core.unchecked(inputs, state, segment_ids)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`Model.logits`."""
-        return Model.logits(cast(Model, self), hidden)
+    enter: Any = Model.enter
+    unchecked: Any = Model.unchecked
+    logits: Any = Model.logits
+    loss: Any = Model.loss
+    init_state: Any = Model.init_state
+    init_weights: Any = Model.init_weights
 
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """`Model.loss`."""
-        return Model.loss(cast(Model, self), hidden, targets)
+
+def _as_given(embedded: Tensor) -> Tensor:
+    return embedded
 
 
 def watched(blocks: Iterable[BlockCall], seen: list[Tensor]) -> Iterable[BlockCall]:
@@ -56,29 +63,29 @@ def watched(blocks: Iterable[BlockCall], seen: list[Tensor]) -> Iterable[BlockCa
     return [watch(block) for block in blocks]
 
 
-def checkpointed(blocks: Iterable[BlockCall], checkpoint: Checkpoint) -> Iterable[BlockCall]:
-    """The same blocks, each computed again in the backward pass in place of keeping what it has computed."""
-    return [_Checkpointed(block, checkpoint) for block in blocks]
+def checkpointed(blocks: Iterable[BlockCall], checkpoint: Checkpoint, every: int = 1) -> Iterable[BlockCall]:
+    """The same blocks, each `every`-th of them computed again in the backward pass, keeping nothing of it before."""
+    return [block if i % every else _checkpointed(block, checkpoint) for i, block in enumerate(blocks)]
 
 
-class _Checkpointed(NamedTuple):
-    block: BlockCall
-    checkpoint: Checkpoint
+def _checkpointed(block: BlockCall, checkpoint: Checkpoint) -> BlockCall:
+    """A block without a state. What it reads of the call is as it was then, whenever it is computed."""
 
-    def __call__(
-        self, x: Tensor, state: None = None, *, segment_ids: Tensor | None = None, call: Call | None = None
+    def run(
+        x: Tensor, state: None = None, *, segment_ids: Tensor | None = None, call: Call | None = None
     ) -> tuple[Tensor, None]:
-        """A block without a state. What it reads of the call is as it was then, whenever it is computed."""
         left = {} if call is None else dict(call.left)
 
         def compute(x: Tensor, embedding: Tensor | None) -> Tensor:
             own = None if call is None or embedding is None else Call(embedding, dict(left), call.noise)
-            y, _ = self.block(x, None, segment_ids=segment_ids, call=own)
+            y, _ = block(x, None, segment_ids=segment_ids, call=own)
             if own is not None and call is not None:
                 call.left.update(own.left)
             return y
 
-        return self.checkpoint(compute, x, None if call is None else call.embedding), None
+        return checkpoint(compute, x, None if call is None else call.embedding), None
+
+    return run
 
 
 __all__ = ["Core", "checkpointed", "watched"]

@@ -35,7 +35,7 @@ class AtmaHead:
         if isinstance(self.head, nn.Linear):
             return core.logits(hidden)
         raw = self.head(hidden).to(torch.promote_types(hidden.dtype, torch.float32))
-        return raw if core.config.logit_cap is None else softcap(raw, core.config.logit_cap)
+        return softcap(raw, core.config.logit_cap)
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats (B, T) of targets (B, T) under hidden (B, T, D); 0 where the target is −100."""

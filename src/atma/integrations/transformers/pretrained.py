@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from atma.config import ModelConfig
@@ -15,6 +16,9 @@ from atma.integrations.transformers.configuration import AtmaConfig
 from atma.integrations.transformers.saving import write_beside
 from atma.layers import init_linear
 from atma.model import Model
+
+_MARK = "_is_hf_initialized"
+"""What transformers sets on what it has read or initialised."""
 
 
 class AtmaPreTrainedModel(PreTrainedModel):
@@ -48,6 +52,13 @@ class AtmaPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight)
         elif isinstance(module, nn.Linear):
             init_linear(module, None, zero=True)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """What `activation_checkpointing_enable` and `_disable` of transformers ask."""
+        body: Any = self.base_model
+        body.checkpoint(enable, gradient_checkpointing_func, every_n_layers)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """`PreTrainedModel.save_pretrained` of a folder that atma reads too. See `transformers.PreTrainedModel`."""
@@ -112,20 +123,26 @@ def fixed_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: copy.deepcopy(value) for name, value in module.named_buffers() if name not in held}
 
 
+def _given(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that transformers has set: it marks them, or the modules that own them."""
+    owned = [(one, value) for one in module.modules() for value in (*one.parameters(False), *one.buffers(False))]
+    return [value for one, value in owned if any(getattr(held, _MARK, False) for held in (one, value))]
+
+
 def unset(module: nn.Module) -> bool:
     """Whether some parameter has been set by nobody."""
-    return any(not getattr(value, "_is_hf_initialized", False) for value in module.parameters())
+    given = {id(value) for value in _given(module)}
+    return any(id(value) not in given for value in module.parameters())
 
 
 def set_where_unset(module: nn.Module, initialise: Callable[[], object]) -> None:
     """Call `initialise`, which sets all parameters and buffers, and give those back that had been set before."""
-    tensors = [*module.parameters(), *module.buffers()]
-    kept = [(value, value.detach().clone()) for value in tensors if getattr(value, "_is_hf_initialized", False)]
+    kept = [(value, value.detach().clone()) for value in _given(module)]
     initialise()
     for value, before in kept:
         value.copy_(before)
     for value in module.parameters():
-        value._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(value, _MARK, True)
 
 
 def file_tensors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def write_beside(folder: Path, config: AtmaConfig, repository: str | None = None
 def card(name: str, config: AtmaConfig) -> str:
     """A model card: what the model is, and how it is used under its name, that of a folder or of a repository."""
     model = config.model_config()
-    mixers = ", ".join(dict.fromkeys(model.layers))
+    mixers = ", ".join(dict.fromkeys(model.named()[name].kind for name in model.layers))
     facts = {
         "layers": f"{model.depth} ({mixers})",
         "width": model.width,
