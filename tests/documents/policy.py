@@ -98,7 +98,7 @@ def _with(words: tuple[str, ...], option: str, values: list[str]) -> tuple[str, 
 
 def _set(words: tuple[str, ...]) -> tuple[str, ...]:
     """The words of a training with its settings cut, those that it gives in their places."""
-    chosen = TUNING if "--from" in words else TRAINING
+    chosen = TUNING if "--from" in words or "runs/tuned" in words else TRAINING
     small = {setting.partition("=")[0]: setting for setting in chosen}
     words = tuple(small.pop(word.partition("=")[0], word) for word in words)
     return (*words, *(part for setting in small.values() for part in ("--set", setting)))
