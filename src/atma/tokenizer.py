@@ -44,8 +44,8 @@ UNKNOWN = "\U0010fffd"
 class Tokenizer:
     """A tokenizer with a known end-of-text id. Build it with `byte_tokenizer`, `train_bpe` or `load_tokenizer`.
 
-    `start` begins a text: end-of-text in ours, a token of its own in many of Hugging Face. `beginning` is what a model
-    reads before a text that it goes on with: that token, or what an imported checkpoint puts there, maybe nothing.
+    `start` begins a text: end-of-text in ours, a token of its own in many of Hugging Face. `beginning` is read before a
+    text to go on with: that token, or what an imported checkpoint puts there, maybe nothing.
     """
 
     def __init__(
@@ -122,8 +122,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, end-of-text included as it is written. ValueError for an id outside the vocabulary."""
-        ids = np.asarray(ids, dtype=np.int64).tolist()
-        for i in ids:
+        for i in (ids := np.asarray(ids, dtype=np.int64).tolist()):
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
         return self.backend.decode(ids, skip_special_tokens=False)
