@@ -20,7 +20,7 @@ LAYERS = (
     "mixers",
     "config lora_config model_config presets train_config",
     "model",
-    "chat checkpoint decoding hashes loading lora stop_tokens",
+    "chat checkpoint decoding hashes loading lora stop_tokens talk",
     "generation",
     "serve",
     "report",

@@ -22,6 +22,7 @@ from atma.disk import destination, sync
 from atma.hub_files import SHIM, SHIM_TEXT, SIDE_FILES, TOKENIZER_CONFIG, class_keys, token_keys, tokenizer_settings
 from atma.replacing import OURS, recover_folder, staging_place, swap
 from atma.strict import from_dict, to_dict
+from atma.tokenizer_file import BEGINNING
 from atma.weights import is_shard, load_tensors, tensor_writer, weight_files
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 Writer = Callable[[Path], object]
 FORMAT = "atma-1"
 MANIFEST = "manifest.json"
-TALK = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-"""Files that a model folder may have besides, as others publish them: how the model is talked to."""
-_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, TALK[0], *OURS)
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, *OURS)
 _VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
 
@@ -43,10 +42,10 @@ def save_model(
     """Write a model folder, replacing an older one at once. `extra` is JSON data kept under "extra" in config.json.
 
     OSError when the disk refuses; the older folder is then untouched. ValueError, before anything is written, when
-    `folder` is a file or holds anything that is not of a model: it would be lost. A chat template there stays.
+    `folder` is a file or holds anything that is not of a model: it would be lost.
     """
     require_replaceable(Path(folder))
-    write_folder(folder, model_files(model, tokenizer, extra) | _templates(Path(folder), tokenizer))
+    write_folder(folder, model_files(model, tokenizer, extra))
 
 
 def model_files(
@@ -59,32 +58,27 @@ def model_files(
         config |= token_keys(tokenizer)
         if tokenizer.end_to_record:
             config["end_of_text"] = tokenizer.end_to_record
+        if tokenizer.beginning != (tokenizer.eot,):
+            config[BEGINNING] = list(tokenizer.beginning)
         files["tokenizer.json"] = lambda path: tokenizer.save(path, begun=True)
         files[TOKENIZER_CONFIG] = json_writer(tokenizer_settings(tokenizer))
     return {"config.json": json_writer(config), **files}
-
-
-def _templates(folder: Path, tokenizer: "Tokenizer | None") -> dict[str, Writer]:
-    """The writers of what somebody has put into a folder for chats, which stays when its model is replaced."""
-    path, settings = folder / TALK[0], folder / TOKENIZER_CONFIG
-    kept: dict[str, Writer] = {TALK[0]: text_writer(path.read_text(encoding="utf-8"))} if path.is_file() else {}
-    template = read_json(settings).get("chat_template") if settings.is_file() else None
-    if template is not None and tokenizer is not None:
-        kept[TOKENIZER_CONFIG] = json_writer({**tokenizer_settings(tokenizer), "chat_template": template})
-    return kept
 
 
 def require_replaceable(folder: Path) -> None:
     """ValueError unless `folder` may become a model folder: nothing is there, or nothing but a model's files."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder to write to")
-    others = (
-        sorted(path.name for path in folder.iterdir() if not (path.name in _FILES or is_shard(path.name)))
-        if folder.exists()
-        else []
-    )
+    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.exists() else []
     if others:
         raise ValueError(f"{folder}: holds something other than a model ('{others[0]}'); name a new folder")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one of a model's that nobody has put words of their own in, as a chat template is."""
+    if path.name == TOKENIZER_CONFIG:
+        return "chat_template" not in read_json(path)
+    return path.name in _FILES or is_shard(path.name)
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple[Model, Tokenizer | None]":

@@ -54,8 +54,8 @@ def stream(model: Model, tokenizer: Tokenizer, prompt: str, settings: Settings |
 class Generation:
     """A text being written: its tokens, the model's state, and the random numbers that choose what comes next.
 
-    Like a document in training it begins with the end-of-text token. The state has consumed every token but the last,
-    which the next step consumes.
+    Like a document in training it begins with the end-of-text token, or with what the tokenizer says. The state has
+    consumed every token but the last, which the next step consumes.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, settings: Settings | None = None) -> None:
@@ -70,7 +70,7 @@ class Generation:
         bad = next((token for token in self.settings.stop_tokens if token >= tokenizer.vocab_size), None)
         if bad is not None:
             raise ValueError(f"'stop_tokens': token {bad} is outside the vocabulary of {tokenizer.vocab_size}")
-        self.tokens = [tokenizer.eot]
+        self.tokens = list(tokenizer.beginning)
         self.ended = ""
         """Why the last `write` ended: "length", "end" (of text or turn) or "stop"."""
         self._device = model.embed.weight.device
@@ -85,13 +85,15 @@ class Generation:
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError("the prompt has no tokens; give it at least one character")
-        self._consume(self.tokens[-1:] + tokens[:-1])
+        if unread := (self.tokens[int(self._state.length[0]) :] + tokens)[:-1]:
+            self._consume(unread)
         self._append(tokens)
         self._text = TextStream(self.settings.stop)
 
     def write(self) -> Iterator[str]:
         """Generate on, in pieces of whole characters, until `settings` say to end; `ended` then says why."""
         self.ended = ""
+        self.tokens = self.tokens or [self.tokenizer.eot]
         if self._text.stopped:
             self._text = TextStream(self.settings.stop)
         ends = {*self.settings.stop_tokens, *(() if self.settings.ignore_end else (self.tokenizer.eot,))}
@@ -166,7 +168,8 @@ class Generation:
         if int(state.length[0]) != len(tokens) - 1:
             raise ValueError(f"{len(tokens)} tokens, of which {int(state.length[0])} were read")
         self._state = state
-        self._append(tokens[1:])
+        self.tokens = tokens[: len(self.tokens)]
+        self._append(tokens[len(self.tokens) :])
         random = bytearray(base64.b64decode(about["random"]))
         self._random.set_state(torch.frombuffer(random, dtype=torch.uint8))
         self._text = TextStream(self.settings.stop, about["text"])
@@ -196,7 +199,7 @@ class Generation:
             self._seen[self.tokenizer.eot] = False
 
     def _reserve(self, tokens: int) -> None:
-        needed, room = len(self.tokens) - 1 + tokens, states.capacity(self._state)
+        needed, room = max(0, len(self.tokens) - 1) + tokens, states.capacity(self._state)
         if room and needed > room:
             self._state, self._decoder = states.grow(self._state, max(needed, 2 * room)), None
 

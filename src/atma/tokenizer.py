@@ -23,7 +23,15 @@ from tokenizers import Tokenizer as Backend
 from atma.rendered import Rendered
 from atma.text_pieces import covered, cuttable, pieces
 from atma.token_bytes import Spelling, byte_characters, unknown_token
-from atma.tokenizer_file import END_OF_TEXT, end_of_text, known_end, make_special, read_backend, written
+from atma.tokenizer_file import (
+    END_OF_TEXT,
+    end_of_text,
+    known_end,
+    make_special,
+    read_backend,
+    recorded_beginning,
+    written,
+)
 
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Where a BPE token may not reach across: words with an optional space before, single digits, runs of other signs."""
@@ -36,10 +44,13 @@ UNKNOWN = "\U0010fffd"
 class Tokenizer:
     """A tokenizer with a known end-of-text id. Build it with `byte_tokenizer`, `train_bpe` or `load_tokenizer`.
 
-    `start` begins a text: end-of-text in ours, a token of its own in many of Hugging Face.
+    `start` begins a text: end-of-text in ours, a token of its own in many of Hugging Face. `beginning` is what a model
+    reads before a text that it goes on with: that token, or what an imported checkpoint puts there, maybe nothing.
     """
 
-    def __init__(self, backend: Backend, eot: int, start: int | None = None) -> None:
+    def __init__(
+        self, backend: Backend, eot: int, start: int | None = None, beginning: Sequence[int] | None = None
+    ) -> None:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
@@ -49,6 +60,7 @@ class Tokenizer:
         self.backend = backend
         self.eot = eot
         self.start = eot if start is None else start
+        self.beginning: tuple[int, ...] = (self.start,) if beginning is None else tuple(beginning)
         ids = np.array(sorted(backend.get_vocab(with_added_tokens=True).values()), np.int64)
         self.vocab_size = int(ids[-1]) + 1
         self.holes: np.ndarray = np.setdiff1d(np.arange(self.vocab_size), ids)
@@ -268,7 +280,8 @@ def load_tokenizer(path: str | Path, end: str | None = None) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer file")
     backend = read_backend(path)
-    return Tokenizer(backend, end_of_text(backend, path, end))
+    begun = recorded_beginning(backend, path)
+    return Tokenizer(backend, end_of_text(backend, path, end), begun[0] if begun else None, begun)
 
 
 def _assemble(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> Tokenizer:

@@ -30,6 +30,8 @@ END_OF_TEXT_NAMES = (
 )
 RECORD = "end_of_text"
 """The key of config.json that holds the end-of-text token of a model's tokenizer where no rule finds it."""
+BEGINNING = "beginning"
+"""The key of config.json that holds the ids which a text begins with, where an imported checkpoint says so itself."""
 MOST_HOLES = 1 << 16
 _OTHERS = "take --tokenizer bytes or --tokenizer bpe, or a byte-level or SentencePiece-like tokenizer.json"
 
@@ -84,6 +86,26 @@ def end_of_text(backend: Backend, path: Path, named: str | None = None) -> int:
             f"{path}: no end-of-text token: none of {names}, and no eos_token in a tokenizer_config.json beside it; "
             "name it with --end-of-text TOKEN"
         )
+    return found
+
+
+def beginning_of(backend: Backend) -> list[int]:
+    """The ids that a tokenizer.json puts before every text; none for many."""
+    whole, bare = (backend.encode("a", add_special_tokens=special).ids for special in (True, False))
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:at]
+
+
+def recorded_beginning(backend: Backend, path: Path) -> list[int] | None:
+    """The ids that config.json beside a tokenizer.json says a text begins with; None where it says nothing.
+
+    ValueError: they are none of the vocabulary.
+    """
+    found = _settings(path.parent / "config.json").get(BEGINNING) if path.name == "tokenizer.json" else None
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(type(i) is int and backend.id_to_token(i) is not None for i in found):
+        raise ValueError(f"{path.parent / 'config.json'}: '{BEGINNING}' must be a list of token ids, not {found!r}")
     return found
 
 

@@ -63,13 +63,13 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
 
 
-def tensor_writer(tensors: Mapping[str, Tensor]) -> Callable[[Path], object]:
+def tensor_writer(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> Callable[[Path], object]:
     """A writer of tensors as safetensors; a refusal of the disk becomes an OSError that names the file."""
 
     def write(path: Path) -> None:
         whole = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
         try:
-            save_file(whole, path)
+            save_file(whole, path, None if notes is None else dict(notes))
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written: {error}") from None
 

@@ -270,3 +270,15 @@ def test_the_same_conversations_give_the_same_bytes_and_a_damaged_mask_is_notice
 def test_of_few_conversations_one_is_held_out(tmp_path):
     manifest = prepare(lines(tmp_path / "chats.jsonl", GOOD[:3]), tmp_path / "set", PLAIN)
     assert {name: split["documents"] for name, split in manifest["splits"].items()} == {"train": 2, "validation": 1}
+
+
+def test_a_marked_template_gives_the_tokens_and_the_mask_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    tokenizer = chat_tokenizer()
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token="<|endoftext|>")
+    theirs.chat_template = MARKED
+    told = theirs.apply_chat_template(chat(*TURNS), tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    with Answers(Renderer(Template(MARKED, "test", {}, ())), tokenizer, 1000) as answers:
+        ours = answers(chat(*TURNS))
+    assert ours.ids.tolist() == list(told["input_ids"])
+    assert ours.answers.astype(int).tolist() == list(told["assistant_masks"])

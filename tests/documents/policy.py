@@ -3,6 +3,7 @@
 A command that no rule names is run as it stands.
 """
 
+import json
 import re
 import shutil
 import sysconfig
@@ -14,7 +15,7 @@ from atma.cli import main
 from tests.documents.reading import Code, Command
 
 NOT_RUN = {
-    r"^\. |\b(pip|curl|export|git|source|cd|sudo|apt-get|brew|uv) ": "the reader's own machine or network",
+    r"^\. |\b(pip|curl|export|git|hf|source|cd|sudo|apt-get|brew|uv) ": "the reader's own machine or network",
     r"^make\b": "the targets are what runs this; tests/documents/test_commands.py looks them up",
     r"^python3? (benchmarks/|-m )": "minutes to hours; tests/bench runs the scripts small",
     r"^atma (demo|bench)\b": "minutes; tests/test_demo.py and tests/bench run them small",
@@ -61,6 +62,7 @@ CUTS = {
 }
 """Options of a verb that are set so that it takes seconds."""
 TRAINING = ("train.tokens=4096", "train.batch_tokens=1024", "data.copy_warmup_tokens=0")
+TUNING = ("train.epochs=0.1", "train.batch_tokens=1024")
 TRAINING += ("evaluation.lengths=[256]", "evaluation.documents=1", "evaluation.needle_trials=1")
 
 
@@ -96,7 +98,8 @@ def _with(words: tuple[str, ...], option: str, values: list[str]) -> tuple[str, 
 
 def _set(words: tuple[str, ...]) -> tuple[str, ...]:
     """The words of a training with its settings cut, those that it gives in their places."""
-    small = {setting.partition("=")[0]: setting for setting in TRAINING}
+    chosen = TUNING if "--from" in words else TRAINING
+    small = {setting.partition("=")[0]: setting for setting in chosen}
     words = tuple(small.pop(word.partition("=")[0], word) for word in words)
     return (*words, *(part for setting in small.values() for part in ("--set", setting)))
 
@@ -132,6 +135,12 @@ def data(folder: Path) -> None:
     assert main(["prepare", "stdlib", "--out", str(folder), "--tokenizer", str(tokenizer)]) == 0
 
 
+def chats(path: Path) -> None:
+    """Short conversations, a line each."""
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(60)]
+    path.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns), encoding="utf-8")
+
+
 def sweep(folder: Path) -> None:
     from tests.sweep.synthetic_sweep import write_sweep
 
@@ -161,6 +170,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "my_texts": texts,
     "long_prompt.txt": one_text,
     "notes.txt": one_text,
+    "chats.jsonl": chats,
     "book.txt": one_text,
     "published_checkpoint": published,
     "data/stdlib": data,

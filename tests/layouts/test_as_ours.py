@@ -7,14 +7,18 @@ import sys
 import pytest
 import torch
 from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 import atma
 from atma.decoding import RECORDED, Decoder
+from atma.generation import Generation
 from atma.layouts import import_checkpoint
 from atma.ops import native
 from atma.serve.engine import Engine
 from atma.serve.exact import Served
+from atma.serve.request import Request
 from atma.serve.settings import EngineConfig
+from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
 from tests.harness.invariance import alone, differences, random_requests, together
 from tests.layouts.checkpoints import FORMS, checkpoint
@@ -76,6 +80,29 @@ def test_its_tokenizer_template_and_end_go_with_it(tmp_path):
     assert loaded.tokenizer is not None and loaded.tokenizer.eot == 256
     assert "chat_template" in json.loads((tmp_path / "ours/tokenizer_config.json").read_text())
     assert loaded.info["extra"]["transformers"]["config"]["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("first", [[], ["<|begin|>"]])
+def test_a_text_begins_with_what_its_tokenizer_puts_there(tmp_path, first):
+    source = folder_of(tmp_path, "llama")
+    backend = Backend.from_file(str(source / "tokenizer.json"))
+    for token in first:
+        backend.add_special_tokens([token])
+        pair = (token, backend.token_to_id(token))
+        backend.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[pair])
+    backend.save(str(source / "tokenizer.json"))
+    checkpoint(source, "llama", **BYTES | {"vocab_size": 258})
+    model = import_checkpoint(source, tmp_path / "ours").float()
+    tokenizer = atma.load(tmp_path / "ours").tokenizer
+    begun = [257] if first else []
+    assert tokenizer is not None and list(tokenizer.beginning) == begun
+    writing = Generation(model, tokenizer, Settings(max_tokens=3, temperature=0))
+    writing.feed("ab")
+    list(writing.write())
+    assert writing.tokens[: len(begun) + 2] == [*begun, 97, 98]
+    engine = Engine(model, tokenizer, EngineConfig(64 << 20, 0))
+    request = Request("ab", max_tokens=3, temperature=0.0)
+    assert engine.prepare(request) == [*begun, 97, 98]
 
 
 def test_a_tokenizer_with_a_token_beyond_the_vocabulary_is_refused(tmp_path):

@@ -53,6 +53,7 @@ def test_what_comes_back_is_the_same_bits_in_the_same_files(tmp_path, form, shar
             first, second = (load_file(tmp_path / at / name) for at in ("theirs", "back"))
             assert first.keys() == second.keys()
             assert all(torch.equal(first[one], second[one]) and first[one].dtype == second[one].dtype for one in first)
+            assert (tmp_path / "theirs" / name).read_bytes() == (tmp_path / "back" / name).read_bytes()
     assert json.loads((tmp_path / "theirs/config.json").read_text()) == json.loads(
         (tmp_path / "back/config.json").read_text()
     )

@@ -263,3 +263,42 @@ def test_from_a_packaged_model_on_conversations_the_answers_are_learned(tmp_path
     train(load_run_recipe(written(tmp_path / "r.toml", text)), out, device="cpu")
     told = losses(out, "validation")
     assert told[-1][1] < told[0][1] - 0.5
+
+
+def test_what_the_base_says_of_itself_is_kept(base, tmp_path):
+    place = shutil.copytree(base, tmp_path / "here")
+    config = json.loads((place / "config.json").read_text())
+    config["extra"] = {"layout": "somebody's", "name": "old"}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "manifest.json").unlink()
+    final = fit(recipe(place), tmp_path / "run", tiny_source())
+    extra = json.loads((final / "config.json").read_text())["extra"]
+    assert extra["layout"] == "somebody's" and extra["name"] == "tiny"
+
+
+def test_a_checkpoint_of_transformers_is_tuned_by_adapters_and_exported_again(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from atma.cli import main
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 32, "tie_word_embeddings": True}
+    torch.manual_seed(0)
+    transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes)).save_pretrained(tmp_path / "theirs")
+    assert main(["import", f"hf:{tmp_path / 'theirs'}", str(tmp_path / "ours")]) == 0
+    asked = dataclasses.replace(recipe(tmp_path / "ours"), model=Recipe().model)
+    asked = resolved(dataclasses.replace(asked, train=dataclasses.replace(asked.train, init_hash="")))
+    final = fit(asked, tmp_path / "run", tiny_source())
+    assert losses(tmp_path / "run", "validation")[-1][1] < losses(tmp_path / "run", "validation")[0][1]
+    assert main(["export", str(final), str(tmp_path / "back")]) == 0
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    model, _ = load_model(final)
+    tokens = rows(3).tokens
+    torch.testing.assert_close(back(tokens).logits, model.logits(model(tokens)[0]), rtol=0, atol=1e-5)
+
+
+def test_the_best_model_is_written_again_with_the_template_of_the_base(base, tmp_path):
+    out = tmp_path / "run"
+    fit(recipe(base, keep_best=True), out, tiny_source())
+    validations = losses(out, "validation")
+    assert sum(loss < min([x for _, x in validations[:i]], default=9) for i, (_, loss) in enumerate(validations)) > 1
+    assert (out / "best" / "chat_template.jinja").is_file()

@@ -5,6 +5,7 @@ from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from atma.config import TrainConfig
+from atma.lora import LoraConfig, attach
 from atma.model import Model
 from atma.train import optim
 from atma.train.optim import Muon, Optimisers, orthogonalise, parameter_groups
@@ -215,3 +216,40 @@ def test_state_of_another_model_is_refused_by_name():
         optimisers.load_tensors({"adamw/blocks.0.mixer.in_proj.weight/exp_avg": torch.zeros(1)}, "there")
     with pytest.raises(ValueError, match=r"tensor 'adamw/embed.weight/exp_avg' is \(3,\), the model has \(32, 24\)"):
         optimisers.load_tensors({"adamw/embed.weight/exp_avg": torch.zeros(3)}, "there")
+
+
+def test_adamw_for_everything_is_one_rate_with_decay_on_matrices_alone():
+    model = Model(tiny_model())
+    optimisers = Optimisers(model, TrainConfig(optimiser="adamw", adamw_rate=0.5, weight_decay=0.1))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimisers.step(0.1)
+    assert {key.split("/")[0] for key in optimisers.tensors()} == {"adamw"}
+    assert {key.split("/")[1] for key in optimisers.tensors()} == {name for name, _ in model.named_parameters()}
+    groups = optimisers._both["adamw"].param_groups
+    assert {group["lr"] for group in groups} == {0.05}
+    assert {group["kind"]: group["weight_decay"] for group in groups} == {
+        "embedding": 0.0,
+        "head": 0.0,
+        "vector": 0.0,
+        "matrix": 0.1,
+    }
+
+
+def test_adapters_go_to_adamw_at_their_rate_and_new_parts_beside_them_to_muon():
+    model = Model(tiny_model())
+    attach(model, LoraConfig(rank=2, train=("memory",)))
+    groups = parameter_groups(model)
+    assert groups["adapter"] and all(name.endswith(("lora_a", "lora_b")) for name in groups["adapter"])
+    assert groups["matrix"] and all(".memory." in name for name in groups["matrix"])
+    assert not groups["embedding"] and not groups["head"]
+    optimisers = Optimisers(model, TrainConfig(lora_rate=0.5))
+    assert set(optimisers._both) == {"muon", "adamw"} and optimisers.rates["adapter"] == 0.5
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused():
+    model = Model(tiny_model())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="every parameter is frozen"):
+        Optimisers(model, TrainConfig())

@@ -13,19 +13,18 @@ def run(base: str, adapters: Path, out: Path, /) -> None:
         adapters: A folder of adapters: adapters/ of a run, or one of its checkpoints.
         out: The model folder to write.
     """
-    from atma.checkpoint import TALK, load_info, load_model, model_files, require_replaceable, text_writer, write_folder
+    from atma.checkpoint import load_info, load_model, model_files, text_writer, write_folder
     from atma.loading import model_folder
     from atma.lora import adapter_record, load_adapters, merge
+    from atma.talk import require_rewritable, talk_of
 
-    require_replaceable(out)
+    require_rewritable(out)
     folder, record = model_folder(base), adapter_record(adapters)
     model, tokenizer = load_model(folder)
     attached = load_adapters(model, adapters)
     merge(model)
     extra = {**load_info(folder).get("extra", {}), "merged": {"adapters": record["lora"], **record.get("extra", {})}}
-    talk = {
-        name: text_writer((folder / name).read_text(encoding="utf-8")) for name in TALK if (folder / name).is_file()
-    }
+    talk = {name: text_writer(text) for name, text in talk_of(folder).items()}
     write_folder(out, model_files(model, tokenizer, extra) | talk)
     print(
         f"merged: {out} ({len(attached.adapted)} adapted layers, {len(attached.trained)} parameters trained themselves)"

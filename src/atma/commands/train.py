@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,16 @@ ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 FROM = tyro.conf.arg(name="from")
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Where to train."""
+
+    device: str | None = None
+    """Such as cpu or cuda; a GPU if there is one by default."""
+    threads: int = 0
+    """Processor threads; measured by default, and kept when a run goes on, because its bits depend on them."""
+
+
 def run(
     recipe: Path | None = None,
     /,
@@ -22,9 +33,8 @@ def run(
     resume: bool = False,
     assignments: Annotated[tuple[str, ...], ASSIGNMENTS] = (),
     tensorboard: bool = False,
-    device: str | None = None,
     evaluate: bool = False,
-    threads: int = 0,
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),
     start: Annotated[str | None, FROM] = None,
 ) -> None:
     """Train the model that a recipe describes, or fine-tune one that there is.
@@ -40,9 +50,8 @@ def run(
         resume: Go on from the newest good checkpoint in the run folder; longer, if train.tokens is set to more.
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
         tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
-        device: Where to train, such as cpu or cuda; a GPU if there is one by default.
         evaluate: At the end measure the model as [evaluation] of the recipe says; rows go into evaluation.jsonl.
-        threads: Processor threads; measured by default, and kept when a run goes on, because its bits depend on them.
+        machine: Where to train.
         start: A model folder, run or packaged model to start from: its weights and configuration, so that the recipe
             needs no [model]. docs/fine-tuning.md tells more.
     """
@@ -55,13 +64,13 @@ def run(
         from atma.train import Stopped, export_tensorboard, terminal_progress, train
         from atma.train.resume import recorded_threads
 
-        device_of(device)
+        device_of(machine.device)
         chosen = _chosen(recipe, out, resume, _with_start(assignments, start))
         folder = out or Path("runs") / chosen.name
         announce(chosen, evaluate)
-        print(processor_threads.settle(threads, recorded_threads(folder) if resume else 0), flush=True)
+        print(processor_threads.settle(machine.threads, recorded_threads(folder) if resume else 0), flush=True)
         try:
-            final = train(chosen, folder, resume, terminal_progress(), device, asked)
+            final = train(chosen, folder, resume, terminal_progress(), machine.device, asked)
         except Stopped as stopped:
             if os.environ.get("RANK", "0") == "0":
                 again = f"atma train --resume --out {shlex.quote(str(folder))}"
@@ -72,7 +81,7 @@ def run(
     best = folder / "best"
     print(f"trained: {final}" + (f"\nlowest validation loss: {best}" if chosen.train.keep_best else ""))
     print(f"try it: atma generate --model {folder} PROMPT")
-    measured(chosen, folder, device, evaluate)
+    measured(chosen, folder, machine.device, evaluate)
 
 
 def _with_start(assignments: tuple[str, ...], start: str | None) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ def announce(recipe: Recipe, evaluates: bool) -> None:
     """Tell what a user may not expect, before the first step. ValueError: the evaluation asked for can never work."""
     from atma.eval.lengths import check_recipe
 
+    if evaluates and _conversations(recipe):
+        told = "holds conversations, and --evaluate measures texts by their length: leave it out, or use atma eval with"
+        raise ValueError(f"{recipe.data.path}: {told} --data of texts")
     lines = check_recipe(recipe, evaluates)
     if not _first():
         return
@@ -33,9 +36,9 @@ def announce(recipe: Recipe, evaluates: bool) -> None:
 def short_bounds(recipe: Recipe) -> list[str]:
     """A line for each bound of the model that is shorter than what it is trained on, which it then is not for."""
     model, length = recipe.model, recipe.train.length
+    first = "" if recipe.train.init_from else "leave it out of the recipe with a preset, or "
     return [
-        f"{name} = {value:g} is below train.length = {length}; "
-        f"leave it out of the recipe with a preset, or --set model.{name}={length}"
+        f"{name} = {value:g} is below train.length = {length}; {first}--set model.{name}={length}"
         for name, value in model.following.items()
         if value is not None and value < length
     ]
@@ -43,7 +46,7 @@ def short_bounds(recipe: Recipe) -> list[str]:
 
 def measured(recipe: Recipe, folder: Path, device: str | None, evaluates: bool) -> None:
     """Evaluate a finished run, or say the command that does."""
-    if not _first():
+    if not _first() or (_conversations(recipe) and not evaluates):
         return
     if not evaluates:
         print(f"measure it: {command(recipe, folder)}")
@@ -63,6 +66,11 @@ def measured(recipe: Recipe, folder: Path, device: str | None, evaluates: bool) 
         rows = evaluate(loaded, TokenSet.open(recipe.data.path, "validation"), recipe.evaluation, progress, out)
     show(rows, f"{recipe.name} on {recipe.data.path}")
     print(f"rows: {out}")
+
+
+def _conversations(recipe: Recipe) -> bool:
+    """Whether the data are conversations, whose model no evaluation by length fits."""
+    return (Path(recipe.data.path) / "chat_template.jinja").is_file()
 
 
 def _first() -> bool:

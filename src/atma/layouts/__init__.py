@@ -28,11 +28,14 @@ from atma.layouts.kinds import ARCHITECTURES
 from atma.layouts.reading import INDEX, WHOLE, Checkpoint, read_checkpoint
 from atma.model import Model
 from atma.tokenizer import Tokenizer, load_tokenizer
+from atma.tokenizer_file import beginning_of
 from atma.weights import load_tensors, tensor_writer, weight_files
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """Files that go with a model as they are: what its tokenizer and its chats say."""
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+NOTES = {"format": "pt"}
+"""What transformers writes into the head of its files of tensors."""
 KEY = "transformers"
 """Where config.json keeps what an export needs, within "extra"."""
 
@@ -137,8 +140,8 @@ def _check_unchanged(folder: Path, was: ModelConfig) -> None:
 def _weights(tensors: Mapping[str, Tensor], files: Mapping[str, list[str]]) -> dict[str, Writer]:
     """Writers of the files that the checkpoint had, and of their index."""
     if set(files) == {WHOLE}:
-        return {WHOLE: tensor_writer(tensors)}
-    written = {file: tensor_writer({name: tensors[name] for name in names}) for file, names in files.items()}
+        return {WHOLE: tensor_writer(tensors, NOTES)}
+    written = {file: tensor_writer({name: tensors[name] for name in names}, NOTES) for file, names in files.items()}
     total = sum(x.numel() * x.element_size() for x in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": {n: file for file, names in files.items() for n in names}}
     return {**written, INDEX: json_writer(index)}
@@ -165,7 +168,9 @@ def _tokenizer(source: Path, tokenizer: str | Path | None, end: str | None, voca
     path = Path(tokenizer) if tokenizer else source / "tokenizer.json"
     if not tokenizer and not path.exists():
         return None
-    words = load_tokenizer(path, end)
+    read = load_tokenizer(path, end)
+    begun = beginning_of(read.backend)
+    words = Tokenizer(read.backend, read.eot, begun[0] if begun else None, begun)
     if words.vocab_size > vocabulary:
         raise ValueError(
             f"{path}: token {words.vocab_size - 1} is beyond the model's vocabulary of {vocabulary}; give the "

@@ -100,6 +100,6 @@ def _encoded(request: Request, tokenizer: Tokenizer) -> list[int]:
             raise RequestError("invalid", "'prompt' has no tokens", "prompt")
         return list(request.prompt)
     try:
-        return [tokenizer.eot, *tokenizer.encode(request.prompt)]
+        return [*tokenizer.beginning, *tokenizer.encode(request.prompt)] or [tokenizer.eot]
     except ValueError as error:
         raise RequestError("invalid", f"'prompt': {error}", "prompt") from None

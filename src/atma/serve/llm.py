@@ -61,5 +61,6 @@ class LLM:
         )
 
     def _most(self, prompt: Prompt) -> int:
-        length = len(self.tokenizer.encode(prompt)) + 1 if isinstance(prompt, str) else len(prompt)
+        read = (*self.tokenizer.beginning, *self.tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
+        length = max(1, len(read))
         return max(1, self.engine.store.longest_text - length)

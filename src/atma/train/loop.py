@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from atma.checkpoint import TALK, text_writer, write_folder
 from atma.config import Recipe, identity
 from atma.strict import to_dict
 from atma.train.folder import claimed, write_recipe
@@ -26,7 +25,7 @@ from atma.train.record import NAME, Record, cut_record
 from atma.train.resume import RunState, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from atma.train.schedule import rate_multiplier
 from atma.train.source import Batch, Source, in_epochs, open_source
-from atma.train.start import adapters, begun, carried, check_tokenizer, resolved
+from atma.train.start import adapters, begun, check_tokenizer, resolved
 from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
 from atma.train.trained import Trained
 
@@ -86,7 +85,8 @@ def fit(
     with claimed(recipe, out, resume, ranks) as notes:
         run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
         notes += run.restore() if resume else [*told, *run.told()]
-        run.carried()
+        if ranks.rank == 0:
+            run.trained.keep(source.template)
         with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
             return run.go(record, progress or Silent(), notes, stop)
 
@@ -98,7 +98,7 @@ class Run:
         self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
         whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
         self.model = begun(recipe, weights=not whole).to(device)
-        self.trained = Trained(self.model, recipe, adapters(recipe, self.model), source.tokenizer)
+        self.trained = Trained(self.model, recipe, out, adapters(recipe, self.model), source.tokenizer)
         self.optimisers = Optimisers(self.model, recipe.train)
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
@@ -256,7 +256,7 @@ class Run:
     def _write_model(self, folder: Path) -> None:
         """A model folder of the model as it is now."""
         if self.ranks.rank == 0:
-            self.trained.save(folder, self._extra(), self.carried())
+            self.trained.save(folder, self._extra())
         wait(self.ranks)
 
     def _extra(self) -> dict[str, Any]:
@@ -270,14 +270,6 @@ class Run:
             "compute": self.state.compute,
             "recipe": to_dict(self.recipe),
         }
-
-    def carried(self) -> dict[str, str]:
-        """Texts that go beside the model; kept in the run folder, for the folder they came from may go away."""
-        kept = self.out / "chat"
-        if self.ranks.rank == 0 and not kept.is_dir() and (texts := carried(self.recipe, self.source.template)):
-            write_folder(kept, {name: text_writer(text) for name, text in texts.items()})
-        found = sorted(kept.iterdir()) if kept.is_dir() else []
-        return {path.name: path.read_text(encoding="utf-8") for path in found if path.name in TALK}
 
     def told(self) -> list[str]:
         """What there is to tell of a fresh start: the model it is from, and what of it is trained."""

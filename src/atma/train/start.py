@@ -5,19 +5,25 @@ weights still fit (a window, a bound). `init_hash`, of the weights, is found onc
 part of the run's identity, and the place is not.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atma.checkpoint import TALK, file_hash, fill_model, load_config, load_tensors
+from atma.checkpoint import file_hash, fill_model, load_config, load_info, load_tensors
 from atma.config import ModelConfig, Recipe, load_values, recipe_of
-from atma.hashes import WEIGHTS
 from atma.loading import model_folder
 from atma.lora import Attached, attach
 from atma.model import Model
+from atma.talk import talk_of
 from atma.tokenizer import Tokenizer, load_tokenizer
 from atma.train.step import generator
+from atma.weights import weight_files
+
+EXTRA = "extra.json"
+"""What the base's config.json says besides the model."""
 
 
 def load_run_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
@@ -56,10 +62,13 @@ def resolved(recipe: Recipe) -> Recipe:
 
 
 def weights_hash_of(folder: Path) -> str:
-    """SHA-256 of a model folder's weights. ValueError: it has none."""
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder / WEIGHTS}: missing")
-    return file_hash(folder / WEIGHTS)
+    """SHA-256 of a model folder's weights; of several files, of their hashes. ValueError: it has none."""
+    files = weight_files(folder)
+    missing = next((path for path in files if not path.is_file()), None)
+    if missing is not None:
+        raise ValueError(f"{missing}: missing")
+    hashes = [file_hash(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def begun(recipe: Recipe, weights: bool = True) -> Model:
@@ -77,7 +86,8 @@ def begun(recipe: Recipe, weights: bool = True) -> Model:
             "name their place: --set train.init_from=FOLDER"
         )
     try:
-        fill_model(model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+        files = weight_files(folder)
+        fill_model(model, {name: tensor for file in files for name, tensor in load_tensors(file).items()}, files[0])
     except ValueError as error:
         changed = _changed(load_config(folder).to_table(), recipe.model.to_table())
         told = f"; [model] changes {', '.join(changed)}, and only what leaves the weights as they are may be changed"
@@ -106,14 +116,13 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None) -> None:
 
 
 def carried(recipe: Recipe, template: str | None) -> dict[str, str]:
-    """The texts of files that the final model keeps beside its own: of the folder that it starts from, and the chat
-    template that its data was written with."""
+    """The texts of files that the final model takes over: how the folder that it starts from is talked to, and what its
+    config.json says besides, such as which checkpoint it was; and the chat template that its data was written with."""
     found = {}
     if recipe.train.init_from:
         folder = model_folder(recipe.train.init_from)
-        paths = [folder / name for name in TALK if (folder / name).is_file()]
-        found = {path.name: path.read_text(encoding="utf-8") for path in paths}
-    return found | ({} if template is None else {TALK[0]: template})
+        found = talk_of(folder) | {EXTRA: json.dumps(load_info(folder).get("extra", {}))}
+    return found | ({} if template is None else {"chat_template.jinja": template})
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ say by a hash which base they belong to; the base is read again from `train.init
 `best/`) are whole either way, adapters merged in.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,6 @@ from atma.checkpoint import (
     load_tensors,
     model_files,
     read_json,
-    require_replaceable,
     tensor_writer,
     text_writer,
     write_folder,
@@ -26,9 +26,15 @@ from atma.config import ModelConfig, Recipe, identity
 from atma.lora import TENSORS, Attached, adapter_files, base_hash, fill_adapters, merged_tensors, save_adapters
 from atma.model import Model
 from atma.strict import from_dict
+from atma.talk import TALK, require_rewritable
+from atma.train.start import EXTRA, carried
+from atma.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from atma.tokenizer import Tokenizer
+
+KEPT = "base"
+"""The folder of a run that holds what is kept of the model it starts from."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Trained:
 
     model: Model
     recipe: Recipe
+    out: Path
+    """The run folder."""
     attached: Attached | None = None
     tokenizer: "Tokenizer | None" = None
 
@@ -60,15 +68,25 @@ class Trained:
         config = from_dict(ModelConfig, read_json(folder / "config.json").get("model", {}))
         if identity(config) != identity(self.model.config):
             raise ValueError(f"{folder / 'config.json'}: another model than the recipe's")
-        fill_model(self.model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+        fill_model(self.model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
 
-    def save(self, folder: Path, extra: Mapping[str, Any], carried: Mapping[str, str]) -> None:
-        """Write a model folder, adapters merged, with `carried` texts as further files."""
-        require_replaceable(folder)
-        files = model_files(self.model, self.tokenizer, extra)
+    def keep(self, template: str | None) -> None:
+        """Copy what the final model takes over from the folder it starts from, which may go away, into the run folder.
+
+        `template` is the chat template that the data was written with, if any.
+        """
+        if not (self.out / KEPT).is_dir() and (texts := carried(self.recipe, template)):
+            write_folder(self.out / KEPT, {name: text_writer(text) for name, text in texts.items()})
+
+    def save(self, folder: Path, extra: Mapping[str, Any]) -> None:
+        """Write a model folder, adapters merged, with what is kept of the base."""
+        require_rewritable(folder)
+        beside = {path.name: path.read_text(encoding="utf-8") for path in sorted((self.out / KEPT).glob("*"))}
+        before = json.loads(beside.get(EXTRA, "{}"))
+        files = model_files(self.model, self.tokenizer, {**before, **extra})
         if self.attached is not None:
-            files["model.safetensors"] = tensor_writer(merged_tensors(self.model))
-        write_folder(folder, files | {name: text_writer(text) for name, text in carried.items()})
+            files[WEIGHTS] = tensor_writer(merged_tensors(self.model))
+        write_folder(folder, files | {name: text_writer(beside[name]) for name in TALK if name in beside})
 
     def save_adapters(self, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write the adapters alone, if there are any."""

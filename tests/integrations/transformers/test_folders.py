@@ -218,18 +218,15 @@ def test_ends_of_turns_end_generation_in_both(tmp_path):
         assert declared(tmp_path / place, load_model(tmp_path / place)[1]) == (257,)
 
 
-def test_what_somebody_wrote_is_not_lost(folder):
+def test_what_somebody_wrote_is_not_replaced(folder):
     model, tokenizer = load_model(folder)
-    (folder / "README.md").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds something other than a model \('README\.md'\)"):
-        save_model(folder, model, tokenizer)
-    (folder / "README.md").unlink()
-    (folder / "chat_template.jinja").write_text("mine")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "mine too"}))
     save_model(folder, model, tokenizer)
-    assert (folder / "chat_template.jinja").read_text() == "mine"
-    assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"] == "mine too"
+    for name, text in (("README.md", "mine"), ("chat_template.jinja", "x"), ("tokenizer_config.json", None)):
+        before = (folder / name).read_text() if (folder / name).exists() else None
+        (folder / name).write_text(text or json.dumps({"chat_template": "x"}))
+        with pytest.raises(ValueError, match=rf"holds something other than a model \('{name}'\)"):
+            save_model(folder, model, tokenizer)
+        (folder / name).write_text(before) if before else (folder / name).unlink()
 
 
 def test_the_files_of_shards_are_a_model_s_and_may_be_replaced(folder, tmp_path):

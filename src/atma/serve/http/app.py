@@ -94,7 +94,7 @@ class Routes:
                 tokens = await asyncio.to_thread(ready.tokenizer.encode, body.prompt or "")
             except ValueError as error:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
-            tokens = [ready.tokenizer.eot, *tokens] if body.add_special_tokens else tokens
+            tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
         else:
             work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.add_generation_prompt)
             tokens = await while_there(request.receive, work)
