@@ -14,7 +14,7 @@ from atma.mixers.table import CORES, MEMORIES, MIXERS
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
     "arguments bars device disk replacing saved_state settings signals statistics strict weights",
-    "hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
+    "bpe hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
     "ops",
     "layers state threads",
     "mixers",

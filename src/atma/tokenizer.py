@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from atma.bpe import bytes_alone, learned_bpe
 from atma.rendered import Rendered
 from atma.text_pieces import covered, cuttable, pieces
 from atma.token_bytes import Spelling, byte_characters, unknown_token
 from atma.tokenizer_file import (
-    END_OF_TEXT,
     end_of_text,
     known_end,
     make_special,
@@ -32,9 +32,6 @@ from atma.tokenizer_file import (
     recorded_beginning,
     written,
 )
-
-SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""Where a BPE token may not reach across: words with an optional space before, single digits, runs of other signs."""
 
 PROBE = "".join(map(chr, range(1, 0x300))) + "a  b\t\tc \n\n d\r\n\u4e16\u754c \U0001f642 "
 """A text that shows whether a tokenizer drops characters."""
@@ -243,7 +240,7 @@ class Tokenizer:
 
 def byte_tokenizer() -> Tokenizer:
     """256 bytes and end-of-text: 257 ids, byte b is id b, every text comes back exactly."""
-    return _assemble({character: byte for byte, character in enumerate(byte_characters())}, [])
+    return Tokenizer(*bytes_alone())
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -251,22 +248,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     The same texts give the same tokenizer. ValueError if the texts hold too few pairs to merge.
     """
-    if vocab_size < 257:
-        raise ValueError(f"vocab_size must be at least 257 (bytes and end-of-text), not {vocab_size}")
-    trainee = Backend(models.BPE())
-    trainee.pre_tokenizer = _splitter()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=byte_characters(), show_progress=False, special_tokens=[]
-    )
-    trainee.train_from_iterator(texts, trainer)
-    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
-    merges = [tuple(pair) for pair in json.loads(trainee.to_str())["model"]["merges"]]
-    for left, right in merges:
-        vocabulary.setdefault(left + right, len(vocabulary))
-    if len(vocabulary) + 1 < vocab_size:
-        most = len(vocabulary) + 1
-        raise ValueError(f"vocab_size {vocab_size} is more than these texts can fill; take {most} or less, or bytes")
-    return _assemble(vocabulary, merges)
+    return Tokenizer(*learned_bpe(texts, vocab_size))
 
 
 def load_tokenizer(path: str | Path, end: str | None = None) -> Tokenizer:
@@ -281,23 +263,6 @@ def load_tokenizer(path: str | Path, end: str | None = None) -> Tokenizer:
     backend = read_backend(path)
     begun = recorded_beginning(backend, path)
     return Tokenizer(backend, end_of_text(backend, path, end), begun[0] if begun else None, begun)
-
-
-def _assemble(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> Tokenizer:
-    backend = Backend(models.BPE(vocab=vocabulary, merges=merges))  # pyright: ignore[reportArgumentType]
-    backend.pre_tokenizer = _splitter() if merges else pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return Tokenizer(backend, len(vocabulary))
-
-
-def _splitter() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
 
 
 def _require_utf8(text: str) -> None:
