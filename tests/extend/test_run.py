@@ -1,5 +1,6 @@
 """An extension: it begins as its teacher, goes on bit for bit after a stop, ends as an ordinary model, and refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from atma.extend.settings import ExtendConfig
 from atma.extend.ways import way_of
 from atma.loading import load
 from atma.model import Model
+from atma.tokenizer import byte_tokenizer, train_bpe
 from atma.train.record import read_record
 from atma.train.source import Source
 from tests.laws.conftest import randomise
@@ -146,6 +148,28 @@ def test_a_folder_begun_otherwise_is_refused(teacher, tmp_path):
     other = extension(teacher, {"way": "polar", "logits_weight": 2.0})
     with pytest.raises(ValueError, match=r"extend\.json: begun with another settings"):
         fit(other, tmp_path / "run", source(), resume=True)
+
+
+@pytest.fixture
+def talking(tmp_path):
+    """A teacher with a tokenizer and a chat template."""
+    model = Model(ModelConfig(257, 16, 1, ("attention",), {}, TEACHER, core="rope", memory=False))
+    randomise(model)
+    save_model(tmp_path / "talking", model, byte_tokenizer())
+    (tmp_path / "talking/chat_template.jinja").write_text("{{ messages }}")
+    return load(tmp_path / "talking")
+
+
+def test_the_end_is_talked_to_as_the_beginning_was(talking, tmp_path):
+    final = fit(extension(talking, CHOICES[1]), tmp_path / "run", replace(source(), tokenizer=byte_tokenizer()))
+    assert (final / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert load(final).tokenizer is not None
+
+
+def test_data_of_another_tokenizer_is_refused(talking, tmp_path):
+    other = replace(source(), tokenizer=train_bpe(["abab"], 258))
+    with pytest.raises(ValueError, match="written with another tokenizer than"):
+        fit(extension(talking, CHOICES[1]), tmp_path / "run", other)
 
 
 @pytest.mark.parametrize(

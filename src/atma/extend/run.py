@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atma.checkpoint import file_hash, read_json, save_model
+from atma.checkpoint import file_hash, model_files, read_json, require_replaceable, text_writer, write_folder
 from atma.config import DataConfig, Recipe, TrainConfig, to_dict
 from atma.extend.distil import Distiller
 from atma.extend.settings import ExtendConfig
@@ -17,6 +17,7 @@ from atma.loading import Loaded
 from atma.lora import LoraConfig, attach, merge
 from atma.model import Model
 from atma.strict import plain
+from atma.talk import talk_of
 from atma.train.folder import claimed
 from atma.train.loop import Run, _check_fit
 from atma.train.optim import Optimisers
@@ -88,6 +89,7 @@ def fit(
     device = device or torch.device("cpu")
     ranks, recipe = join(device), extension.recipe
     _check_fit(recipe, source, ranks)
+    _check_tokenizer(extension, source)
     with claimed(recipe, out, resume, ranks) as notes:
         teacher = file_hash(extension.loaded.path / "model.safetensors")
         _settle(out / SETTINGS, {"settings": plain(to_dict(extension.settings)), "teacher": teacher})
@@ -133,7 +135,10 @@ class ExtendRun(Run):
         }
         final = self.out / "final"
         merge(self.model)
-        save_model(final, self.way.settled(self.model), self.source.tokenizer, extra)
+        require_replaceable(final)
+        talk = {name: text_writer(text) for name, text in talk_of(self.loaded.path).items()}
+        tokenizer = self.loaded.tokenizer or self.source.tokenizer
+        write_folder(final, model_files(self.way.settled(self.model), tokenizer, extra) | talk)
         return final
 
 
@@ -164,6 +169,14 @@ def choose(student: Model, settings: ExtendConfig, new: list[str], seed: int) ->
     elif settings.trains == "new":
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(name in set(new))
+
+
+def _check_tokenizer(extension: Extension, source: Source) -> None:
+    """ValueError where the data was written with another tokenizer than the teacher's."""
+    own, path = extension.loaded.tokenizer, extension.loaded.path
+    if own is not None and source.tokenizer is not None and own.hash() != source.tokenizer.hash():
+        data = extension.recipe.data.path
+        raise ValueError(f"{data}: written with another tokenizer than {path} has; prepare it with --model {path}")
 
 
 def _settle(path: Path, wanted: dict[str, Any]) -> None:
