@@ -1,6 +1,7 @@
 """Recipes: strict reading, exact round trips, one identity per configuration."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
