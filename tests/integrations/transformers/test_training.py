@@ -60,7 +60,8 @@ def test_an_adapter_is_saved_and_read_and_merged_into_a_folder_of_atma(tmp_path)
         assert (named(tokens).logits - expected).abs().max() < 1e-5
         again.merge_and_unload().save_pretrained(tmp_path / "merged")
         merged = atma.load(tmp_path / "merged").model
-        assert (merged.logits(merged(tokens)[0]) - expected).abs().max() < 1e-5
+        # The merged weight is rounded once more: an error of 2⁻²⁴ of each of 16 products, through two blocks.
+        assert (merged.logits(merged(tokens)[0]) - expected).abs().max() < 1e-5 * expected.abs().max()
         text = made.generate(input_ids=tokens, max_new_tokens=5, do_sample=False)
         assert torch.equal(text, again.generate(input_ids=tokens, max_new_tokens=5, do_sample=False))
 
