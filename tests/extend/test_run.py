@@ -16,6 +16,7 @@ from atma.loading import load
 from atma.lora import LoraConfig, adapter_tensors, attach, save_adapters
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer, train_bpe
+from atma.train.loop import Stopped
 from atma.train.record import read_record
 from atma.train.source import Source
 from atma.weights import load_tensors, tensor_writer
@@ -138,6 +139,20 @@ def test_only_what_is_new_is_trained_where_that_is_asked_for(teacher, tmp_path):
     before = teacher.model.state_dict()
     assert all(torch.equal(final[name], value) for name, value in before.items())
     assert final["blocks.1.mixer.memory.out_proj.weight"].any()
+
+
+def test_a_window_is_validated_as_the_finished_one_also_after_a_stop_before_it(teacher, tmp_path):
+    choice = {"way": "window-memory", "window": 6, "memory": "delta", "sinks": 2, "window_range": (2, 12)}
+    asked = iter([False, False, True, True])  # after two steps, before the validation of the third, after it
+    with pytest.raises(Stopped):
+        fit(extension(teacher, choice), tmp_path / "parts", source(), stop=lambda: next(asked))
+    fit(extension(teacher, choice), tmp_path / "parts", source(), resume=True)
+    fit(extension(teacher, choice), tmp_path / "whole", source())
+    one, two = (
+        [row["loss"] for row in read_record(tmp_path / run) if row["kind"] == "validation"]
+        for run in ("whole", "parts")
+    )
+    assert one == two and len(one) == 2
 
 
 def test_a_model_without_softmax_attention_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from atma.checkpoint import MANIFEST, file_hash, model_files, read_json, require
 from atma.config import DataConfig, Recipe, TrainConfig, to_dict
 from atma.extend.distil import Distiller
 from atma.extend.settings import ExtendConfig
-from atma.extend.ways import Way, way_of
+from atma.extend.ways import Way, WindowMemory, way_of
 from atma.loading import Loaded, is_adapters
 from atma.lora import LoraConfig, attach, merge
 from atma.model import Model
@@ -123,6 +123,12 @@ class ExtendRun(Run):
         trained = sum(one.numel() for one in self.model.parameters() if one.requires_grad)
         total = sum(one.numel() for one in self.model.parameters())
         return {"event": f"trains {trained:,} of {total:,} parameters", "trained": trained, "parameters": total}
+
+    def _validate(self, record: Record, progress: Progress) -> None:
+        """With the finished window, not that of a step, which is drawn and in no checkpoint."""
+        if isinstance(self.way, WindowMemory):
+            self.way.at(self.model, self.recipe.train.steps, self.recipe.train.steps)
+        super()._validate(record, progress)
 
     def _finish(self) -> Path:
         extra = {
