@@ -1,11 +1,15 @@
 """Shared fixtures: uninitialised memory is NaN, the golden vectors, a browser, and one tiny model of every kind."""
 
+import os
 import shutil
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton, as others' packages do
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from atma.config import ModelConfig
 

@@ -1,6 +1,7 @@
 """Recipes: strict reading, exact round trips, one identity per configuration."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,20 @@ def test_a_setting_that_came_later_changes_no_identity_at_its_default():
     assert identity(Recipe()) == "a59ed531d0a6352f"
     assert identity(ModelConfig(rope_canon=True)) != identity(ModelConfig())
     assert "rope_canon" in to_dict(ModelConfig())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "known"),
+    [
+        ("nano-constant", "6652d846d22e74b5"),
+        ("stacks/atma-kda-nano", "b74d84dec200694a"),
+        ("stacks/gated-deltanet-3to1-nano", "43298cbfd7359c8a"),
+        ("stacks/samba-nano", "74c5bfb501bf9df3"),
+        ("stacks/transformer-nano", "32715b0c925920b7"),
+    ],
+)
+def test_an_option_of_a_mixer_that_came_later_changes_no_identity_at_its_default(recipe, known):
+    assert identity(load_recipe(Path(__file__).parents[1] / f"recipes/{recipe}.toml")) == known
 
 
 def test_a_recipe_starts_from_a_preset_and_changes_it(tmp_path):

@@ -206,9 +206,16 @@ class ModelConfig:
     def canonical(self) -> dict[str, Any]:
         """`to_table` without what is no part of an identity: what came later and is not set, and packages."""
         table = self.to_table()
-        named = {name: {k: v for k, v in one.items() if k != PACKAGE} for name, one in table.pop("mixers", {}).items()}
+        named = {name: _said(self._named[name], one) for name, one in table.pop("mixers", {}).items()}
         own = {key: value for key, value in table.items() if not _came_later(key, value)}
         return own | {"mixers": named} if named else own
+
+
+def _said(one: Named, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a mixer without its package, and without what came after tables had identities and is not set."""
+    fields = one.found.cls.takes(one.options)
+    unsaid = {key for key, field in fields.items() if field.metadata.get("unsaid") and table[key] == field.default}
+    return {key: value for key, value in table.items() if key != PACKAGE and key not in unsaid}
 
 
 def _came_later(key: str, value: Any) -> bool:

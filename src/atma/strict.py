@@ -25,6 +25,8 @@ PLACE = {"later": True, "place": True}
 FOLLOWS = {"follows": "length"}
 """Metadata of an option of a mixer that presets bound by the length of training: a recipe's own length bounds it."""
 
+UNSAID = {"later": True, "unsaid": True}
+"""Metadata of a mixer's option that came after tables of mixers had identities: at its default it is no part of one."""
 OWN = {"own": True}
 """Metadata of an option of a mixer that is set in its own table alone: one shared with others does not reach it."""
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from atma.layouts import export_checkpoint, import_checkpoint
 from tests.layouts.checkpoints import FORMS, checkpoint
@@ -57,3 +58,42 @@ def test_what_comes_back_is_the_same_bits_in_the_same_files(tmp_path, form, shar
     assert json.loads((tmp_path / "theirs/config.json").read_text()) == json.loads(
         (tmp_path / "back/config.json").read_text()
     )
+
+
+OLDER = [
+    ("gemma3", {"rope_theta": 500.0, "rope_local_base_freq": 50.0}),
+    ("gemma3", {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    ("olmo3", {"rope_theta": 300.0}),
+    ("olmo3", {}),
+    ("mistral", {"rope_theta": 300.0, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    ("qwen2, windows", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": None}}),
+    ("llama", {}),
+    ("smollm3", {}),
+    ("lfm2", {"rope_theta": 300.0}),
+    ("qwen3.5", {"attn_output_gate": True, "mlp_only_layers": [], "mamba_ssm_dtype": "float32"}),
+]
+
+
+@pytest.mark.parametrize(("form", "values"), OLDER, ids=str)
+@torch.no_grad()
+def test_settings_in_the_older_form_mean_what_transformers_takes_them_for(tmp_path, form, values):
+    checkpoint(tmp_path / "theirs", form)
+    path = tmp_path / "theirs/config.json"
+    config = json.loads(path.read_text())
+    if form != "qwen3.5":
+        del config["rope_parameters"]
+    path.write_text(json.dumps(config | values))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    ours = import_checkpoint(tmp_path / "theirs", tmp_path / "ours").eval()
+    assert (read(ours, TOKENS, [40]) - theirs(TOKENS).logits).abs().max() <= 1e-4
+
+
+def test_shards_may_list_frequencies_that_are_computed(tmp_path):
+    checkpoint(tmp_path / "theirs", "llama", shard="40kB")
+    path = tmp_path / "theirs/model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    index["weight_map"][name] = min(index["weight_map"].values())
+    path.write_text(json.dumps(index))
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours")

@@ -85,7 +85,11 @@ def _layers(name: str, settings: Settings, depth: int) -> list[str]:
     """The name of each layer's mixer."""
     if name == "lfm2":
         attending = settings.any("full_attn_idxs")
-        attending = range(depth) if attending is None else attending
+        attending = list(range(depth)) if attending is None else attending
+        if not isinstance(attending, list) or not all(type(i) is int and 0 <= i < depth for i in attending):
+            raise ValueError(
+                f"config.json: 'full_attn_idxs' must be numbers of layers below {depth}, not {attending!r}"
+            )
         return settings.kinds("layer_types", (FULL, CONV), depth) or [
             FULL if i in attending else CONV for i in range(depth)
         ]
@@ -101,6 +105,8 @@ def _layers(name: str, settings: Settings, depth: int) -> list[str]:
     if name == "smollm3":
         every = settings.count("no_rope_layer_interval")
         turned = settings.any("no_rope_layers") or [int((i + 1) % every != 0) for i in range(depth)]
+        if not isinstance(turned, list) or len(turned) != depth:
+            raise ValueError(f"config.json: 'no_rope_layers' must tell of each of {depth} layers, not {turned!r}")
         kinds = kinds or [SLIDING if window and not turned[i] else FULL for i in range(depth)]
         return [kind if turned[i] else f"{kind}_without_positions" for i, kind in enumerate(kinds)]
     first, every = settings.any("max_window_layers"), settings.any("sliding_window_pattern") or 6
@@ -120,6 +126,7 @@ def _mixer(name: str, kind: Kind, settings: Settings, layer: str, heads: dict[st
         taps = settings.count("conv_L_cache")
         return {"kind": "gated_conv", "local_taps": taps, "projection_bias": False}
     if layer == LINEAR:
+        settings.one_of("hidden_act", {"silu": "silu"})  # of its convolution and gate too
         return _gated_delta(settings)
     table: dict[str, Any] = {"kind": "grouped_query", **heads, "query_key_norm": kind.query_key_norm}
     biased = settings.flag("attention_bias") if kind.biased == "qkvo" else False
@@ -129,7 +136,7 @@ def _mixer(name: str, kind: Kind, settings: Settings, layer: str, heads: dict[st
     if "without_positions" in layer:
         return table | {"rotary_share": 0.0}
     share = settings.number("partial_rotary_factor") if name == "qwen3_5_text" else None
-    table |= rotary(settings, layer, _theta(kind, settings, layer), share)
+    table |= rotary(_windowed(kind, settings, layer), layer, _theta(kind, settings, layer), share)
     table["output_gate"] = name == "qwen3_5_text"
     if kind.gemma:
         table["score_scale"] = settings.number("query_pre_attn_scalar") ** -0.5
@@ -152,12 +159,20 @@ def _gated_delta(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _windowed(kind: Kind, settings: Settings, layer: str) -> Settings:
+    """The settings as a kind of layer takes them: the windows of Gemma and OLMo, in the older form, have their own base
+    and are not stretched."""
+    if layer == FULL or not kind.local_windows or settings.any("rope_parameters"):
+        return settings
+    return Settings({**settings.values, "rope_scaling": None, "rope_theta": None}, {})
+
+
 def _theta(kind: Kind, settings: Settings, layer: str) -> float:
-    """The base of a kind of layer where its parameters do not say it: Gemma's windows have one of their own."""
-    local = settings.any("rope_local_base_freq") if kind.gemma else None
+    """The base of a kind of layer where its parameters do not say it."""
     if not kind.gemma or layer == FULL:
+        settings.any("rope_local_base_freq")
         return kind.theta
-    return settings.number("rope_local_base_freq", 10_000.0) if local is not None else 10_000.0
+    return settings.number("rope_local_base_freq", 10_000.0)
 
 
 def _parts(name: str, kind: Kind, model: Mapping[str, Any], names: list[str]) -> list[Part]:

@@ -20,6 +20,8 @@ class Kind(NamedTuple):
     norms: Mapping[str, str] = {"norm_mixer": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
     plus_one: bool = False
     """Whether norms multiply by one plus their weight."""
+    local_windows: bool = False
+    """Whether layers with windows have positions of their own, which `rope_scaling` does not stretch."""
     gemma: bool = False
     """Scaled embeddings, GeGLU, and scores of a scale of their own."""
 
@@ -118,9 +120,23 @@ ARCHITECTURES: dict[str, Kind] = {
     "qwen3_5_text": Kind(_QWEN3_5, query_key_norm="head", biased="qkvo", plus_one=True),
     "smollm3": Kind(_SMOLLM3, theta=2_000_000.0, biased="qkvo"),
     "olmo2": Kind(_OLMO, query_key_norm="all", biased="qkvo", norms=_AFTER),
-    "olmo3": Kind(_OLMO | {"sliding_window": 4096}, query_key_norm="all", biased="qkvo", norms=_AFTER),
+    "olmo3": Kind(
+        _OLMO | {"sliding_window": 4096},
+        theta=500_000.0,
+        query_key_norm="all",
+        biased="qkvo",
+        norms=_AFTER,
+        local_windows=True,
+    ),
     "gemma3_text": Kind(
-        _GEMMA3, theta=1e6, query_key_norm="head", biased="qkvo", norms=_AROUND, plus_one=True, gemma=True
+        _GEMMA3,
+        theta=1e6,
+        query_key_norm="head",
+        biased="qkvo",
+        norms=_AROUND,
+        plus_one=True,
+        local_windows=True,
+        gemma=True,
     ),
     "lfm2": Kind(_LFM2, theta=1e6, query_key_norm="head", norms=_LFM2_NORMS),
 }

@@ -51,7 +51,7 @@ def _files(folder: Path) -> dict[str, str]:
                 raise ValueError(f"{folder / INDEX}: names '{file}', which is no file of this folder")
             if not (folder / file).is_file():
                 raise ValueError(f"{folder / file}: missing, though {INDEX} names it; copy every shard")
-        return found
+        return {name: file for name, file in found.items() if not name.endswith(_COMPUTED)}
     if (folder / WHOLE).is_file():
         return {name: WHOLE for name, _ in _tensors(folder / WHOLE)}
     older = next((name for name in OLDER if (folder / name).exists()), None)

@@ -6,16 +6,17 @@ from typing import Any
 
 # fmt: off
 HARMLESS = frozenset((
-     "architectures",
-     "attention_dropout", "attn_implementation", "auto_map", "block_dim", "block_mlp_init_scale", "block_norm_eps",
-     "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init", "cache_implementation",
-     "chunk_size_feed_forward", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "dtype", "eos_token_id",
-     "full_attn_idxs", "hidden_dropout", "id2label", "initializer_range", "is_llama_config", "label2id",
-     "language", "max_position_embeddings", "max_window_layers", "model_type", "num_heads", "num_labels",
-     "output_attentions", "output_hidden_states", "pretraining_tp", "problem_type", "resid_pdrop",
-     "return_dict", "rope_interleaved", "sliding_window", "sliding_window_pattern", "theta",
-     "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
-     "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_pos_enc", "use_sliding_window",
+    "architectures", "attention_dropout", "attn_implementation", "auto_map", "block_dim", "block_mlp_init_scale",
+    "block_norm_eps", "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init", "cache_implementation",
+    "chunk_size_feed_forward", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "dtype", "eos_token_id",
+    "full_attn_idxs", "hidden_dropout", "id2label", "initializer_range", "is_llama_config", "label2id",
+    "mamba_ssm_dtype", "language",
+    "max_position_embeddings", "max_window_layers", "model_type", "mtp_num_hidden_layers",
+    "mtp_use_dedicated_embeddings", "num_heads", "num_labels", "output_attentions", "output_hidden_states",
+    "pretraining_tp", "problem_type", "resid_pdrop", "return_dict", "rope_interleaved", "sliding_window",
+    "sliding_window_pattern", "theta", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_pos_enc",
+    "use_sliding_window",
 ))
 # fmt: on
 """Settings of training, of generation and of files, which change no logits; those with a value of their own meaning
@@ -34,6 +35,8 @@ REFUSED = {
     "use_bidirectional_attention": "attention that looks ahead",
 }
 """What we lack, by the setting that asks for it."""
+NEEDED = {"is_causal": "attention that looks ahead", "attn_output_gate": "attention without its gate"}
+"""What we lack, by the setting that asks for it when it is false."""
 
 
 class Settings:
@@ -95,10 +98,14 @@ class Settings:
     def check_rest(self) -> None:
         """ValueError names a setting that nothing has read and that may change what the model computes."""
         for name, value in self.values.items():
-            if name in self._read or value in (None, False) or name.startswith("_") or name.endswith("_token_id"):
+            if name in self._read or name.startswith("_") or name.endswith("_token_id"):
                 continue
-            if name in REFUSED:
-                raise ValueError(f"config.json: '{name}' is {value!r}: {REFUSED[name]}, which atma does not have")
+            if value is None or value in ([], {}) or (value is False and name not in NEEDED):
+                continue
+            if name in NEEDED and value is True:
+                continue
+            if lacked := {**REFUSED, **NEEDED}.get(name):
+                raise ValueError(f"config.json: '{name}' is {value!r}: {lacked}, which atma does not have")
             if name not in HARMLESS:
                 raise ValueError(
                     f"config.json: '{name}' is {value!r}, a setting that atma does not know for this architecture: "
@@ -112,25 +119,34 @@ def rotary(settings: Settings, kind: str, theta: float, share: float | None = No
     kind: the kind of layer, where each has parameters of its own. theta: the architecture's default. share: its share
     of turned numbers, if it has such a setting.
     """
-    given = settings.any("rope_parameters") or {}
-    older = settings.any("rope_scaling") or {}
-    outer = settings.any("rope_theta")
-    own = given.get(kind, {}) if isinstance(given.get(kind), dict) else given
-    if any(isinstance(one, dict) for one in given.values()) and kind not in given:
-        raise ValueError(f"config.json: 'rope_parameters' says nothing of '{kind}'")
-    if not isinstance(own, dict) or not isinstance(older, dict):
-        raise ValueError(f"config.json: 'rope_parameters' must be a table, not {given!r}")
-    table = {**({} if kind == "sliding_attention" and older and not given else older), **(own or {})}
-    table = {name: value for name, value in table.items() if value is not None}
-    scaling = table.pop("rope_type", None) or table.pop("type", "default")
+    table = _rope_table(settings, kind)
+    scaling = table.pop("rope_type", None) or table.pop("type", None) or "default"
     table.pop("type", None)
-    base = table.pop("rope_theta", None) or outer or theta
-    options: dict[str, Any] = {"rotary_theta": _number("rope_theta", base)}
+    base = table.pop("rope_theta", None)
+    options: dict[str, Any] = {"rotary_theta": _number("rope_theta", theta if base is None else base)}
     if share is not None or table.get("partial_rotary_factor") == 1:
         options["rotary_share"] = _number("partial_rotary_factor", table.pop("partial_rotary_factor", share))
     for name in _OF_IMAGES:
         table.pop(name, None)
     return options | _scaling(scaling, table, settings)
+
+
+def _rope_table(settings: Settings, kind: str) -> dict[str, Any]:
+    """The parameters of a kind of layer, in the newer names. ValueError: they are said in both forms, or not for it."""
+    given, older = settings.any("rope_parameters") or {}, settings.any("rope_scaling") or {}
+    base = settings.any("rope_theta")
+    for name, table in (("rope_parameters", given), ("rope_scaling", older)):
+        if not isinstance(table, dict):
+            raise ValueError(f"config.json: '{name}' must be a table, not {table!r}")
+    if given and older and older != given:
+        raise ValueError("config.json: both 'rope_parameters' and 'rope_scaling' are set; leave one out")
+    nested = any(isinstance(one, dict) for one in given.values())
+    if nested and not isinstance(given.get(kind), dict):
+        raise ValueError(f"config.json: 'rope_parameters' says nothing of '{kind}'")
+    table = dict(given[kind] if nested else given or older)
+    if base is not None:
+        table.setdefault("rope_theta", base)
+    return {name: value for name, value in table.items() if value is not None or name == "truncate"}
 
 
 _OF_IMAGES = ("mrope_section", "mrope_interleaved")
@@ -141,7 +157,7 @@ def _scaling(scaling: str, table: dict[str, Any], settings: Settings) -> dict[st
     """How positions are stretched. It empties the table of what it knows, and refuses the rest."""
     longest = settings.count("max_position_embeddings")
     trained = table.pop("original_max_position_embeddings", None)
-    factor = table.pop("factor", None)
+    factor = None if scaling == "default" else table.pop("factor", None)
     options: dict[str, Any] = {}
     if scaling == "linear":
         options = {"rotary_scaling": "linear"}
@@ -154,7 +170,7 @@ def _scaling(scaling: str, table: dict[str, Any], settings: Settings) -> dict[st
         options = {"rotary_scaling": "yarn", "rotary_trained": trained, **_yarn(table, factor)}
     elif scaling != "default":
         raise ValueError(f"config.json: rotary positions of the kind '{scaling}', which atma does not have")
-    if table:
+    if table := {name: value for name, value in table.items() if value is not None}:
         name, value = next(iter(table.items()))
         raise ValueError(f"config.json: rope parameter '{name}' is {value!r}, which atma does not know for '{scaling}'")
     if scaling != "default":

@@ -22,7 +22,7 @@ from atma.ops import causal_conv
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
 from atma.ops.rows import gate
-from atma.strict import LATER, from_dict, require
+from atma.strict import UNSAID, from_dict, require
 
 CanonInit = Literal["uniform", "previous"]
 
@@ -37,9 +37,9 @@ class AttentionConfig(HeadsConfig):
     """The third channel, by name, with its own options beside these; true is the gated-delta memory, false none."""
     window: int | None = None
     """Most keys that a query sees, its own among them."""
-    window_sinks: int = field(default=0, metadata=LATER)
+    window_sinks: int = field(default=0, metadata=UNSAID)
     """Attention sinks: so many first tokens of a text, which every query sees beside its window."""
-    memory_scale: bool = field(default=False, metadata=LATER)
+    memory_scale: bool = field(default=False, metadata=UNSAID)
     """The memory's channel is multiplied, number by number, by a learned α that starts at zero; its output projection
     then does not (mixers.md, formula 7.1)."""
     canon_taps: int = 4

@@ -10,7 +10,7 @@ from atma.layers import Linear, init_linear
 from atma.mixers.base import Mixer, Place
 from atma.ops import causal_conv, gated_conv
 from atma.ops.backend import backend_for
-from atma.strict import LATER, check_fields, require
+from atma.strict import UNSAID, check_fields, require
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ConvConfig:
     local_taps: int = 3
     zero_input_projections: bool = False
     """Also zero the input projection, as the published training script does (it then never learns)."""
-    projection_bias: bool = field(default=True, metadata=LATER)
+    projection_bias: bool = field(default=True, metadata=UNSAID)
     """Biases of both projections; LFM2 has none."""
 
     def __post_init__(self) -> None:

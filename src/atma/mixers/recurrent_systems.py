@@ -14,7 +14,7 @@ from atma.mixers.recurrent_decays import DecayName, Sizes
 from atma.mixers.recurrent_gates import WriteName
 from atma.mixers.recurrent_surround import ConvName, GateName, NormName, StartName
 from atma.ops.recurrent import Rule
-from atma.strict import LATER, OWN, check_fields, require
+from atma.strict import OWN, UNSAID, check_fields, require
 
 SystemName = Literal[
     "linear",
@@ -101,11 +101,11 @@ class RecurrenceConfig:
     out_gate: GateName | None = None
     start: StartName | None = None
     """Initial values: see `StartName`."""
-    key_heads: int | None = field(default=None, metadata=LATER)
+    key_heads: int | None = field(default=None, metadata=UNSAID)
     """Heads of queries and keys, each for as many value heads side by side; H where it is left out."""
-    unit_epsilon: float = field(default=0.0, metadata=LATER)
+    unit_epsilon: float = field(default=0.0, metadata=UNSAID)
     """Added to |x|² where the feature "unit" divides by its root; 0 divides by max(|x|, 1e-12)."""
-    read_epsilon: float | None = field(default=None, metadata=LATER)
+    read_epsilon: float | None = field(default=None, metadata=UNSAID)
     """Of the norm of what is read, where it is not the system's own."""
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of every learned decay; inf is the published form. It is set in a table

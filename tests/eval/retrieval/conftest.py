@@ -9,7 +9,8 @@ from atma.eval.language_model import Scored
 from atma.eval.retrieval.words import prose
 from atma.eval.stream import DEFAULT
 from atma.loading import load
-from atma.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer
+from atma.tokenizer import Tokenizer, byte_tokenizer
+from atma.tokenizer_file import END_OF_TEXT
 
 KINDS = ("bytes", "bpe", "gpt2", "llama3")
 LLAMA3 = (
