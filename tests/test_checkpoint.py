@@ -13,7 +13,7 @@ from atma import checkpoint
 from atma.checkpoint import load_info, load_model, save_model, write_folder
 from atma.config import ModelConfig
 from atma.model import Model
-from atma.tokenizer import byte_tokenizer
+from atma.tokenizer import byte_tokenizer, train_bpe
 
 FILES = ["config.json", "manifest.json", "model.safetensors", "modeling_atma.py"]
 SIZES = {"width": 16, "depth": 3, "query_heads": 2, "key_value_heads": 1, "head_width": 8, "mlp_multiple": 2}
@@ -93,6 +93,24 @@ def test_saving_again_replaces_the_older_model(folder):
     save_model(folder, small(width=24), None)
     assert load_model(folder)[0].config.width == 24
     assert names(folder) == FILES and names(folder.parent) == ["model"]
+
+
+def test_what_ends_a_turn_stays_with_the_same_tokenizer_only(folder):
+    told = {
+        "generation_config.json": '{"eos_token_id": [256, 10]}',
+        "special_tokens_map.json": "{}",
+        "tokenizer_config.json": '{"eos_token": "<|endoftext|>", "chat_template": "{{ messages }}", "mine": 1}',
+        "chat_template.jinja": "{{ messages }}",
+    }
+    for name, text in told.items():
+        (folder / name).write_text(text)
+    save_model(folder, small(), byte_tokenizer())
+    assert {name: (folder / name).read_text() for name in told} == told
+    save_model(folder, small(vocab_size=258), train_bpe(["abab"], 258))
+    assert not (folder / "generation_config.json").exists() and not (folder / "special_tokens_map.json").exists()
+    kept = json.loads((folder / "tokenizer_config.json").read_text())
+    assert kept["chat_template"] == "{{ messages }}" and "mine" not in kept
+    assert (folder / "chat_template.jinja").is_file()
 
 
 def test_a_crash_between_the_two_renames_loses_nothing(folder):

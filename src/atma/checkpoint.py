@@ -31,6 +31,7 @@ from atma.hub_files import (
 )
 from atma.replacing import OURS, recover_folder, staging_place, swap
 from atma.strict import from_dict, to_dict
+from atma.talk import talk_of
 from atma.tokenizer_file import BEGINNING
 from atma.weights import is_shard, load_tensors, tensor_writer, weight_files
 
@@ -48,13 +49,15 @@ _VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 def save_model(
     folder: str | Path, model: "Model", tokenizer: "Tokenizer | None", extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a model folder, replacing an older one at once. `extra` is JSON data kept under "extra" in config.json.
+    """Write a model folder, replacing an older one at once. `extra` is JSON data for "extra" in config.json.
 
     OSError when the disk refuses; the older folder is then untouched. ValueError, before anything is written, when
-    `folder` is a file or holds anything that is not of a model: it would be lost. A chat template there stays.
+    `folder` is a file or holds anything that is not of a model: it would be lost. A chat template there stays, and with
+    the same tokenizer all that it says of turns and their ends; of an older "extra", such as what `atma export` needs
+    of an imported model, only what is given again.
     """
     require_replaceable(Path(folder))
-    write_folder(folder, model_files(model, tokenizer, extra) | _templates(Path(folder), tokenizer))
+    write_folder(folder, model_files(model, tokenizer, extra) | _talk(Path(folder), tokenizer))
 
 
 def model_files(
@@ -74,14 +77,30 @@ def model_files(
     return {"config.json": json_writer(config), **files}
 
 
-def _templates(folder: Path, tokenizer: "Tokenizer | None") -> dict[str, Writer]:
-    """The writers of what somebody has put into a folder for chats, which stays when its model is replaced."""
-    path, settings = folder / TEMPLATE, folder / TOKENIZER_CONFIG
-    kept: dict[str, Writer] = {TEMPLATE: text_writer(path.read_text(encoding="utf-8"))} if path.is_file() else {}
-    template = read_json(settings).get("chat_template") if settings.is_file() else None
+def _talk(folder: Path, tokenizer: "Tokenizer | None") -> dict[str, Writer]:
+    """The writers of what a folder says of how it is talked to, which stays when its model is replaced.
+
+    With another tokenizer these are its chat templates alone: what else such files say is of tokens.
+    """
+    found = talk_of(folder)
+    if not found or (tokenizer is not None and _has(folder, tokenizer)):
+        return {name: text_writer(text) for name, text in found.items()}
+    kept: dict[str, Writer] = {TEMPLATE: text_writer(found[TEMPLATE])} if TEMPLATE in found else {}
+    template = read_json(folder / TOKENIZER_CONFIG).get("chat_template") if TOKENIZER_CONFIG in found else None
     if template is not None and tokenizer is not None:
         kept[TOKENIZER_CONFIG] = json_writer({**tokenizer_settings(tokenizer), "chat_template": template})
     return kept
+
+
+def _has(folder: Path, tokenizer: "Tokenizer") -> bool:
+    """Whether a folder's tokenizer is this one; one that cannot be read is not."""
+    from atma.tokenizer import load_tokenizer
+
+    try:
+        found = load_tokenizer(folder)
+    except ValueError:
+        return False
+    return (found.hash(), found.eot) == (tokenizer.hash(), tokenizer.eot)
 
 
 def require_replaceable(folder: Path) -> None:

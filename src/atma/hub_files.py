@@ -19,7 +19,7 @@ TEMPLATE = "chat_template.jinja"
 """How a chat is written as one text; words of whoever made the model."""
 END_OF_TURN_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<|end_of_turn|>")
 SIDE_FILES = (SHIM, TOKENIZER_CONFIG, GENERATION_CONFIG, "special_tokens_map.json", "added_tokens.json")
-"""Written by machines from what else is in a folder: replacing them loses nothing."""
+"""What other programs write and owners may edit: no manifest vouches for them."""
 
 CLASSES = {"AutoConfig": "AtmaConfig", "AutoModel": "AtmaModel", "AutoModelForCausalLM": "AtmaForCausalLM"}
 SHIM_TEXT = '''"""Leads transformers to the classes of this model, which are in the package atma-lm."""

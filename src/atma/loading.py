@@ -16,12 +16,17 @@ ADAPTERS = "adapters.json"
 
 
 class Loaded(NamedTuple):
-    """A model ready to use. `info` is the data of its config.json."""
+    """A model ready to use. `info` is the data of its config.json, of adapters of their base's."""
 
     model: "Model"
     tokenizer: "Tokenizer | None"
     path: Path
     info: dict[str, Any]
+
+    @property
+    def base(self) -> Path:
+        """The folder that has its tokenizer and says how it is talked to: `path`, or what adapters there are on."""
+        return _base(self.path) if is_adapters(self.path) else self.path
 
 
 def packaged() -> dict[str, Path]:
@@ -31,9 +36,10 @@ def packaged() -> dict[str, Path]:
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a packaged name, a model folder, a run folder (its `final` model), or the base of adapters.
+    """The folder of a packaged name, a model folder, or a run folder (its `final` model).
 
-    A packaged name wins over a folder of the same name, which `./NAME` still reaches. ValueError lists what exists.
+    A packaged name wins over a folder of the same name, which `./NAME` still reaches. ValueError: there is none, and
+    what exists; or the folder holds adapters, which are no weights to start from, export or read without their base.
     """
     known = packaged()
     if str(name) in known:
@@ -42,11 +48,26 @@ def model_folder(name: str | Path) -> Path:
     for folder in (path / "final", path):
         if (folder / "config.json").is_file():
             return folder
-    if (path / ADAPTERS).is_file():
-        return _base(path)
+    if is_adapters(path):
+        raise ValueError(f"{path}: adapters, not a whole model; merge them first: `atma merge BASE {path} FOLDER`")
     if path.is_dir():
         raise ValueError(f"{path}: no model here: neither config.json nor final/config.json{_unfinished(path)}")
     raise ValueError(f"{path}: no such model folder; packaged models: {', '.join(known) or 'none'}")
+
+
+def base_folder(name: str | Path) -> Path:
+    """The same, and of a folder of adapters the model they are on: whose tokenizer, chat template and ends they have.
+
+    For whoever gets the model itself from `load`, which merges the adapters in.
+    """
+    adapters = str(name) not in packaged() and is_adapters(Path(name))
+    return _base(Path(name)) if adapters else model_folder(name)
+
+
+def is_adapters(folder: Path) -> bool:
+    """Whether a folder holds adapters and no model."""
+    models = (folder / "final" / "config.json", folder / "config.json")
+    return (folder / ADAPTERS).is_file() and not any(path.is_file() for path in models)
 
 
 def _base(adapters: Path) -> Path:
@@ -77,8 +98,8 @@ def load(name: str | Path, dtype: "torch.dtype | None" = None) -> Loaded:
     """
     from atma.checkpoint import load_info, load_model
 
-    path = model_folder(name)
-    if (Path(name) / ADAPTERS).is_file() and str(name) not in packaged():
+    path = base_folder(name)
+    if str(name) not in packaged() and is_adapters(Path(name)):
         from atma.lora import load_adapters, merge
 
         model, tokenizer = load_model(path)

@@ -150,8 +150,8 @@ class Tokenizer:
         return int(self._widths[array].sum())
 
     def save(self, path: str | Path, begun: bool = False) -> None:
-        """Write `tokenizer.json`. `begun` tells other libraries to begin every text with the start token."""
-        Path(path).write_text(written(self.backend, self.eot, self.start if begun else None), encoding="utf-8")
+        """Write `tokenizer.json`. `begun` tells other libraries to begin every text with `beginning`."""
+        Path(path).write_text(written(self.backend, self.eot, self.beginning if begun else None), encoding="utf-8")
 
     def hash(self) -> str:
         """SHA-256, in hexadecimal, of what `save` writes."""

@@ -6,8 +6,9 @@ special tokens, the declared one before others; the one that tokenizer_config.js
 generation_config.json or a published config.json declares; a well-known name among ordinary tokens.
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,29 +125,42 @@ def make_special(backend: Backend, token: int) -> None:
         backend.add_special_tokens([AddedToken(str(backend.id_to_token(token)), special=True, normalized=False)])
 
 
-def written(backend: Backend, eot: int, start: int | None = None) -> str:
+def written(backend: Backend, eot: int, beginning: Sequence[int] | None = None) -> str:
     """The text of a tokenizer.json, always the same for the same tokenizer.
 
-    A post-processor that puts no more than end-of-text around a text is left out, for nobody here uses it. In its place
-    may stand one by which other libraries begin every text with the token `start`.
+    A post-processor that puts no more than end-of-text around a text is left out, for nobody here uses it. With
+    `beginning` other libraries are to begin every text with those ids: such a one stays where it does so already, and
+    else, if there are any, one that does stands in its place.
     """
     settings = json.loads(backend.to_str())
-    if _adds_no_other(settings.get("post_processor") or {}, backend.id_to_token(eot)):
+    own = settings.get("post_processor")
+    if _adds_no_other(own or {}, backend.id_to_token(eot)):
         settings["post_processor"] = None
-    if start is not None and settings["post_processor"] is None:
-        settings["post_processor"] = _beginning(str(backend.id_to_token(start)), start)
+    if beginning is not None and settings["post_processor"] is None:
+        stays = own is not None and _put_before(own) == list(beginning)
+        settings["post_processor"] = own if stays else _beginning(backend, beginning)
     return json.dumps(settings, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
 
 
-def _beginning(token: str, i: int) -> dict[str, Any]:
-    """The post-processor that begins every text with a token."""
+def _beginning(backend: Backend, ids: Sequence[int]) -> dict[str, Any] | None:
+    """The post-processor that begins every text with these tokens; none for none."""
+    if not ids:
+        return None
+    names = {i: str(backend.id_to_token(i)) for i in ids}
 
     def begun(name: str, kind: int) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": token, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
+        before = [{"SpecialToken": {"id": names[i], "type_id": kind}} for i in ids]
+        return [*before, {"Sequence": {"id": name, "type_id": kind}}]
 
-    special = {token: {"id": token, "ids": [i], "tokens": [token]}}
+    special = {token: {"id": token, "ids": [i], "tokens": [token]} for i, token in names.items()}
     pair = begun("A", 0) + begun("B", 1)
     return {"type": "TemplateProcessing", "single": begun("A", 0), "pair": pair, "special_tokens": special}
+
+
+def _put_before(settings: Mapping[str, Any]) -> list[int]:
+    """The ids that a template puts before a text."""
+    before = itertools.takewhile(lambda part: "SpecialToken" in part, settings["single"])
+    return [i for part in before for i in settings["special_tokens"][part["SpecialToken"]["id"]]["ids"]]
 
 
 def _adds_no_other(settings: Mapping[str, Any], token: str | None) -> bool:

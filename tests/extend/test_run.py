@@ -1,5 +1,6 @@
 """An extension: it begins as its teacher, goes on bit for bit after a stop, ends as an ordinary model, and refuses."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from atma.extend.run import Extension, adopt, fit, recipe_for
 from atma.extend.settings import ExtendConfig
 from atma.extend.ways import way_of
 from atma.loading import load
+from atma.lora import LoraConfig, adapter_tensors, attach, save_adapters
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer, train_bpe
+from atma.train.loop import Stopped
 from atma.train.record import read_record
 from atma.train.source import Source
+from atma.weights import load_tensors, tensor_writer
 from tests.laws.conftest import randomise
 
 VOCABULARY, LENGTH = 31, 16
@@ -137,6 +141,20 @@ def test_only_what_is_new_is_trained_where_that_is_asked_for(teacher, tmp_path):
     assert final["blocks.1.mixer.memory.out_proj.weight"].any()
 
 
+def test_a_window_is_validated_as_the_finished_one_also_after_a_stop_before_it(teacher, tmp_path):
+    choice = {"way": "window-memory", "window": 6, "memory": "delta", "sinks": 2, "window_range": (2, 12)}
+    asked = iter([False, False, True, True])  # after two steps, before the validation of the third, after it
+    with pytest.raises(Stopped):
+        fit(extension(teacher, choice), tmp_path / "parts", source(), stop=lambda: next(asked))
+    fit(extension(teacher, choice), tmp_path / "parts", source(), resume=True)
+    fit(extension(teacher, choice), tmp_path / "whole", source())
+    one, two = (
+        [row["loss"] for row in read_record(tmp_path / run) if row["kind"] == "validation"]
+        for run in ("whole", "parts")
+    )
+    assert one == two and len(one) == 2
+
+
 def test_a_model_without_softmax_attention_is_refused(tmp_path):
     config = ModelConfig(32, 16, 2, ("local", "polar"), options=TEACHER)
     with pytest.raises(ValueError, match=r"no layer of softmax attention with positions to give length to: .*polar"):
@@ -164,6 +182,30 @@ def test_the_end_is_talked_to_as_the_beginning_was(talking, tmp_path):
     final = fit(extension(talking, CHOICES[1]), tmp_path / "run", replace(source(), tokenizer=byte_tokenizer()))
     assert (final / "chat_template.jinja").read_text() == "{{ messages }}"
     assert load(final).tokenizer is not None
+
+
+def test_adapters_are_a_teacher_with_their_base(talking, tmp_path):
+    attached = attach(talking.model, LoraConfig(rank=2))
+    with torch.no_grad():
+        for name, value in adapter_tensors(talking.model).items():
+            value.add_(0.1 if name.endswith("lora_b") else 0.0)
+    save_adapters(tmp_path / "adapters", talking.model, attached, str(talking.path))
+    final = fit(extension(load(tmp_path / "adapters"), CHOICES[1]), tmp_path / "run", source())
+    assert (final / "chat_template.jinja").read_text() == "{{ messages }}"
+    with pytest.raises(ValueError, match="begun with another teacher"):
+        fit(extension(load(talking.path), CHOICES[1]), tmp_path / "run", source(), resume=True)
+
+
+def test_a_teacher_may_lie_in_several_files(teacher, tmp_path):
+    tensors = load_tensors(teacher.path / "model.safetensors")
+    shards = {f"model-0000{i}-of-00002.safetensors": dict(list(tensors.items())[i - 1 :: 2]) for i in (1, 2)}
+    for name, part in shards.items():
+        tensor_writer(part)(teacher.path / name)
+    index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
+    (teacher.path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("model.safetensors", "manifest.json"):
+        (teacher.path / name).unlink()
+    assert fit(extension(load(teacher.path), CHOICES[1]), tmp_path / "run", source()).is_dir()
 
 
 def test_data_of_another_tokenizer_is_refused(talking, tmp_path):

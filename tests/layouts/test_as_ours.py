@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 import atma
+from atma.checkpoint import save_model
 from atma.decoding import RECORDED, Decoder
 from atma.generation import Generation
 from atma.layouts import import_checkpoint
@@ -19,7 +20,7 @@ from atma.serve.exact import Served
 from atma.serve.request import Request
 from atma.serve.settings import EngineConfig
 from atma.settings import Settings
-from atma.tokenizer import byte_tokenizer
+from atma.tokenizer import byte_tokenizer, load_tokenizer
 from tests.harness.invariance import alone, differences, random_requests, together
 from tests.layouts.checkpoints import FORMS, checkpoint
 
@@ -103,6 +104,24 @@ def test_a_text_begins_with_what_its_tokenizer_puts_there(tmp_path, first):
     engine = Engine(model, tokenizer, EngineConfig(64 << 20, 0))
     request = Request("ab", max_tokens=3, temperature=0.0)
     assert engine.prepare(request) == [*begun, 97, 98]
+
+
+@pytest.mark.parametrize("template", [None, "$A", "<|begin|> $A", "$A <|endoftext|>"])
+def test_saved_again_its_tokenizer_begins_a_text_as_it_did(tmp_path, template):
+    source = folder_of(tmp_path, "llama")
+    backend = Backend.from_file(str(source / "tokenizer.json"))
+    backend.add_special_tokens(["<|begin|>"])
+    if template:
+        pairs = [(name, backend.token_to_id(name)) for name in ("<|begin|>", "<|endoftext|>") if name in template]
+        backend.post_processor = TemplateProcessing(single=template, special_tokens=pairs)
+    backend.save(str(source / "tokenizer.json"))
+    checkpoint(source, "llama", **BYTES | {"vocab_size": 258})
+    import_checkpoint(source, tmp_path / "ours")
+    loaded = atma.load(tmp_path / "ours")
+    save_model(tmp_path / "again", loaded.model, loaded.tokenizer)
+    again = Backend.from_file(str(tmp_path / "again/tokenizer.json"))
+    assert again.encode("ab").ids == backend.encode("ab").ids
+    assert load_tokenizer(tmp_path / "again").hash() == load_tokenizer(source).hash()
 
 
 def test_a_tokenizer_with_a_token_beyond_the_vocabulary_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from atma.checkpoint import load_model, load_tensors, save_model
 from atma.config import Recipe, TrainConfig, dump_toml, identity, load_recipe
 from atma.lora import LoraConfig, load_adapters, merge
 from atma.model import Model
-from atma.tokenizer import byte_tokenizer
+from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from atma.train import Stopped, read_record, train
 from atma.train.loop import fit
 from atma.train.source import Source
@@ -178,6 +178,19 @@ def test_data_of_another_tokenizer_is_refused(tmp_path):
     other = dataclasses.replace(tiny_source(), tokenizer=train_bpe(["abc abc xyz xyz"], 260))
     with pytest.raises(ValueError, match=r"written with another tokenizer .* prepare it with --model"):
         fit(asked, tmp_path / "run", other)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all", "adapters"])
+def test_a_text_begins_as_it_did_for_the_base(tmp_path, lora):
+    words = Tokenizer(byte_tokenizer().backend, 256, None, [])
+    save_model(tmp_path / "base", Model(tiny_model(vocab_size=300)), words)
+    asked = Recipe(train=dataclasses.replace(tiny_recipe().train, init_from=str(tmp_path / "base")), lora=lora)
+    data = dataclasses.replace(tiny_source(), tokenizer=byte_tokenizer())
+    with pytest.raises(Stopped):
+        fit(resolved(asked), tmp_path / "run", data, stop=asked_after(3))
+    final = fit(resolved(asked), tmp_path / "run", data, resume=True)
+    assert load_tokenizer(final).beginning == ()
+    assert json.loads((final / "tokenizer.json").read_text())["post_processor"] is None
 
 
 def hopeless(i):

@@ -70,7 +70,7 @@ def begin(model: str, settings: Settings, continue_from: Path | None = None) -> 
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
     if not settings.ignore_end:
-        ends = declared(loaded.path, loaded.tokenizer)
+        ends = declared(loaded.base, loaded.tokenizer)
         settings = dataclasses.replace(settings, stop_tokens=(*settings.stop_tokens, *ends))
     if continue_from is None:
         return Generation(loaded.model, loaded.tokenizer, settings)

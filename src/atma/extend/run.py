@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atma.checkpoint import file_hash, model_files, read_json, require_replaceable, text_writer, write_folder
+from atma.checkpoint import MANIFEST, file_hash, model_files, read_json, require_replaceable, text_writer, write_folder
 from atma.config import DataConfig, Recipe, TrainConfig, to_dict
 from atma.extend.distil import Distiller
 from atma.extend.settings import ExtendConfig
-from atma.extend.ways import Way, way_of
-from atma.loading import Loaded
+from atma.extend.ways import Way, WindowMemory, way_of
+from atma.loading import Loaded, is_adapters
 from atma.lora import LoraConfig, attach, merge
 from atma.model import Model
 from atma.strict import plain
@@ -25,6 +25,7 @@ from atma.train.parallel import Ranks, join
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record
 from atma.train.source import Source, open_source
+from atma.train.start import weights_hash_of
 from atma.train.step import generator
 
 SETTINGS = "extend.json"
@@ -91,7 +92,7 @@ def fit(
     _check_fit(recipe, source, ranks)
     _check_tokenizer(extension, source)
     with claimed(recipe, out, resume, ranks) as notes:
-        teacher = file_hash(extension.loaded.path / "model.safetensors")
+        teacher = _hash_of(extension.loaded.path)
         _settle(out / SETTINGS, {"settings": plain(to_dict(extension.settings)), "teacher": teacher})
         run = ExtendRun(extension, out, source, device, ranks)
         notes += run.restore() if resume else []
@@ -123,6 +124,12 @@ class ExtendRun(Run):
         total = sum(one.numel() for one in self.model.parameters())
         return {"event": f"trains {trained:,} of {total:,} parameters", "trained": trained, "parameters": total}
 
+    def _validate(self, record: Record, progress: Progress) -> None:
+        """With the finished window, not that of a step, which is drawn and in no checkpoint."""
+        if isinstance(self.way, WindowMemory):
+            self.way.at(self.model, self.recipe.train.steps, self.recipe.train.steps)
+        super()._validate(record, progress)
+
     def _finish(self) -> Path:
         extra = {
             "name": self.recipe.name,
@@ -136,7 +143,7 @@ class ExtendRun(Run):
         final = self.out / "final"
         merge(self.model)
         require_replaceable(final)
-        talk = {name: text_writer(text) for name, text in talk_of(self.loaded.path).items()}
+        talk = {name: text_writer(text) for name, text in talk_of(self.loaded.base).items()}
         tokenizer = self.loaded.tokenizer or self.source.tokenizer
         write_folder(final, model_files(self.way.settled(self.model), tokenizer, extra) | talk)
         return final
@@ -173,10 +180,15 @@ def choose(student: Model, settings: ExtendConfig, new: list[str], seed: int) ->
 
 def _check_tokenizer(extension: Extension, source: Source) -> None:
     """ValueError where the data was written with another tokenizer than the teacher's."""
-    own, path = extension.loaded.tokenizer, extension.loaded.path
+    own, path = extension.loaded.tokenizer, extension.loaded.base
     if own is not None and source.tokenizer is not None and own.hash() != source.tokenizer.hash():
         data = extension.recipe.data.path
         raise ValueError(f"{data}: written with another tokenizer than {path} has; prepare it with --model {path}")
+
+
+def _hash_of(teacher: Path) -> str:
+    """SHA-256 of a model folder's weights; of adapters, of their manifest, which vouches for the hash of their base."""
+    return file_hash(teacher / MANIFEST) if is_adapters(teacher) else weights_hash_of(teacher)
 
 
 def _settle(path: Path, wanted: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ class LLM:
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         self.tokenizer = loaded.tokenizer
-        self._ends = declared(loaded.path, loaded.tokenizer)
+        self._ends = declared(loaded.base, loaded.tokenizer)
         self.engine = Engine(loaded.model, loaded.tokenizer, config, keep_model=False)
 
     def generate(self, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Output]:

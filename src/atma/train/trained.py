@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atma.checkpoint import (
     Writer,
     fill_model,
+    json_writer,
+    load_info,
     load_tensors,
     model_files,
     read_json,
@@ -24,18 +26,20 @@ from atma.checkpoint import (
     write_folder,
 )
 from atma.config import ModelConfig, Recipe, identity
+from atma.loading import model_folder
 from atma.lora import TENSORS, Attached, adapter_files, base_hash, fill_adapters, merged_tensors, save_adapters
 from atma.model import Model
 from atma.strict import from_dict
 from atma.talk import TALK
+from atma.tokenizer import Tokenizer
+from atma.tokenizer_file import BEGINNING
 from atma.train.start import EXTRA, carried
 from atma.weights import WEIGHTS
 
-if TYPE_CHECKING:
-    from atma.tokenizer import Tokenizer
-
 KEPT = "base"
 """The folder of a run that holds what is kept of the model it starts from."""
+BEGUN = "beginning.json"
+"""There, what its config.json says that a text begins with: data does not know that."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,26 @@ class Trained:
     out: Path
     """The run folder."""
     attached: Attached | None = None
-    tokenizer: "Tokenizer | None" = None
+    tokenizer: Tokenizer | None = None
 
     @cached_property
     def _base(self) -> str:
         """The hash of what is not trained, taken once."""
         return base_hash(self.model)
 
+    @cached_property
+    def _words(self) -> Tokenizer | None:
+        """The data's tokenizer, which begins a text as that of the model does that the run starts from."""
+        path = self.out / KEPT / BEGUN
+        if self.tokenizer is None or not path.is_file():
+            return self.tokenizer
+        begun = read_json(path)[BEGINNING]
+        return Tokenizer(self.tokenizer.backend, self.tokenizer.eot, begun[0] if begun else None, begun)
+
     def checkpoint_files(self, extra: Mapping[str, Any]) -> dict[str, Writer]:
         """The writers of what a run needs to go on from this model."""
         if self.attached is None:
-            return model_files(self.model, self.tokenizer, extra)
+            return model_files(self.model, self._words, extra)
         start = self.recipe.train.init_from
         return adapter_files(self.model, self.attached, start, self._base, extra)
 
@@ -76,15 +89,22 @@ class Trained:
 
         `template` is the chat template that the data was written with, if any.
         """
-        if not (self.out / KEPT).is_dir() and (texts := carried(self.recipe, template)):
-            write_folder(self.out / KEPT, {name: text_writer(text) for name, text in texts.items()})
+        if (self.out / KEPT).is_dir():
+            return
+        start = self.recipe.train.init_from
+        files = {name: text_writer(text) for name, text in carried(self.recipe, template).items()}
+        info = load_info(model_folder(start)) if start else {}
+        if BEGINNING in info:
+            files[BEGUN] = json_writer({BEGINNING: info[BEGINNING]})
+        if files:
+            write_folder(self.out / KEPT, files)
 
     def save(self, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write a model folder, adapters merged, with what is kept of the base."""
         require_replaceable(folder)
         beside = {path.name: path.read_text(encoding="utf-8") for path in sorted((self.out / KEPT).glob("*"))}
         before = json.loads(beside.get(EXTRA, "{}"))
-        files = model_files(self.model, self.tokenizer, {**before, **extra})
+        files = model_files(self.model, self._words, {**before, **extra})
         if self.attached is not None:
             files[WEIGHTS] = tensor_writer(merged_tensors(self.model))
         write_folder(folder, files | {name: text_writer(beside[name]) for name in TALK if name in beside})

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
-from atma.loading import load, model_folder
+from atma.loading import base_folder, load
 from atma.serve.asynchronous import AsyncEngine
 from atma.serve.engine import Engine
 from atma.serve.http.allocator import give_back
@@ -46,7 +46,7 @@ class Service:
 
     def __init__(self, path: str, options: ServerOptions) -> None:
         """ValueError: no such model."""
-        self.path, self.folder, self.options = path, model_folder(path), options
+        self.path, self.folder, self.options = path, base_folder(path), options
         self.name = options.model_name or _name(self.folder)
         self.created = int(time.time())
         self._ready: Ready | None = None

@@ -15,7 +15,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atma.loading import model_folder, packaged
+from atma.loading import base_folder, is_adapters, packaged
 from atma.serve.http.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ def _require(replicas: int, cpus: float, options: ServerOptions) -> None:
 
 def _place(model: str) -> str:
     """The model as every replica finds it, wherever it starts. ValueError: there is none."""
-    folder = model_folder(model)
-    return model if model in packaged() else str(Path(folder).resolve())
+    folder = base_folder(model)
+    if model in packaged():
+        return model
+    return str((Path(model) if is_adapters(Path(model)) else folder).resolve())
 
 
 def _value(hints: dict[str, Any], key: str, value: Any) -> Any:
