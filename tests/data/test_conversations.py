@@ -117,7 +117,8 @@ FORMS = [
     {"messages": chat(*TURNS)},
     {"messages": [{"role": r, "content": [{"type": "text", "text": c}]} for r, c in TURNS]},
     {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[r], "value": c} for r, c in TURNS]},
-    {"prompt": chat(*TURNS[:3]), "completion": chat(TURNS[3])},
+    {"messages": [one | {"weight": 1, "tool_calls": [], "thinking": None} for one in chat(*TURNS)], "tools": "[]"},
+    {"messages": chat(("system", ""), *TURNS)},
 ]
 
 
@@ -135,6 +136,23 @@ def test_prompts_instructions_and_systems_beside_are_turns():
     assert messages_of(beside, "")[0] == {"role": "system", "content": "Be kind"}
 
 
+PROMPT = {"prompt": chat(*TURNS[:3]), "completion": chat(TURNS[3])}
+WEIGHTS = {"messages": [one | {"weight": int(one["content"] == "4")} for one in chat(*TURNS)]}
+
+
+@pytest.mark.parametrize("row", [PROMPT, WEIGHTS])
+@pytest.mark.parametrize("template", [CHATML, MARKED, LAST_THINKS])
+def test_answers_of_a_prompt_or_of_weight_0_are_shown_and_not_learned(row, template):
+    told = learned(template, messages_of(row, "here"))
+    assert told.replace("<think></think>", "") == WHOLE.replace("[Hi.<|im_end|>]", "Hi.<|im_end|>")
+
+
+def test_what_marks_answers_otherwise_than_one_by_one_cannot_leave_one_out():
+    twice = MARKED.replace("<|im_end|>{% endgen", "{% endgeneration %}{% generation %}<|im_end|>{% endgen")
+    with pytest.raises(ValueError, match=r"marks 4 answers .* where there are 2"):
+        learned(twice, messages_of(PROMPT, "here"))
+
+
 BAD = [
     ({"messages": chat(("user", "a"))}, "a conversation without an answer"),
     ({"messages": []}, "a conversation without an answer"),
@@ -147,6 +165,13 @@ BAD = [
     ({"messages": [{"role": "user", "content": 4}]}, "content must be text, not int"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of a message is 'image'"),
     ({"messages": [{"role": "assistant", "content": None, "tool_calls": [1]}]}, "calls tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}, "calls tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}]}, "calls tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}, "has 'reasoning_content'"),
+    ({"messages": [{"role": "assistant", "content": "a", "thinking": "b"}]}, "has 'thinking'"),
+    ({"messages": chat(*TURNS), "tools": [{"name": "f"}]}, "a conversation with tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "answers all have weight 0"),
+    ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "weight 0.5; only 0 and 1"),
     ({"prompt": "a", "completion": None}, "has no content"),
     ({"prompt": "a", "completion": "\ud800"}, "half a character"),
 ]

@@ -49,9 +49,11 @@ class Answers:
         """ValueError: the template does not render it, its answers cannot be told, or a token is beyond the model."""
         contents = [message["content"] for message in messages]
         specials = Specials(self.tokenizer, contents)
-        shown = [message | {"content": specials.hidden(message["content"])} for message in messages]
+        shown = [{"role": one["role"], "content": specials.hidden(one["content"])} for one in messages]
         text = self.renderer.render(shown, prompted=False)
-        spans = [(first, specials.turn_end(text, first, last)) for first, last in self.spans(shown, text)]
+        spans = [
+            (first, specials.turn_end(text, first, last)) for first, last in _learned(messages, self.spans(shown, text))
+        ]
         spans = [(first, self._stopped(text, last)) for first, last in spans]
         ids, places = specials.placed(text)
         starts, answers = np.array(places, np.int64), np.zeros(len(ids), bool)
@@ -107,6 +109,17 @@ class Answers:
             token = self.tokenizer.backend.id_to_token(int(ids.max()))
             raise ValueError(f"token {int(ids.max())} ({token!r}) is beyond the model's vocabulary of {self.most}")
         return Told(ids, answers)
+
+
+def _learned(messages: Sequence[Message], spans: list[Span]) -> list[Span]:
+    """Without the answers that are not to be learned. ValueError: they cannot be told."""
+    wanted = [message.get("learned", True) for message in messages if message["role"] == "assistant"]
+    if all(wanted):
+        return spans
+    if len(spans) != len(wanted):
+        told = f"the chat template marks {len(spans)} answers with {{% generation %}} where there are {len(wanted)}"
+        raise ValueError(f"{told}, so the one that is not to be learned cannot be told")
+    return [span for span, learned in zip(spans, wanted, strict=True) if learned]
 
 
 def _special(tokenizer: Tokenizer) -> set[int]:
