@@ -217,6 +217,23 @@ def test_stopped_and_resumed_early_stopping_ends_alike(base, tmp_path):
     assert losses(tmp_path / "cut", "validation") == losses(tmp_path / "whole", "validation")
 
 
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_finished_run_that_goes_on_has_judged_its_last_validation(base, tmp_path, keep_best):
+    """Its checkpoint is written before that validation, which is then made again."""
+    source = dataclasses.replace(tiny_source(), validation=hopeless)
+    asked = recipe(base, None, early_stopping=3, keep_best=keep_best, evaluate_every=1, adamw_rate=0.03, tokens=128)
+    longer = dataclasses.replace(asked, train=dataclasses.replace(asked.train, tokens=256))
+    fit(asked, tmp_path / "run", source)
+    fit(longer, tmp_path / "run", source, resume=True)
+    told = losses(tmp_path / "run", "validation")
+    assert [step for step, _ in told] == list(range(len(told)))
+    state = json.loads(sorted((tmp_path / "run" / "checkpoints").glob("*/state.json"))[-1].read_text())
+    judged = told[:-1] if state["unvalidated"] else told
+    best = min(range(len(judged)), key=lambda i: judged[i][1])
+    assert (state["best_loss"], state["best_step"]) == (judged[best][1], best)
+    assert state["waited"] == len(judged) - 1 - best
+
+
 def test_epochs_are_steps_by_the_rows_of_the_data(base, tmp_path):
     source = dataclasses.replace(tiny_source(), epoch_rows=10, told="ten rows")
     out = tmp_path / "run"

@@ -140,7 +140,7 @@ class Run:
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
         steps, self._stop = self.recipe.train.steps, stop
-        if (self.state.step == steps and not (self.state.unvalidated and self.recipe.train.keep_best)) or self._ended():
+        if (self.state.step == steps and not (self.state.unvalidated and self._judges)) or self._ended():
             return self._finish()
         progress.start(self.recipe.name, steps, self.state.step)
         try:
@@ -172,7 +172,7 @@ class Run:
         progress.show(record.write("train", state.step, self._row(outcome, multiplier, seconds)))
         last = state.step == train.steps
         if last:  # whatever happens to the validation, all steps are kept
-            state.unvalidated = train.keep_best
+            state.unvalidated = self._judges
             self._checkpoint(record)
         if train.evaluate_every and (last or state.step % train.evaluate_every == 0):
             self._validate(record, progress)
@@ -220,6 +220,11 @@ class Run:
         progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": loss}))
         if state.judge(loss) and self.recipe.train.keep_best:
             self._write_model(self.out / "best")
+
+    @property
+    def _judges(self) -> bool:
+        """Whether anything depends on a validation, so that the last one is made even if the run is stopped in it."""
+        return self.recipe.train.keep_best or self.recipe.train.early_stopping > 0
 
     def _ended(self) -> bool:
         """Whether the validation loss has not fallen for as long as the recipe has patience."""
