@@ -234,6 +234,33 @@ def test_a_finished_run_that_goes_on_has_judged_its_last_validation(base, tmp_pa
     assert state["waited"] == len(judged) - 1 - best
 
 
+def goes_on(asked: Recipe, out, source, **changes) -> list[str]:
+    """The events of a run that goes on with some settings changed."""
+    fit(dataclasses.replace(asked, train=dataclasses.replace(asked.train, **changes)), out, source, resume=True)
+    return [row["event"] for row in read_record(out) if row["kind"] == "event"]
+
+
+def test_a_best_model_that_was_not_kept_is_found_anew_and_never_told_of_in_vain(base, tmp_path):
+    out, source = tmp_path / "run", dataclasses.replace(tiny_source(), validation=hopeless)
+    asked = recipe(base, None, evaluate_every=1, adamw_rate=0.03, tokens=256)
+    fit(asked, out, source)
+    events = goes_on(asked, out, source, keep_best=True)
+    assert not (out / "best").exists() and not any("best" in event for event in events)
+    events = goes_on(asked, out, source, keep_best=True, tokens=512)
+    best = min(losses(out, "validation")[5:], key=lambda pair: pair[1])
+    assert json.loads((out / "best" / "config.json").read_text())["extra"]["step"] == best[0]
+    assert "found anew: its model, of step" in events[-2] and f"at step {best[0]}, its model in" in events[-1]
+
+
+def test_the_lowest_loss_of_other_validations_is_not_compared_with(base, tmp_path):
+    out, asked = tmp_path / "run", recipe(base, None, evaluate_every=1, tokens=128, keep_best=True)
+    fit(asked, out, tiny_source())
+    harder = dataclasses.replace(tiny_source(), validation=hopeless)
+    events = goes_on(asked, out, harder, evaluation_tokens=64, tokens=256)
+    assert "the lowest validation loss is found anew: it was of 128 evaluation tokens, now they are 64" in events
+    assert json.loads((out / "best" / "config.json").read_text())["extra"]["step"] >= 2
+
+
 def test_epochs_are_steps_by_the_rows_of_the_data(base, tmp_path):
     source = dataclasses.replace(tiny_source(), epoch_rows=10, told="ten rows")
     out = tmp_path / "run"

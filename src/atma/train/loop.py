@@ -96,6 +96,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, source: Source, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
+        self.best = out / "best"
         whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
         self.model = begun(recipe, weights=not whole).to(device)
         self.trained = Trained(self.model, recipe, out, adapters(recipe, self.model), source.tokenizer)
@@ -104,6 +105,7 @@ class Run:
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
         self.state.threads = torch.get_num_threads()
+        self.state.evaluation_tokens = recipe.train.evaluation_tokens
         self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
         self._saved = 0
         self._stop: Callable[[], bool] | None = None
@@ -120,14 +122,14 @@ class Run:
             self.state = load_checkpoint(folder, self.state, self.trained, self.optimisers)
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
-        threads = self._go_on_threads() if folder is not None else []
+        anew = [*self._go_on_threads(), *self.state.rejudge(self.recipe.train, self.best)] if folder is not None else []
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step, self.state.unvalidated)
             write_recipe(self.recipe, self.out)
         wait(self.ranks)
         return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
             f"resumed at step {self.state.step}",
-            *threads,
+            *anew,
         ]
 
     def _go_on_threads(self) -> list[str]:
@@ -219,7 +221,7 @@ class Run:
             return
         progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": loss}))
         if state.judge(loss) and self.recipe.train.keep_best:
-            self._write_model(self.out / "best")
+            self._write_model(self.best)
 
     @property
     def _judges(self) -> bool:
@@ -239,7 +241,7 @@ class Run:
             return
         told = f"lowest validation loss {state.best_loss:.4f} at step {state.best_step}"
         told = f"stopped early, {state.waited} validations without a lower loss; {told}" if self._ended() else told
-        told += f", its model in {self.out / 'best'}" if train.keep_best else ""
+        told += f", its model in {self.best}" if train.keep_best and self.best.is_dir() else ""
         progress.show(record.write("event", state.step, {"event": told}))
 
     def _checkpoint(self, record: Record) -> None:
