@@ -29,6 +29,16 @@ LAST_THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content | trim }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+FORGETS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% set said = m.content.split('</think>')[-1] | trim %}\
+{% if '</think>' in m.content and loop.last %}<think>
+{{ m.content.split('</think>')[0].split('<think>')[-1] | trim }}
+</think>
+
+{% endif %}{{ said }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""Shows the reasoning of the last turn alone, as templates of models that reason do."""
 COUNTS = "{{ messages | length }}{% for m in messages %}{{ m.content | length }} {{ m.content }}<|im_end|>{% endfor %}"
 TURNS = [("user", "Hello"), ("assistant", "Hi."), ("user", "2+2?"), ("assistant", "4")]
 
@@ -71,6 +81,20 @@ def test_every_answer_is_learned_with_its_end_of_turn(template):
 def test_a_template_that_writes_the_last_turn_otherwise_has_its_answers_found_by_marks():
     told = learned(LAST_THINKS, chat(*TURNS[:3], ("assistant", " 4 ")))
     assert told == WHOLE.replace("[4", "<think></think>[4")
+
+
+def test_the_reasoning_of_the_last_turn_is_learned_where_the_template_leaves_out_that_of_earlier_ones():
+    thinking = [(role, f"<think>\nhm\n</think>\n\n{said}" if role == "assistant" else said) for role, said in TURNS]
+    assert learned(FORGETS, chat(*thinking)) == WHOLE.replace("[4", "[<think>\nhm\n</think>\n\n4")
+    assert learned(FORGETS, chat(*TURNS[:3], thinking[3])) == WHOLE.replace("[4", "[<think>\nhm\n</think>\n\n4")
+    with pytest.raises(ValueError, match="says nothing behind its </think>"):
+        learned(FORGETS, chat(*thinking[:3], ("assistant", "<think>hm</think>")))
+
+
+def test_a_template_that_takes_an_answer_apart_is_told_to_mark_it():
+    halves = FORGETS.replace("</think>", "|")
+    with pytest.raises(ValueError, match=r"takes an answer apart, .*; mark them in it with \{% generation %\}"):
+        learned(halves, chat(("user", "a"), ("assistant", "b|c"), ("user", "a"), ("assistant", "b|c")))
 
 
 def test_answers_that_cannot_be_told_are_refused():
