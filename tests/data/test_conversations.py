@@ -97,6 +97,34 @@ def test_a_template_that_takes_an_answer_apart_is_told_to_mark_it():
         learned(halves, chat(("user", "a"), ("assistant", "b|c"), ("user", "a"), ("assistant", "b|c")))
 
 
+def test_the_token_that_begins_the_next_turn_is_no_end_of_an_answer():
+    bare = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+    assert learned(bare, chat(*TURNS)) == (
+        "<|im_start|>user\nHello\n<|im_start|>assistant\n[Hi.\n]<|im_start|>user\n2+2?\n<|im_start|>assistant\n"
+        "[4\n<|endoftext|>]"
+    )
+
+
+def test_an_end_of_turn_that_the_models_folder_declares_is_learned(tmp_path):
+    backend = byte_tokenizer().backend
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("<|a|>", "<|z|>")])
+    tokenizer = Tokenizer(backend, 256)
+    model = Model(ModelConfig(tokenizer.vocab_size, width=16, depth=1, pattern=("local",)))
+    save_model(tmp_path / "model", model, tokenizer)
+    template = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|z|>").replace("im_start", "a")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template.replace("im_end", "z"))
+    endings = []
+    for ids in ([256], [256, 258]):
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        prepare(lines(tmp_path / "chats.jsonl", GOOD), tmp_path / "set", Preparation(model=str(tmp_path / "model")))
+        tokens = TokenSet.open(tmp_path / "set")
+        endings.append(tokenizer.decode(tokens.document(0)[tokens.answers(0)].tolist()).lstrip("0123456789"))
+    assert endings == ["!", "!<|z|>"]
+
+
 def test_answers_that_cannot_be_told_are_refused():
     with pytest.raises(ValueError, match=r"cannot be told from the rest; mark them in it with \{% generation %\}"):
         learned(COUNTS, chat(*TURNS))

@@ -4,12 +4,12 @@ Where the template marks what is to be learned ({% generation %}), that is taken
 conversation up to it has more than the text up to its question with the beginning of an answer behind it: exactly what
 the server asks the model for. Where a template writes earlier turns otherwise than the last one, so that these texts do
 not begin alike, the answers are found by signs around them, or around what is behind their reasoning, if the template
-writes the same with the signs as without.
-An answer ends with its end-of-turn token. Nothing is guessed: where none of the three ways holds, it is an error.
+writes the same with the signs as without. An answer ends with its end-of-turn token, where one follows. Nothing is
+guessed: where none of the ways holds, it is an error.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from atma.chat.renderer import Renderer
 from atma.chat.template import Specials
 from atma.data.conversations import Message
+from atma.hub_files import end_of_turn
 from atma.tokenizer import Tokenizer
 
 GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -37,10 +38,12 @@ class Told(NamedTuple):
 class Answers:
     """Tokenises conversations through one template. Use it with `with`: it holds the renderer's process."""
 
-    def __init__(self, renderer: Renderer, tokenizer: Tokenizer, most: int) -> None:
-        """most: the ids that the model has."""
+    def __init__(self, renderer: Renderer, tokenizer: Tokenizer, most: int, ends: Collection[int] = ()) -> None:
+        """most: the ids that the model has. ends: those that end a turn, beside end-of-text and what has the name of an
+        end of turn."""
         self.renderer, self.tokenizer, self.most = renderer, tokenizer, most
         self.marked = bool(GENERATION.search(renderer.template.text))
+        self._ends = {tokenizer.eot, *end_of_turn(tokenizer), *ends}
         self._ordinary = {tokenizer.eot, *_special(tokenizer)}
 
     def __enter__(self) -> "Answers":
@@ -56,9 +59,9 @@ class Answers:
         shown = [{"role": one["role"], "content": specials.hidden(one["content"])} for one in messages]
         text = self.renderer.render(shown, prompted=False)
         spans = [
-            (first, specials.turn_end(text, first, last)) for first, last in _learned(messages, self.spans(shown, text))
+            (first, self._stopped(text, specials.turn_end(text, first, last, self._ends)))
+            for first, last in _learned(messages, self.spans(shown, text))
         ]
-        spans = [(first, self._stopped(text, last)) for first, last in spans]
         ids, places = specials.placed(text)
         starts, answers = np.array(places, np.int64), np.zeros(len(ids), bool)
         for first, last in spans:
