@@ -340,6 +340,25 @@ def test_a_checkpoint_of_transformers_is_tuned_by_adapters_and_exported_again(tm
     torch.testing.assert_close(back(tokens).logits, model.logits(model(tokens)[0]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("template", "kept", "told"),
+    [(None, "theirs", ""), ("", None, "was written without one"), ("ours", "ours", "was written with another")],
+)
+def test_the_final_model_is_talked_to_as_its_data_was_written(base, tmp_path, template, kept, told):
+    place, out = shutil.copytree(base, tmp_path / "here"), tmp_path / "run"
+    (place / "manifest.json").unlink()
+    (place / "chat_template.jinja").write_text("theirs")
+    (place / "tokenizer_config.json").write_text('{"eos_token": "x", "chat_template": "theirs too"}')
+    final = fit(recipe(place), out, dataclasses.replace(tiny_source(), template=template))
+    path, settings = final / "chat_template.jinja", json.loads((final / "tokenizer_config.json").read_text())
+    assert (path.read_text() if path.is_file() else None) == kept
+    assert settings["eos_token"] == "x" and ("chat_template" in settings) == (template is None)
+    events = [row["event"] for row in read_record(out) if row["kind"] == "event"]
+    assert [event for event in events if "is not kept" in event] == (
+        [f"the chat template of {place} is not kept, for the data {told}"] if told else []
+    )
+
+
 def test_the_best_model_is_written_again_with_the_template_of_the_base(base, tmp_path):
     out = tmp_path / "run"
     fit(recipe(base, keep_best=True), out, tiny_source())

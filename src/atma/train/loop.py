@@ -25,7 +25,7 @@ from atma.train.record import NAME, Record, cut_record
 from atma.train.resume import RunState, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from atma.train.schedule import rate_multiplier
 from atma.train.source import Batch, Source, in_epochs, open_source
-from atma.train.start import adapters, begun, check_tokenizer, resolved
+from atma.train.start import adapters, begun, check_tokenizer, resolved, start_told
 from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
 from atma.train.trained import Trained
 
@@ -283,7 +283,7 @@ class Run:
         if not self.recipe.train.init_from:
             return []
         lines = self.trained.attached.lines() if self.trained.attached else ["every weight is trained"]
-        return [f"starts from {self.recipe.train.init_from}", *lines]
+        return [*start_told(self.recipe, self.source.template), *lines]
 
 
 def _check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
