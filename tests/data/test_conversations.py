@@ -29,6 +29,16 @@ LAST_THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content | trim }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+FORGETS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% set said = m.content.split('</think>')[-1] | trim %}\
+{% if '</think>' in m.content and loop.last %}<think>
+{{ m.content.split('</think>')[0].split('<think>')[-1] | trim }}
+</think>
+
+{% endif %}{{ said }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""Shows the reasoning of the last turn alone, as templates of models that reason do."""
 COUNTS = "{{ messages | length }}{% for m in messages %}{{ m.content | length }} {{ m.content }}<|im_end|>{% endfor %}"
 TURNS = [("user", "Hello"), ("assistant", "Hi."), ("user", "2+2?"), ("assistant", "4")]
 
@@ -71,6 +81,48 @@ def test_every_answer_is_learned_with_its_end_of_turn(template):
 def test_a_template_that_writes_the_last_turn_otherwise_has_its_answers_found_by_marks():
     told = learned(LAST_THINKS, chat(*TURNS[:3], ("assistant", " 4 ")))
     assert told == WHOLE.replace("[4", "<think></think>[4")
+
+
+def test_the_reasoning_of_the_last_turn_is_learned_where_the_template_leaves_out_that_of_earlier_ones():
+    thinking = [(role, f"<think>\nhm\n</think>\n\n{said}" if role == "assistant" else said) for role, said in TURNS]
+    assert learned(FORGETS, chat(*thinking)) == WHOLE.replace("[4", "[<think>\nhm\n</think>\n\n4")
+    assert learned(FORGETS, chat(*TURNS[:3], thinking[3])) == WHOLE.replace("[4", "[<think>\nhm\n</think>\n\n4")
+    with pytest.raises(ValueError, match="says nothing behind its </think>"):
+        learned(FORGETS, chat(*thinking[:3], ("assistant", "<think>hm</think>")))
+
+
+def test_a_template_that_takes_an_answer_apart_is_told_to_mark_it():
+    halves = FORGETS.replace("</think>", "|")
+    with pytest.raises(ValueError, match=r"takes an answer apart, .*; mark them in it with \{% generation %\}"):
+        learned(halves, chat(("user", "a"), ("assistant", "b|c"), ("user", "a"), ("assistant", "b|c")))
+
+
+def test_the_token_that_begins_the_next_turn_is_no_end_of_an_answer():
+    bare = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+    assert learned(bare, chat(*TURNS)) == (
+        "<|im_start|>user\nHello\n<|im_start|>assistant\n[Hi.\n]<|im_start|>user\n2+2?\n<|im_start|>assistant\n"
+        "[4\n<|endoftext|>]"
+    )
+
+
+def test_an_end_of_turn_that_the_models_folder_declares_is_learned(tmp_path):
+    backend = byte_tokenizer().backend
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("<|a|>", "<|z|>")])
+    tokenizer = Tokenizer(backend, 256)
+    model = Model(ModelConfig(tokenizer.vocab_size, width=16, depth=1, pattern=("local",)))
+    save_model(tmp_path / "model", model, tokenizer)
+    template = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|z|>").replace("im_start", "a")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template.replace("im_end", "z"))
+    endings = []
+    for ids in ([256], [256, 258]):
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        prepare(lines(tmp_path / "chats.jsonl", GOOD), tmp_path / "set", Preparation(model=str(tmp_path / "model")))
+        tokens = TokenSet.open(tmp_path / "set")
+        endings.append(tokenizer.decode(tokens.document(0)[tokens.answers(0)].tolist()).lstrip("0123456789"))
+    assert endings == ["!", "!<|z|>"]
 
 
 def test_answers_that_cannot_be_told_are_refused():
@@ -117,7 +169,8 @@ FORMS = [
     {"messages": chat(*TURNS)},
     {"messages": [{"role": r, "content": [{"type": "text", "text": c}]} for r, c in TURNS]},
     {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[r], "value": c} for r, c in TURNS]},
-    {"prompt": chat(*TURNS[:3]), "completion": chat(TURNS[3])},
+    {"messages": [one | {"weight": 1, "tool_calls": [], "thinking": None} for one in chat(*TURNS)], "tools": "[]"},
+    {"messages": chat(("system", ""), *TURNS)},
 ]
 
 
@@ -135,6 +188,23 @@ def test_prompts_instructions_and_systems_beside_are_turns():
     assert messages_of(beside, "")[0] == {"role": "system", "content": "Be kind"}
 
 
+PROMPT = {"prompt": chat(*TURNS[:3]), "completion": chat(TURNS[3])}
+WEIGHTS = {"messages": [one | {"weight": int(one["content"] == "4")} for one in chat(*TURNS)]}
+
+
+@pytest.mark.parametrize("row", [PROMPT, WEIGHTS])
+@pytest.mark.parametrize("template", [CHATML, MARKED, LAST_THINKS])
+def test_answers_of_a_prompt_or_of_weight_0_are_shown_and_not_learned(row, template):
+    told = learned(template, messages_of(row, "here"))
+    assert told.replace("<think></think>", "") == WHOLE.replace("[Hi.<|im_end|>]", "Hi.<|im_end|>")
+
+
+def test_what_marks_answers_otherwise_than_one_by_one_cannot_leave_one_out():
+    twice = MARKED.replace("<|im_end|>{% endgen", "{% endgeneration %}{% generation %}<|im_end|>{% endgen")
+    with pytest.raises(ValueError, match=r"marks 4 answers .* where there are 2"):
+        learned(twice, messages_of(PROMPT, "here"))
+
+
 BAD = [
     ({"messages": chat(("user", "a"))}, "a conversation without an answer"),
     ({"messages": []}, "a conversation without an answer"),
@@ -147,6 +217,13 @@ BAD = [
     ({"messages": [{"role": "user", "content": 4}]}, "content must be text, not int"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of a message is 'image'"),
     ({"messages": [{"role": "assistant", "content": None, "tool_calls": [1]}]}, "calls tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}, "calls tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}]}, "calls tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}, "has 'reasoning_content'"),
+    ({"messages": [{"role": "assistant", "content": "a", "thinking": "b"}]}, "has 'thinking'"),
+    ({"messages": chat(*TURNS), "tools": [{"name": "f"}]}, "a conversation with tools"),
+    ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "answers all have weight 0"),
+    ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "weight 0.5; only 0 and 1"),
     ({"prompt": "a", "completion": None}, "has no content"),
     ({"prompt": "a", "completion": "\ud800"}, "half a character"),
 ]

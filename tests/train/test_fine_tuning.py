@@ -230,6 +230,50 @@ def test_stopped_and_resumed_early_stopping_ends_alike(base, tmp_path):
     assert losses(tmp_path / "cut", "validation") == losses(tmp_path / "whole", "validation")
 
 
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_finished_run_that_goes_on_has_judged_its_last_validation(base, tmp_path, keep_best):
+    """Its checkpoint is written before that validation, which is then made again."""
+    source = dataclasses.replace(tiny_source(), validation=hopeless)
+    asked = recipe(base, None, early_stopping=3, keep_best=keep_best, evaluate_every=1, adamw_rate=0.03, tokens=128)
+    longer = dataclasses.replace(asked, train=dataclasses.replace(asked.train, tokens=256))
+    fit(asked, tmp_path / "run", source)
+    fit(longer, tmp_path / "run", source, resume=True)
+    told = losses(tmp_path / "run", "validation")
+    assert [step for step, _ in told] == list(range(len(told)))
+    state = json.loads(sorted((tmp_path / "run" / "checkpoints").glob("*/state.json"))[-1].read_text())
+    judged = told[:-1] if state["unvalidated"] else told
+    best = min(range(len(judged)), key=lambda i: judged[i][1])
+    assert (state["best_loss"], state["best_step"]) == (judged[best][1], best)
+    assert state["waited"] == len(judged) - 1 - best
+
+
+def goes_on(asked: Recipe, out, source, **changes) -> list[str]:
+    """The events of a run that goes on with some settings changed."""
+    fit(dataclasses.replace(asked, train=dataclasses.replace(asked.train, **changes)), out, source, resume=True)
+    return [row["event"] for row in read_record(out) if row["kind"] == "event"]
+
+
+def test_a_best_model_that_was_not_kept_is_found_anew_and_never_told_of_in_vain(base, tmp_path):
+    out, source = tmp_path / "run", dataclasses.replace(tiny_source(), validation=hopeless)
+    asked = recipe(base, None, evaluate_every=1, adamw_rate=0.03, tokens=256)
+    fit(asked, out, source)
+    events = goes_on(asked, out, source, keep_best=True)
+    assert not (out / "best").exists() and not any("best" in event for event in events)
+    events = goes_on(asked, out, source, keep_best=True, tokens=512)
+    best = min(losses(out, "validation")[5:], key=lambda pair: pair[1])
+    assert json.loads((out / "best" / "config.json").read_text())["extra"]["step"] == best[0]
+    assert "found anew: its model, of step" in events[-2] and f"at step {best[0]}, its model in" in events[-1]
+
+
+def test_the_lowest_loss_of_other_validations_is_not_compared_with(base, tmp_path):
+    out, asked = tmp_path / "run", recipe(base, None, evaluate_every=1, tokens=128, keep_best=True)
+    fit(asked, out, tiny_source())
+    harder = dataclasses.replace(tiny_source(), validation=hopeless)
+    events = goes_on(asked, out, harder, evaluation_tokens=64, tokens=256)
+    assert "the lowest validation loss is found anew: it was of 128 evaluation tokens, now they are 64" in events
+    assert json.loads((out / "best" / "config.json").read_text())["extra"]["step"] >= 2
+
+
 def test_epochs_are_steps_by_the_rows_of_the_data(base, tmp_path):
     source = dataclasses.replace(tiny_source(), epoch_rows=10, told="ten rows")
     out = tmp_path / "run"
@@ -307,6 +351,25 @@ def test_a_checkpoint_of_transformers_is_tuned_by_adapters_and_exported_again(tm
     model, _ = load_model(final)
     tokens = rows(3).tokens
     torch.testing.assert_close(back(tokens).logits, model.logits(model(tokens)[0]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("template", "kept", "told"),
+    [(None, "theirs", ""), ("", None, "was written without one"), ("ours", "ours", "was written with another")],
+)
+def test_the_final_model_is_talked_to_as_its_data_was_written(base, tmp_path, template, kept, told):
+    place, out = shutil.copytree(base, tmp_path / "here"), tmp_path / "run"
+    (place / "manifest.json").unlink()
+    (place / "chat_template.jinja").write_text("theirs")
+    (place / "tokenizer_config.json").write_text('{"eos_token": "x", "chat_template": "theirs too"}')
+    final = fit(recipe(place), out, dataclasses.replace(tiny_source(), template=template))
+    path, settings = final / "chat_template.jinja", json.loads((final / "tokenizer_config.json").read_text())
+    assert (path.read_text() if path.is_file() else None) == kept
+    assert settings["eos_token"] == "x" and ("chat_template" in settings) == (template is None)
+    events = [row["event"] for row in read_record(out) if row["kind"] == "event"]
+    assert [event for event in events if "is not kept" in event] == (
+        [f"the chat template of {place} is not kept, for the data {told}"] if told else []
+    )
 
 
 def test_the_best_model_is_written_again_with_the_template_of_the_base(base, tmp_path):

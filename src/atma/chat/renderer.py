@@ -24,6 +24,43 @@ class Renderer:
 
     def __init__(self, template: Template) -> None:
         self.template = template
+        self._process: subprocess.Popen[bytes] | None = None
+        self._begin()
+
+    def __enter__(self) -> "Renderer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
+
+    def render(self, messages: Sequence[Mapping[str, Any]], prompted: bool, marks: tuple[str, str] = ("", "")) -> str:
+        """The text of a chat; `prompted` with the beginning of an answer behind it. `marks` go around what the template
+        says to learn. ValueError if the template does not render it; a new process renders the next chat."""
+        request: dict[str, Any] = self.template.names | {"messages": messages, "add_generation_prompt": prompted}
+        request |= {"tools": None, "documents": None, "generation_begin": marks[0], "generation_end": marks[1]}
+        if self._process is None:
+            self._begin()
+        try:
+            answer = self._ask(request)
+        except (OSError, EOFError, ValueError) as error:
+            self.close()  # what it still writes would be taken for the answer to the next request
+            raise ValueError(f"the chat template does not render it: {error}") from None
+        if "error" in answer:
+            raise ValueError(f"the chat template does not render it: {answer['error']}")
+        return answer["text"]
+
+    def _begin(self) -> None:
         command, pipe, nothing = [sys.executable, "-I", str(WORKER)], subprocess.PIPE, subprocess.DEVNULL
         self._process = subprocess.Popen(
             command,
@@ -36,42 +73,15 @@ class Renderer:
         )
         try:
             self._told(START_SECONDS)
-            answer = self._ask({"template": template.text})
+            answer = self._ask({"template": self.template.text})
             if "error" in answer:
                 raise ValueError(answer["error"])
         except (OSError, EOFError, ValueError) as error:
             self.close()
-            raise ValueError(f"{template.source}: the chat template cannot be used: {error}") from None
-
-    def __enter__(self) -> "Renderer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._process.wait()
-
-    def render(self, messages: Sequence[Mapping[str, Any]], prompted: bool, marks: tuple[str, str] = ("", "")) -> str:
-        """The text of a chat; `prompted` with the beginning of an answer behind it. `marks` go around what the template
-        says to learn. ValueError if the template does not render it."""
-        request: dict[str, Any] = self.template.names | {"messages": messages, "add_generation_prompt": prompted}
-        request |= {"tools": None, "documents": None, "generation_begin": marks[0], "generation_end": marks[1]}
-        try:
-            answer = self._ask(request)
-        except (OSError, EOFError) as error:
-            raise ValueError(f"the chat template does not render it: {error}") from None
-        if "error" in answer:
-            raise ValueError(f"the chat template does not render it: {answer['error']}")
-        return answer["text"]
+            raise ValueError(f"{self.template.source}: the chat template cannot be used: {error}") from None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
+        assert self._process is not None and self._process.stdin is not None
         data = json.dumps(request).encode()
         self._process.stdin.write(len(data).to_bytes(4, "big"))
         view = memoryview(data)
@@ -87,7 +97,7 @@ class Renderer:
         return json.loads(self._read(size, until))
 
     def _read(self, count: int, until: float) -> bytes:
-        assert self._process.stdout is not None
+        assert self._process is not None and self._process.stdout is not None
         handle, data = self._process.stdout.fileno(), b""
         while len(data) < count:
             if not select.select([handle], [], [], max(0.0, until - time.monotonic()))[0]:

@@ -6,7 +6,7 @@ and only what the template itself writes becomes special tokens.
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -87,15 +87,16 @@ class Specials:
         hidden = {f"{self._sign}{number}{self._sign}": name for number, name in enumerate(self._names)}
         return self.tokenizer.encode_rendered(text, hidden)
 
-    def turn_end(self, text: str, start: int, end: int) -> int:
-        """Where a turn that holds the characters from start to end ends: with the special token in it or behind it,
-        white space behind that left out; else at `end`."""
+    def turn_end(self, text: str, start: int, end: int, ends: Collection[int]) -> int:
+        """Where a turn that holds the characters from start to end ends: with the special token in it, or the one of
+        `ends` (ids) behind it, white space behind that left out; else at `end`. Other special tokens behind it begin
+        what comes next."""
         inner = list(self._spelled.finditer(text, start, end))
         if inner and not text[inner[-1].end() : end].strip():
             return inner[-1].end()
         blank = len(text) - len(text[end:].lstrip())
         behind = self._spelled.match(text, blank)
-        return behind.end() if behind else end
+        return behind.end() if behind and self.tokenizer.backend.token_to_id(behind[0]) in ends else end
 
 
 @functools.lru_cache(maxsize=8)

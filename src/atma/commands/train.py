@@ -79,7 +79,9 @@ def run(
     if tensorboard:
         export_tensorboard(folder, folder / "tensorboard")
     best = folder / "best"
-    print(f"trained: {final}" + (f"\nlowest validation loss: {best}" if chosen.train.keep_best else ""))
+    print(
+        f"trained: {final}" + (f"\nlowest validation loss: {best}" if chosen.train.keep_best and best.is_dir() else "")
+    )
     print(f"try it: atma generate --model {folder} PROMPT")
     measured(chosen, folder, machine.device, evaluate)
 

@@ -5,7 +5,10 @@
     {"prompt", "completion"}                          texts, or lists of messages
     {"instruction", "input", "output"}                Alpaca's; "input" may be empty or absent
 
-Each becomes a list of messages of the roles system, user, assistant and tool. As a document it is the sign `MARK` and
+Each becomes a list of messages of the roles system, user, assistant and tool. All answers are learned but those of a
+list of messages that is a prompt, and those of "weight" 0 (OpenAI's): such a message has "learned", false. Calls of
+tools and reasoning beside the content are refused, for no template would be shown them; empty system messages are left
+out. As a document it is the sign `MARK` and
 its JSON, so that whatever reads, counts and shuffles documents does so with conversations too.
 """
 
@@ -28,7 +31,11 @@ ROLES |= {
 }
 ROLES |= {"function": "tool", "observation": "tool"}
 
-Message = dict[str, str]
+TOOLS, REASONING = ("tool_calls", "function_call"), ("reasoning_content", "reasoning", "thinking")
+"""What stands beside the content of a message and is not read."""
+
+Message = dict[str, Any]
+"""Its role and content, texts, and where it is an answer that is not learned "learned", false."""
 
 
 class Unusable(ValueError):
@@ -83,13 +90,31 @@ def said(document: str) -> str:
 
 def messages_of(row: dict[str, Any], where: str) -> list[Message]:
     """The messages of a row, their roles by our names. Unusable: what is wrong with it."""
-    found = [_message(one, where) for one in _listed(row, where)]
+    if any(_given(row.get(key)) for key in ("tools", "functions")):
+        raise Unusable(where, "tools", "a conversation with tools, which are not read")
+    found = [_message(one, where) for one in _listed(row, where) if not _silent_system(one)]
     system = row.get("system")
     if isinstance(system, str) and system.strip() and not any(one["role"] == "system" for one in found):
         found.insert(0, {"role": "system", "content": system})
-    if not any(one["role"] == "assistant" for one in found):
+    answers = [one for one in found if one["role"] == "assistant"]
+    if not answers:
         raise Unusable(where, "conversations without an answer", "a conversation without an answer of an assistant")
+    if not any(one.get("learned", True) for one in answers):
+        raise Unusable(where, "conversations without an answer", "a conversation whose answers all have weight 0")
     return found
+
+
+def _given(value: Any) -> bool:
+    """Whether something is said, also where it is JSON in a text."""
+    return bool(value.strip() not in ("", "[]", "{}", "null") if isinstance(value, str) else value)
+
+
+def _silent_system(one: Any) -> bool:
+    """Whether a message is one of the system that says nothing."""
+    if not isinstance(one, dict) or ROLES.get(str(one.get("role") or one.get("from")).lower()) != "system":
+        return False
+    content = one.get("content") if one.get("content") is not None else one.get("value")
+    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def _listed(row: dict[str, Any], where: str) -> list[Any]:
@@ -98,7 +123,8 @@ def _listed(row: dict[str, Any], where: str) -> list[Any]:
         if isinstance(row.get(key), list):
             return [one for one in row[key] if one is not None]
     if "prompt" in row:
-        return _turn(row["prompt"], "user") + _turn(row["completion"], "assistant")
+        asked = [one | {"weight": 0} if isinstance(one, dict) else one for one in _turn(row["prompt"], "user")]
+        return asked + _turn(row["completion"], "assistant")
     asked, more = row["instruction"], row.get("input")
     if isinstance(asked, str) and isinstance(more, str) and more.strip():
         asked = f"{asked}\n\n{more}"
@@ -118,14 +144,28 @@ def _message(one: Any, where: str) -> Message:
     if role is None:
         known = ", ".join(ROLES)
         raise Unusable(where, "unknown roles", f"unknown role {said!r}; known are {known}")
-    if content is None and one.get("tool_calls"):
-        raise Unusable(where, "tool calls", f"a message of {said!r} calls tools, which are not read")
+    _check_beside(one, f"a message of {said!r}", where)
     if content is None:
         raise Unusable(where, "null content", f"a message of {said!r} has no content (null)")
     text = _text(content, where)
     if not text.strip():
         raise Unusable(where, "empty content", f"a message of {said!r} is empty")
-    return {"role": role, "content": text}
+    weight = one.get("weight")
+    if role != "assistant" or weight is None:
+        return {"role": role, "content": text}
+    if weight not in (0, 1):
+        raise Unusable(where, "weights", f"a message of {said!r} has weight {weight!r}; only 0 and 1 are read")
+    return {"role": role, "content": text} | ({} if weight else {"learned": False})
+
+
+def _check_beside(one: dict[str, Any], who: str, where: str) -> None:
+    """Unusable: a message has more to it than its content."""
+    if any(_given(one.get(key)) for key in TOOLS):
+        raise Unusable(where, "tool calls", f"{who} calls tools, which are not read")
+    key = next((key for key in REASONING if _given(one.get(key))), None)
+    if key is not None:
+        told = f"{who} has {key!r}, which is not read; write it into the content, as the model is to write it"
+        raise Unusable(where, "reasoning beside the content", told)
 
 
 def _text(content: Any, where: str) -> str:

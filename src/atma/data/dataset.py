@@ -101,9 +101,12 @@ class TokenSet:
 
     @property
     def template(self) -> str | None:
-        """The chat template of conversations that a model learns from them; None for texts and for what is no chat."""
+        """The chat template of conversations that a model learns from them, "" for those written as models without a
+        template are talked to (plain, text); None for texts."""
+        if not self.masks:
+            return None
         known = self.manifest.get(CHATS, {}).get("template")
-        return None if not self.masks or known in ("plain", "text") else _template(self.path / "chat_template.jinja")
+        return "" if known in ("plain", "text") else _template(self.path / "chat_template.jinja")
 
     def answers(self, i: int) -> np.ndarray:
         """Which tokens (n,) bool of document i, a conversation, are answers."""

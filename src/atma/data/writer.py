@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from atma.data.left_out import Document, LeftOut, NoField
 from atma.data.preparation import Preparation
 from atma.data.sources import documents
 from atma.loading import model_folder
+from atma.stop_tokens import declared
 from atma.tokenizer import Tokenizer
 
 TEMPLATE = "chat_template.jinja"
@@ -68,9 +69,11 @@ class Writer:
 class ChatWriter:
     """Encodes conversations through a chat template. Use it with `with`."""
 
-    def __init__(self, tokenizer: Tokenizer, template: Template, most: int, left_out: LeftOut) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: Template, most: int, left_out: LeftOut, ends: Collection[int] = ()
+    ) -> None:
         self.tokenizer, self.template, self.left_out = tokenizer, template, left_out
-        self._answers = Answers(Renderer(template), tokenizer, most)
+        self._answers = Answers(Renderer(template), tokenizer, most, ends)
 
     def __enter__(self) -> "ChatWriter":
         return self
@@ -124,7 +127,10 @@ def writer_for(
     if options.read != "conversations":
         return Writer(tokenizer, left_out)
     most = load_config(options.model).vocab_size if options.model else tokenizer.vocab_size
-    return ChatWriter(tokenizer, _template(source, options), most, left_out)
+    template = _template(source, options)
+    known = not options.model and options.tokenizer in ("bytes", "bpe")
+    ends = () if known else declared(_place(options), tokenizer)
+    return ChatWriter(tokenizer, template, most, left_out, ends)
 
 
 def _holds_conversations(source: str | Path, options: Preparation) -> bool:
@@ -143,6 +149,12 @@ def _first(texts: Any) -> list[str]:
         return [] if "no text in it" in str(error) else [MARK]
 
 
+def _place(options: Preparation) -> Path:
+    """The folder of the model, or of the tokenizer."""
+    place = Path(options.model or options.tokenizer)
+    return place if place.is_dir() else place.parent
+
+
 def _template(source: str | Path, options: Preparation) -> Template:
     """The template that is asked for, or else that of the model or of the tokenizer's folder."""
     known = ", ".join(f"{name} ({told})" for name, told in BUILT_IN.items())
@@ -151,8 +163,7 @@ def _template(source: str | Path, options: Preparation) -> Template:
     path = Path(options.chat_template) if options.chat_template else None
     if path is not None and not path.is_file():
         raise ValueError(f"'chat_template' {options.chat_template!r}: no such file, nor one of {known}")
-    place = Path(options.model or options.tokenizer)
-    found = find_template(place if place.is_dir() else place.parent, path)
+    found = find_template(_place(options), path)
     if found.source == PLAIN or (not options.model and options.tokenizer in ("bytes", "bpe") and path is None):
         whose = options.model or f"the tokenizer {options.tokenizer}"
         raise ValueError(

@@ -25,7 +25,7 @@ from atma.train.record import NAME, Record, cut_record
 from atma.train.resume import RunState, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from atma.train.schedule import rate_multiplier
 from atma.train.source import Batch, Source, in_epochs, open_source
-from atma.train.start import adapters, begun, check_tokenizer, resolved
+from atma.train.start import adapters, begun, check_tokenizer, resolved, start_told
 from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
 from atma.train.trained import Trained
 
@@ -96,6 +96,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, source: Source, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
+        self.best = out / "best"
         whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
         self.model = begun(recipe, weights=not whole).to(device)
         self.trained = Trained(self.model, recipe, out, adapters(recipe, self.model), source.tokenizer)
@@ -104,6 +105,7 @@ class Run:
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
         self.state.threads = torch.get_num_threads()
+        self.state.evaluation_tokens = recipe.train.evaluation_tokens
         self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
         self._saved = 0
         self._stop: Callable[[], bool] | None = None
@@ -120,14 +122,14 @@ class Run:
             self.state = load_checkpoint(folder, self.state, self.trained, self.optimisers)
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
-        threads = self._go_on_threads() if folder is not None else []
+        anew = [*self._go_on_threads(), *self.state.rejudge(self.recipe.train, self.best)] if folder is not None else []
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step, self.state.unvalidated)
             write_recipe(self.recipe, self.out)
         wait(self.ranks)
         return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
             f"resumed at step {self.state.step}",
-            *threads,
+            *anew,
         ]
 
     def _go_on_threads(self) -> list[str]:
@@ -140,7 +142,7 @@ class Run:
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
         steps, self._stop = self.recipe.train.steps, stop
-        if (self.state.step == steps and not (self.state.unvalidated and self.recipe.train.keep_best)) or self._ended():
+        if (self.state.step == steps and not (self.state.unvalidated and self._judges)) or self._ended():
             return self._finish()
         progress.start(self.recipe.name, steps, self.state.step)
         try:
@@ -172,7 +174,7 @@ class Run:
         progress.show(record.write("train", state.step, self._row(outcome, multiplier, seconds)))
         last = state.step == train.steps
         if last:  # whatever happens to the validation, all steps are kept
-            state.unvalidated = train.keep_best
+            state.unvalidated = self._judges
             self._checkpoint(record)
         if train.evaluate_every and (last or state.step % train.evaluate_every == 0):
             self._validate(record, progress)
@@ -219,7 +221,12 @@ class Run:
             return
         progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": loss}))
         if state.judge(loss) and self.recipe.train.keep_best:
-            self._write_model(self.out / "best")
+            self._write_model(self.best)
+
+    @property
+    def _judges(self) -> bool:
+        """Whether anything depends on a validation, so that the last one is made even if the run is stopped in it."""
+        return self.recipe.train.keep_best or self.recipe.train.early_stopping > 0
 
     def _ended(self) -> bool:
         """Whether the validation loss has not fallen for as long as the recipe has patience."""
@@ -234,7 +241,7 @@ class Run:
             return
         told = f"lowest validation loss {state.best_loss:.4f} at step {state.best_step}"
         told = f"stopped early, {state.waited} validations without a lower loss; {told}" if self._ended() else told
-        told += f", its model in {self.out / 'best'}" if train.keep_best else ""
+        told += f", its model in {self.best}" if train.keep_best and self.best.is_dir() else ""
         progress.show(record.write("event", state.step, {"event": told}))
 
     def _checkpoint(self, record: Record) -> None:
@@ -276,7 +283,7 @@ class Run:
         if not self.recipe.train.init_from:
             return []
         lines = self.trained.attached.lines() if self.trained.attached else ["every weight is trained"]
-        return [f"starts from {self.recipe.train.init_from}", *lines]
+        return [*start_told(self.recipe, self.source.template), *lines]
 
 
 def _check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:

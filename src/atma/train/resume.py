@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from atma.checkpoint import json_writer, load_tensors, read_json, tensor_writer, verify_folder, write_folder
+from atma.config import TrainConfig
+from atma.replacing import recover_folder
 from atma.strict import from_dict
 from atma.train.optim import Optimisers
 from atma.train.trained import Trained
@@ -47,6 +49,8 @@ class RunState:
     """The step it was measured after."""
     waited: int = 0
     """Validations since then."""
+    evaluation_tokens: int = 0
+    """What they were measured on, as the recipe has it; 0: not recorded."""
 
     def judge(self, loss: float) -> bool:
         """Take note of a validation loss; whether it is the lowest so far."""
@@ -55,6 +59,28 @@ class RunState:
         if better:
             self.best_loss, self.best_step = loss, self.step
         return better
+
+    def rejudge(self, train: TrainConfig, best: Path) -> list[str]:
+        """Forget the lowest loss where it is not of this recipe's validations, or its model is to be kept in `best` and
+        is not there. Returns what to tell of it."""
+        before, self.evaluation_tokens = self.evaluation_tokens, train.evaluation_tokens
+        if self.best_loss is None:
+            return []
+        if before not in (0, train.evaluation_tokens):
+            told = f"it was of {before:,} evaluation tokens, now they are {train.evaluation_tokens:,}"
+        elif train.keep_best and kept_step(best) != self.best_step:
+            told = f"its model, of step {self.best_step}, is not in {best}"
+        else:
+            return []
+        self.best_loss, self.best_step, self.waited = None, 0, 0
+        return [f"the lowest validation loss is found anew: {told}"]
+
+
+def kept_step(best: Path) -> int | None:
+    """The step of the model that a run keeps as its best; None where there is none."""
+    recover_folder(best)
+    extra = read_json(best / "config.json").get("extra") if (best / "config.json").is_file() else None
+    return extra.get("step") if isinstance(extra, dict) else None
 
 
 def save_checkpoint(run: Path, state: RunState, trained: Trained, optimisers: Optimisers, keep: int) -> Path:

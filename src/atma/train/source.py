@@ -42,7 +42,7 @@ class Source:
     told: str = ""
     """What there is to tell of the rows."""
     template: str | None = None
-    """The chat template of the data, for the final model; None where it has none of its own."""
+    """The chat template of the data, for the final model; "" for none, None where the data are texts."""
 
 
 def open_source(recipe: Recipe, ranks: Ranks) -> Source:

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from atma.chat.template import PLAIN, find_template
 from atma.checkpoint import file_hash, fill_model, load_config, load_info, load_tensors
 from atma.config import ModelConfig, Recipe, load_values, recipe_of
+from atma.hub_files import TEMPLATE, TOKENIZER_CONFIG
 from atma.loading import model_folder
 from atma.lora import Attached, attach
 from atma.model import Model
@@ -117,12 +119,35 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None) -> None:
 
 def carried(recipe: Recipe, template: str | None) -> dict[str, str]:
     """The texts of files that the final model takes over: how the folder that it starts from is talked to, and what its
-    config.json says besides, such as which checkpoint it was; and the chat template that its data was written with."""
+    config.json says besides, such as which checkpoint it was.
+
+    template: the chat template that its data was written with, which takes the place of the folder's; "" leaves that
+    out, None keeps it.
+    """
     found = {}
     if recipe.train.init_from:
         folder = model_folder(recipe.train.init_from)
         found = talk_of(folder) | {EXTRA: json.dumps(load_info(folder).get("extra", {}))}
-    return found | ({} if template is None else {"chat_template.jinja": template})
+    if template is None:
+        return found
+    found.pop(TEMPLATE, None)
+    settings = json.loads(found.get(TOKENIZER_CONFIG, "{}"))
+    if "chat_template" in settings:
+        kept = {key: value for key, value in settings.items() if key != "chat_template"}
+        found[TOKENIZER_CONFIG] = json.dumps(kept, indent=1) + "\n"
+    return found | ({TEMPLATE: template} if template else {})
+
+
+def start_told(recipe: Recipe, template: str | None) -> list[str]:
+    """What there is to tell of the folder that a run starts from, if there is one; `template` as in `carried`."""
+    start = recipe.train.init_from
+    if not start:
+        return []
+    lines, before = [f"starts from {start}"], find_template(model_folder(start))
+    if template is not None and before.source != PLAIN and before.text != template:
+        now = "with another" if template else "without one"
+        lines.append(f"the chat template of {start} is not kept, for the data was written {now}")
+    return lines
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
