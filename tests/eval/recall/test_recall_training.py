@@ -162,7 +162,10 @@ def test_selective_copying_has_two_layers_that_look_far():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("spiral", "polar, nope, rope, rotary, persistent, .* with \\+memory or without, or gated_conv, .*, not 'spiral'"),
+        (
+            "spiral",
+            "polar, nope, rope, rotary, persistent, .* with \\+memory or without, or gated_conv, .*, not 'spiral'",
+        ),
         ("polar+deltas", "'memory': no memory 'deltas'; did you mean 'delta'"),
         ("gated_conv+memory", "with \\+memory or without, or gated_conv, .*, not 'gated_conv\\+memory'"),
         ("gated_conv,window=3", "did you mean"),
