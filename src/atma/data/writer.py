@@ -17,7 +17,7 @@ from atma.data.conversations import CONVERSATIONS, MARK, messages_in
 from atma.data.left_out import Document, LeftOut, NoField
 from atma.data.preparation import Preparation
 from atma.data.sources import documents
-from atma.loading import model_folder
+from atma.loading import base_folder
 from atma.stop_tokens import declared
 from atma.tokenizer import Tokenizer
 
@@ -110,7 +110,7 @@ class ChatWriter:
 
 def resolved(source: str | Path, options: Preparation) -> Preparation:
     """The options with the model's folder, and with whether the source holds texts or conversations."""
-    model = str(model_folder(options.model)) if options.model else ""
+    model = str(base_folder(options.model)) if options.model else ""
     reading = options.read
     if reading == "auto":
         reading = "conversations" if options.field == "text" and _holds_conversations(source, options) else "text"
