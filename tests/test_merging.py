@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import atma
-from atma.checkpoint import load_tensors, save_model
+from atma.checkpoint import save_model
 from atma.cli import main
 from atma.commands.generate import begin
 from atma.config import Recipe, TrainConfig
@@ -18,6 +18,7 @@ from atma.serve.llm import LLM
 from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
 from atma.train.start import filled, resolved
+from atma.weights import load_tensors
 from tests.conftest import tiny
 
 

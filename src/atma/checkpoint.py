@@ -33,7 +33,7 @@ from atma.replacing import OURS, recover_folder, staging_place, swap
 from atma.strict import from_dict, to_dict
 from atma.talk import talk_of
 from atma.tokenizer_file import BEGINNING
-from atma.weights import is_shard, load_tensors, tensor_writer, weight_files
+from atma.weights import is_shard, load_weights, tensor_writer, weight_files
 
 if TYPE_CHECKING:
     from atma.model import Model
@@ -128,8 +128,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple
         verify_folder(folder)
     with without_init():
         model = Model(config).to(dtype)
-    files = weight_files(folder)
-    fill_model(model, {name: tensor for file in files for name, tensor in load_tensors(file).items()}, files[0])
+    fill_model(model, load_weights(folder), weight_files(folder)[0])
     path = folder / "tokenizer.json"
     if not path.exists():
         return model, None

@@ -14,11 +14,12 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from atma.checkpoint import fill_model, load_tensors, read_json, require_replaceable, save_model
+from atma.checkpoint import fill_model, read_json, require_replaceable, save_model
 from atma.config import ModelConfig
 from atma.mixers import CORES
 from atma.model import Model
 from atma.tokenizer import load_tokenizer
+from atma.weights import load_tensors
 
 _WRAPPERS = ("_orig_mod.", "module.")
 _REGULAR: tuple[str, ...] = ("local", "local", "global", "local")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from atma.checkpoint import json_writer, load_tensors, read_json, tensor_writer, verify_folder, write_folder
+from atma.checkpoint import json_writer, read_json, verify_folder, write_folder
 from atma.layers import Linear
 from atma.loading import ADAPTERS
 from atma.lora_config import LoraConfig
@@ -28,6 +28,7 @@ from atma.model import Model
 from atma.names import Part, matches, table, unmatched
 from atma.ops.dense import linear
 from atma.strict import from_dict, to_dict
+from atma.weights import load_tensors, tensor_writer
 
 FORMAT = "atma-adapters-1"
 RECORD, TENSORS = ADAPTERS, "adapters.safetensors"

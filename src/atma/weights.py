@@ -52,6 +52,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
 
 
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's weights, whole or in shards. ValueError as for `weight_files` and `load_tensors`."""
+    return {name: tensor for file in weight_files(folder) for name, tensor in load_tensors(file).items()}
+
+
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """The shape of every tensor of a safetensors file, from its head alone; ValueError when missing or damaged."""
     if not path.is_file():

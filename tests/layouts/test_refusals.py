@@ -90,6 +90,20 @@ def test_a_truncated_shard_is_named(tmp_path):
         import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
 
 
+@pytest.mark.parametrize(("what", "told"), [("unlisted", "does not list"), ("lost", "lacks 'model.lost', which")])
+def test_an_index_and_its_files_that_disagree_are_refused(tmp_path, what, told):
+    checkpoint(tmp_path / "theirs", "llama", shard="40kB")
+    path = tmp_path / "theirs/model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    if what == "unlisted":
+        index["weight_map"].pop("model.norm.weight")
+    else:
+        index["weight_map"]["model.lost"] = min(index["weight_map"].values())
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=told):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+
+
 @pytest.mark.parametrize("what", ["missing", "unexpected"])
 def test_weights_of_another_model_are_refused(tmp_path, what):
     checkpoint(tmp_path / "theirs", "llama")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_run import VOCABULARY, rows, tiny_model, tiny_recipe, tiny_source
 
-from atma.checkpoint import load_model, load_tensors, save_model
+from atma.checkpoint import load_model, save_model
 from atma.config import Recipe, TrainConfig, dump_toml, identity, load_recipe
 from atma.lora import LoraConfig, load_adapters, merge
 from atma.model import Model
@@ -18,6 +18,7 @@ from atma.train import Stopped, read_record, train
 from atma.train.loop import fit
 from atma.train.source import Source
 from atma.train.start import load_run_recipe, resolved
+from atma.weights import load_tensors
 
 LORA = LoraConfig(rank=2, train=("norm_mixer",))
 

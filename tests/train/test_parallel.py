@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_run import rows, tiny_model, tiny_recipe
 
-from atma.checkpoint import load_tensors
 from atma.model import Model
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join, sum_gradients, sum_over
 from atma.train.step import Stepper, generator
+from atma.weights import load_tensors
 
 TWO = """
 import sys

@@ -8,9 +8,9 @@ from test_loop import losses, same, weights
 from tiny_run import rows, tiny_model, tiny_recipe, tiny_source
 
 from atma import checkpoint, replacing
-from atma.checkpoint import load_tensors
 from atma.train.loop import fit
 from atma.train.record import read_record
+from atma.weights import load_tensors
 
 
 class Killed(Exception):

@@ -25,15 +25,13 @@ from atma.config import ModelConfig
 from atma.layers import without_init
 from atma.layouts.architectures import Layout, layout_of
 from atma.layouts.kinds import ARCHITECTURES
-from atma.layouts.reading import INDEX, WHOLE, Checkpoint, read_checkpoint
+from atma.layouts.reading import Checkpoint, read_checkpoint
 from atma.model import Model
 from atma.talk import TALK
 from atma.tokenizer import Tokenizer, load_tokenizer
 from atma.tokenizer_file import beginning_of
-from atma.weights import load_tensors, tensor_writer, weight_files
+from atma.weights import INDEX, WEIGHTS, load_weights, tensor_writer
 
-BESIDE = TALK
-"""Files that go with a model as they are: what its tokenizer and its chats say."""
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 NOTES = {"format": "pt"}
 """What transformers writes into the head of its files of tensors."""
@@ -63,7 +61,7 @@ def import_checkpoint(
     extra = {KEY: _remembered(checkpoint)}
     own = Path(tokenizer) if tokenizer else source / "tokenizer.json"
     beside: dict[str, Writer] = {} if words is None else {"tokenizer.json": _copier(own)}
-    beside |= {name: _copier(source / name) for name in BESIDE if words is not None and (source / name).is_file()}
+    beside |= {name: _copier(source / name) for name in TALK if words is not None and (source / name).is_file()}
     write_folder(out, model_files(model, words, extra) | beside)
     return model
 
@@ -112,7 +110,7 @@ def export_checkpoint(folder: str | Path, out: str | Path, dtype: torch.dtype | 
         raise ValueError(f"{out}: is there already; name a new folder")
     layout = layout_of(remembered["config"])
     _check_unchanged(folder, ModelConfig.from_table(layout.model))
-    ours = {name: tensor for file in weight_files(folder) for name, tensor in load_tensors(file).items()}
+    ours = load_weights(folder)
     names = [name for some in remembered["files"].values() for name in some]
     types = {name: dtype or getattr(torch, remembered["dtypes"].get(name, remembered["dtype"])) for name in names}
     theirs = {name: x for part in layout.parts for name, x in part.given(ours).items()}
@@ -123,7 +121,7 @@ def export_checkpoint(folder: str | Path, out: str | Path, dtype: torch.dtype | 
     if dtype is not None:
         config = {name: value for name, value in config.items() if name not in ("torch_dtype", "dtype")}
         config["torch_dtype"] = str(dtype).removeprefix("torch.")
-    beside = {name: _copier(folder / name) for name in (*BESIDE, "tokenizer.json") if (folder / name).is_file()}
+    beside = {name: _copier(folder / name) for name in (*TALK, "tokenizer.json") if (folder / name).is_file()}
     write_folder(out, {"config.json": json_writer(config), **_weights(theirs, remembered["files"]), **beside})
 
 
@@ -140,8 +138,8 @@ def _check_unchanged(folder: Path, was: ModelConfig) -> None:
 
 def _weights(tensors: Mapping[str, Tensor], files: Mapping[str, list[str]]) -> dict[str, Writer]:
     """Writers of the files that the checkpoint had, and of their index."""
-    if set(files) == {WHOLE}:
-        return {WHOLE: tensor_writer(tensors, NOTES)}
+    if set(files) == {WEIGHTS}:
+        return {WEIGHTS: tensor_writer(tensors, NOTES)}
     written = {file: tensor_writer({name: tensors[name] for name in names}, NOTES) for file, names in files.items()}
     total = sum(x.numel() * x.element_size() for x in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": {n: file for file, names in files.items() for n in names}}

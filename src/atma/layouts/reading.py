@@ -1,15 +1,13 @@
 """The files of a checkpoint of transformers: config.json, weights whole or in shards, and what its tokenizer says."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from atma.checkpoint import read_json
+from atma.weights import INDEX, WEIGHTS, load_tensors, tensor_shapes
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLDER = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _COMPUTED = ".rotary_emb.inv_freq"
 """The end of names that older files have beside the weights, and that are computed."""
@@ -22,7 +20,7 @@ class Checkpoint(NamedTuple):
     files: dict[str, str]
     """The file of each tensor."""
     tensors: dict[str, Tensor]
-    """Each as it is stored, mapped from its file and read when it is used."""
+    """Each as it is stored."""
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -33,11 +31,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     files = _files(folder)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        tensors |= dict(_tensors(folder / file))
-    missing = sorted(files.keys() - tensors.keys())
-    if missing:
-        raise ValueError(f"{folder / files[missing[0]]}: lacks '{missing[0]}', which {INDEX} says is in it")
-    return Checkpoint(config, {name: files[name] for name in tensors}, tensors)
+        found = load_tensors(folder / file)
+        tensors |= {name: tensor for name, tensor in found.items() if not name.endswith(_COMPUTED)}
+    if missing := files.keys() - tensors.keys():
+        raise ValueError(f"{folder / files[min(missing)]}: lacks '{min(missing)}', which {INDEX} says is in it")
+    if unlisted := tensors.keys() - files.keys():
+        raise ValueError(f"{folder / INDEX}: does not list '{min(unlisted)}', which one of its files has")
+    return Checkpoint(config, files, tensors)
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -52,25 +52,16 @@ def _files(folder: Path) -> dict[str, str]:
             if not (folder / file).is_file():
                 raise ValueError(f"{folder / file}: missing, though {INDEX} names it; copy every shard")
         return {name: file for name, file in found.items() if not name.endswith(_COMPUTED)}
-    if (folder / WHOLE).is_file():
-        return {name: WHOLE for name, _ in _tensors(folder / WHOLE)}
+    if (folder / WEIGHTS).is_file():
+        names = tensor_shapes(folder / WEIGHTS)
+        return {name: WEIGHTS for name in names if not name.endswith(_COMPUTED)}
     older = next((name for name in OLDER if (folder / name).exists()), None)
     if older:
         raise ValueError(
             f"{folder / older}: weights as a pickle, which atma does not read; "
             "save it again with save_pretrained(..., safe_serialization=True)"
         )
-    raise ValueError(f"{folder / WHOLE}: missing, and no {INDEX} either")
+    raise ValueError(f"{folder / WEIGHTS}: missing, and no {INDEX} either")
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if not name.endswith(_COMPUTED):
-                    yield name, file.get_tensor(name)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
-
-
-__all__ = ["INDEX", "WHOLE", "Checkpoint", "read_checkpoint"]
+__all__ = ["Checkpoint", "read_checkpoint"]

@@ -11,12 +11,13 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from atma.checkpoint import json_writer, load_tensors, read_json, tensor_writer, verify_folder, write_folder
+from atma.checkpoint import json_writer, read_json, verify_folder, write_folder
 from atma.config import TrainConfig
 from atma.replacing import recover_folder
 from atma.strict import from_dict
 from atma.train.optim import Optimisers
 from atma.train.trained import Trained
+from atma.weights import load_tensors, tensor_writer
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")

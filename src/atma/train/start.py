@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atma.chat.template import PLAIN, find_template
-from atma.checkpoint import file_hash, fill_model, load_config, load_info, load_tensors
+from atma.checkpoint import file_hash, fill_model, load_config, load_info
 from atma.config import ModelConfig, Recipe, load_values, recipe_of
 from atma.hub_files import TEMPLATE, TOKENIZER_CONFIG
 from atma.loading import model_folder
@@ -22,7 +22,7 @@ from atma.model import Model
 from atma.talk import talk_of
 from atma.tokenizer import Tokenizer, load_tokenizer
 from atma.train.step import generator
-from atma.weights import weight_files
+from atma.weights import load_weights, weight_files
 
 EXTRA = "extra.json"
 """What the base's config.json says besides the model."""
@@ -88,8 +88,7 @@ def begun(recipe: Recipe, weights: bool = True) -> Model:
             "name their place: --set train.init_from=FOLDER"
         )
     try:
-        files = weight_files(folder)
-        fill_model(model, {name: tensor for file in files for name, tensor in load_tensors(file).items()}, files[0])
+        fill_model(model, load_weights(folder), weight_files(folder)[0])
     except ValueError as error:
         changed = _changed(load_config(folder).to_table(), recipe.model.to_table())
         told = f"; [model] changes {', '.join(changed)}, and only what leaves the weights as they are may be changed"

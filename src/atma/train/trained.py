@@ -17,11 +17,9 @@ from atma.checkpoint import (
     fill_model,
     json_writer,
     load_info,
-    load_tensors,
     model_files,
     read_json,
     require_replaceable,
-    tensor_writer,
     text_writer,
     write_folder,
 )
@@ -34,7 +32,7 @@ from atma.talk import TALK
 from atma.tokenizer import Tokenizer
 from atma.tokenizer_file import BEGINNING
 from atma.train.start import EXTRA, carried
-from atma.weights import WEIGHTS
+from atma.weights import WEIGHTS, load_tensors, tensor_writer
 
 KEPT = "base"
 """The folder of a run that holds what is kept of the model it starts from."""
