@@ -23,6 +23,7 @@ from atma.extend.measuring import Row, cells, cost
 from atma.extend.run import Extension, extend, own_training, rates_of, recipe_for
 from atma.extend.settings import ExtendConfig
 from atma.loading import Loaded, load
+from atma.model import Model
 from atma.train import terminal_progress
 
 WAYS = {
@@ -31,6 +32,8 @@ WAYS = {
     "linear": (ExtendConfig(way="linear"), {}),
 }
 """By name, the settings, and what differs in [train]."""
+CONTROLS = ("none", "window", "linear", "yarn")
+"""The teacher as it is, with a window of its training length, with positions interpolated, and with YaRN."""
 TOKENS = 600_000
 LENGTHS = (256, 1024, 4096, 16_384)
 
@@ -41,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--teachers", nargs="+", default=["nano-rope-canon"], help="one for each seed, in order")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--controls", nargs="*", choices=("none", "linear", "yarn"), default=["none", "linear", "yarn"])
+    parser.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--needle-tokens", type=int, default=None, help="the most to read for needles at one length")
@@ -55,8 +58,23 @@ def main() -> None:
     for kind in options.controls:
         for seed, name in enumerate(options.teachers):
             teacher = load(name)
-            stretch = None if kind == "none" else Stretch(kind, own_training(teacher)["train"]["length"])
-            keep(options, f"teacher, {kind}", seed, teacher, stretch, {})
+            length = own_training(teacher)["train"]["length"]
+            stretch = Stretch(kind, length) if kind in ("linear", "yarn") else None
+            keep(
+                options,
+                f"teacher, {kind}",
+                seed,
+                windowed(teacher, length) if kind == "window" else teacher,
+                stretch,
+                {},
+            )
+
+
+def windowed(loaded: Loaded, window: int) -> Loaded:
+    """The same weights with a window in every layer that can have one: what a model does without any training."""
+    model = Model(loaded.model.config.changed({"window": window}))
+    model.load_state_dict(loaded.model.state_dict())
+    return loaded._replace(model=model.eval())
 
 
 TRAINED: dict[Path, Recipe] = {}
@@ -90,7 +108,9 @@ def keep(options: argparse.Namespace, name: str, seed: int, loaded: Loaded, stre
         junk=False,
     )
     with bars() as progress:
-        rows = evaluate(loaded, texts, plan, progress, options.out / "evaluation.jsonl", stretch=stretch)
+        rows = evaluate(
+            loaded, texts, plan, progress, options.out / f"{name.replace(', ', '-')}.jsonl", stretch=stretch
+        )
     for cell in cells(rows):
         row = {"model": name, "seed": seed, **cell._asdict(), **paid}
         if row not in known:

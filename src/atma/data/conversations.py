@@ -8,8 +8,8 @@
 Each becomes a list of messages of the roles system, user, assistant and tool. All answers are learned but those of a
 list of messages that is a prompt, and those of "weight" 0 (OpenAI's): such a message has "learned", false. Calls of
 tools and reasoning beside the content are refused, for no template would be shown them; empty system messages are left
-out. As a document it is the sign `MARK` and
-its JSON, so that whatever reads, counts and shuffles documents does so with conversations too.
+out. As a document it is the sign `MARK` and its JSON, so that whatever reads, counts and shuffles documents does so
+with conversations too.
 """
 
 import json

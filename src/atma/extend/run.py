@@ -25,7 +25,7 @@ from atma.train.parallel import Ranks, join
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record
 from atma.train.source import Source, open_source
-from atma.train.start import weights_hash_of
+from atma.train.start import require_same, weights_hash_of
 from atma.train.step import generator
 
 SETTINGS = "extend.json"
@@ -90,7 +90,7 @@ def fit(
     device = device or torch.device("cpu")
     ranks, recipe = join(device), extension.recipe
     _check_fit(recipe, source, ranks)
-    _check_tokenizer(extension, source)
+    require_same(extension.loaded.tokenizer, source.tokenizer, recipe.data.path, extension.loaded.base)
     with claimed(recipe, out, resume, ranks) as notes:
         teacher = _hash_of(extension.loaded.path)
         _settle(out / SETTINGS, {"settings": plain(to_dict(extension.settings)), "teacher": teacher})
@@ -176,14 +176,6 @@ def choose(student: Model, settings: ExtendConfig, new: list[str], seed: int) ->
     elif settings.trains == "new":
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(name in set(new))
-
-
-def _check_tokenizer(extension: Extension, source: Source) -> None:
-    """ValueError where the data was written with another tokenizer than the teacher's."""
-    own, path = extension.loaded.tokenizer, extension.loaded.base
-    if own is not None and source.tokenizer is not None and own.hash() != source.tokenizer.hash():
-        data = extension.recipe.data.path
-        raise ValueError(f"{data}: written with another tokenizer than {path} has; prepare it with --model {path}")
 
 
 def _hash_of(teacher: Path) -> str:

@@ -105,15 +105,16 @@ def adapters(recipe: Recipe, model: Model) -> Attached | None:
 
 def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None) -> None:
     """ValueError where the data was written with another tokenizer than that of the model the run starts from."""
-    if not recipe.train.init_from or tokenizer is None:
-        return
-    folder = model_folder(recipe.train.init_from)
-    path = folder / "tokenizer.json"
-    if path.is_file() and load_tokenizer(path).hash() != tokenizer.hash():
-        raise ValueError(
-            f"{recipe.data.path}: written with another tokenizer than {folder} has; prepare it with "
-            f"--model {recipe.train.init_from}"
-        )
+    if recipe.train.init_from:
+        folder = model_folder(recipe.train.init_from)
+        path = folder / "tokenizer.json"
+        require_same(load_tokenizer(path) if path.is_file() else None, tokenizer, recipe.data.path, folder)
+
+
+def require_same(own: Tokenizer | None, written: Tokenizer | None, data: str, folder: Path) -> None:
+    """ValueError where data was written with another tokenizer than the model in `folder` has, if both are known."""
+    if own is not None and written is not None and own.hash() != written.hash():
+        raise ValueError(f"{data}: written with another tokenizer than {folder} has; prepare it with --model {folder}")
 
 
 def carried(recipe: Recipe, template: str | None) -> dict[str, str]:
