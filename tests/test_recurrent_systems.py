@@ -174,7 +174,8 @@ def test_a_third_channel_that_starts_at_recall_forgets_slowly(name):
     halves = []
     for most in (math.inf, 256.0):
         for start in ("published", "recall"):
-            options = {"memory": name, "start": start, "query_heads": 2, "key_value_heads": 1, "head_width": 8}
+            heads = {"query_heads": 64, "key_value_heads": 64, "head_width": 8}  # many: KDA draws each one's decay
+            options = {"memory": name, "start": start, **heads}
             model = Model(ModelConfig(23, width=16, depth=1, pattern=("global",), max_half_life=most, **options))
             memory = model.blocks[0].mixer.memory
             halves.append(-math.log(2) / memory.log_decay(torch.zeros(1, 1, 16)).mean())
