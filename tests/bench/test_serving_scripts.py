@@ -35,6 +35,7 @@ def test_turns_ends_where_an_answer_is_not_that_of_a_cold_read(monkeypatch):
         turns.main(["--lengths", "40", "--repeats", "1", "--memory", "32"])
 
 
+@pytest.mark.slow
 def test_reuse_is_whole_with_an_ample_budget_and_less_with_a_short_one(capsys):
     assert (
         script("serving_reuse").main(["--conversations", "6", "--turns", "3", "--ample", "64", "--percent", "12"]) == 0
@@ -47,6 +48,7 @@ def test_reuse_is_whole_with_an_ample_budget_and_less_with_a_short_one(capsys):
 
 
 @exact
+@pytest.mark.slow
 def test_traces_of_the_packaged_model_are_those_of_cold_reads(capsys):
     traces, corpus = script("serving_traces"), "def main():\n    import os\n" * 100
     options = argparse.Namespace(model="nano", traces=3, other_traces=2, seed=0)
