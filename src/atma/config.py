@@ -71,9 +71,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that defines a run."""
+    """Everything that defines a run: its name, and the tables `model`, `data`, `train`, `evaluation` and `lora`."""
 
     name: str = "unnamed"
+    """What the run is called; by default as its file."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -16,7 +16,8 @@ ADAPTERS = "adapters.json"
 
 
 class Loaded(NamedTuple):
-    """A model ready to use. `info` is the data of its config.json, of adapters of their base's."""
+    """A model ready to use: `model`, its `tokenizer` (None where there is none), the `path` of its folder, and `info`,
+    the data of its config.json, of adapters of their base's."""
 
     model: "Model"
     tokenizer: "Tokenizer | None"

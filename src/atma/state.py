@@ -21,7 +21,7 @@ LENGTH = "length"
 
 
 class ModelState(NamedTuple):
-    """Of a whole model: tokens seen per row (B,) int32, and each block's state."""
+    """Of a whole model: `length`, tokens seen per row (B,) int32, and `blocks`, each block's state."""
 
     length: Tensor
     blocks: tuple[Any, ...]
@@ -31,7 +31,7 @@ S = TypeVar("S")
 
 
 class Leaf(NamedTuple):
-    """A tensor of a state: the names on the way to it, the axis of its tokens (None: it does not grow), and itself."""
+    """A tensor of a state: `path`, the names on the way to it, `axis`, that of its tokens (None: it does not grow)."""
 
     path: tuple[str, ...]
     axis: int | None
@@ -42,6 +42,7 @@ class Leaf(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The field that it is."""
         return self.path[-1] if self.path else ""
 
     @property

@@ -1,7 +1,7 @@
 """Follows a page word for word: its files are written where it says, its commands run in its order.
 
-A line that is a path in a code span and a colon, before a fenced block, says that the block is that file. A fenced block
-without a language is of commands; it is run in a clone of the repository where the paragraph before it says so.
+A line that is a path in a code span and a colon, before a fenced block, says that the block is that file. A fenced
+block without a language is of commands; it is run in a clone of the repository where the paragraph before it says so.
 """
 
 import os

@@ -6,7 +6,10 @@ from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
-    """Follows a run. `row` is a row of the record, "kind" telling which."""
+    """Follows a run: `start` before the first step, `show` for each row of the record, `stop` at the end, whatever it was.
+
+    A row's "kind" tells what it is of: "train", "validation" or "event".
+    """
 
     def start(self, name: str, steps: int, done: int) -> None: ...
     def show(self, row: dict[str, Any]) -> None: ...
@@ -14,7 +17,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows nothing: `start`, `show` and `stop` do nothing."""
 
     def start(self, name: str, steps: int, done: int) -> None: ...
     def show(self, row: dict[str, Any]) -> None: ...
