@@ -110,7 +110,7 @@ class Logprob(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens: of the `prompt`, `cached` ones of these, from a kept state, and of this choice's answer (`completion`)."""
+    """Tokens: of the `prompt`, `cached` ones of these, from a kept state, and of the choice's answer (`completion`)."""
 
     prompt: int
     cached: int

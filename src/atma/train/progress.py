@@ -6,7 +6,7 @@ from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
-    """Follows a run: `start` before the first step, `show` for each row of the record, `stop` at the end, whatever it was.
+    """Follows a run: `start` before the first step, `show` for each row of the record, `stop` at the end, whichever.
 
     A row's "kind" tells what it is of: "train", "validation" or "event".
     """
