@@ -5,6 +5,7 @@
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from atma.model import Model
     from atma.serve.llm import LLM
     from atma.settings import Settings
+
+if sys.platform == "win32":  # file locks, signals and the server's sockets are not there
+    raise ImportError("atma runs on Linux and macOS; on Windows install it in WSL (`wsl --install`)")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Loaded", "Model", "ModelConfig", "Settings", "__version__", "generate", "load"]
