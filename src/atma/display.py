@@ -1,7 +1,7 @@
 """How objects show themselves: short text for a prompt, and plain HTML for a notebook.
 
-The HTML asks for nothing and runs nothing: tables with inline styles that take their colours from the page, so that they
-are read on light and on dark ground. All text in it is escaped.
+The HTML asks for nothing and runs nothing: tables with inline styles that take their colours from the page, so that
+they are read on light and on dark ground. All text in it is escaped.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def bytes_text(size: float) -> str:
 
 
 def told(config: Any) -> str:
-    """A frozen dataclass as Python that makes an equal one: its class, and the fields that are not at their defaults."""
+    """A frozen dataclass as Python that makes an equal one: the fields that are not at their defaults."""
     given = []
     for one in dataclasses.fields(config):
         value, default = getattr(config, one.name), one.default
@@ -70,7 +70,9 @@ def table_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     )
 

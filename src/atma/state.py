@@ -146,7 +146,9 @@ def _kept(state: ModelState) -> dict[str, str]:
     kinds: dict[str, list[Leaf]] = {}
     for leaf in leaves(state.blocks):
         grows = f"grows with the text (room for {capacity(state):,} tokens)"
-        kind = grows if leaf.axis is not None else "windows" if leaf.slides is not None else "carried, whatever the length"
+        kind = (
+            grows if leaf.axis is not None else "windows" if leaf.slides is not None else "carried, whatever the length"
+        )
         kinds.setdefault(kind if leaf.carried or leaf.axis is not None else "positions", []).append(leaf)
     return {
         kind: f"{bytes_text(sum(_bytes(one) for one in found))} in {len(found)} tensors "

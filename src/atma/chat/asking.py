@@ -1,7 +1,7 @@
 """A chat as token ids, rendered by its template: what a model is asked for the next turn.
 
-    with Renderer(template) as renderer:
-        ids = chat_ids(renderer, tokenizer, [{"role": "user", "content": "Good morning"}])
+with Renderer(template) as renderer:
+    ids = chat_ids(renderer, tokenizer, [{"role": "user", "content": "Good morning"}])
 """
 
 from collections.abc import Mapping, Sequence

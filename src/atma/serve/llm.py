@@ -9,7 +9,7 @@ One prompt gives one `Completion`, a list of prompts a list of them.
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Self, Unpack, cast, overload
 
 from atma.chat.asking import Message, chat_ids, chat_template
 from atma.chat.renderer import Renderer
@@ -37,8 +37,8 @@ class LLM:
     """A model with an engine around it: many prompts at once, and nothing read twice.
 
     States of what was read and written are kept, so that the next turn of a chat, or another prompt with the same
-    beginning, reads only what is new. Several threads may use one LLM; they take turns. Close it, or use it with `with`,
-    to free its memory and end its chat templates' processes.
+    beginning, reads only what is new. Several threads may use one LLM; they take turns. Close it, or use it with
+    `with`, to free its memory and end its chat templates' processes.
     """
 
     def __init__(
@@ -91,25 +91,22 @@ class LLM:
             llm.generate("import os\\n", max_tokens=20, temperature=0)
 
         options: fields of `Settings`, in the place of those of `settings`. Equal settings give equal answers whatever
-        else is asked in the call; every prompt draws from the same seed. max_tokens 0 writes as long as there is memory.
+        else is asked in the call; every prompt draws from the same seed. max_tokens 0 writes as far as memory goes.
         RequestError, before any is begun, if one of the prompts cannot be served. What fails later is raised for one
         prompt, and told in `Completion.error` for one of a list.
         """
         chosen = merged(settings, options)
-        if _is_one(prompts):
-            completion = self._all([self.request(prompts, chosen)])[0]
-            if completion.error is not None:
-                raise completion.error
-            return completion
-        return self._all([self.request(prompt, chosen) for prompt in prompts])  # pyright: ignore[reportArgumentType]
+        if not _is_one(prompts):
+            return self._all([self.request(prompt, chosen) for prompt in cast(Sequence[Prompt], prompts)])
+        return self._one(self.request(cast(Prompt, prompts), chosen))
 
     def stream(
         self, prompt: Prompt, settings: Settings | None = None, **options: Unpack[SettingsOptions]
     ) -> CompletionStream:
         """Continue a prompt, piece by piece as it is written; arguments as of `generate`.
 
-            for piece in llm.stream("import os\\n", max_tokens=20):
-                print(piece, end="")
+        for piece in llm.stream("import os\\n", max_tokens=20):
+            print(piece, end="")
         """
         return self._begun(self.request(prompt, merged(settings, options)))
 
@@ -155,12 +152,7 @@ class LLM:
         with self._steps.lock:
             ids = chat_ids(renderer, self.tokenizer, messages)
         request = self.request(ids, merged(chosen, {"stop": (*chosen.stop, *renderer.template.stop)}))
-        if stream:
-            return self._begun(request)
-        completion = self._all([request])[0]
-        if completion.error is not None:
-            raise completion.error
-        return completion
+        return self._begun(request) if stream else self._one(request)
 
     def request(self, prompt: Prompt, settings: Settings) -> Request:
         """The request for one prompt; max_tokens 0 writes as long as there is memory."""
@@ -179,7 +171,7 @@ class LLM:
         )
 
     def close(self) -> None:
-        """End what is under way, write kept states to their folder if there is one, and take no more. May be repeated."""
+        """End what is under way, write kept states to their folder if there is one, and take no more."""
         with self._steps.lock:
             self.engine.close()
             self._finalizer()
@@ -192,9 +184,18 @@ class LLM:
 
     def __repr__(self) -> str:
         served, stats = self.engine.served, self.engine.stats()
-        size = f"{count_text(self._parameters)} parameters, {str(served.dtype).removeprefix('torch.')} on {served.device}"
+        size = (
+            f"{count_text(self._parameters)} parameters, {str(served.dtype).removeprefix('torch.')} on {served.device}"
+        )
         kept = f"{stats['kept_states']} states kept ({bytes_text(stats['kept_bytes'])})"
         return f"LLM({self.name!r}: {size}; {kept})"
+
+    def _one(self, request: Request) -> Completion:
+        """The answer to one request. RequestError: it could not go on."""
+        [completion] = self._all([request])
+        if completion.error is not None:
+            raise completion.error
+        return completion
 
     def _all(self, requests: list[Request]) -> list[Completion]:
         """The answers to requests, as many at once as there is room for."""
