@@ -79,7 +79,10 @@ def _plans(
     if documents == trials == 0:
         raise ValueError("nothing to measure: 'documents' and 'trials' are both 0; raise one of them")
     every = tuple(lengths)
-    losses = EvaluationConfig(every, documents, needle_trials=0, junk=False) if documents else None
+    losses = None
+    if documents:
+        targets = min(EvaluationConfig.target_tokens, *every) if every else 1
+        losses = EvaluationConfig(every, documents, targets, needle_trials=0, junk=False)
     if not trials:
         return losses, None
     for name, chosen in (("lengths", lengths), ("depths", depths), ("tasks", tasks)):
