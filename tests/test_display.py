@@ -79,3 +79,12 @@ def test_tables_are_aligned_and_escaped() -> None:
     assert table_text(["a", "b"], [["long", "1"]]) == "a     b\nlong  1"
     assert "&lt;script&gt;" in table_html(["<script>"], [["<script>", "<script>"]], "<script>")
     assert "<script>" not in table_html(["<script>"], [["<script>", "<script>"]], "<script>")
+
+
+def test_a_recipe_shows_what_differs_from_the_defaults() -> None:
+    from atma.config import DataConfig, Recipe, TrainConfig
+
+    recipe = Recipe("mine", preset("nano-test"), DataConfig("data/own"), TrainConfig(length=64))
+    assert eval(repr(recipe), vars(atma.config) | {"atma": atma}) == recipe
+    assert len(lines(repr(recipe))) == 4
+    assert repr(Recipe()) == "Recipe()"

@@ -90,6 +90,19 @@ def test_what_a_notebook_shows_is_plain_html_that_asks_for_nothing(results) -> N
         assert "<script" not in html and "http" not in html
 
 
+def test_rows_show_themselves_as_a_table(results) -> None:
+    assert repr(results.rows).startswith(f"{len(results.rows)} rows\nkind")
+    assert len(repr(atma.Results.rows.fget(results + results + results)).splitlines()) < 30
+    assert "<table" in results.rows._repr_html_()
+
+
+def test_a_run_and_what_was_loaded_are_models_too_and_others_are_told(place, results) -> None:
+    loaded = atma.load(place / "tiny")
+    assert atma.measure(loaded, [256, 512], **SIZES, data=place / "data").rows == results.rows
+    with pytest.raises(ValueError, match="not a Model"):
+        atma.measure(loaded.model, [256])
+
+
 def test_two_models_stand_side_by_side(results) -> None:
     both = results + atma.Results([results.parts[0]._replace(name="<other>", trained_length=64)])
     assert [trace["name"] for trace in both.curve().figures[0].data] == ["tiny", "<other>"]

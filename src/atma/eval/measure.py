@@ -16,6 +16,7 @@ from atma.eval.retrieval.suite import Retrieval
 if TYPE_CHECKING:
     from atma.loading import Loaded
     from atma.tokenizer import Tokenizer
+    from atma.train.python import TrainingRun
 
 
 class _Text(NamedTuple):
@@ -27,7 +28,7 @@ class _Text(NamedTuple):
 
 
 def measure(
-    model: "str | Path | Loaded | Measured" = "nano",
+    model: "str | Path | Loaded | Measured | TrainingRun" = "nano",
     lengths: Sequence[int] = (256, 1024, 4096),
     *,
     documents: int = 8,
@@ -41,9 +42,9 @@ def measure(
 
         results = measure("nano", lengths=[256, 4096])
 
-    model: a packaged name, a model folder, a run folder, `hf:` and a folder or name of transformers, what `load` gave,
-    or a `Measured`, which also says type, device and rotary scaling. documents: texts for the losses, 0 for none.
-    trials: needles at each length and depth, 0 for none. depths: percent of the text before a needle. tasks: as of
+    model: a packaged name, a model folder, a run folder, `hf:` and a folder or name of transformers, what `load` or
+    `train_model` gave, or a `Measured`, which also says type, device and rotary scaling. documents: texts for the
+    losses, 0 for none. trials: needles at each length and depth, 0 for none. depths: percent of the text before a needle. tasks: as of
     `atma eval retrieval`; the texts around needles are its natural ones. data: a folder of `atma prepare` with the
     model's own tokenizer, as of `atma eval lengths`. out: keep the rows in this .jsonl file; what it holds of the same
     measurement is not made again.
@@ -93,12 +94,16 @@ def _plans(
     )
 
 
-def _model(model: "str | Path | Loaded | Measured") -> LanguageModel:
+def _model(model: "str | Path | Loaded | Measured | TrainingRun") -> LanguageModel:
     if isinstance(model, Measured):
         return model.load()
     if isinstance(model, str | Path):
         return Measured(str(model)).load()
-    return OwnModel(model)
+    loaded = getattr(model, "loaded", model)
+    if not hasattr(loaded, "tokenizer") or not hasattr(loaded, "model"):
+        kinds = "a name or folder, what atma.load or atma.train_model gave, or a Measured"
+        raise ValueError(f"'model' must be {kinds}, not a {type(model).__name__}")
+    return OwnModel(loaded)
 
 
 def _text(model: LanguageModel) -> _Text:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from atma.config import Recipe, TrainConfig
-from atma.display import table_html, table_text
+from atma.display import MOST_LINES, table_html, table_text
 from atma.eval.results import read_rows, write_rows
 from atma.report.chart import Chart
 from atma.report.content import Run, Section
@@ -25,6 +25,29 @@ class Part(NamedTuple):
     name: str
     rows: list[Row]
     trained_length: int | None = None
+
+
+class Rows(list[Row]):
+    """Rows of plain JSON data that show themselves as a table, and the first of many alone."""
+
+    def __repr__(self) -> str:
+        header, lines = self._table()
+        left = len(self) - len(lines)
+        return "\n".join(
+            [f"{len(self):,} rows", table_text(header, lines), *([f"… {left:,} more"] if left > 0 else [])]
+        )
+
+    def _repr_html_(self) -> str:
+        header, lines = self._table()
+        left = len(self) - len(lines)
+        return table_html(header, lines, caption=f"… {left:,} more" if left > 0 else "")
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """What each of the first rows is of, and its figure."""
+        keys = ("kind", "task", "haystack", "depth", "length", "loss", "exact_accuracy", "trials")
+        shown = self[:MOST_LINES]
+        used = [key for key in keys if any(key in row for row in shown)]
+        return used, [[_cell(row.get(key)) for key in used] for row in shown]
 
 
 class Results:
@@ -48,9 +71,9 @@ class Results:
         return cls([Part(name, rows) for (name, _), rows in found.items()])
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Rows:
         """Every row as plain JSON data, as the commands write them: figures, intervals, and where they came from."""
-        return [row for part in self.parts for row in part.rows]
+        return Rows(row for part in self.parts for row in part.rows)
 
     def __add__(self, other: "Results") -> "Results":
         return Results([*self.parts, *other.parts])
@@ -136,6 +159,10 @@ CAPTION = (
     "loss: nats a token of the same last tokens of each text after ever more of it; prefixes: of ever longer "
     "beginnings; needles: all of the answer right, 95% interval, of how many"
 )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _loss(row: Row) -> str:

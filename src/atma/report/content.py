@@ -32,6 +32,9 @@ class Run:
     caveat: str = ""
     """What a reader must know before comparing it with the others, a sentence."""
 
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}: {len(self.metrics):,} rows of its log, {len(self.evaluation):,} of evaluation)"
+
     @property
     def trained_length(self) -> int:
         """Context tokens of a training row."""
@@ -125,6 +128,10 @@ class Report:
     recall: Recall | None = None
     cuts: list[str] = field(default_factory=list)
     """What was left out to end in time, a sentence each."""
+
+    def __repr__(self) -> str:
+        sections = ", ".join(f"{section.title!r} ({len(section.runs)} runs)" for section in self.sections)
+        return f"Report({self.title!r}: {sections or 'no sections'})"
 
     @property
     def runs(self) -> list[Run]:
