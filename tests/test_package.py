@@ -31,8 +31,8 @@ def test_every_name_is_there_once_and_tells_what_it_is() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'modle'"):
-        _ = atma.modle
+    with pytest.raises(AttributeError, match="has no attribute 'loads'"):
+        _ = atma.loads
 
 
 def test_importing_it_imports_nothing_large() -> None:

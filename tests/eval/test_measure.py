@@ -67,7 +67,7 @@ def test_the_table_has_a_line_for_each_length(results) -> None:
     head, *lines = results.table().splitlines()
     assert "tiny: loss" in head and "tiny: prefixes" in head and "tiny: needles" in head
     assert [line.split()[0] for line in lines] == ["256", "512"]
-    assert "of 4" in lines[0]
+    assert "of 2" in lines[0]
     assert results.table() in repr(results)
 
 
@@ -109,6 +109,12 @@ def test_two_models_stand_side_by_side(results) -> None:
     assert [shape["x0"] for shape in both.curve().figures[0].layout["shapes"]] == [64]
     assert len(both.heat_map().figures) == 2
     assert "&lt;other&gt;" in both._repr_html_() and "<other>" not in both.curve()._repr_html_()
+
+
+def test_models_of_the_same_name_are_told_apart(results) -> None:
+    both = results + results
+    assert [part.name for part in both.parts] == ["tiny", "tiny (2)"]
+    assert len(both.table().splitlines()[0].split("tiny")) == 7
 
 
 def test_rows_are_saved_and_read_again_and_charts_become_a_page(results, tmp_path) -> None:

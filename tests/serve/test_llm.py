@@ -57,8 +57,8 @@ def test_keyword_arguments_stand_in_the_place_of_settings(llm) -> None:
 
 
 def test_an_unknown_argument_is_told_with_the_nearest(llm) -> None:
-    with pytest.raises(ValueError, match="'temprature'; did you mean 'temperature'"):
-        llm.generate("abc", temprature=1)
+    with pytest.raises(ValueError, match="'max_token'; did you mean 'max_tokens'"):
+        llm.generate("abc", max_token=1)
     with pytest.raises(ValueError, match="'temperature' must be 0 or more"):
         llm.generate("abc", temperature=-1.0)
 
@@ -117,7 +117,7 @@ def test_a_model_without_a_chat_template_says_what_to_do(llm) -> None:
     with pytest.raises(ValueError, match=r"no chat template.*chat_template.jinja.*template='plain'"):
         llm.chat(CHAT)
     with pytest.raises(ValueError, match="no such file; built in"):
-        llm.chat(CHAT, template="plian")
+        llm.chat(CHAT, template="chatmll")
 
 
 @pytest.mark.parametrize("wrong", ["hello", [], [{"role": "user"}], [{"role": "user", "content": 3}], CHAT[0]])

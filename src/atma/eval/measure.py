@@ -5,7 +5,7 @@ The measurements are those of `atma eval lengths` and `atma eval retrieval`, mad
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from atma.config import EvaluationConfig
 from atma.eval.language_model import LanguageModel, OwnModel
@@ -44,10 +44,10 @@ def measure(
 
     model: a packaged name, a model folder, a run folder, `hf:` and a folder or name of transformers, what `load` or
     `train_model` gave, or a `Measured`, which also says type, device and rotary scaling. documents: texts for the
-    losses, 0 for none. trials: needles at each length and depth, 0 for none. depths: percent of the text before a needle. tasks: as of
-    `atma eval retrieval`; the texts around needles are its natural ones. data: a folder of `atma prepare` with the
-    model's own tokenizer, as of `atma eval lengths`. out: keep the rows in this .jsonl file; what it holds of the same
-    measurement is not made again.
+    losses, 0 for none. trials: needles, the same at each length and depth, 0 for none. depths: percent of the text
+    before a needle. tasks: as of `atma eval retrieval`; the texts around needles are its natural ones. data: a folder
+    of `atma prepare` with the model's own tokenizer, as of `atma eval lengths`. out: keep the rows in this .jsonl file;
+    what it holds of the same measurement is not made again.
     A bar shows the progress in a notebook or terminal. ValueError, before anything is measured, for what cannot be.
     """
     from atma.bars import bars
@@ -103,7 +103,7 @@ def _model(model: "str | Path | Loaded | Measured | TrainingRun") -> LanguageMod
     if not hasattr(loaded, "tokenizer") or not hasattr(loaded, "model"):
         kinds = "a name or folder, what atma.load or atma.train_model gave, or a Measured"
         raise ValueError(f"'model' must be {kinds}, not a {type(model).__name__}")
-    return OwnModel(loaded)
+    return OwnModel(cast("Loaded", loaded))
 
 
 def _text(model: LanguageModel) -> _Text:

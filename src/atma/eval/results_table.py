@@ -57,7 +57,10 @@ class Results:
     """
 
     def __init__(self, parts: list[Part]) -> None:
-        self.parts = parts
+        """Of parts with the same name the later ones are numbered."""
+        before = [[other.name for other in parts[:i]].count(part.name) for i, part in enumerate(parts)]
+        names = [f"{part.name} ({n + 1})" if n else part.name for part, n in zip(parts, before, strict=True)]
+        self.parts = [part._replace(name=name) for part, name in zip(parts, names, strict=True)]
 
     @classmethod
     def read(cls, path: str | Path) -> "Results":
@@ -157,7 +160,7 @@ class Results:
 
 CAPTION = (
     "loss: nats a token of the same last tokens of each text after ever more of it; prefixes: of ever longer "
-    "beginnings; needles: all of the answer right, 95% interval, of how many"
+    "beginnings; needles: all of the answer right, over all depths and tasks, 95% interval, of how many needles"
 )
 
 
@@ -194,9 +197,9 @@ def _of(part: Part, kind: str) -> list[Row]:
 
 
 def _pooled(rows: list[Row], length: int) -> Row:
-    """All needles at a length as one row."""
+    """All needles at a length as one row. Every cell asks for the same needles, so that its interval is of so many."""
     found = [row for row in rows if row["kind"] == "retrieval" and row["length"] == length]
-    trials = sum(row["trials"] for row in found)
-    exact = sum(round(row["exact_accuracy"] * row["trials"]) for row in found)
+    share = sum(row["exact_accuracy"] * row["trials"] for row in found) / sum(row["trials"] for row in found)
+    trials = max(row["trials"] for row in found)
     row: Row = {"kind": "needle", "length": length, "trials": trials}
-    return row | proportion("exact_accuracy", "exact_", exact, trials)
+    return row | proportion("exact_accuracy", "exact_", min(share, 1.0) * trials, trials)

@@ -111,7 +111,10 @@ def needles_found(section: Section) -> Figure | None:
     ]
     layout = _length_layout(section, "needle", "length of the text, tokens")
     layout["yaxis"] = {"title": {"text": "needles found"}, "range": [-0.03, 1.03], "tickformat": ".0%"}
-    caption = "Share of needles with the whole answer right, over all tasks and depths, with 95% Wilson intervals."
+    caption = (
+        "Share of needles with the whole answer right, over all tasks and depths, with 95% Wilson intervals of as many "
+        "trials as there are needles: each depth asks for the same ones."
+    )
     table = _length_table(section, "needle", lambda row: _number(row, "exact_accuracy", *interval, "{:.1%}"))
     return Figure("Needles by length", caption, traces, layout, table)
 
