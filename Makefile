@@ -19,15 +19,16 @@ SLOW_TESTS := $(VENV)/ready-to-test-slow
 TEST_THREADS ?= 1
 TEST_PROCESSES ?= auto --maxprocesses 4
 
-.PHONY: help demo test test-slow test-newest lock check bench clean browser-hint
+.PHONY: help demo test test-slow test-newest test-oldest lock check bench release-files clean browser-hint
 
 help:
 	@echo "make demo       train a small pair, evaluate it far beyond its length, write runs/demo/report.html"
 	@echo "make test       the tests;  make test-slow  those that take minutes"
-	@echo "make test-newest  the tests with the newest packages, in .venv-newest"
-	@echo "make lock       constraints-locked.txt anew, from the newest packages"
+	@echo "make test-newest  the tests with the newest packages, in .venv-newest;  make test-oldest  with the oldest"
+	@echo "make lock       constraints-locked.txt and requirements-test.txt anew, from the newest packages"
 	@echo "make check      ruff, pyright, codespell"
 	@echo "make bench      operations and models beside their peers and the machine's floor (atma bench)"
+	@echo "make release-files  the source distribution, a wheel with compiled kernels and a list of what they bring, in dist/"
 
 $(RUNS): pyproject.toml $(LOCK)
 	@test -n "$(PYTHON)" || { echo "atma needs Python 3.11 or newer and finds none;" \
@@ -60,6 +61,14 @@ test-newest:
 	@rm -rf .venv-newest
 	@$(MAKE) test VENV=.venv-newest LOCK=constraints.txt
 
+# The oldest of what pyproject.toml allows, so that its lower bounds are true.
+test-oldest:
+	@rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) uv
+	@.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --extra test --extra check --no-annotate \
+		--no-header pyproject.toml | grep -Ev '^(nvidia|cuda|triton)' > .venv-oldest/oldest.txt
+	@$(MAKE) test VENV=.venv-oldest LOCK=.venv-oldest/oldest.txt
+
 # For every system and Python that pyproject.toml allows. The CUDA packages stay out: each build of torch names its own.
 lock:
 	@$(PYTHON) -m venv .venv-lock
@@ -69,6 +78,11 @@ lock:
 	@{ echo "# What \`make\` installs, to the last package; written by \`make lock\`. constraints.txt alone: the newest of all"; \
 		echo "# but torch. Packages of CUDA are left out: each build of torch names its own."; \
 		grep -Ev '^(nvidia|cuda)-' .venv-lock/locked.txt; } > constraints-locked.txt
+	@.venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --extra test --extra check --python-version 3.11 \
+		--constraints constraints-locked.txt --no-annotate --no-header pyproject.toml \
+		--no-emit-package torch --no-emit-package atma-lm --output-file .venv-lock/hashed.txt
+	@{ echo "# What the tests need but torch, each package with its hashes; written by \`make lock\`. For pip with --no-deps"; \
+		echo "# --require-hashes, after torch."; cat .venv-lock/hashed.txt; } > requirements-test.txt
 
 browser-hint:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || command -v chromium-browser >/dev/null || \
@@ -84,5 +98,19 @@ check: $(TESTS)
 bench: $(RUNS)
 	@for kind in ops train decode prefill; do $(BIN)/atma bench $$kind --out runs/bench/$$kind || exit 1; done
 
+# What a release consists of, but the wheels of other machines; .github/workflows/release.yml makes those.
+release-files:
+	@rm -rf dist .venv-release && $(PYTHON) -m venv .venv-release
+	@.venv-release/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		build twine auditwheel cyclonedx-bom
+	@ATMA_BUILD_NATIVE=1 .venv-release/bin/python -m build --outdir dist/raw .
+	@.venv-release/bin/auditwheel repair --wheel-dir dist dist/raw/*.whl
+	@mv dist/raw/*.tar.gz dist/ && rm -rf dist/raw
+	@.venv-release/bin/twine check --strict dist/*
+	@$(PYTHON) -m venv .venv-release/user
+	@PIP_CONSTRAINT=constraints-locked.txt .venv-release/user/bin/python -m pip install --quiet \
+		--disable-pip-version-check $(PIP_ARGS) dist/*.whl
+	@.venv-release/bin/cyclonedx-py environment --output-file dist/atma-lm.cdx.json .venv-release/user/bin/python
+
 clean:
-	rm -rf .venv .venv-newest .venv-lock build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest .venv-release .venv-lock build dist .pytest_cache .ruff_cache .hypothesis

@@ -36,6 +36,7 @@ Every name is imported when it is first used, so that `import atma` costs nothin
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ if TYPE_CHECKING:
     from atma.state import ModelState
     from atma.tokenizer import Tokenizer
     from atma.train.python import TrainingRun, train_model
+
+if sys.platform == "win32":  # file locks, signals and the server's sockets are not there
+    raise ImportError("atma runs on Linux and macOS; on Windows install it in WSL (`wsl --install`)")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -39,6 +39,7 @@ VERBS: Verbs = {
     "merge": ("merge", "add adapters to the model they were trained on, into a model folder of its own"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
     "extend": ("extend", "give a trained model length: attention that goes on beyond what it was trained on"),
+    "compile": ("compile", "compile the CPU kernels ahead of time, for this processor or for images"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
 

@@ -19,6 +19,7 @@ from atma.display import told
 from atma.lora_config import LoraConfig
 from atma.model_config import ModelConfig
 from atma.presets import PRESETS, preset
+from atma.shipped import recipe_path
 from atma.strict import (
     LATER,
     check_fields,
@@ -111,8 +112,10 @@ def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
 
 
 def load_values(path: str | Path, assignments: Sequence[str] = ()) -> dict[str, Any]:
-    """The tables of a TOML recipe, changed by assignments; its name is the file's unless it says one. ValueError."""
-    values = {"name": Path(path).stem} | read_toml(Path(path), "recipe")
+    """The tables of a TOML recipe, or of a shipped one by its name, changed by assignments; it is called as its file
+    unless it says a name. ValueError."""
+    file = recipe_path(path)
+    values = {"name": file.stem} | read_toml(file, "recipe")
     assign(values, assignments)
     return values
 

@@ -20,6 +20,7 @@ from atma.decoding import Decoder
 from atma.disk import destination, sync
 from atma.hashes import model_hash
 from atma.model import Model
+from atma.ops import native
 from atma.sampling import choose, of_tokens
 from atma.settings import Settings
 from atma.text_stream import TextStream
@@ -120,6 +121,7 @@ class Generation:
             "format": FORMAT,
             "weights": model_hash(self.model),
             "tokenizer": self.tokenizer.hash(),
+            "kernels": native.name(self._device),
             "tokens": self.tokens,
             "random": base64.b64encode(self._random.get_state().numpy().tobytes()).decode(),
             "text": self._text.memory(),
@@ -138,7 +140,8 @@ class Generation:
 
     @classmethod
     def resume(cls, path: str | Path, model: Model, tokenizer: Tokenizer, settings: Settings | None = None) -> Self:
-        """A saved text to go on with; with equal settings it goes on as if it had never been interrupted.
+        """A saved text to go on with; with equal settings it goes on as if it had never been interrupted, to the bit
+        where the same kernels compute. Others are told on stderr.
 
         ValueError: not a saved text, or of another model or tokenizer.
         """
@@ -149,6 +152,9 @@ class Generation:
         state = saved.build(model.init_state(1, 1))
         if about.pop("sha256", None) != _digest(saved.tensors(), about):
             raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")
+        before, now = about.get("kernels"), native.name(model.embed.weight.device)
+        if before not in (None, now):
+            native.tell(f"{path} was written with {before}, goes on with {now}: equal up to rounding, not to the bit")
         generation = cls(model, tokenizer, settings)
         try:
             generation._restore(state, about)

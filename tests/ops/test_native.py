@@ -25,10 +25,14 @@ long threaded(void) { return 0; }
 """
 
 
+PROGRESS = ("atma: compiling ", "atma: compiled in ")
+
+
 class Found(NamedTuple):
     native: bool
     reason: str
     told: str
+    progress: str = ""
 
 
 def settings(cache, folder, environment):
@@ -52,7 +56,9 @@ def status(folder, **environment) -> Found:
     command = [sys.executable, "-c", STATUS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=folder)
     loaded, reason = result.stdout.splitlines()
-    return Found(loaded == "True", reason, result.stderr)
+    lines = result.stderr.splitlines(keepends=True)
+    progress = "".join(line for line in lines if line.startswith(PROGRESS))
+    return Found(loaded == "True", reason, "".join(line for line in lines if not line.startswith(PROGRESS)), progress)
 
 
 def compiler(folder, body):
@@ -69,7 +75,7 @@ def built(tmp_path_factory):
         pytest.skip("no C++ compiler here")
     folder = tmp_path_factory.mktemp("built")
     found = status(folder, CXX=compiler(folder, 'exec c++ "$@"'))
-    assert found.native and found.told == ""
+    assert found.native and found.told == "" and found.progress.count("\n") == 2 and "about a minute" in found.progress
     return folder / "cache"
 
 
@@ -161,7 +167,7 @@ def test_a_planted_library_never_runs_and_is_compiled_again(library, spoil, why)
     assert not ran.exists()
     assert found.native and str(library) in found.reason and why in found.told and builds(library) == 1
     again = found_with(library)
-    assert again.native and again.told == "" and builds(library) == 1
+    assert again.native and again.told == again.progress == "" and builds(library) == 1
 
 
 @pytest.mark.parametrize(

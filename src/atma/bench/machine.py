@@ -78,7 +78,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     for name in ("transformers", "triton", "flash-linear-attention"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-    library, reason = native.status()
+    library, reason, _ = native.status()
     found["native kernels"] = reason.split(", ", 1)[-1] if library is not None else "not available"
     taken = backend_for("auto", torch.empty(1, device=device))
     found["backends"] = f"{', '.join(BACKENDS)}; auto takes {taken}"

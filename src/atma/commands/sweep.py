@@ -37,7 +37,7 @@ def run(
     """Run every cell of a sweep with workers on this machine or a cluster; go on where it was stopped, in whatever way.
 
     Args:
-        recipe: A TOML file with the tables of a recipe and [sweep]; see recipes/sweep-*.toml.
+        recipe: A shipped sweep by its name, such as sweep-nano, or a TOML file with the tables of a recipe and [sweep].
         out: The folder of the sweep; runs/NAME of the recipe by default.
         workers: Processes that work on cells.
         threads: Threads of each; the cores divided by the workers by default, one where a cluster runs them.

@@ -44,8 +44,8 @@ def run(
     checkpoint first; a second one ends at once.
 
     Args:
-        recipe: A TOML file with the tables model, data, train, evaluation and lora; see recipes/. With --resume and
-            --out it may be left out: the folder's own is taken.
+        recipe: A shipped recipe by its name, such as own-data, or a TOML file with the tables model, data, train,
+            evaluation and lora. With --resume and --out it may be left out: the folder's own is taken.
         out: The run folder; runs/NAME of the recipe by default.
         resume: Go on from the newest good checkpoint in the run folder; longer, if train.tokens is set to more.
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
@@ -102,7 +102,7 @@ def _chosen(recipe: Path | None, out: Path | None, resume: bool, assignments: tu
     if recipe is not None:
         chosen = load_run_recipe(recipe, assignments)
     elif not resume or out is None:
-        raise ValueError("name a recipe, such as recipes/nano.toml; or a run to go on with: --resume --out runs/NAME")
+        raise ValueError("name a recipe, such as own-data or my.toml; or a run to go on with: --resume --out runs/NAME")
     else:
         from atma.train.folder import recipe_of
 

@@ -117,7 +117,7 @@ def _hindrance(name: str, x: Tensor | None) -> str | None:
 
 @_constant
 def _native_hindrance() -> str | None:
-    library, reason = native.status()
+    library, reason, _ = native.status()
     return None if library is not None else reason
 
 

@@ -210,7 +210,7 @@ class Store:
 
 
 def _arithmetic(exact: bool, device: torch.device) -> str:
-    """What decides the last bits of a state: the compiled kernels by their hash, or PyTorch on a device."""
+    """What decides the last bits of a state: the compiled kernels by their name, or PyTorch on a device."""
     if exact:
-        return native.status().reason.split(",")[0].rsplit("/", 1)[-1]
+        return native.name(device)
     return f"{device.type} {torch.__version__}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atma.config import Recipe, canonical, identity, recipe_of
+from atma.shipped import recipe_path
 from atma.strict import plain, read_toml
 from atma.sweep.recipe import (
     Factor,
@@ -72,7 +73,7 @@ def label(factors: dict[str, Scalar], seed: int) -> str:
 def load_sweep(path: str | Path) -> Sweep:
     """Read and expand a recipe with a table `[sweep]`. ValueError says which file and key."""
     path = Path(path)
-    values = read_toml(path, "recipe")
+    values = read_toml(recipe_path(path), "recipe")
     try:
         return expand({"name": path.stem} | values)
     except ValueError as error:

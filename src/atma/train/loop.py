@@ -104,7 +104,7 @@ class Run:
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
-        self.state.threads = torch.get_num_threads()
+        self.state.here(device)
         self.state.evaluation_tokens = recipe.train.evaluation_tokens
         self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
         self._saved = 0
@@ -122,22 +122,15 @@ class Run:
             self.state = load_checkpoint(folder, self.state, self.trained, self.optimisers)
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
-        anew = [*self._go_on_threads(), *self.state.rejudge(self.recipe.train, self.best)] if folder is not None else []
+        anew = [*self.state.here(self.model.embed.weight.device), *self.state.rejudge(self.recipe.train, self.best)]
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step, self.state.unvalidated)
             write_recipe(self.recipe, self.out)
         wait(self.ranks)
         return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
             f"resumed at step {self.state.step}",
-            *anew,
+            *(anew if folder is not None else []),
         ]
-
-    def _go_on_threads(self) -> list[str]:
-        """From now on those of this process; what to tell if they are others than the checkpoint's."""
-        before, self.state.threads = self.state.threads, torch.get_num_threads()
-        if before in (0, self.state.threads):
-            return []
-        return [f"made with {before} threads, goes on with {self.state.threads}: equal up to rounding, not to the bit"]
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""

@@ -11,8 +11,11 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from atma.checkpoint import json_writer, read_json, verify_folder, write_folder
 from atma.config import TrainConfig
+from atma.ops import native
 from atma.replacing import recover_folder
 from atma.strict import from_dict
 from atma.train.optim import Optimisers
@@ -37,6 +40,8 @@ class RunState:
     """Processes that share the batch."""
     threads: int = 0
     """That computed: PyTorch adds in parts, a part a thread, so the bits depend on them. 0: not recorded."""
+    kernels: str = ""
+    """What computed on the CPU (`atma.ops.native.name`), for the same reason. "": not recorded."""
     step: int = 0
     skipped: int = 0
     """Steps left out because a loss or gradient was not finite."""
@@ -52,6 +57,17 @@ class RunState:
     """Validations since then."""
     evaluation_tokens: int = 0
     """What they were measured on, as the recipe has it; 0: not recorded."""
+
+    def here(self, device: torch.device) -> list[str]:
+        """Take note of what computes from now on; what to tell where it is not what has computed so far."""
+        before = self.threads, self.kernels
+        self.threads, self.kernels = torch.get_num_threads(), native.name(device)
+        pairs = ((before[0], self.threads, " threads"), (before[1], self.kernels, ""))
+        return [
+            f"made with {old}{unit}, goes on with {new}{unit}: equal up to rounding, not to the bit"
+            for old, new, unit in pairs
+            if old not in (0, "", new)
+        ]
 
     def judge(self, loss: float) -> bool:
         """Take note of a validation loss; whether it is the lowest so far."""

@@ -19,19 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from atma.disk import locked, sync
+from atma.ops.native import levels
 
 SOURCES = Path(__file__).parent
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-fno-math-errno",
-    "-fPIC",
-    "-shared",
-    "-Wno-psabi",
-    "-Wno-unknown-pragmas",
-)
-BUILD_SECONDS = 300
+FLAGS = (*levels.FLAGS, "-march=native", "-shared")
+BUILD_SECONDS = 1200
 RETRY_SECONDS = 3600
 """A build that failed is tried again after this time; at once where the reason was a passing one."""
 _PASSING = re.compile(
@@ -49,6 +41,11 @@ class Untrusted(OSError):
 
 class Failed(OSError):
     """There is no library to be had, wherever it is kept; the text says why."""
+
+
+def tell(text: str) -> None:
+    """One line on stderr."""
+    print(f"atma: {text}", file=sys.stderr, flush=True)
 
 
 def key(compiler: str) -> str:
@@ -122,12 +119,15 @@ def build(compiler: str, library: Path) -> None:
             read(library)
             return
         require_due(library)
+        tell("compiling the CPU kernels for this processor; this happens once, and takes about a minute")
+        begun = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=".building-", dir=library.parent) as staging:
             made = Path(staging) / library.name
             failure = _compiled(compiler, made)
             if failure is not None:
                 give_up(library, failure, passing=bool(_PASSING.search(failure.partition("\n")[2])))
             _publish(made, library)
+        tell(f"compiled in {time.monotonic() - begun:.0f} s: {library}")
 
 
 def require_due(library: Path) -> None:
@@ -216,8 +216,4 @@ def _check(found: os.stat_result, path: Path) -> None:
 
 def _processor() -> bytes:
     """What decides the instructions of -march=native: the machine, and on Linux the processor's flags."""
-    flags = ""
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()} {platform.processor()} {flags}".encode()
+    return f"{platform.machine()} {platform.processor()} {' '.join(sorted(levels.processor_flags()))}".encode()
