@@ -1,12 +1,15 @@
 """`atma.train_model`: the run of `atma train` from Python, and what is held of it."""
 
+import shutil
+import sysconfig
+from pathlib import Path
+
 import pytest
 
 import atma
 from atma.cli import main
 from atma.config import load_recipe
 from atma.train.python import recipe_from
-from tests.documents.policy import texts
 
 RECIPE = {"name": "small", "model": {"preset": "nano-test"}, "data": {"path": "data"}, "train": {"length": 64}}
 SET = {"train.tokens": 1024, "train.batch_tokens": 256, "train.evaluate_every": 2}
@@ -15,7 +18,10 @@ SET = {"train.tokens": 1024, "train.batch_tokens": 256, "train.evaluate_every": 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
-    texts(folder / "library")
+    library = Path(sysconfig.get_paths()["stdlib"])
+    (folder / "library").mkdir()
+    for path in sorted(library.glob("s*.py")):
+        shutil.copy(path, folder / "library" / path.name)
     atma.prepare(folder / "library", folder / "data")
     text = '[model]\npreset = "nano-test"\n[data]\npath = "data"\n[train]\nlength = 64\n'
     (folder / "small.toml").write_text(text)
@@ -36,6 +42,10 @@ def test_a_dict_a_file_and_a_recipe_are_the_same_run_as_the_commands(place, run)
     assert (place / "runs/dict/final/model.safetensors").read_bytes() == weights
     assert recipe_from("small.toml", SET) == recipe_from(RECIPE, SET) == run.recipe
     assert recipe_from(load_recipe("small.toml"), SET) == run.recipe
+
+
+def test_a_shipped_recipe_is_known_by_its_name(place) -> None:
+    assert recipe_from("own-data", {"train.tokens": 4096}).train.tokens == 4096
 
 
 def test_a_run_has_its_model_record_and_curve(run) -> None:

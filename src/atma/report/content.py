@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,16 @@ class Report:
     def __repr__(self) -> str:
         sections = ", ".join(f"{section.title!r} ({len(section.runs)} runs)" for section in self.sections)
         return f"Report({self.title!r}: {sections or 'no sections'})"
+
+    def _repr_html_(self) -> str:
+        """The figures of every section, still."""
+        from atma.report.figures import figures
+        from atma.report.inline import figure_html
+
+        parts = [f"<h3>{escape(self.title)}</h3>"]
+        for section in self.sections:
+            parts += [f"<h4>{escape(section.title)}</h4>", *map(figure_html, figures(section))]
+        return "".join(parts)
 
     @property
     def runs(self) -> list[Run]:

@@ -33,10 +33,11 @@ def train_model(
 
         run = train_model("recipes/nano.toml", "runs/mine", set={"train.tokens": 100_000})
 
-    recipe: a TOML file as of `atma train`, its tables as a dict, or a `Recipe`. out: the run folder; runs/NAME of the
-    recipe by default. set: settings of the recipe to change, by "table.key". resume: go on from the newest good
-    checkpoint in the folder; a finished run is returned as it is. device: "cpu" or "cuda"; by default a GPU if there is
-    one. A bar shows the progress in a notebook or terminal, a line every ten seconds elsewhere.
+    recipe: a shipped recipe by its name, such as "own-data", a TOML file as of `atma train`, its tables as a dict, or a
+    `Recipe`. out: the run folder; runs/NAME of the recipe by default. set: settings of the recipe to change, by
+    "table.key". resume: go on from the newest good checkpoint in the folder; a finished run is returned as it is.
+    device: "cpu" or "cuda"; by default a GPU if there is one. A bar shows the progress in a notebook or terminal, a
+    line every ten seconds elsewhere.
     ValueError: a key or value of the recipe that cannot be, data that are not there, or a folder with another run.
     KeyboardInterrupt leaves the last checkpoint, from which resume goes on.
     """
