@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from atma import config_text
 from atma.ops.dense import Gate
 from atma.strict import LATER, check_fields, require, unknown
 
@@ -35,7 +36,7 @@ class Named(NamedTuple):
         return self.found.cls.options(self.config)
 
 
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class ModelConfig:
     """Shape of a model, and the options of its mixers. Sizes are counts. Source: maths.md, sections 1 to 6."""
 
@@ -157,6 +158,13 @@ class ModelConfig:
 
     def __hash__(self) -> int:
         return hash((self.vocab_size, self.width, self.depth, self.pattern))
+
+    def __repr__(self) -> str:
+        return config_text.written(self)
+
+    def facts(self) -> dict[str, str]:
+        """Layers and sizes for people, by name."""
+        return config_text.facts(self)
 
     @property
     def layers(self) -> tuple[str, ...]:

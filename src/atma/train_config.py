@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from atma.display import told
 from atma.strict import LATER, PLACE, check_fields, require
 
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
@@ -31,6 +32,9 @@ class DataConfig:
     """Which tokens of conversations have a loss: those of the answers, or all."""
     too_long: TooLong = field(default="truncate", metadata=LATER)
     """What becomes of a conversation that is longer than a row: its end is cut off, or it is left out."""
+
+    def __repr__(self) -> str:
+        return told(self)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -110,6 +114,9 @@ class TrainConfig:
     """Validations in a row without a new lowest loss that end the run; 0: never."""
     keep_best: bool = field(default=False, metadata=LATER)
     """Keep the model of the lowest validation loss, in best/ of the run folder."""
+
+    def __repr__(self) -> str:
+        return told(self)
 
     def __post_init__(self) -> None:
         check_fields(self)
