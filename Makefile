@@ -18,15 +18,18 @@ SLOW_TESTS := $(VENV)/ready-to-test-slow
 # Tests compute little: one thread is faster than two that wait for each other. Those of threads set their own number.
 TEST_THREADS ?= 1
 TEST_PROCESSES ?= auto --maxprocesses 4
+# Strict: a link, an anchor or a name that leads nowhere is an error.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-.PHONY: help demo test test-slow test-newest test-oldest lock check bench release-files clean browser-hint
+.PHONY: help demo test test-slow test-newest test-oldest lock check docs links bench release-files clean browser-hint
 
 help:
 	@echo "make demo       train a small pair, evaluate it far beyond its length, write runs/demo/report.html"
 	@echo "make test       the tests;  make test-slow  those that take minutes"
 	@echo "make test-newest  the tests with the newest packages, in .venv-newest;  make test-oldest  with the oldest"
 	@echo "make lock       constraints-locked.txt and requirements-test.txt anew, from the newest packages"
-	@echo "make check      ruff, pyright, codespell"
+	@echo "make check      ruff, pyright, codespell, and the documentation built with every link and anchor checked"
+	@echo "make docs       the documentation site, into site/;  make links  asks whether the links to elsewhere still work"
 	@echo "make bench      operations and models beside their peers and the machine's floor (atma bench)"
 	@echo "make release-files  the source distribution, a wheel with compiled kernels and a list of what they bring, in dist/"
 
@@ -94,6 +97,16 @@ check: $(TESTS)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/codespell
+	@$(DOCS) --quiet --site-dir $(VENV)/site
+
+# The table of recipe keys is written anew from the classes; a test holds that it is up to date.
+docs: $(TESTS)
+	@PYTHONPATH=.:src $(BIN)/python -m tests.documents.recipe_page --write
+	@$(DOCS)
+
+# Needs a network, and other people's servers to answer: no part of the tests.
+links: $(RUNS)
+	@PYTHONPATH=. $(BIN)/python -m tests.documents.outside_links
 
 bench: $(RUNS)
 	@for kind in ops train decode prefill; do $(BIN)/atma bench $$kind --out runs/bench/$$kind || exit 1; done
@@ -113,4 +126,4 @@ release-files:
 	@.venv-release/bin/cyclonedx-py environment --output-file dist/atma-lm.cdx.json .venv-release/user/bin/python
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest .venv-release .venv-lock build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest .venv-release .venv-lock build dist site .pytest_cache .ruff_cache .hypothesis

@@ -13,12 +13,13 @@ from atma.mixers.table import CORES, MEMORIES, MIXERS
 
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
-    "arguments bars device disk replacing saved_state settings signals statistics strict weights",
+    "arguments bars deprecation device disk display notebook replacing saved_state settings shipped signals statistics "
+    "strict weights",
     "bpe hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
     "ops",
     "layers state threads",
     "mixers",
-    "config lora_config model_config presets train_config",
+    "config config_text lora_config model_config presets train_config",
     "model",
     "chat checkpoint decoding hashes loading lora stop_tokens talk",
     "generation",

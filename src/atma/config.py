@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atma.display import told
 from atma.lora_config import LoraConfig
 from atma.model_config import ModelConfig
 from atma.presets import PRESETS, preset
@@ -64,6 +65,9 @@ class EvaluationConfig:
         bounded = self.needle_tokens is None or self.needle_tokens >= 1
         require(bounded, "needle_tokens", self.needle_tokens, "at least 1")
 
+    def __repr__(self) -> str:
+        return told(self)
+
     def trials(self, length: int) -> int:
         """Needles at this length; each is read twice, the second time without its needle."""
         within = self.needle_trials if self.needle_tokens is None else self.needle_tokens // (2 * length)
@@ -72,9 +76,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that defines a run."""
+    """Everything that defines a run: its name, and the tables `model`, `data`, `train`, `evaluation` and `lora`."""
 
     name: str = "unnamed"
+    """What the run is called; by default as its file."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -86,6 +91,13 @@ class Recipe:
         check_fields(self)
         plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
         require(plain, "name", self.name, "the name of a folder, without slashes")
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, a table a line."""
+        shown = told(self)
+        for table in ("model", "data", "train", "evaluation", "lora"):
+            shown = shown.replace(f", {table}=", f",\n  {table}=", 1)
+        return shown
 
 
 def load_recipe(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:

@@ -4,6 +4,8 @@ import importlib.resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atma.display import facts_html, facts_text
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,7 +18,8 @@ ADAPTERS = "adapters.json"
 
 
 class Loaded(NamedTuple):
-    """A model ready to use. `info` is the data of its config.json, of adapters of their base's."""
+    """A model ready to use: `model`, its `tokenizer` (None where there is none), the `path` of its folder, and `info`,
+    the data of its config.json, of adapters of their base's."""
 
     model: "Model"
     tokenizer: "Tokenizer | None"
@@ -27,6 +30,30 @@ class Loaded(NamedTuple):
     def base(self) -> Path:
         """The folder that has its tokenizer and says how it is talked to: `path`, or what adapters there are on."""
         return _base(self.path) if is_adapters(self.path) else self.path
+
+    @property
+    def trained_length(self) -> int | None:
+        """Tokens of the texts that it was trained on; None where its folder does not say."""
+        extra = self.info.get("extra", {})
+        recipe = extra.get("recipe") if isinstance(extra, dict) else None
+        train = recipe.get("train") if isinstance(recipe, dict) else None
+        return train.get("length") if isinstance(train, dict) else None
+
+    def facts(self) -> dict[str, str]:
+        """What it is, by name."""
+        length, tokenizer = self.trained_length, self.tokenizer
+        return {
+            **self.model.facts(),
+            "trained length": f"{length:,} tokens" if length else "not told by its folder",
+            "tokenizer": "none" if tokenizer is None else f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens",
+            "folder": str(self.path),
+        }
+
+    def __repr__(self) -> str:
+        return facts_text(f"Loaded {self.path.name}: model, tokenizer, path, info", self.facts())
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Loaded {self.path.name}", self.facts())
 
 
 def packaged() -> dict[str, Path]:
@@ -90,15 +117,27 @@ def _unfinished(run: Path) -> str:
     return f" (an unfinished run; finish it with `{finish}`, or take its last checkpoint, {last})"
 
 
-def load(name: str | Path, dtype: "torch.dtype | None" = None) -> Loaded:
+def dtype_of(dtype: "torch.dtype | str | None") -> "torch.dtype | None":
+    """A floating type by itself or by name, such as "bfloat16". ValueError: there is none of that name."""
+    import torch
+
+    known = ("float32", "bfloat16", "float16", "float64")
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in known:
+        raise ValueError(f"'dtype' must be one of {', '.join(known)}, not {dtype!r}")
+    return getattr(torch, dtype)
+
+
+def load(name: str | Path, dtype: "torch.dtype | str | None" = None) -> Loaded:
     """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate.
 
-    dtype: of its weights and of what it computes; float32 by default, whatever the folder has.
+    dtype: of its weights and of what it computes, such as "bfloat16"; float32 by default, whatever the folder has.
     Of a folder of adapters it is their base with the adapters merged in, and `path` is that of the adapters.
     """
     from atma.checkpoint import load_info, load_model
 
-    path = base_folder(name)
+    path, dtype = base_folder(name), dtype_of(dtype)
     if str(name) not in packaged() and is_adapters(Path(name)):
         from atma.lora import load_adapters, merge
 

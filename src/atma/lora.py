@@ -70,6 +70,7 @@ class Attached(NamedTuple):
     """What `attach` did to a model."""
 
     config: LoraConfig
+    """What was asked for."""
     adapted: tuple[Part, ...]
     """Every layer with an adapter: its name, W's shape, the numbers that the adapter adds."""
     trained: tuple[Part, ...]

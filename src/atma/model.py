@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.config import ModelConfig
+from atma.display import count_text, facts_html, facts_text
 from atma.layers import MLP, RMSNorm, init_linear
 from atma.mixers import Call, Mixer
 from atma.ops import softcap_loss
@@ -142,6 +143,19 @@ class Model(nn.Module):
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per token (B, T) of targets (B, T) int64 under hidden (B, T, D); target −100 gives 0 and no gradient."""
         return softcap_loss(hidden, self.head.weight, self.head.bias, targets, self.config.logit_cap)
+
+    def facts(self) -> dict[str, str]:
+        """What it is, by name: layers, sizes, parameters."""
+        weight = self.embed.weight
+        count, dtype = sum(parameter.numel() for parameter in self.parameters()), str(weight.dtype)
+        where = f"{dtype.removeprefix('torch.')} on {weight.device}"
+        return self.config.facts() | {"parameters": f"{count:,} ({count_text(count)}), {where}"}
+
+    def __repr__(self) -> str:
+        return facts_text("Model", self.facts())
+
+    def _repr_html_(self) -> str:
+        return facts_html("Model", self.facts())
 
     def _check(self, tokens: Tensor, state: ModelState | None, segment_ids: Tensor | None) -> None:
         if tokens.ndim != 2 or tokens.shape[1] == 0:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from atma import config_text
 from atma.ops.dense import Gate
 from atma.strict import LATER, check_fields, require, unknown
 
@@ -35,30 +36,38 @@ class Named(NamedTuple):
         return self.found.cls.options(self.config)
 
 
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class ModelConfig:
     """Shape of a model, and the options of its mixers. Sizes are counts. Source: maths.md, sections 1 to 6."""
 
     vocab_size: int = 50_304
+    """Token ids that the model knows, at least as many as the tokenizer of its data has."""
     width: int = 1024
+    """D, numbers of a token in the residual stream."""
     depth: int = 16
+    """Blocks, each a mixer and an MLP."""
     pattern: tuple[str, ...] = ("local", "local", "global", "local")
     """The mixer of each layer, by name, repeated to `depth`."""
     mlp_multiple: int = 4
+    """Inner numbers of every MLP as a multiple of the width, unless `mlp_width` says them."""
     mlp_width: int | None = field(default=None, metadata=LATER)
     """Inner numbers of every MLP; mlp_multiple times the width where it is left out, and no MLP for 0."""
     mlp_gate: Gate = field(default="square", metadata=LATER)
     """φ of every MLP's g ⊙ φ(a): relu(a)² ("square"), a σ(a) ("silu": SwiGLU) or GELU's tanh form ("gelu": GeGLU)."""
     mlp_bias: bool = field(default=True, metadata=LATER)
+    """Biases of both projections of every MLP."""
     logit_cap: float = 15.0
     """Bound of the logits, softly reached (maths.md, section 1); 0 for none."""
     norm_epsilon: float = 1e-6
+    """Added to the mean square in every RMS norm."""
     norms: Norms = field(default="before", metadata=LATER)
     """Where a block's norms stand: before a mixer or MLP, after it and before its sum with the stream, or both."""
     norm_plus_one: bool = field(default=False, metadata=LATER)
     """Whether norms multiply by one plus their weight, as Gemma's do."""
     tied_head: bool = False
+    """One matrix for embedding and head."""
     head_bias: bool = field(default=True, metadata=LATER)
+    """A bias for every token id in the head."""
     embedding_scale: float = field(default=1.0, metadata=LATER)
     """What an embedding is multiplied by before the first block."""
     mixers: dict[str, Any] = field(default_factory=dict)
@@ -149,6 +158,13 @@ class ModelConfig:
 
     def __hash__(self) -> int:
         return hash((self.vocab_size, self.width, self.depth, self.pattern))
+
+    def __repr__(self) -> str:
+        return config_text.written(self)
+
+    def facts(self) -> dict[str, str]:
+        """Layers and sizes for people, by name."""
+        return config_text.facts(self)
 
     @property
     def layers(self) -> tuple[str, ...]:

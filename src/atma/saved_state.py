@@ -47,7 +47,7 @@ def save(state: Any, path: str | Path, metadata: dict[str, str] | None = None) -
 
 
 class Saved(NamedTuple):
-    """A saved state as it is in its file."""
+    """A saved state as it is in its file at `path`: `metadata`, texts by name, and `flat`, tensors by name."""
 
     path: Path
     metadata: dict[str, str]

@@ -1,12 +1,16 @@
-"""How text is generated: the options of `atma generate` and `atma.generate`, checked."""
+"""How text is generated: the options of `atma generate`, `atma.generate` and `atma.LLM`, checked."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
-from atma.strict import check_fields
+from atma.display import told
+from atma.strict import check_fields, from_dict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Settings:
     """How text is generated. The filters apply in the order top-k, top-p, min-p to probabilities at `temperature`."""
 
@@ -48,6 +52,48 @@ class Settings:
         _require(all(self.stop), "stop", self.stop, "texts of one character or more")
         _require(all(token >= 0 for token in self.stop_tokens), "stop_tokens", self.stop_tokens, "token ids")
         _require(self.prefill_chunk >= 1, "prefill_chunk", self.prefill_chunk, "at least 1")
+
+    def __repr__(self) -> str:
+        """What differs from the defaults; reading it as Python gives an equal object."""
+        return told(self)
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The fields of `Settings` as keyword arguments, for editors; a test holds both equal. One stop text may be alone.
+
+    max_tokens 256, temperature 0.8 (0: always the likeliest), top_k 0 (all), top_p 1, min_p 0, repetition_penalty 1,
+    seed 0, stop (), stop_tokens (), ignore_end False, prefill_chunk 1024.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    stop_tokens: Sequence[int]
+    ignore_end: bool
+    prefill_chunk: int
+
+
+def merged(settings: Settings | None, options: SettingsOptions) -> Settings:
+    """The settings, or the defaults, with keyword arguments in their places.
+
+    ValueError: an argument that is none, with the nearest one that is, or a value out of bounds.
+    """
+    given: dict[str, Any] = dict(options)
+    if isinstance(given.get("stop"), str):
+        given["stop"] = (given["stop"],)
+    base = settings or Settings()
+    kept = {one.name: getattr(base, one.name) for one in dataclasses.fields(base)}
+    return from_dict(Settings, kept | {name: _listed(value) for name, value in given.items()})
+
+
+def _listed(value: Any) -> Any:
+    """Any sequence as a list, as data have it."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

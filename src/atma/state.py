@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from atma.display import bytes_text, facts_html, facts_text
 from atma.ops.paged import Pages
 from atma.saved_state import Saved, growing, load, read, save
 
@@ -21,17 +22,23 @@ LENGTH = "length"
 
 
 class ModelState(NamedTuple):
-    """Of a whole model: tokens seen per row (B,) int32, and each block's state."""
+    """Of a whole model: `length`, tokens seen per row (B,) int32, and `blocks`, each block's state."""
 
     length: Tensor
     blocks: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        return facts_text(f"ModelState after {_lengths(self)}: {bytes_text(nbytes(self))}", _kept(self))
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"ModelState after {_lengths(self)}: {bytes_text(nbytes(self))}", _kept(self))
 
 
 S = TypeVar("S")
 
 
 class Leaf(NamedTuple):
-    """A tensor of a state: the names on the way to it, the axis of its tokens (None: it does not grow), and itself."""
+    """A tensor of a state: `path`, the names on the way to it, `axis`, that of its tokens (None: it does not grow)."""
 
     path: tuple[str, ...]
     axis: int | None
@@ -42,6 +49,7 @@ class Leaf(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The field that it is."""
         return self.path[-1] if self.path else ""
 
     @property
@@ -123,6 +131,36 @@ def tensors(state: Any) -> list[Tensor]:
     found: list[Tensor] = []
     transform(state, lambda _, x: found.append(x) or x)
     return found
+
+
+def _lengths(state: ModelState) -> str:
+    """How many tokens each row has read, in words."""
+    if isinstance(state.length, Pages) or state.length.is_meta or state.length.ndim == 0:
+        return "some tokens"
+    read = state.length.tolist()
+    told = f"{min(read):,}" if min(read) == max(read) else f"{min(read):,} to {max(read):,}"
+    return f"{told} tokens" + (f" in each of {len(read):,} rows" if len(read) > 1 else "")
+
+
+def _kept(state: ModelState) -> dict[str, str]:
+    """What is held, by kind: how many tensors, of which fields, and their bytes."""
+    kinds: dict[str, list[Leaf]] = {}
+    for leaf in leaves(state.blocks):
+        grows = f"grows with the text (room for {capacity(state):,} tokens)"
+        kind = (
+            grows if leaf.axis is not None else "windows" if leaf.slides is not None else "carried, whatever the length"
+        )
+        kinds.setdefault(kind if leaf.carried or leaf.axis is not None else "positions", []).append(leaf)
+    return {
+        kind: f"{bytes_text(sum(_bytes(one) for one in found))} in {len(found)} tensors "
+        f"({', '.join(dict.fromkeys(one.name for one in found))})"
+        for kind, found in kinds.items()
+    }
+
+
+def _bytes(leaf: Leaf) -> int:
+    x = leaf.tensor.pool if isinstance(leaf.tensor, Pages) else leaf.tensor
+    return x.numel() * x.element_size()
 
 
 def _leaf(path: tuple[str, ...], axis: int | None, x: Any, owner: type) -> Leaf:

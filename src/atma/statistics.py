@@ -36,7 +36,7 @@ def says(
     return above if low > 0 else below
 
 
-def wilson(successes: int, trials: int, z: float = NORMAL_95) -> tuple[float, float]:
+def wilson(successes: float, trials: int, z: float = NORMAL_95) -> tuple[float, float]:
     """Wilson score interval (low, high) of a proportion, by default 95%. Source: Wilson 1927."""
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"wilson needs 0 <= successes <= trials and a trial, not {successes} of {trials}")
@@ -47,7 +47,7 @@ def wilson(successes: int, trials: int, z: float = NORMAL_95) -> tuple[float, fl
     return low, 1.0 if successes == trials else centre + half
 
 
-def proportion(name: str, prefix: str, successes: int, trials: int) -> dict[str, float]:
+def proportion(name: str, prefix: str, successes: float, trials: int) -> dict[str, float]:
     """The share of successes as `name` of a row, with its Wilson 95% interval as `low` and `high` after the prefix."""
     low, high = wilson(successes, trials)
     return {name: successes / trials, f"{prefix}low": low, f"{prefix}high": high}

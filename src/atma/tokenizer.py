@@ -69,6 +69,9 @@ class Tokenizer:
         """What it is in one word: "bytes", or the kind of model and the vocabulary, such as "bpe-1024"."""
         return "bytes" if self._raw else f"{type(self.backend.model).__name__.lower()}-{self.vocab_size}"
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name!r}: {self.vocab_size:,} tokens, end of text {self.eot})"
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added. ValueError for a text that no UTF-8 can hold."""
         return self.encode_many([text])[0].tolist()

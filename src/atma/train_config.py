@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from atma.display import told
 from atma.strict import LATER, PLACE, check_fields, require
 
 Regulariser = Literal["none", "weak", "strong", "discrete", "zipfian"]
@@ -26,10 +27,14 @@ class DataConfig:
     copy_warmup_tokens: int = 0
     """At the start, this many training tokens come from copy sequences over `copy_vocabulary` ids alone."""
     copy_vocabulary: int = 64
+    """Token ids that the copy sequences at the start are drawn from."""
     scored: Scored = field(default="answers", metadata=LATER)
     """Which tokens of conversations have a loss: those of the answers, or all."""
     too_long: TooLong = field(default="truncate", metadata=LATER)
     """What becomes of a conversation that is longer than a row: its end is cut off, or it is left out."""
+
+    def __repr__(self) -> str:
+        return told(self)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,32 +49,55 @@ class TrainConfig:
     """One training run. Lengths and batches are tokens, rates are per step. Source: maths.md, section 6."""
 
     length: int = 256
+    """Tokens of a row, the length that the model is trained at."""
     batch_tokens: int = 8192
     """Tokens per optimiser step, all ranks and micro-batches together; a multiple of length × accumulation × ranks."""
     tokens: int = 2_000_000
+    """Training tokens in all, rounded up to whole steps."""
     accumulation: int = 1
+    """Micro-batches of an optimiser step, one after the other; more need less memory."""
     muon_rate: float = 0.01
+    """Highest rate of the matrices inside blocks, which Muon moves."""
     embedding_rate: float = 0.006
+    """Highest rate of the embedding, which AdamW moves."""
     head_rate: float = 0.006
+    """Highest rate of the head, which AdamW moves."""
     vector_rate: float = 0.006
+    """Highest rate of norms, biases and other vectors, which AdamW moves."""
     momentum: float = 0.95
+    """Of Muon, in the form of Nesterov."""
     weight_decay: float = 0.01
+    """Share of the rate by which matrices shrink at every step."""
     beta1: float = 0.8
+    """Of AdamW: how much of the mean gradient stays from step to step."""
     beta2: float = 0.95
+    """Of AdamW: how much of the mean squared gradient stays."""
     epsilon: float = 1e-10
+    """Of AdamW: added to the root of the mean squared gradient."""
     warmup_share: float = 0.02
+    """Share of steps in which the rate rises from zero."""
     constant_share: float = 0.3
     """Share of steps, warm-up included, before the rate falls linearly to zero."""
     clip: float = 1.0
+    """Norm of all gradients together beyond which they are scaled down to it."""
     seed: int = 0
+    """Chooses initial weights, and the order of the data."""
     precision: Precision = "auto"
+    """What a step computes in: "bfloat16" autocast, "float32", or "auto"."""
     regulariser: Regulariser = "none"
+    """A further loss on what the blocks hand on (maths.md, section 6)."""
     regulariser_weight: float = 0.01
+    """Share of that loss in the whole; the loss of the text has the rest."""
     distractor_weight: float = 0.0
+    """Weight of the loss that attention gives to keys of noise (maths.md, section 6); 0 leaves it out."""
     checkpoint_every: int = 200
+    """Steps from one checkpoint to the next."""
     keep_checkpoints: int = 2
+    """The newest checkpoints that stay on disk."""
     evaluate_every: int = 100
+    """Steps from one validation to the next; 0: never."""
     evaluation_tokens: int = 65_536
+    """Held-out tokens that a validation reads."""
     init_from: str = field(default="", metadata=PLACE)
     """A model folder, a run or a packaged model to start from: its weights and configuration."""
     init_hash: str = field(default="", metadata=LATER)
@@ -86,6 +114,9 @@ class TrainConfig:
     """Validations in a row without a new lowest loss that end the run; 0: never."""
     keep_best: bool = field(default=False, metadata=LATER)
     """Keep the model of the lowest validation loss, in best/ of the run folder."""
+
+    def __repr__(self) -> str:
+        return told(self)
 
     def __post_init__(self) -> None:
         check_fields(self)

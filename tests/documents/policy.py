@@ -20,6 +20,7 @@ NOT_RUN = {
     r"^python3? (benchmarks/|-m )": "minutes to hours; tests/bench runs the scripts small",
     r"^atma (demo|bench)\b": "minutes; tests/test_demo.py and tests/bench run them small",
     r"^atma (serve|chat)\b": "goes on until it is stopped; tests/serve/http and tests/test_generate.py run them",
+    r"^torchrun ": "several processes; tests/train/test_parallel.py runs them",
     r"^serve ": "starts a cluster; tests/serve/test_ray.py does (slow)",
     r"^atma sweep (run|work|status)\b": "of workers; tests/sweep/test_command.py runs them small",
     r"^atma compare\b": "of workers; tests/compare runs it small",

@@ -16,7 +16,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 SHELLS = ("", "sh", "bash", "shell", "console")
 OURS = ("atma", "python", "python3", "make", "pip")
 """Programs that stand for something of this repository, wherever they are named."""
-OTHERS = ("cd", "curl", "export", "git", "hf", "serve", "source", ".", "uv", "sudo", "apt-get", "brew")
+OTHERS = ("cd", "curl", "export", "git", "hf", "serve", "source", ".", "uv", "sudo", "apt-get", "brew", "torchrun")
 FENCE = re.compile(r"^ *(```+|~~~+) *([\w-]*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
 SPAN = re.compile(r"`((?:\w+=\S+ )*(?:atma|python3?|make)(?:\s[^`]+)?)`")
 

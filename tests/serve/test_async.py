@@ -126,8 +126,6 @@ def test_many_prompts_come_back_in_their_order() -> None:
     prompts = [f"def function_{i}(" for i in range(8)]
     outputs = llm.generate(prompts, settings)
     assert [out.tokens for out in outputs] == [llm.generate([prompt], settings)[0].tokens for prompt in prompts]
-    with pytest.raises(ValueError, match="list of texts"):
-        llm.generate("one text")
 
 
 def test_a_reader_that_takes_nothing_pauses_its_request_and_is_resumed(model) -> None:

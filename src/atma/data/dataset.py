@@ -35,7 +35,10 @@ PUBLISHED_NAMES = {"train": ("train",), "validation": ("validation", "valid", "v
 
 
 class TokenSet:
-    """One split of a folder, memory-mapped. Open it with `TokenSet.open`."""
+    """One split of a folder, memory-mapped. Open it with `TokenSet.open`.
+
+    `tokens` there are, ids below `vocab_size`; `eot` stands between documents. `tokenizer` is None where none is known.
+    """
 
     def __init__(
         self, path: Path, shards: list[np.ndarray], starts: np.ndarray, manifest: dict[str, Any], hash: str

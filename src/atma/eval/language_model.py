@@ -22,6 +22,7 @@ from atma.state import ModelState
 from atma.tokenizer import Tokenizer
 
 Row = dict[str, Any]
+"""A line of results: plain JSON data by name."""
 LOGITS = 1 << 25
 """The most logits that are held at once."""
 
@@ -37,10 +38,14 @@ class LanguageModel(Protocol):
     """A causal language model with its own tokenizer. Token ids are that tokenizer's; no token is ever added."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What rows call it."""
+        ...
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Its own."""
+        ...
 
     @property
     def streaming(self) -> Streaming:

@@ -13,7 +13,7 @@ from atma.config import EvaluationConfig, Recipe
 from atma.data.dataset import TokenSet
 from atma.eval.language_model import LanguageModel, OwnModel, Row, by_length
 from atma.eval.likelihood import prefixes
-from atma.eval.loaded import Loaded
+from atma.eval.loaded import Loaded, check_tokenizer
 from atma.eval.provenance import provenance
 from atma.eval.retrieval import induction
 from atma.eval.retrieval.haystacks import split_text
@@ -42,7 +42,21 @@ def evaluate(
     `stretch` is how a rope model's positions go on beyond its trained length.
     """
     model = OwnModel(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)
-    stamp = provenance(loaded, token_set, evaluation.seed, streaming) | model.provenance()
+    provenance(loaded, token_set, evaluation.seed, streaming)  # data of another tokenizer are told first
+    return evaluate_model(model, token_set, evaluation, progress, results, joined)
+
+
+def evaluate_model(
+    model: LanguageModel,
+    token_set: TokenSet,
+    evaluation: EvaluationConfig,
+    progress: Progress | None = None,
+    results: Path | str | None = None,
+    joined: bool = True,
+) -> list[Row]:
+    """`evaluate` of any language model, also of transformers. ValueError: the data are of another tokenizer."""
+    check_tokenizer(token_set, model.tokenizer, None)
+    stamp = model.provenance() | {"data_hash": token_set.hash, "seed": evaluation.seed}
     return run_measurements("lengths", list(plan(model, token_set, evaluation, joined)), stamp, results, progress)
 
 

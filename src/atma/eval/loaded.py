@@ -9,7 +9,7 @@ from atma.tokenizer import Tokenizer
 
 
 class Loaded(Protocol):
-    """A model, its tokenizer and the folder it came from."""
+    """A `model`, its `tokenizer` and the `path` of the folder that it came from, if there is one."""
 
     @property
     def model(self) -> Model: ...

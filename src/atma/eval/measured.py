@@ -21,7 +21,9 @@ class Measured:
     budget: str = ""
     """A time such as 10m: fewer trials, as many as fit."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the weights and of what is computed."""
     device: str = "cpu"
+    """Where it is computed: "cpu", or "cuda" with a number behind it where there are several."""
     chunk: int = 1024
     """Tokens of one row that are read at once."""
     batch_tokens: int = 8192

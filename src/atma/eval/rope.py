@@ -24,7 +24,7 @@ Scaling = Literal["none", "linear", "yarn"]
 
 
 class Stretch(NamedTuple):
-    """How positions are stretched, from what trained length, and how often; None: as often as each text needs."""
+    """How positions are stretched: `kind`, from what `trained` length, by what `factor`; None: as each text needs."""
 
     kind: Kind
     trained: int

@@ -43,6 +43,7 @@ class AttentionConfig(HeadsConfig):
     """The memory's channel is multiplied, number by number, by a learned α that starts at zero; its output projection
     then does not (mixers.md, formula 7.1)."""
     canon_taps: int = 4
+    """Tokens that Canon, the convolution of queries, keys and values, sees; its own among them."""
     canon_init: CanonInit = "previous"
     """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
     share_query_key_init: bool = True

@@ -28,7 +28,9 @@ class DeltaConfig:
     learned_half_life: bool = False
     """Each memory head learns its own bound, beginning at max_half_life: a further factor of its γ."""
     decay_bias: float = 3.9
+    """Added to the logit of γ, so that a memory begins by forgetting little."""
     beta_bias: float = 0.0
+    """Added to the logit of β, how much of a token is written."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -18,6 +18,7 @@ class ConvConfig:
     """Taps of the convolution, and how it starts."""
 
     local_taps: int = 3
+    """Tokens that the convolution sees, its own among them."""
     zero_input_projections: bool = False
     """Also zero the input projection, as the published training script does (it then never learns)."""
     projection_bias: bool = field(default=True, metadata=UNSAID)

@@ -27,6 +27,7 @@ class GroupedQueryConfig(AttentionConfig):
     input_bias: bool = False
     """Biases of the projections to queries, keys, values and gate."""
     output_bias: bool = False
+    """A bias of the output projection."""
     output_gate: bool = False
     """Multiply what the heads read by σ of a projection, which lies behind each head's query."""
 

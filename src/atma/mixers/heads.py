@@ -95,8 +95,11 @@ class HeadsConfig:
     """How many heads, and how wide. Sizes are counts."""
 
     query_heads: int = 8
+    """H, heads that read."""
     key_value_heads: int = 2
+    """G, heads of keys and values, each read by H/G query heads."""
     head_width: int = 128
+    """K, numbers of a query, a key and a value."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -39,6 +39,7 @@ class MixConfig:
     count_limit: int | None = field(default=None, metadata=FOLLOWS)
     """Visible keys beyond which the null floor stays and the temperature grows `sharpening` times as fast."""
     sharpening: float = 2.0
+    """As that of `PolarConfig`."""
 
     def check_mix(self) -> None:
         """ValueError names a value that is none of a mix's."""

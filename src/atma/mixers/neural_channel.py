@@ -30,6 +30,7 @@ class ChannelConfig:
     """What is to be chosen of a neural memory in a global mixer."""
 
     system: SystemName = "atma_memory"
+    """The published system. The name of a memory fixes it."""
     memory_chunk: int | None = None
     """C, tokens from one renewal of the anchor to the next; None is what the system has."""
     max_half_life: float = field(default=math.inf, metadata=FOLLOWS)

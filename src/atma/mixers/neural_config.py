@@ -42,9 +42,11 @@ class NeuralConfig:
     """A system and what is set otherwise. None is what the system has; sizes are counts."""
 
     system: SystemName = "atma_memory"
+    """The published system, which gives every option below that is left out. A name of the table fixes it."""
     query_heads: int = 8
     """The model's query heads, H where `heads` is none."""
     heads: int | None = None
+    """H."""
     key_width: int | None = None
     """K, before the feature map: D/H, or 16 for products of coordinates."""
     value_width: int | None = None
@@ -54,11 +56,13 @@ class NeuralConfig:
     network: NetworkName | None = None
     """"matrix", "mlp" and "gated" have fast weights; "kernel" keeps every key with a written value."""
     activation: ActivationName | None = None
+    """Of the hidden layer."""
     residual: bool | None = None
     """J: keys and queries are added to what the network gives, by a learned matrix where they are not as wide."""
     layer_norm: bool | None = None
     """N, behind the network."""
     feature: FeatureName | None = None
+    """φ of queries and keys (mixers.md, section 2.1)."""
     degree: int = 2
     """Of the feature map "poly"."""
     bias: BiasName | None = None
@@ -66,12 +70,15 @@ class NeuralConfig:
     loss_power: float = 3.0
     """p of the bias "lp"."""
     retention: RetentionName | None = None
+    """What holds the weights back (mixers.md, section 4.6)."""
     norm_power: float = 4.0
     """q of the retention "lq"."""
     decay_to: DecayTo | None = None
+    """Forgetting leads to zero weights, or to those that the memory starts with."""
     forgets: bool | None = None
     """Whether there is a γ; else it is 1."""
     optimiser: OptimiserName | None = None
+    """How a step is made of gradients."""
     schedule: Schedule | None = None
     """Coefficients of muon's rounds."""
     anchor: Anchor | None = None
@@ -95,13 +102,15 @@ class NeuralConfig:
     radius: float | None = None
     """Most that fast weights may have moved at a boundary, as a share of where they started; inf for no bound."""
     kernel_rule: KernelRule | None = None
+    """A kernel writes the value, or what the memory does not say yet ("delta")."""
     normalise: bool | None = None
     """Divide what is read from a kernel by the sum of its weights."""
     conv: ConvName | None = None
     """Of q, k and v: "canon" is z + conv(z), "silu" is silu(conv(z))."""
     out_gate: GateName | None = None
+    """What is read is multiplied by this function of a projection of the input."""
     start: StartName = "published"
-    """Initial values: see `StartName`."""
+    """Initial values: as published, or ready to find what followed a token before (`StartName`)."""
     max_half_life: float = field(default=math.inf, metadata=OWN)
     """Upper bound, in tokens, of the half-life of γ; inf is the published form. It is set in a table of the mixer's
     own, so that a preset's bound, which is its own training length, is never that of another system."""

@@ -40,7 +40,9 @@ class SegmentsConfig(NeuralConfig):
     """The options of the memory, whose chunk is the segment, and of the attention. Sizes are counts."""
 
     system: SystemName = "titans"
+    """The memory, with the options of its system."""
     key_value_heads: int = 2
+    """G, of the attention."""
     head_width: int = 128
     """K of the attention."""
     persistent: int = 4

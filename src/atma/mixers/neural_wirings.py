@@ -30,7 +30,9 @@ class WindowConfig(NeuralConfig):
     """The options of the memory and, as far as they are not the memory's, those of the attention. Sizes are counts."""
 
     system: SystemName = "titans"
+    """The memory, with the options of its system."""
     key_value_heads: int = 2
+    """G, of the attention."""
     head_width: int = 128
     """K of the attention."""
     window: int = 512

@@ -27,9 +27,13 @@ class PolarConfig:
     direction_radius: float | None = None
     """Length of the direction a polar layer hands on; None is sqrt(head_width), 1.0 is the published form."""
     length_gain: float = -1.0
+    """Initial value: how fast the temperature grows with ln n (maths.md, section 4)."""
     null_base: float = 2.0
+    """Initial value of the null floor, the logit that the null sink has."""
     null_slope: float = 0.5
+    """Initial value: how fast the null floor grows with √ln(n + 1)."""
     magnitude_slope: float = -1.5
+    """Initial value: how fast the magnitude grows with the number of keys that match."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -28,6 +28,7 @@ class RavenConfig:
     """Sizes are counts."""
 
     query_heads: int = 8
+    """H, each with slots of its own."""
     slots: int = 64
     """M, of a head."""
     chosen_slots: int = 32

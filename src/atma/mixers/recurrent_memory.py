@@ -28,6 +28,7 @@ class MemoryConfig:
     """What is to be chosen of a recurrence in a global mixer."""
 
     system: SystemName = "kda"
+    """The published system. The name of a memory fixes it."""
     max_half_life: float = field(default=math.inf, metadata=FOLLOWS)
     """Upper bound, in tokens, of the half-life of every learned decay, as of the gated-delta memory: it is a part of
     this library's own layer, so a preset's bound is its own too."""

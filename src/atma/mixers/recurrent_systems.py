@@ -74,6 +74,7 @@ class RecurrenceConfig:
     """A system and what is set otherwise. None is what the system has; sizes are counts."""
 
     system: SystemName = "linear"
+    """The published system, which gives every option below that is left out. A name of the table fixes it."""
     query_heads: int = 8
     """The model's query heads: H of the systems that have no number of their own."""
     heads: int | None = None
@@ -83,12 +84,15 @@ class RecurrenceConfig:
     value_width: int | None = None
     """V."""
     feature: FeatureName | None = None
+    """φ of queries and keys (mixers.md, section 2.1)."""
     degree: int = 2
     """Of the feature map "poly"."""
     normaliser: bool | None = None
     """Divide what is read by the sum of its weights."""
     decay: DecayName | None = None
+    """How memory forgets; its names are in mixers.md, section 3.3."""
     rule: Rule | None = None
+    """Writing adds the value, or corrects what the memory holds at the key ("delta")."""
     write: WriteName | None = None
     """β: "sigmoid" of x, "biased" with a bias, the "step" Δ of the decay, or "none" for 1."""
     negative: bool = False
@@ -99,8 +103,9 @@ class RecurrenceConfig:
     """Of what is read: of each "head" or of all heads as a "whole" with learned gains, "plain" and "whole_plain"
     without."""
     out_gate: GateName | None = None
+    """What is read is multiplied by this function of a projection of the input."""
     start: StartName | None = None
-    """Initial values: see `StartName`."""
+    """Initial values: as published, or ready to find what followed a token before (`StartName`)."""
     key_heads: int | None = field(default=None, metadata=UNSAID)
     """Heads of queries and keys, each for as many value heads side by side; H where it is left out."""
     unit_epsilon: float = field(default=0.0, metadata=UNSAID)

@@ -29,11 +29,13 @@ class RotaryConfig:
     """How fast pairs turn, and how positions are stretched."""
 
     rotary_theta: float = 10_000.0
+    """Base of the frequencies: the slowest pair turns about so many times as slowly as the first."""
     rotary_share: float = 1.0
     """Share of a head's numbers that are turned, its first ones; 0 for no positions."""
     score_scale: float | None = None
     """What scores q·k are multiplied by; 1/√K where it is left out."""
     rotary_scaling: Scaling = "none"
+    """How positions are stretched over texts longer than those of training."""
     rotary_factor: float = 1.0
     """How many times as long as the trained length."""
     rotary_trained: int | None = None

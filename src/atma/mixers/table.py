@@ -75,6 +75,7 @@ MIXERS: Entries = {
     "minimal": ("minimal:MinimalAttention", {}),
     "low_rank": ("low_rank:LowRankAttention", {}),
 }
+"""Mixers by name."""
 CORES: Entries = {
     "polar": ("polar:PolarCore", {}),
     "nope": ("softmax:SoftmaxCore", {}),
@@ -84,6 +85,7 @@ CORES: Entries = {
     "rope_homotopy": ("homotopy:RopeHomotopy", {}),
     "rotary_homotopy": ("homotopy:RotaryHomotopy", {}),
 }
+"""Attention cores by name: how the queries of an attention mixer read keys."""
 MEMORIES: Entries = {
     "delta": ("delta_memory:DeltaMemory", {}),
     "linear": ("recurrent_memory:RecurrentMemory", {"system": "linear"}),
@@ -112,6 +114,7 @@ MEMORIES: Entries = {
     "lact": ("neural_channel:NeuralChannel", {"system": "lact"}),
     "allmem": ("neural_channel:NeuralChannel", {"system": "allmem"}),
 }
+"""Memories by name: the third channel of an attention mixer."""
 GROUPS = {"mixer": "atma.mixers", "core": "atma.cores", "memory": "atma.memories"}
 _TABLES = {"mixer": MIXERS, "core": CORES, "memory": MEMORIES}
 

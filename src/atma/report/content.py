@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class Run:
     prompt: str = ""
     caveat: str = ""
     """What a reader must know before comparing it with the others, a sentence."""
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}: {len(self.metrics):,} rows of its log, {len(self.evaluation):,} of evaluation)"
 
     @property
     def trained_length(self) -> int:
@@ -125,6 +129,20 @@ class Report:
     recall: Recall | None = None
     cuts: list[str] = field(default_factory=list)
     """What was left out to end in time, a sentence each."""
+
+    def __repr__(self) -> str:
+        sections = ", ".join(f"{section.title!r} ({len(section.runs)} runs)" for section in self.sections)
+        return f"Report({self.title!r}: {sections or 'no sections'})"
+
+    def _repr_html_(self) -> str:
+        """The figures of every section, still."""
+        from atma.report.figures import figures
+        from atma.report.inline import figure_html
+
+        parts = [f"<h3>{escape(self.title)}</h3>"]
+        for section in self.sections:
+            parts += [f"<h4>{escape(section.title)}</h4>", *map(figure_html, figures(section))]
+        return "".join(parts)
 
     @property
     def runs(self) -> list[Run]:

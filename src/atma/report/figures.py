@@ -101,6 +101,24 @@ def needles(section: Section) -> Figure | None:
     return Figure("Needle recall", caption, traces, layout, _length_table(section, "needle", _needle_cell))
 
 
+def needles_found(section: Section) -> Figure | None:
+    """Share of needles with the whole answer right by length, of rows of kind "needle", with Wilson intervals."""
+    if not any(run.rows("needle") for run in section.runs):
+        return None
+    interval = ("exact_low", "exact_high")
+    traces = [
+        _line(section, run, run.rows("needle"), "exact_accuracy", interval, "%{y:.1%} found") for run in section.runs
+    ]
+    layout = _length_layout(section, "needle", "length of the text, tokens")
+    layout["yaxis"] = {"title": {"text": "needles found"}, "range": [-0.03, 1.03], "tickformat": ".0%"}
+    caption = (
+        "Share of needles with the whole answer right, over all tasks and depths, with 95% Wilson intervals of as many "
+        "trials as there are needles: each depth asks for the same ones."
+    )
+    table = _length_table(section, "needle", lambda row: _number(row, "exact_accuracy", *interval, "{:.1%}"))
+    return Figure("Needles by length", caption, traces, layout, table)
+
+
 def training(section: Section) -> Figure | None:
     """Training loss and validation loss against tokens seen, from the runs' logs."""
     traces, rows = [], []

@@ -7,7 +7,11 @@ from atma.serve.request import Event, Finish, Logprob, RequestError, Usage
 
 @dataclass
 class Output:
-    """One choice's answer, whole once finish_reason is set; with echo it begins with the prompt."""
+    """One choice's answer, whole once `finish_reason` is set; with echo it begins with the prompt.
+
+    `index` is the choice, from 0; `text`, `tokens` and `logprobs` grow with every event. `usage` comes with the end,
+    and `error` where it could not go on.
+    """
 
     index: int
     text: str = ""

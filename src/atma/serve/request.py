@@ -28,11 +28,15 @@ class Request:
     prompt: str | Sequence[int]
     """Text, which begins a document (after an end-of-text token), or exactly these token ids."""
     max_tokens: int = 256
+    """Tokens of an answer at the most."""
     temperature: float = 1.0
     """0 always takes the most likely token."""
     top_k: int = 0
+    """Keep only this many of the most likely tokens; 0 keeps all."""
     top_p: float = 1.0
+    """Keep the fewest most likely tokens whose probabilities sum to at least this."""
     min_p: float = 0.0
+    """Keep tokens at least this times as likely as the most likely one."""
     repetition_penalty: float = 1.0
     """Of tokens in prompt and answer; 1 leaves them."""
     presence_penalty: float = 0.0
@@ -40,9 +44,11 @@ class Request:
     frequency_penalty: float = 0.0
     """Taken from the logits of tokens in the answer, as often as they are in it."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of tokens, by id; −inf forbids one."""
     seed: int | None = None
     """Equal seeds give equal answers; None draws one. Choice i of `n` has seed + i."""
     n: int = 1
+    """Choices: so many answers to the prompt."""
     stop: tuple[str, ...] = ()
     """End before the first of these texts."""
     stop_tokens: tuple[int, ...] = ()
@@ -58,6 +64,7 @@ class Request:
     salt: str = ""
     """Only requests of equal salt share states."""
     id: str | None = None
+    """What its events are known by; None makes one."""
 
     @property
     def adjusts(self) -> bool:
@@ -95,7 +102,7 @@ def scored_bytes(best: int) -> int:
 
 
 class Logprob(NamedTuple):
-    """Of one token: its log-probability (None for a text's first token), and the best tokens with theirs."""
+    """Of one `token`: its `logprob` (None for a text's first token), and the `best` tokens with theirs."""
 
     token: int
     logprob: float | None
@@ -103,7 +110,7 @@ class Logprob(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens of the prompt, how many of them came from a kept state, and tokens of this choice's answer."""
+    """Tokens: of the `prompt`, `cached` ones of these, from a kept state, and of the choice's answer (`completion`)."""
 
     prompt: int
     cached: int
@@ -111,7 +118,11 @@ class Usage(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What one step added to one choice. The last event of a choice has a finish_reason and a usage."""
+    """What one step added to one choice: `tokens` and their `text`, with `logprobs` where they were asked for.
+
+    `id` is that of the request, `index` the choice, from 0. The last event of a choice has a `finish_reason` and a
+    `usage`; it has an `error` where the choice could not go on.
+    """
 
     id: str
     index: int

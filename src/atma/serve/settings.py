@@ -21,6 +21,7 @@ class EngineConfig:
     cache_folder: Path | None = None
     """Kept states that leave memory are written here, and found again after a restart."""
     cache_folder_bytes: int = 4096 * MIB
+    """Most that the files there may take."""
     pending_bytes: int | None = None
     """Of cache_bytes, for states on their way to cache_folder; None is a quarter. What does not fit is not written."""
     recorded_bytes: int = 64 * MIB

@@ -39,8 +39,9 @@ class Arm(NamedTuple):
 class Effect:
     """Differences of one contrast in a metric's unit, and what they say together.
 
-    `low` and `high` bound 95% of the bootstrapped means (None for a single difference); `p` is the two-sided exact sign
-    test over settings, ties left out. Without any matched set everything but the counts is None.
+    `label` says which contrast of which `metric`; `differences` are of matched cells, over so many `settings`; `mean`
+    and `median` are theirs. `low` and `high` bound 95% of the bootstrapped means (None for a single difference); `p` is
+    the two-sided exact sign test over settings, ties left out. Without any matched set all but the counts is None.
     """
 
     label: str
@@ -57,14 +58,17 @@ class Effect:
 
     @property
     def positive(self) -> int:
+        """Differences above zero."""
         return sum(d > 0 for d in self.differences)
 
     @property
     def zero(self) -> int:
+        """Ties."""
         return sum(d == 0 for d in self.differences)
 
     @property
     def negative(self) -> int:
+        """Differences below zero."""
         return sum(d < 0 for d in self.differences)
 
     @property

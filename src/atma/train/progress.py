@@ -1,12 +1,17 @@
-"""What a run shows while it goes: a live bar in a terminal, plain lines elsewhere."""
+"""What a run shows while it goes: a live bar in a terminal or a notebook, plain lines elsewhere."""
 
 import sys
 import time
 from typing import Any, Protocol, TextIO
 
+from atma import notebook
+
 
 class Progress(Protocol):
-    """Follows a run. `row` is a row of the record, "kind" telling which."""
+    """Follows a run: `start` before the first step, `show` for each row of the record, `stop` at the end, whichever.
+
+    A row's "kind" tells what it is of: "train", "validation" or "event".
+    """
 
     def start(self, name: str, steps: int, done: int) -> None: ...
     def show(self, row: dict[str, Any]) -> None: ...
@@ -14,7 +19,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows nothing: `start`, `show` and `stop` do nothing."""
 
     def start(self, name: str, steps: int, done: int) -> None: ...
     def show(self, row: dict[str, Any]) -> None: ...
@@ -85,8 +90,36 @@ class Bar:
         self._bar.stop()
 
 
+class NotebookBar:
+    """One line of a notebook's output: share done, loss, validation loss, tokens/s, time left."""
+
+    def __init__(self, line: notebook.Line | None = None) -> None:
+        self._line = line or notebook.Line()
+        self._name, self._steps, self._done, self._began, self._text, self._validation = "", 1, 0, 0.0, "", ""
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        self._name, self._steps, self._done, self._began = name, steps, done, time.monotonic()
+
+    def show(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "event":
+            return
+        if row["kind"] == "validation":
+            self._validation = f", validation {_loss(row)}"
+            return
+        step = row["step"]
+        left = (time.monotonic() - self._began) / max(step - self._done, 1) * (self._steps - step)
+        self._text = f"{self._name}: step {step:,} of {self._steps:,}, loss {_loss(row)}"
+        speed = f"{row['tokens_per_second']:,.0f} tokens/s, {clock(left)} left"
+        self._line.show(f"{self._text}{self._validation}, {speed}", step / self._steps)
+
+    def stop(self) -> None:
+        self._line.end(f"{self._text}{self._validation}")
+
+
 def terminal_progress() -> Progress:
-    """A bar when stdout is a terminal, lines when it is not."""
+    """A bar in a notebook or when stdout is a terminal, lines when it is neither."""
+    if notebook.active():
+        return NotebookBar()
     return Bar() if sys.stdout.isatty() else Lines()
 
 

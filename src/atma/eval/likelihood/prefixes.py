@@ -22,7 +22,7 @@ FIRST_EDGE = 16
 
 
 class Documents(NamedTuple):
-    """Texts of one length: tokens (documents, length) int64, the id that starts a window, and how many were joined.
+    """Texts of one length: `tokens` (documents, length) int64, `eot`, the id before them, and how many were `joined`.
 
     There is end-of-text within them only where they are a junk stream.
     """

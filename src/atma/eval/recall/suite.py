@@ -42,6 +42,7 @@ class Recall:
     """Models of several mixers, each trained on a task at some sizes and tested on lengths beyond."""
 
     task: Name = "mqar"
+    """What is learned."""
     sizes: tuple[str, ...] = ()
     """LENGTH,PAIRS of mqar, LENGTH of copy, LENGTH,SYMBOLS of selective-copy, PAIRS that capacity begins with, and
     LENGTH,VOCABULARY of the six of MAD, then PERCENT of noise of mad-noisy and SYMBOLS of mad-copy. By default those of
@@ -75,6 +76,7 @@ class Recall:
     tokens: int = 2_000_000
     """Most training tokens of a run; of the capacity probe, of each number of pairs."""
     batch_tokens: int = 8192
+    """Tokens of a training step."""
     every: int = 25
     """Steps between the points of a learning curve."""
     held_out: int = 64
@@ -92,6 +94,7 @@ class Recall:
     seed: int = 1234
     """Of held-out and test examples."""
     name = "recall"
+    """What rows call the suite."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -53,6 +53,7 @@ class Retrieval:
     """Draws the trials."""
 
     name = "retrieval"
+    """What rows call the suite."""
 
     def __post_init__(self) -> None:
         check_fields(self)

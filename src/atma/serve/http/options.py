@@ -93,6 +93,7 @@ class ServerOptions:
 
     @property
     def body_bytes(self) -> int:
+        """`max_body` in bytes."""
         return byte_count(self.max_body)
 
     def engine_config(self) -> EngineConfig:
