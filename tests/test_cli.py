@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -94,13 +93,6 @@ def test_no_arguments_show_the_help(capsys):
 def test_version_is_the_package_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"atma {atma.__version__}\n"
-
-
-def test_the_version_is_that_of_the_project_file():
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-    assert project["project"]["version"] == atma.__version__
 
 
 def commands(verbs, *before):

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 OPTIONS = ("--collect-only", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist")
 
@@ -33,6 +35,7 @@ def twice(folder):
     return None if first == second else sorted({*first} ^ {*second}) or "the order"
 
 
+@pytest.mark.slow  # a parallel run compares them itself
 def test_two_processes_find_the_same_tests():
     assert twice(ROOT) is None
 

@@ -128,7 +128,8 @@ def test_backends_that_refuse_are_noted_and_one_must_remain():
 
     notes = []
     assert ours("polar", "float32", CPU, notes, probe) == ["cpu"]
-    assert "the gpu kernels take widths of 16 and more, not 8" in notes
+    assert "the native kernels take widths of 16 and more, not 8" in notes
+    assert "the gpu backend is not available here: it computes on a CUDA device, not on cpu" in notes
 
     def refuse(name):
         raise ValueError(f"the {name} kernels take bfloat16")

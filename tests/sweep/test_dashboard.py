@@ -403,6 +403,7 @@ def test_a_sweep_of_seeds_alone_has_a_page_too(browser, tmp_path):
     view.page.close()
 
 
+@pytest.mark.slow
 def test_the_published_tables_page_computes_what_python_does(browser, tmp_path):
     if not PUBLISHED.is_file():
         pytest.skip("the published table (../shared/published) is not beside this checkout")

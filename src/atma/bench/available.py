@@ -23,6 +23,9 @@ def ours(
     for name in backends_of(operation):
         if name == "reference":
             continue
+        if name == "gpu" and device.type == "cpu":  # Triton's interpreter takes it, and tells nothing of its speed
+            refused.append(f"the gpu backend is not available here: it computes on a CUDA device, not on {device}")
+            continue
         try:
             probe(name)
             taken.append(name)
