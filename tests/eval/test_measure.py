@@ -159,6 +159,19 @@ def test_what_cannot_be_measured_is_told_first(place, wrong, told) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+def test_a_tokenizer_whose_end_of_text_has_a_name_of_its_own_is_no_hindrance(place, tmp_path) -> None:
+    import transformers
+
+    folder = made("bos", tmp_path / "own")
+    text = (folder / "tokenizer.json").read_text().replace("<|endoftext|>", "<over-and-out>")
+    (folder / "tokenizer.json").write_text(text)
+    named = {"eos_token": "<over-and-out>", "bos_token": "<s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **named).save_pretrained(folder)
+    results = atma.measure(f"hf:{folder}", [128], documents=1, trials=0)
+    assert {row["kind"] for row in results.rows} >= {"fixed", "nested"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 def test_a_model_of_transformers_is_measured_alike(place, tmp_path) -> None:
     folder = made("llama", tmp_path / "llama")
     results = atma.measure(f"hf:{folder}", [256], documents=1, trials=1, depths=[50])

@@ -182,3 +182,31 @@ def test_the_former_name_of_an_argument_is_understood_and_told(folder) -> None:
     ) as told:
         LLM(path=folder, config=SMALL).close()
     assert told[0].filename == __file__
+
+
+def test_several_threads_take_turns(llm) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    prompts = [f"{n} and" for n in range(6)]
+    alone = [one.tokens for one in llm.generate(prompts, GREEDY)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda prompt: llm.generate(prompt, GREEDY).tokens, prompts))
+    assert together == alone
+    assert llm.engine.stats()["running"] == 0
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_running(llm, monkeypatch) -> None:
+    steps = []
+
+    def interrupted():
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step()
+
+    step = llm.engine.step
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate("abc", GREEDY, max_tokens=50)
+    llm.generate("b", GREEDY, max_tokens=1)
+    assert (llm.engine.stats()["running"], llm.engine.stats()["waiting"]) == (0, 0)

@@ -57,7 +57,8 @@ def _library(tokenizer: Tokenizer, progress: Progress | None) -> Path:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     print(f"preparing the standard library with the model's tokenizer (once; kept in {cache})", file=sys.stderr)
     tokenizer.save(home / "tokenizer.json")
-    prepare(STDLIB, home / name, Preparation(tokenizer=str(home / "tokenizer.json")), progress)
+    options = Preparation(tokenizer=str(home / "tokenizer.json"), end_of_text=tokenizer.end_to_record)
+    prepare(STDLIB, home / name, options, progress)
     try:
         (home / name).rename(cache / name)
     except OSError:  # another process was quicker
