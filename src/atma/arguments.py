@@ -23,7 +23,7 @@ def joined(run: Callable[..., None], arguments: Sequence[str]) -> list[str]:
     out: list[list[str]] = [[]]
     groups: dict[str, list[str]] = {}
     for argument in arguments[:end]:
-        if not _is_option(argument):
+        if not is_option(argument):
             out[-1].append(argument)
             continue
         name, equals, value = argument.partition("=")
@@ -79,5 +79,6 @@ def _kind(hint: Any) -> Kind:
     return "list" if typing.get_origin(hint) in (tuple, list, set, frozenset, dict) else "value"
 
 
-def _is_option(argument: str) -> bool:
+def is_option(argument: str) -> bool:
+    """Whether an argument names an option: no value, number or text with spaces."""
     return argument.startswith("-") and len(argument) > 1 and " " not in argument and not _NUMBER.fullmatch(argument)

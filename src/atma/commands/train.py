@@ -21,7 +21,7 @@ class Machine:
     """Where to train."""
 
     device: str | None = None
-    """Such as cpu or cuda; a GPU if there is one by default."""
+    """cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default."""
     threads: int = 0
     """Processor threads; measured by default, and kept when a run goes on, because its bits depend on them."""
 
