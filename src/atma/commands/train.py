@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from atma.config import Recipe, assign, from_dict, to_dict
+from atma.config import Recipe, assign, from_dict, to_dict, with_words
 from atma.strict import toml_value
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
@@ -117,4 +117,4 @@ def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     """The recipe with settings "table.key=value" changed; a value is TOML, or else text. ValueError as for a recipe."""
     values = {name: table for name, table in to_dict(recipe).items() if table is not None}
     assign(values, assignments)
-    return from_dict(Recipe, values)
+    return with_words(lambda: from_dict(Recipe, values))

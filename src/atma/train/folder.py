@@ -27,6 +27,9 @@ _FREE = (
     "train.epochs",
     "train.early_stopping",
     "train.keep_best",
+    "train.sample_every",
+    "train.sample_prompts",
+    "train.sample_tokens",
 )
 """Settings that change nothing of the training, as all of `evaluation`: the data, and the weights that a run starts
 from, are known by their hash, epochs by the tokens that they are."""
