@@ -1,4 +1,4 @@
-"""What `--help` says beside the options: the list of verbs, examples, and how a model is named; as wide as the terminal.
+"""What `--help` says beside the options: the list of verbs, examples, how a model is named; as wide as the terminal.
 
 Nothing heavy is imported here, so that `atma --help` is immediate.
 """
@@ -63,7 +63,9 @@ def _parts(command: str) -> list[str]:
     """The words of a command as they are written, quotes and all, an option with its first value."""
     words: list[str] = []
     for word in command.split(" "):
-        if words and (words[-1].count("'") % 2 or (words[-1].startswith("--") and not word.startswith("-"))):
+        last = words[-1] if words else ""
+        valued = last.startswith("--") and " " not in last and not word.startswith("-")
+        if last.count("'") % 2 or valued:
             words[-1] += f" {word}"
         else:
             words.append(word)

@@ -1,7 +1,7 @@
 """One way to name a model: first among the words, or with --model, in every verb that takes one model.
 
-A verb has the one or the other in its signature; this puts what the user wrote into the place where the verb looks. Both
-at once are an error unless they are the same. The prompt of `atma generate` comes first, so that its model has --model
+A verb has the one or the other in its signature; this puts what the user wrote where the verb looks. Both at
+once are an error unless they are the same. The prompt of `atma generate` comes first, so that its model has --model
 alone; and a verb that trains models of its own takes none.
 """
 

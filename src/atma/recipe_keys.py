@@ -36,7 +36,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("tie_word_embeddings", "tie_weights", "weight_tying"), ("model.tied_head",)),
     **dict.fromkeys(("rms_norm_eps", "norm_eps", "layer_norm_eps"), ("model.norm_epsilon",)),
     **dict.fromkeys(("sliding_window", "window_size"), ("model.window",)),
-    **dict.fromkeys(("warmup", "warmup_steps", "warmup_ratio", "warmup_iters", "num_warmup_steps"), ("train.warmup_share",)),
+    **dict.fromkeys(
+        ("warmup", "warmup_steps", "warmup_ratio", "warmup_iters", "num_warmup_steps"), ("train.warmup_share",)
+    ),
     **dict.fromkeys(("decay_steps", "cooldown", "lr_decay_iters", "stable_ratio"), ("train.constant_share",)),
     **dict.fromkeys(("wd", "decay", "l2"), ("train.weight_decay",)),
     **dict.fromkeys(("grad_clip", "gradient_clip", "max_grad_norm", "clip_grad"), ("train.clip",)),
@@ -78,7 +80,9 @@ def told(error: UnknownKey) -> str:
     meant = WORDS.get(error.key.lower().replace("-", "_"), ())
     if meant:
         names = [f"'{one}'" for one in sorted(meant, key=lambda one: not one.startswith(error.where))]
-        return f"unknown key '{path}'; did you mean {' or '.join([', '.join(names[:-1])] * bool(names[1:]) + names[-1:])}?"
+        return (
+            f"unknown key '{path}'; did you mean {' or '.join([', '.join(names[:-1])] * bool(names[1:]) + names[-1:])}?"
+        )
     found = near(path, known)
     said = f"did you mean '{found}'?" if found else mend(error.key, error.known, error.where)
     return f"unknown key '{path}'; {said}"

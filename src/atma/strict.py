@@ -22,7 +22,7 @@ EXAMPLES: dict[type, str] = {
     int: ": a whole number, such as 1000",
     float: ": a number, such as 0.01",
     bool: ": true or false",
-    str: ": a text, such as \"polar\"",
+    str: ': a text, such as "polar"',
 }
 """What a value of the wrong type should have been."""
 LATER = {"later": True}

@@ -59,9 +59,7 @@ def widest(drawn: "Table", shown: "Console") -> int:
     return padding + sum(measure_renderables(shown, options, column).maximum for column in cells)
 
 
-def stacked(
-    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, width: int
-) -> list[str]:
+def stacked(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, width: int) -> list[str]:
     """The same as lines: the first cell of a row, and below it each other one behind the name of its column."""
     lines = textwrap.wrap(title, width)
     for first, *rest in rows:

@@ -95,6 +95,8 @@ def _choices(hint: Any) -> tuple[list[str], bool]:
 def _recipes() -> list[str]:
     """Names of the recipes that come with the package, if they do."""
     folder = importlib.resources.files("atma").joinpath("recipes")
-    return sorted(one.name.removesuffix(".toml") for one in folder.iterdir() if one.name.endswith(".toml")) if (
-        folder.is_dir()
-    ) else []
+    return (
+        sorted(one.name.removesuffix(".toml") for one in folder.iterdir() if one.name.endswith(".toml"))
+        if (folder.is_dir())
+        else []
+    )

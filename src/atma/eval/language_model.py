@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atma.loading import called
 from atma.decoding import Decoder
 from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.provenance import model_provenance
 from atma.eval.stream import DEFAULT, Advance, Streaming, pieces, score
+from atma.loading import called
 from atma.model import Model
 from atma.sampling import of_tokens
 from atma.state import ModelState

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 import atma
-from atma.loading import called
 from atma.config import ModelConfig
 from atma.data.dataset import TokenSet
 from atma.eval.loaded import Loaded, check_tokenizer, tokenizer_of
 from atma.eval.stream import DEFAULT, Streaming
 from atma.hashes import code_hash, config_hash, weights_hash
+from atma.loading import called
 from atma.mixers.flat import is_flat
 from atma.ops import backend_for
 

@@ -229,7 +229,7 @@ class Run:
             self._write_model(self.best)
 
     def _sample(self, progress: Progress) -> None:
-        """Show and keep texts of the model as it is now, where they are due: by the first process, for whom all wait."""
+        """Show and keep texts of the model as it is now, where they are due: by the first process, others wait."""
         tokenizer, train, step = self.source.tokenizer, self.recipe.train, self.state.step
         if tokenizer is None or self.state.unvalidated or not due(train, step):
             return
