@@ -13,8 +13,8 @@ Advance = Callable[[str, int, int | None], None]
 """Called with a stage, how much of it is done, and of how much (None: unknown)."""
 SECONDS = 15.0
 """Between two plain lines. A job that ends sooner says nothing."""
-NARROW = 64
-"""Columns below which a bar is left out, so that the rest stays on one line."""
+NARROW, TAKEN = 64, 18
+"""Columns below which a bar is left out, so that the rest stays on one line; and those that share and time take."""
 
 
 @contextmanager
@@ -31,6 +31,7 @@ def bars() -> Iterator[Advance]:
         task: list[TaskID] = []
 
         def advance(stage: str, done: int, total: int | None) -> None:
+            stage = stage[: max(8, console.width - TAKEN)]
             if not task:
                 task.append(progress.add_task(stage, total=total))
             progress.update(task[0], description=stage, completed=done, total=total)
@@ -77,8 +78,9 @@ def _columns(width: int) -> "list[ProgressColumn]":
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    described = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
-    share, left = TextColumn("{task.percentage:3.0f}%"), TimeRemainingColumn(compact=width < NARROW)
+    described = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    share = TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4))
+    left = TimeRemainingColumn(compact=width < NARROW, table_column=Column(no_wrap=True, min_width=5))
     return [described, share, left] if width < NARROW else [described, BarColumn(), share, left]
 
 

@@ -20,15 +20,15 @@ def shown(capsys, monkeypatch, width, **given):
 @pytest.mark.parametrize("width", [24, 40, 60, 100, None])
 def test_no_number_is_ever_cut_in_two(width, capsys, monkeypatch):
     lines = shown(capsys, monkeypatch, width)
-    for cell in (cell for row in ROWS for cell in row):
-        assert width == 24 or any(cell in line for line in lines)
+    for word in (word for row in ROWS for cell in row for word in cell.split()):
+        assert any(word in line for line in lines)
     assert width is None or max(map(len, lines)) <= width
 
 
 def test_a_narrow_terminal_gets_the_cells_below_one_another(capsys, monkeypatch):
-    lines = shown(capsys, monkeypatch, 40)
+    lines = shown(capsys, monkeypatch, 32)
     assert lines[:4] == ["What a model does [at length]", "", "1,024", "  loss: 2.345 [2.301, 2.389]"]
-    assert any("┏" in line for line in shown(capsys, monkeypatch, 70))
+    assert any("┏" in line for line in shown(capsys, monkeypatch, 60))
 
 
 def test_what_is_piped_is_as_wide_as_it_must_be(capsys, monkeypatch):

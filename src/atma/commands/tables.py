@@ -1,8 +1,9 @@
 """Tables on the terminal: columns where they fit, and where they do not, the cells of each row below one another.
 
-A row is never broken within a number. Where the output is no terminal a table has the width that it needs.
+No number and no word is ever broken. Where the output is no terminal a table has the width that it needs.
 """
 
+import io
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ UNBOUNDED = 100_000
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """Print a table, its first column to the left and numbers to the right."""
+    """Print a table, numbers to the right, and its first column to the left unless that is of numbers too."""
     shown, drawn = console(), grid(title, head, rows, caption)
-    if shown.measure(drawn).minimum <= shown.width and widest(drawn, shown) <= shown.width:
+    if _whole(drawn, shown.width, {word for cells in (head, *rows) for cell in cells for word in cell.split()}):
         shown.print(drawn)
         return
     for line in stacked(title, head, rows, caption, shown.width):
@@ -42,21 +43,25 @@ def grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption
     from rich.table import Table
 
     shown = Table(title=escape(title), caption=escape(caption) or None)
+    counted = all(cells[0].replace(",", "").isdigit() for cells in rows)
     for i, name in enumerate(head):
-        shown.add_column(escape(name), justify="right" if i else "left", no_wrap=True)
+        shown.add_column(escape(name), justify="right" if i or counted else "left")
     for cells in rows:
         shown.add_row(*map(escape, cells))
     return shown
 
 
-def widest(drawn: "Table", shown: "Console") -> int:
-    """Columns that a table takes when nothing of it is cut; its title and caption wrap."""
-    from rich.measure import measure_renderables
+def _whole(drawn: "Table", width: int, words: set[str]) -> bool:
+    """Whether a table of so many columns has every one of these words in one piece."""
+    import re
 
-    padding = 3 * len(drawn.columns) + 1
-    options = shown.options.update(width=UNBOUNDED)
-    cells = [[column.header, *column.cells] for column in drawn.columns]
-    return padding + sum(measure_renderables(shown, options, column).maximum for column in cells)
+    from rich.console import Console
+
+    tried = Console(file=io.StringIO(), width=width, color_system=None)
+    with tried.capture() as captured:
+        tried.print(drawn)
+    text = captured.get()
+    return max(map(len, text.splitlines())) <= width and words <= set(re.split(r"[\s│┃|]+", text))
 
 
 def stacked(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, width: int) -> list[str]:

@@ -130,10 +130,8 @@ class Run:
             cut_samples(self.out, self.state.step)
             write_recipe(self.recipe, self.out)
         wait(self.ranks)
-        return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
-            f"resumed at step {self.state.step}",
-            *anew,
-        ]
+        passed = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
+        return [*passed, f"resumed at step {self.state.step}", *anew]
 
     def _go_on_threads(self) -> list[str]:
         """From now on those of this process; what to tell if they are others than the checkpoint's."""
@@ -234,9 +232,7 @@ class Run:
         if tokenizer is None or self.state.unvalidated or not due(train, step):
             return
         if self.ranks.rank == 0:
-            found = list(written(self.model, tokenizer, train, step))
-            keep(self.out, found)
-            for one in found:
+            for one in keep(self.out, list(written(self.model, tokenizer, train, step))):
                 progress.show(one.row())
         wait(self.ranks)
 

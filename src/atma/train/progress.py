@@ -68,19 +68,22 @@ class Bar:
         console = Console()
         self._width = console.width
         one_line = Column(no_wrap=True, overflow="ellipsis")
+        left = TimeRemainingColumn(self._width < LEAST, table_column=Column(no_wrap=True, min_width=5))
+        share = TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4))
         name = TextColumn("{task.description}", table_column=one_line)
         text = TextColumn("{task.fields[text]}", table_column=one_line)
         if self._width < LEAST:
-            columns = [name, TextColumn("{task.percentage:3.0f}%"), text, TimeRemainingColumn(compact=True)]
+            columns = [name, share, text, left]
         elif self._width < WIDE:
-            columns = [name, MofNCompleteColumn(), text, TimeRemainingColumn()]
+            columns = [name, MofNCompleteColumn(), text, left]
         else:
-            columns = [name, BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn()]
+            columns = [name, BarColumn(), MofNCompleteColumn(), text, left]
         self._bar = Progress(*columns, console=console, refresh_per_second=4)
         self._validation = ""
 
     def start(self, name: str, steps: int, done: int) -> None:
         self._validation = ""
+        name = name[: max(8, self._width // 3)]
         self._task = self._bar.add_task(name, total=steps, completed=done, text="")
         self._bar.start()
 

@@ -89,11 +89,12 @@ def _text(model: Model, tokenizer: Tokenizer, prompt: str, count: int, random: t
     return tokenizer.decode(tokens[start:])
 
 
-def keep(run: Path, samples: list[Sample]) -> None:
-    """Append to the run's samples. OSError names the file."""
+def keep(run: Path, samples: list[Sample]) -> list[Sample]:
+    """Append to the run's samples, and give them back. OSError names the file."""
     lines = "".join(json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in samples)
     with open(run / NAME, "ab") as file:
         file.write(lines.encode("utf-8", "replace"))
+    return samples
 
 
 def read_samples(run: Path) -> list[Sample]:
