@@ -6,7 +6,6 @@ import sys
 
 from atma.bars import NARROW, TAKEN, Lines, _columns, bars, clock
 
-
 LONG = "a stage with a name that is longer than the line has room for it"
 
 
