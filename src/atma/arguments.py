@@ -23,7 +23,7 @@ def joined(run: Callable[..., None], arguments: Sequence[str]) -> list[str]:
     out: list[list[str]] = [[]]
     groups: dict[str, list[str]] = {}
     for argument in arguments[:end]:
-        if not _is_option(argument):
+        if not is_option(argument):
             out[-1].append(argument)
             continue
         name, equals, value = argument.partition("=")
@@ -46,22 +46,35 @@ def joined(run: Callable[..., None], arguments: Sequence[str]) -> list[str]:
 
 def options(run: Callable[..., Any]) -> dict[str, Kind]:
     """Every option of a command, as it is written, and what it takes."""
-    return dict(_options(typing.get_type_hints(run, include_extras=True), ""))
+    kinds = {}
+    for name, hint in hints(run).items():
+        kinds |= {f"--{name}": _kind(hint), f"--{_negated(name)}": "flag"}
+    return kinds
 
 
-def _options(hints: dict[str, Any], prefix: str) -> list[tuple[str, Kind]]:
-    found: list[tuple[str, Kind]] = []
-    for field, hint in hints.items():
+def hints(run: Callable[..., Any]) -> dict[str, Any]:
+    """The type of every argument of a command, by the option that it is, without its dashes."""
+    return dict(_hints(typing.get_type_hints(run, include_extras=True), ""))
+
+
+def _hints(given: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for field, hint in given.items():
         marks = getattr(hint, "__metadata__", ())
         hint = typing.get_args(hint)[0] if marks else hint
         name = next((mark.name for mark in marks if getattr(mark, "name", None)), None) or field.replace("_", "-")
         if dataclasses.is_dataclass(hint):
             inner = "" if _omits_prefix(marks) else f"{prefix}{name}."
-            found += _options(typing.get_type_hints(hint, include_extras=True), inner)
+            found += _hints(typing.get_type_hints(hint, include_extras=True), inner)
         elif field != "return":
-            found.append((f"--{prefix}{name}", _kind(hint)))
-            found.append((f"--{prefix}no-{name}", "flag"))
+            found.append((f"{prefix}{name}", hint))
     return found
+
+
+def _negated(name: str) -> str:
+    """As "tuning.no-seed" of "tuning.seed": what a flag that is on by default is switched off with."""
+    table, dot, own = name.rpartition(".")
+    return f"{table}{dot}no-{own}"
 
 
 def _omits_prefix(marks: tuple[Any, ...]) -> bool:
@@ -79,5 +92,6 @@ def _kind(hint: Any) -> Kind:
     return "list" if typing.get_origin(hint) in (tuple, list, set, frozenset, dict) else "value"
 
 
-def _is_option(argument: str) -> bool:
+def is_option(argument: str) -> bool:
+    """Whether an argument names an option: no value, number or text with spaces."""
     return argument.startswith("-") and len(argument) > 1 and " " not in argument and not _NUMBER.fullmatch(argument)

@@ -17,6 +17,8 @@ from typing import Any
 
 import atma
 from atma.arguments import joined
+from atma.help_text import ending, fitted, overview
+from atma.model_argument import placed
 from atma.threads import wait_briefly
 
 Verbs = dict[str, tuple[str, str]]
@@ -40,6 +42,8 @@ VERBS: Verbs = {
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
     "extend": ("extend", "give a trained model length: attention that goes on beyond what it was trained on"),
     "compile": ("compile", "compile the CPU kernels ahead of time, for this processor or for images"),
+    "runs": ("runs", "list run folders: how they stand, losses, times; and their curves beside each other"),
+    "completion": ("completion", "print what makes TAB complete commands in bash, zsh or fish"),
     "info": ("info", "show versions, machine and packaged models, or what a model folder holds"),
 }
 
@@ -87,7 +91,7 @@ def _verb(program: str, verbs: Verbs, summary: str, arguments: list[str]) -> Non
     """The verb that the arguments begin with: a function, or a table of further verbs."""
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if verb in ("-h", "--help", "help"):
-        print(_overview(program, verbs, summary))
+        print(overview(program, verbs, summary))
         return
     if verb not in verbs:
         raise ValueError(f"no verb '{verb}'; known: {', '.join(verbs)} (see {program} --help)")
@@ -109,14 +113,32 @@ def _parse(run: Callable[..., None], program: str, arguments: list[str]) -> Call
         return functools.partial(run, *positional, **named)
 
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)
-    told = io.StringIO()
+    told, shown = io.StringIO(), _Shown()
+    given = joined(run, placed(run, arguments))
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(later, prog=program, args=joined(run, arguments), config=style)
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(shown):
+            return tyro.cli(later, prog=program, args=given, config=style)
     except SystemExit as ended:
         if ended.code in (0, None):
+            print(f"{fitted(shown.getvalue().rstrip())}\n\n{ending(run, program.partition(' ')[2])}")
             raise
     raise ValueError(f"{_unboxed(told.getvalue())} (see {program} --help)")
+
+
+class _Shown(io.StringIO):
+    """What will be shown on stdout, in colours where that can show them and NO_COLOR is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._colours = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of stdout: boxes are drawn where it has their lines."""
+        return getattr(sys.__stdout__, "encoding", None) or "ascii"
+
+    def isatty(self) -> bool:
+        return self._colours
 
 
 def _unboxed(box: str) -> str:
@@ -129,14 +151,6 @@ def _unboxed(box: str) -> str:
             parts[-1].append(line.strip("│ "))
     told = [" ".join(part) for part in parts if part and "helptext" not in part[0]]
     return "; ".join(told) or " ".join(box.split())
-
-
-def _overview(program: str, verbs: Verbs, summary: str) -> str:
-    width = max(map(len, verbs))
-    head = f"usage: {program} VERB [options]\n\n{summary}\n"
-    told = [f"  {verb:{width}}  {about}" for verb, (_, about) in verbs.items()]
-    last = f"`{program} VERB --help` explains a verb"
-    return "\n".join([head, *told, f"\n{last}; `atma --version` prints the version."])
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -10,10 +10,10 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from atma.display import told
 from atma.lora_config import LoraConfig
@@ -22,6 +22,7 @@ from atma.presets import PRESETS, preset
 from atma.shipped import recipe_path
 from atma.strict import (
     LATER,
+    UnknownKey,
     check_fields,
     from_dict,
     plain,
@@ -33,6 +34,8 @@ from atma.strict import (
     toml_value,
 )
 from atma.train_config import DataConfig, Precision, Regulariser, TrainConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,18 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     if isinstance(model, dict) and "preset" in model:
         own = {key: value for key, value in model.items() if key != "preset"}
         chosen = _from_preset(preset(model["preset"]), values.get("train"))
-        values = values | {"model": chosen.changed(own, "model.")}
-    return from_dict(Recipe, values)
+        values = values | {"model": with_words(lambda: chosen.changed(own, "model."))}
+    return with_words(lambda: from_dict(Recipe, values))
+
+
+def with_words(read: Callable[[], T]) -> T:
+    """What `read` gives. ValueError for a key that no recipe has: with the one that is meant, in whichever table."""
+    try:
+        return read()
+    except UnknownKey as error:
+        from atma.recipe_keys import told
+
+        raise ValueError(told(error)) from None
 
 
 def _from_preset(chosen: ModelConfig, train: Any) -> ModelConfig:
@@ -220,4 +233,5 @@ __all__ = [
     "preset",
     "recipe_of",
     "to_dict",
+    "with_words",
 ]

@@ -10,10 +10,19 @@ def device_of(name: str | None, option: str = "--device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"{option} {name}: no such kind of device; take cpu or cuda") from None
+        raise ValueError(f"{option} {name}: no such kind of device; here there is {there()}") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{option} {name}: models run on cpu or cuda")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"{option} {name}: this machine has {count} GPUs that PyTorch can use; take cpu")
+        raise ValueError(f"{option} {name}: models run on cpu or cuda; here there is {there()}")
+    if device.type == "cuda" and (device.index or 0) >= _gpus():
+        raise ValueError(f"{option} {name}: not on this machine; here there is {there()}")
     return device
+
+
+def there() -> str:
+    """What this machine has to compute on, in words."""
+    names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(_gpus())]
+    return ", ".join(["cpu", *names]) if names else "cpu alone, and no GPU that PyTorch can use"
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

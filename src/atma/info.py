@@ -10,7 +10,7 @@ import torch
 from atma.checkpoint import file_hash, load_config, load_info
 from atma.config import identity, to_dict
 from atma.decoding import way
-from atma.loading import model_folder, packaged
+from atma.loading import called, model_folder, packaged
 from atma.mixers.table import names, package_of
 from atma.ops import backend, native
 from atma.report.content import environment
@@ -41,6 +41,7 @@ def model_facts(name: str | Path) -> dict[str, Any]:
     shapes = [shape for file in files for shape in tensor_shapes(file).values()]
     tokenizer = folder / "tokenizer.json"
     return {
+        "model": called(folder),
         "folder": str(folder),
         "parameters": f"{sum(math.prod(shape) for shape in shapes):,}",
         "weights SHA-256": " ".join(map(file_hash, files)),

@@ -1,6 +1,8 @@
 """From a name or a folder to a model: packaged models, model folders, finished runs, and adapters on their base."""
 
+import difflib
 import importlib.resources
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 ADAPTERS = "adapters.json"
 """The file by which a folder of adapters is known."""
+MOST_RUNS = 8
+"""Runs that are named at the most where a model is not there."""
 
 
 class Loaded(NamedTuple):
@@ -25,6 +29,11 @@ class Loaded(NamedTuple):
     tokenizer: "Tokenizer | None"
     path: Path
     info: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What it is called: `called(path)`."""
+        return called(self.path)
 
     @property
     def base(self) -> Path:
@@ -62,6 +71,20 @@ def packaged() -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(root.glob("*")) if (folder / "config.json").is_file()}
 
 
+def called(folder: str | Path) -> str:
+    """What a model in a folder is called: the folder's name, a link's own; of what lies in a run folder the run's.
+
+    So runs/nano/final is "nano", runs/nano/best "nano-best", and a checkpoint "nano-step-00000200".
+    """
+    folder = Path(folder)
+    own = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+    run = own.parent.parent if own.parent.name == "checkpoints" else own.parent
+    if own.name == "final" and run.name:
+        return run.name
+    within = own.name in ("best", "adapters") or own.parent.name == "checkpoints"
+    return f"{run.name}-{own.name}" if within and (run / "recipe.toml").is_file() else own.name
+
+
 def model_folder(name: str | Path) -> Path:
     """The folder of a packaged name, a model folder, or a run folder (its `final` model).
 
@@ -79,7 +102,19 @@ def model_folder(name: str | Path) -> Path:
         raise ValueError(f"{path}: adapters, not a whole model; merge them first: `atma merge BASE {path} FOLDER`")
     if path.is_dir():
         raise ValueError(f"{path}: no model here: neither config.json nor final/config.json{_unfinished(path)}")
-    raise ValueError(f"{path}: no such model folder; packaged models: {', '.join(known) or 'none'}")
+    raise ValueError(_nowhere(path, known))
+
+
+def _nowhere(path: Path, packaged: Iterable[str]) -> str:
+    """What is said of a model that is not there: what there is, and the nearest of that."""
+    runs = [str(final.parent) for final in sorted(Path("runs").glob("*/final")) if (final / "config.json").is_file()]
+    told = f"{path}: no such model folder; packaged models: {', '.join(packaged) or 'none'}"
+    if runs:
+        more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
+        told += f"; finished runs here: {', '.join(runs[:MOST_RUNS])}{more}"
+    names = {Path(run).name: run for run in runs} | {name: name for name in (*packaged, *runs)}
+    near = difflib.get_close_matches(str(path), names, 1)
+    return told + (f"; did you mean '{names[near[0]]}'?" if near else "")
 
 
 def base_folder(name: str | Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from atma import config_text
 from atma.ops.dense import Gate
-from atma.strict import LATER, check_fields, require, unknown
+from atma.strict import LATER, UnknownKey, check_fields, require
 
 if TYPE_CHECKING:
     from atma.mixers.base import Mixer
@@ -122,7 +122,7 @@ class ModelConfig:
                 told = f"'{where}{key}' is not shared: set {where}mixers.NAME.{key} in a table of the mixer's own"
             else:
                 own = (one.name for one in dataclasses.fields(self) if one.name != "options")
-                told = unknown(key, (*own, *sorted(known)), where)
+                raise UnknownKey(key, (*own, *sorted(known)), where)
             raise ValueError(told)
         return {key: value for key, value in options.items() if key in known} | given
 
@@ -204,7 +204,7 @@ class ModelConfig:
         if not isinstance(tables, dict):
             raise ValueError(f"'{where}mixers' must be tables, not {tables!r}")
         if "options" in values:
-            raise ValueError(unknown("options", ("pattern", "mixers"), where))
+            raise UnknownKey("options", ("pattern", "mixers"), where)
         made = object.__new__(ModelConfig)
         made._fill({**own, **values, "mixers": own["mixers"] | tables}, options, where)
         return made
@@ -284,7 +284,7 @@ def _named(name: str, table: Any, shared: Mapping[str, Any], where: str) -> Name
     taken = found.cls.takes(dict(shared) | own | dict(found.fixed))
     for key, value in own.items():
         if key not in taken:
-            raise ValueError(unknown(key, taken, f"{where}mixers.{name}."))
+            raise UnknownKey(key, taken, f"{where}mixers.{name}.")
         fixed = found.fixed.get(key, value)
         require(fixed == value, f"{where}mixers.{name}.{key}", value, f"left out, or {fixed!r} as the kind has it")
     mine = {key: value for key, value in shared.items() if key in _shared(taken)}

@@ -16,6 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 MOST_DEPTH = 64
+NEAR = 0.6
+"""How much of a key must be that of a known one, of 1, for it to be a slip of the pen."""
+EXAMPLES: dict[type, str] = {
+    int: ": a whole number, such as 1000",
+    float: ": a number, such as 0.01",
+    bool: ": true or false",
+    str: ': a text, such as "polar"',
+}
+"""What a value of the wrong type should have been."""
 LATER = {"later": True}
 """Metadata of a field that came after runs were made: at its default it is no part of a run's identity."""
 
@@ -48,14 +57,24 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
     known = set(hints)
     for key in values:
         if key not in known:
-            raise ValueError(unknown(key, known, where))
+            raise UnknownKey(key, known, where)
     return kind(**{key: _coerce(hints[key], value, where + key) for key, value in values.items()})
 
 
-def unknown(key: str, known: Collection[str], where: str = "") -> str:
-    """What is said of a key that is not one of those known."""
-    near = difflib.get_close_matches(key, known, 1, 0.0)[:1]
-    return f"unknown key '{where}{key}'" + (f"; did you mean '{where}{near[0]}'?" if near else "; there are none")
+class UnknownKey(ValueError):
+    """A key that is not one of those known; it names what is near, or what there is."""
+
+    def __init__(self, key: str, known: Collection[str], where: str = "") -> None:
+        self.key, self.known, self.where = key, list(known), where
+        super().__init__(f"unknown key '{where}{key}'; {mend(key, self.known, where)}")
+
+
+def mend(key: str, known: Collection[str], where: str = "") -> str:
+    """The known key that is near, or those that there are."""
+    near = difflib.get_close_matches(key, known, 1, NEAR)
+    if near:
+        return f"did you mean '{where}{near[0]}'?"
+    return f"there {'is' if len(known) == 1 else 'are'} {', '.join(sorted(known)) or 'none'}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -162,7 +181,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _choice(arguments, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"'{where}' must be a list, not {value!r}")
+            such = "[1, 2]" if arguments[0] is int else '["a", "b"]' if arguments[0] is str else "[0.1, 0.2]"
+            raise ValueError(f"'{where}' must be a list, not {value!r}: such as {such}")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ValueError(f"'{where}' must be a list of {len(arguments)}, not {value!r}")
         kinds = itertools.repeat(arguments[0]) if arguments[-1] is Ellipsis else arguments
@@ -196,5 +216,5 @@ def _plain(kind: type, value: Any, where: str) -> Any:
     elif kind is Path and isinstance(value, str | Path):
         value = Path(value)
     if type(value) is not kind and not (kind is Path and isinstance(value, Path)):
-        raise ValueError(f"'{where}' must be of type {kind.__name__}, not {value!r}")
+        raise ValueError(f"'{where}' must be of type {kind.__name__}, not {value!r}{EXAMPLES.get(kind, '')}")
     return value

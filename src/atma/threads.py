@@ -61,6 +61,16 @@ def settle(asked: int = 0, kept: int = 0) -> Choice:
     return choice
 
 
+def take(asked: int) -> None:
+    """Compute with so many threads; 0 leaves the number to OMP_NUM_THREADS or PyTorch. ValueError: below 0."""
+    import torch
+
+    if asked < 0:
+        raise ValueError(f"--threads {asked}: at least 1, or leave it out")
+    if asked:
+        torch.set_num_threads(asked)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

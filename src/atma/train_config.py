@@ -114,6 +114,12 @@ class TrainConfig:
     """Validations in a row without a new lowest loss that end the run; 0: never."""
     keep_best: bool = field(default=False, metadata=LATER)
     """Keep the model of the lowest validation loss, in best/ of the run folder."""
+    sample_every: int = field(default=0, metadata=LATER)
+    """Steps between texts that the model writes to show how it stands, after the validation of a step; 0: none."""
+    sample_prompts: tuple[str, ...] = field(default=("",), metadata=LATER)
+    """What they go on from; "" is the beginning of a text."""
+    sample_tokens: int = field(default=64, metadata=LATER)
+    """Tokens of each at the most."""
 
     def __repr__(self) -> str:
         return told(self)
@@ -121,11 +127,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
-        for name in (*sizes, "evaluation_tokens"):
+        for name in (*sizes, "evaluation_tokens", "sample_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         require(self.early_stopping >= 0, "early_stopping", self.early_stopping, "0 (never) or more")
+        require(self.sample_every >= 0, "sample_every", self.sample_every, "0 (never) or more")
+        require(bool(self.sample_prompts), "sample_prompts", self.sample_prompts, "one text or more")
         wanted = next((name for name in ("early_stopping", "keep_best") if getattr(self, name)), None)
         require(not wanted or self.evaluate_every > 0, "evaluate_every", self.evaluate_every, f"1 or more for {wanted}")
         whole = self.batch_tokens % (self.length * self.accumulation) == 0

@@ -43,7 +43,7 @@ class Plan:
     threads: int = 0
     """Threads of the CPU; 0 leaves the number to PyTorch."""
     device: str | None = None
-    """cpu or cuda; a GPU if there is one by default."""
+    """cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from atma.commands.generate import begin
+from atma.commands.machine import Machine
 from atma.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def run(
     model: str = "nano",
     /,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
     """Talk to a model in the terminal; Ctrl-D or an empty line ends.
 
@@ -30,9 +32,10 @@ def run(
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
         settings: How the next token is chosen; max-tokens counts for each turn.
+        machine: Where to compute.
     """
     chosen = dataclasses.replace(settings, stop=(*settings.stop, f"\n{YOU}"))
-    for piece in converse(begin(model, chosen), _typed()):
+    for piece in converse(begin(model, chosen, machine=machine), _typed()):
         print(piece, end="", flush=True)
 
 

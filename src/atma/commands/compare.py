@@ -39,7 +39,7 @@ def run(
         out: The folder of the comparison.
         workers: Processes that train and measure.
         threads: Threads of each; the cores divided by the workers by default.
-        device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        device: cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default.
         retry: Try again what failed before.
         speed: At the end, also time training and decoding of all entrants in turn.
     """
@@ -95,7 +95,7 @@ def work(
         options: compare.json of the comparison's folder.
         out: The folder; that of the options by default.
         threads: Threads to compute with.
-        device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        device: cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default.
         parent: Stop when the process of this number, which must be the one that starts this, ends.
     """
     import torch

@@ -2,30 +2,36 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from atma.commands.machine import Machine
 
 if TYPE_CHECKING:
     from atma.model import Model
 
 
 def run(
-    source: Path,
+    model: Path,
     out: Path,
     /,
     texts: str,
     tolerance: float = 0.01,
     tokens: int = 65_536,
     length: int = 2048,
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
     """Narrow the keys that a trained model caches to the directions that matter on texts like these.
 
     Args:
-        source: A model folder, a run, or a packaged model's name.
+        model: A packaged model (see `atma info`), a model folder or a run folder.
         out: The model folder to write.
         texts: Texts to calibrate on, as `atma prepare` takes them.
         tolerance: The share of what the scores vary by that may be lost, for each layer and head.
         tokens: How many tokens of the texts are read.
         length: The most tokens that are read in one piece.
+        machine: Where to compute.
     """
     from atma.checkpoint import require_replaceable, save_model
     from atma.compress import compress, moments
@@ -34,18 +40,19 @@ def run(
     if min(tokens, length) < 2:
         raise ValueError(f"tokens and length must be at least 2, not {tokens} and {length}")
     require_replaceable(out)
-    model, tokenizer, _, info = load(source)
+    where, (source, tokenizer, _, info) = machine.take(), load(model)
+    source.to(where)
     if tokenizer is None:
-        raise ValueError(f"{source}: no tokenizer.json in it, so no texts can be read")
+        raise ValueError(f"{model}: no tokenizer.json in it, so no texts can be read")
     pieces = _pieces(texts, tokenizer.encode, tokens, length)
-    made, kept = compress(model, moments(model, pieces), tolerance)
+    made, kept = compress(source, moments(source, pieces), tolerance)
     told = {"tolerance": tolerance, "texts": texts, "tokens": sum(map(len, pieces))}
     save_model(out, made, tokenizer, {**info.get("extra", {}), "compressed": told})
     for layer, one in kept.items():
         heads = ", ".join(map(str, one.ranks))
         print(f"layer {layer}: {one.rank} of {one.basis.shape[-1]} numbers a key (by head {heads})")
-    print(f"compressed: {out}, {_bytes(made)} bytes a token of cache in place of {_bytes(model)}")
-    print(f"nats a token on these texts: {_loss(model, pieces):.4f} before, {_loss(made, pieces):.4f} after")
+    print(f"compressed: {out}, {_bytes(made)} bytes a token of cache in place of {_bytes(source)}")
+    print(f"nats a token on these texts: {_loss(source, pieces):.4f} before, {_loss(made, pieces):.4f} after")
 
 
 def _pieces(texts: str, encode: Callable[[str], list[int]], tokens: int, length: int) -> list[list[int]]:
@@ -74,5 +81,6 @@ def _loss(model: "Model", pieces: Sequence[Sequence[int]]) -> float:
     import torch
 
     with torch.inference_mode():
-        rows = [torch.tensor(piece)[None] for piece in pieces]
+        device = model.embed.weight.device
+        rows = [torch.tensor(piece, device=device)[None] for piece in pieces]
         return float(torch.cat([model.loss(model(row[:, :-1])[0], row[:, 1:])[0] for row in rows]).mean())

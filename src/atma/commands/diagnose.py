@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from atma.bars import bars
+from atma.commands.machine import Machine
 from atma.commands.suite import check_page, command_line, print_table
 from atma.diagnose.plan import Plan
 
@@ -26,7 +27,7 @@ def run(
     page: Path = Path("runs/diagnose.html"),
     out: Path | None = None,
     dtype: Literal["float32", "bfloat16", "float64"] = "float32",
-    device: str = "cpu",
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
     """Find out why a model fails at length, or that it does not.
 
@@ -44,7 +45,7 @@ def run(
         page: The HTML page to write.
         out: Keep the rows in this .jsonl file; what it already holds of the same measurement is not run again.
         dtype: Precision of the weights.
-        device: Where to run, such as cpu or cuda.
+        machine: Where to compute.
     """
     from atma.diagnose.diagnosis import diagnose
     from atma.diagnose.page import page as write
@@ -53,9 +54,9 @@ def run(
 
     check_page(page)
     if model.startswith("hf:"):
-        _theirs(model[3:], (data, text), plan, (page, out), dtype, device)
+        _theirs(model[3:], (data, text), plan, (page, out), dtype, machine)
         return
-    loaded = _loaded(model, dtype, device)
+    loaded = _loaded(model, dtype, machine)
     with bars() as progress:
         documents = _documents(loaded, data, text, plan, progress)
         found = diagnose(loaded, documents, plan, out, progress)
@@ -68,18 +69,16 @@ def run(
         derived = [row for row in found.rows if row["kind"] == "effect"]
         write_rows(out, [row for row in read_rows(out) if "key" in row] + derived + told)
         print(f"rows: {out}")
-    print(f"page: {write(page, loaded.path.name, found.rows, found.findings, command_line())}")
+    print(f"page: {write(page, loaded.name, found.rows, found.findings, command_line())}")
 
 
-def _loaded(model: str, dtype: str, device: str) -> "Loaded":
+def _loaded(model: str, dtype: str, machine: Machine) -> "Loaded":
     import torch
 
-    from atma.device import device_of
     from atma.loading import load
 
-    device_of(device)
-    loaded = load(model)
-    loaded.model.to(device, getattr(torch, dtype))
+    where, loaded = machine.take(), load(model)
+    loaded.model.to(where, getattr(torch, dtype))
     return loaded
 
 
@@ -89,12 +88,11 @@ def _theirs(
     plan: Plan,
     written: tuple[Path, Path | None],
     dtype: str,
-    device: str,
+    machine: Machine,
 ) -> None:
     """What there is to tell of a model of transformers."""
     import torch
 
-    from atma.device import device_of
     from atma.diagnose.page import page as write
     from atma.diagnose.page import sentences
     from atma.diagnose.theirs import Theirs, diagnose_theirs
@@ -107,8 +105,7 @@ def _theirs(
     for option, given in asked.items():
         if given:
             raise ValueError(f"hf:{name}: --{option} is for models of this library; leave it out")
-    device_of(device)
-    model = hugging_face.load(name, getattr(torch, dtype), device)
+    model = hugging_face.load(name, getattr(torch, dtype), str(machine.take()))
     with bars() as progress:
         documents = _documents(Theirs(Path(name), model.tokenizer, {}), *texts, plan, progress)
         rows = diagnose_theirs(model, documents, plan, written[1], progress)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from atma.bars import bars
+from atma.commands.machine import Machine
+from atma.commands.tables import print_table
 from atma.config import EvaluationConfig
 
 
@@ -17,6 +19,7 @@ def run(
     rope_scaling: Literal["none", "linear", "yarn"] = "none",
     rope_trained: int | None = None,
     rope_factor: float | None = None,
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
     """Measure a model at many context lengths: loss, bits per byte, and recall of a needle.
 
@@ -31,18 +34,20 @@ def run(
         rope_scaling: Stretch the positions of a rope model over texts longer than it was trained on.
         rope_trained: Its trained length in tokens. Default: what its folder says.
         rope_factor: Stretch so many times at every length. Default: as much as each length needs.
+        machine: Where to compute.
     """
     from atma.eval import evaluate
     from atma.eval.held_out import open_text
     from atma.eval.rope import stretch_of
     from atma.loading import load
 
-    loaded = load(model)
+    where, loaded = machine.take(), load(model)
+    loaded.model.to(where)
     stretch = stretch_of(loaded, rope_scaling, rope_trained, rope_factor)
     with bars() as progress:
         token_set = open_text(loaded, data, progress)
         rows = evaluate(loaded, token_set, evaluation, progress, out, stretch=stretch)
-    show(rows, f"{loaded.path.name} on {token_set.manifest['source'] if data is None else data}")
+    show(rows, f"{loaded.name} on {token_set.manifest['source'] if data is None else data}")
     if out is not None:
         print(f"rows: {out}")
 
@@ -61,15 +66,9 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
     """Print the table of an evaluation."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title, caption="loss in nats per token (bits per byte); shares: 95% interval, of how many")
-    for name in ("context", "prefixes", "fixed targets", "needle tokens", "needle exact"):
-        shown.add_column(name, justify="right")
-    for cells in table(rows):
-        shown.add_row(*cells)
-    Console().print(shown)
+    head = ["context", "prefixes", "fixed targets", "needle tokens", "needle exact"]
+    caption = "loss in nats per token (bits per byte); shares: 95% interval, of how many"
+    print_table(title, head, table(rows), caption)
     skipped = sorted({length for row in rows for length in row.get("skipped_lengths", ())})
     if skipped:
         print(f"too little text for losses at {', '.join(f'{length:,}' for length in skipped)} tokens")

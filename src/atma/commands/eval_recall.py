@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from atma.commands.machine import Machine
 from atma.eval.recall.suite import Recall
 
 
@@ -13,7 +14,7 @@ def run(
     out: Path | None = None,
     page: Path | None = None,
     budget: str = "",
-    device: str = "cpu",
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
     """Train small models on associative recall, copying, or a task of MAD, and test them at longer contexts.
 
@@ -25,20 +26,19 @@ def run(
         out: Keep the rows in this .jsonl file; runs that it already holds are not made again.
         page: Also write learning curves and accuracy by length to this .html file.
         budget: A time such as 30m: the training tokens of all runs are halved until about so much is needed.
-        device: Where to train, such as cpu or cuda.
+        machine: Where to compute.
     """
     from atma.bars import bars
     from atma.commands.suite import check_page, command_line, print_table
-    from atma.device import device_of
     from atma.eval.recall.suite import recall
     from atma.eval.recall.summary import figures, table
     from atma.eval.suite import duration
 
-    device_of(device)
+    where = machine.take()
     check_page(page)
     seconds = duration(budget) if budget else None
     with bars() as progress:
-        rows = recall(suite, out, progress, seconds, device)
+        rows = recall(suite, out, progress, seconds, str(where))
     brief = table(rows)
     where = "for ever more pairs" if suite.task == "capacity" else "at multiples of the training length"
     caption = f"answers right {where}: 95% interval, of how many; of several seeds the mean, and their range"

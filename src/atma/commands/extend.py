@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from atma.commands.tables import print_table
 from atma.extend.settings import ExtendConfig
 from atma.strict import check_fields, require
 
@@ -66,7 +67,7 @@ def run(
         settings: The way, and what of it is to be chosen.
         training: What is trained on, and measured.
         resume: Go on from the newest good checkpoint in the run folder.
-        device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        device: cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default.
         threads: Processor threads; measured by default, and kept when a run goes on, because its bits depend on them.
     """
     from atma.signals import noticing
@@ -114,9 +115,6 @@ def _tables(
 
 def _report(loaded: "Loaded", out: Path, recipe: "Recipe", settings: ExtendConfig, training: TrainingOptions) -> None:
     """Measure before and after, print the table and write the page."""
-    from rich.console import Console
-    from rich.table import Table
-
     from atma.bars import bars
     from atma.config import EvaluationConfig
     from atma.extend.measuring import cost, measure, table, write_page
@@ -125,12 +123,8 @@ def _report(loaded: "Loaded", out: Path, recipe: "Recipe", settings: ExtendConfi
     plan = EvaluationConfig(lengths, training.documents, needle_trials=training.needle_trials, junk=False)
     with bars() as progress:
         rows = measure(loaded, out, recipe, plan, progress)
-    shown = Table(title=f"{recipe.name} ({settings.way})", caption="loss: fixed targets, nats a token")
-    for name in ("model", "context", "loss", "needles"):
-        shown.add_column(name, justify="left" if name == "model" else "right")
-    for line in table(rows):
-        shown.add_row(*line)
-    Console().print(shown)
+    head = ["model", "context", "loss", "needles"]
+    print_table(f"{recipe.name} ({settings.way})", head, list(table(rows)), "loss: fixed targets, nats a token")
     paid = cost(out, recipe)
     print(f"trained {paid['trained']:,} of {paid['parameters']:,} parameters on {paid['tokens']:,} tokens", end=" ")
     print(f"in {paid['seconds']:,} s\nreport: {write_page(out, recipe, settings, rows, shlex.join(sys.argv))}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from atma.commands.machine import Machine
 from atma.disk import destination
 from atma.settings import Settings
 
@@ -26,6 +27,7 @@ def run(
     save_state: Path | None = None,
     continue_from: Path | None = None,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
     """Continue a prompt, streaming the text to the terminal.
 
@@ -39,13 +41,14 @@ def run(
         save_state: Afterwards write everything needed to go on later to this file.
         continue_from: Go on from a saved state; a prompt is then appended, if there is one.
         settings: How the next token is chosen.
+        machine: Where to compute.
     """
     text = _prompt(prompt, file)
     if text is None and continue_from is None:
         raise ValueError("no prompt; give one, or --file FILE, or --continue-from STATE")
     if save_state:
         require_writable(save_state)
-    generation = begin(model, settings, continue_from)
+    generation = begin(model, settings, continue_from, machine)
     if text is not None:
         generation.feed(text)
     before, began = len(generation.tokens), time.perf_counter()
@@ -60,13 +63,17 @@ def run(
         print(f"[saved: {save_state}]", file=sys.stderr)
 
 
-def begin(model: str, settings: Settings, continue_from: Path | None = None) -> "Generation":
+def begin(
+    model: str, settings: Settings, continue_from: Path | None = None, machine: Machine | None = None
+) -> "Generation":
     """A new or a saved text of a named model. ValueError if the model has no tokenizer."""
     from atma.generation import Generation
     from atma.loading import load
     from atma.stop_tokens import declared
 
+    where = (machine or Machine("cpu")).take()
     loaded = load(model)
+    loaded.model.to(where)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
     if not settings.ignore_end:

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atma.commands.tables import print_table
+
 if TYPE_CHECKING:
     from atma.eval.measured import Measured
     from atma.eval.suite import Suite
+
+
+__all__ = ["Rows", "check_page", "command_line", "left_out", "measure", "print_table", "tell", "told_trials"]
 
 
 class Rows(NamedTuple):
@@ -64,16 +69,3 @@ def check_page(page: Path | None) -> None:
 def command_line() -> str:
     """The command of this process, for the page that it writes."""
     return shlex.join(["atma", *sys.argv[1:]])
-
-
-def print_table(title: str, head: list[str], rows: list[list[str]], caption: str = "") -> None:
-    """A table on the terminal, numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title, caption=caption)
-    for i, name in enumerate(head):
-        shown.add_column(name, justify="left" if i == 0 else "right")
-    for cells in rows:
-        shown.add_row(*cells)
-    Console().print(shown)

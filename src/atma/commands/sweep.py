@@ -41,7 +41,7 @@ def run(
         out: The folder of the sweep; runs/NAME of the recipe by default.
         workers: Processes that work on cells.
         threads: Threads of each; the cores divided by the workers by default, one where a cluster runs them.
-        device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        device: cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default.
         retry: Try the cells again that failed before.
         launch: Where the workers run: here, or as jobs of slurm or ray, which must share the sweep's folder.
         job: What to ask the cluster for, such as gpus_per_node=1 slurm_partition=long, or address=auto for ray.
@@ -93,7 +93,7 @@ def work(
         recipe: The sweep's recipe.
         out: The folder of the sweep, on a disk that all workers share; runs/NAME of the recipe by default.
         threads: Threads to compute with.
-        device: Where to train, such as cpu or cuda; a GPU if there is one by default.
+        device: cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default.
         parent: Stop when the process of this number, which must be the one that starts this, ends.
     """
     import torch

@@ -4,6 +4,7 @@ import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 
+from atma.commands.tables import print_table
 from atma.statistics import says
 from atma.sweep.analysis import Analysis
 from atma.sweep.analysis_budget import Budget, Loss
@@ -170,15 +171,5 @@ def _brief(effect: Effect | None) -> str:
 
 def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
     """Print a table, or nothing where it has no rows."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Grid
-
-    if not rows:
-        return
-    grid = Grid(title=escape(title), caption=caption)
-    for i, name in enumerate(header):
-        grid.add_column(escape(name), justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*map(escape, row))
-    Console().print(grid)
+    if rows:
+        print_table(title, header, rows, caption or "")

@@ -5,12 +5,15 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from atma.config import Recipe, assign, from_dict, to_dict
+from atma.config import Recipe, assign, from_dict, to_dict, with_words
 from atma.strict import toml_value
+
+if TYPE_CHECKING:
+    from atma.train import Progress
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 FROM = tyro.conf.arg(name="from")
@@ -21,9 +24,26 @@ class Machine:
     """Where to train."""
 
     device: str | None = None
-    """Such as cpu or cuda; a GPU if there is one by default."""
+    """cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default."""
     threads: int = 0
     """Processor threads; measured by default, and kept when a run goes on, because its bits depend on them."""
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is shown and measured besides."""
+
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that follow the run live: tensorboard, wandb, mlflow, trackio. One that fails is told and left out."""
+    tensorboard: bool = False
+    """The same as --track tensorboard: event files in tensorboard/ of the run folder."""
+    evaluate: bool = False
+    """At the end measure the model as [evaluation] of the recipe says; rows go into evaluation.jsonl."""
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers, each once."""
+        return list(dict.fromkeys([*self.track, *["tensorboard"] * self.tensorboard]))
 
 
 def run(
@@ -32,8 +52,7 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     assignments: Annotated[tuple[str, ...], ASSIGNMENTS] = (),
-    tensorboard: bool = False,
-    evaluate: bool = False,
+    watching: Annotated[Watching, tyro.conf.OmitArgPrefixes] = Watching(),
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),
     start: Annotated[str | None, FROM] = None,
 ) -> None:
@@ -49,8 +68,7 @@ def run(
         out: The run folder; runs/NAME of the recipe by default.
         resume: Go on from the newest good checkpoint in the run folder; longer, if train.tokens is set to more.
         assignments: Change settings of the recipe, such as train.tokens=100000 model.core=rope.
-        tensorboard: Also write the record for TensorBoard, into tensorboard/ of the run folder.
-        evaluate: At the end measure the model as [evaluation] of the recipe says; rows go into evaluation.jsonl.
+        watching: What is shown and measured besides.
         machine: Where to train.
         start: A model folder, run or packaged model to start from: its weights and configuration, so that the recipe
             needs no [model]. docs/fine-tuning.md tells more.
@@ -59,31 +77,34 @@ def run(
 
     with noticing() as asked:  # first of all: the imports take seconds
         from atma import threads as processor_threads
-        from atma.commands.trained import announce, measured
+        from atma.commands.trained import announce, ended
         from atma.device import device_of
-        from atma.train import Stopped, export_tensorboard, terminal_progress, train
+        from atma.train import Stopped, train
         from atma.train.resume import recorded_threads
 
         device_of(machine.device)
         chosen = _chosen(recipe, out, resume, _with_start(assignments, start))
         folder = out or Path("runs") / chosen.name
-        announce(chosen, evaluate)
+        announce(chosen, watching.evaluate)
+        progress = _progress(watching, chosen, folder)
         print(processor_threads.settle(machine.threads, recorded_threads(folder) if resume else 0), flush=True)
         try:
-            final = train(chosen, folder, resume, terminal_progress(), machine.device, asked)
+            final = train(chosen, folder, resume, progress, machine.device, asked)
         except Stopped as stopped:
             if os.environ.get("RANK", "0") == "0":
                 again = f"atma train --resume --out {shlex.quote(str(folder))}"
                 print(f"atma: {stopped}; go on with: {again}", file=sys.stderr)
             raise SystemExit(asked.status) from None
-    if tensorboard:
-        export_tensorboard(folder, folder / "tensorboard")
-    best = folder / "best"
-    print(
-        f"trained: {final}" + (f"\nlowest validation loss: {best}" if chosen.train.keep_best and best.is_dir() else "")
-    )
-    print(f"try it: atma generate --model {folder} PROMPT")
-    measured(chosen, folder, machine.device, evaluate)
+    ended(chosen, folder, final, machine.device, watching.evaluate)
+
+
+def _progress(watching: Watching, recipe: Recipe, folder: Path) -> "Progress":
+    """What shows the run, and tells the trackers of it where this process speaks for all."""
+    from atma.train import terminal_progress
+    from atma.train.trackers import followed
+
+    speaks = os.environ.get("RANK", "0") == "0"
+    return followed(terminal_progress(), watching.trackers if speaks else [], recipe, folder)
 
 
 def _with_start(assignments: tuple[str, ...], start: str | None) -> tuple[str, ...]:
@@ -117,4 +138,4 @@ def override(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     """The recipe with settings "table.key=value" changed; a value is TOML, or else text. ValueError as for a recipe."""
     values = {name: table for name, table in to_dict(recipe).items() if table is not None}
     assign(values, assignments)
-    return from_dict(Recipe, values)
+    return with_words(lambda: from_dict(Recipe, values))

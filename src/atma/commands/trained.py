@@ -44,6 +44,30 @@ def short_bounds(recipe: Recipe) -> list[str]:
     ]
 
 
+def ended(recipe: Recipe, folder: Path, final: Path, device: str | None, evaluates: bool) -> None:
+    """Tell what there is after a run; its last line says what it came to."""
+    if _first():
+        best = folder / "best"
+        if recipe.train.keep_best and best.is_dir():
+            print(f"lowest validation loss: {best}")
+        print(f"try it: atma generate --model {shlex.quote(str(folder))} PROMPT")
+    measured(recipe, folder, device, evaluates)
+    if _first():
+        print(f"trained: {summary(folder)}, model in {final}")
+
+
+def summary(folder: Path) -> str:
+    """A run in a line: its name, losses, tokens and time, as its record has them."""
+    from atma.bars import clock
+    from atma.runs.reading import read_run
+
+    run = read_run(folder)
+    parts = [] if run.loss is None else [f"loss {run.loss:.4f}"]
+    parts += [] if run.validation is None else [f"validation {run.validation:.4f}"]
+    pace = f" ({run.rate:,.0f} tokens/s)" if run.rate else ""
+    return f"{run.name}: {', '.join([*parts, f'{run.tokens:,} tokens in {clock(run.seconds)}{pace}'])}"
+
+
 def measured(recipe: Recipe, folder: Path, device: str | None, evaluates: bool) -> None:
     """Evaluate a finished run, or say the command that does."""
     if not _first() or (_conversations(recipe) and not evaluates):

@@ -86,7 +86,7 @@ class Packaged:
         recipe = loaded.info.get("extra", {}).get("recipe")
         if recipe is None:
             raise ValueError(f"{loaded.path}: its config.json holds no recipe; save it with `atma train`")
-        name = loaded.path.name if Path(contender.packaged).exists() else contender.packaged
+        name = loaded.name if Path(contender.packaged).exists() else contender.packaged
         name += {None: "", "linear": " interpolated", "yarn": " with YaRN"}[contender.stretch]
         return Packaged(contender, name, loaded, from_dict(Recipe, recipe))
 

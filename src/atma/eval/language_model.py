@@ -5,7 +5,6 @@ Two questions are enough for every suite: what did these tokens cost you (`score
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from atma.decoding import Decoder
 from atma.eval.loaded import Loaded, tokenizer_of
 from atma.eval.provenance import model_provenance
 from atma.eval.stream import DEFAULT, Advance, Streaming, pieces, score
+from atma.loading import called
 from atma.model import Model
 from atma.sampling import of_tokens
 from atma.state import ModelState
@@ -91,7 +91,7 @@ class OwnModel:
     def __init__(self, loaded: Loaded, streaming: Streaming = DEFAULT) -> None:
         self.loaded, self.streaming = loaded, streaming
         self.tokenizer = tokenizer_of(loaded)
-        self.name = Path(loaded.path).name if loaded.path else "model"
+        self.name = called(loaded.path) if loaded.path else "model"
         self.longest, self.truncated = None, 0
 
     def score(self, tokens: Tensor, last: int | None = None, progress: Advance | None = None) -> np.ndarray:

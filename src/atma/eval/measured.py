@@ -22,8 +22,10 @@ class Measured:
     """A time such as 10m: fewer trials, as many as fit."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the weights and of what is computed."""
-    device: str = "cpu"
-    """Where it is computed: "cpu", or "cuda" with a number behind it where there are several."""
+    device: str | None = None
+    """cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default."""
+    threads: int = 0
+    """Processor threads; OMP_NUM_THREADS, or else PyTorch's own number, by default."""
     chunk: int = 1024
     """Tokens of one row that are read at once."""
     batch_tokens: int = 8192
@@ -50,16 +52,18 @@ class Measured:
         from atma.eval.rope import Stretched, stretch_of
         from atma.eval.stream import Streaming
         from atma.loading import load
+        from atma.threads import take
 
         if self.chunk < 1 or self.batch_tokens < 1:
             raise ValueError(f"'chunk' and 'batch_tokens' must be 1 or more, not {self.chunk} and {self.batch_tokens}")
-        device_of(self.device)
+        take(self.threads)
+        where = device_of(self.device)
         streaming, dtype = Streaming(self.chunk, self.batch_tokens), getattr(torch, self.dtype)
         if self.model.startswith("hf:"):
             if self.rope_scaling != "none":
                 raise ValueError("--rope-scaling is for models of ours; set that of transformers in its config.json")
-            return hugging_face.load(self.model[3:], dtype, self.device, streaming, self.truncate)
+            return hugging_face.load(self.model[3:], dtype, str(where), streaming, self.truncate)
         loaded = load(self.model)
-        loaded.model.to(self.device, dtype)
+        loaded.model.to(where, dtype)
         stretch = stretch_of(loaded, self.rope_scaling, self.rope_trained, self.rope_factor)
         return OwnModel(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)

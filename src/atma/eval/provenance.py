@@ -1,6 +1,5 @@
 """What a result was measured with: hashes of weights, tokenizer, data and code, and the settings that move figures."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from atma.data.dataset import TokenSet
 from atma.eval.loaded import Loaded, check_tokenizer, tokenizer_of
 from atma.eval.stream import DEFAULT, Streaming
 from atma.hashes import code_hash, config_hash, weights_hash
+from atma.loading import called
 from atma.mixers.flat import is_flat
 from atma.ops import backend_for
 
@@ -36,7 +36,7 @@ def model_provenance(loaded: Loaded) -> dict[str, Any]:
         "device": weight.device.type,
         "backend": backend_for(x=weight),
         "truncate": False,
-        "model": Path(loaded.path).name if loaded.path else None,
+        "model": called(loaded.path) if loaded.path else None,
         **_mixing(loaded.model.config),
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
     }

@@ -18,8 +18,9 @@ from atma.lora import LoraConfig, attach, merge
 from atma.model import Model
 from atma.strict import plain
 from atma.talk import talk_of
+from atma.train.checks import check_fit
 from atma.train.folder import claimed
-from atma.train.loop import Run, _check_fit
+from atma.train.loop import Run
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join
 from atma.train.progress import Progress, Silent
@@ -89,7 +90,7 @@ def fit(
     """`extend` on batches from any `source`."""
     device = device or torch.device("cpu")
     ranks, recipe = join(device), extension.recipe
-    _check_fit(recipe, source, ranks)
+    check_fit(recipe, source, ranks)
     require_same(extension.loaded.tokenizer, source.tokenizer, recipe.data.path, extension.loaded.base)
     with claimed(recipe, out, resume, ranks) as notes:
         teacher = _hash_of(extension.loaded.path)

@@ -16,6 +16,8 @@ from atma.train.parallel import Ranks, any_of
 
 RECIPE = "recipe.toml"
 _LOCK = ".lock"
+PEEK_SECONDS = 0.3
+"""That a lock may be held by somebody who only looks whether there is a run (`atma runs`)."""
 _FREE = (
     "name",
     "data.path",
@@ -27,6 +29,9 @@ _FREE = (
     "train.epochs",
     "train.early_stopping",
     "train.keep_best",
+    "train.sample_every",
+    "train.sample_prompts",
+    "train.sample_tokens",
 )
 """Settings that change nothing of the training, as all of `evaluation`: the data, and the weights that a run starts
 from, are known by their hash, epochs by the tokens that they are."""
@@ -101,7 +106,7 @@ def _held(recipe: Recipe, out: Path, resume: bool) -> Iterator[list[str]]:
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        mine = lock(handle)
+        mine = lock(handle, PEEK_SECONDS)
         if mine is False:
             raise ValueError(f"{out}: {_holder(handle)} is training in it; wait for its end, or choose another folder")
         if mine is None:

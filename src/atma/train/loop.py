@@ -16,6 +16,7 @@ import torch
 
 from atma.config import Recipe, identity
 from atma.strict import to_dict
+from atma.train.checks import check_fit
 from atma.train.folder import claimed, write_recipe
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, any_of, join, wait
@@ -23,6 +24,7 @@ from atma.train.precision import choose_precision
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record, cut_record
 from atma.train.resume import RunState, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from atma.train.samples import cut_samples, due, keep, written
 from atma.train.schedule import rate_multiplier
 from atma.train.source import Batch, Source, in_epochs, open_source
 from atma.train.start import adapters, begun, check_tokenizer, resolved, start_told
@@ -79,7 +81,7 @@ def fit(
     """`train` on batches from any `source`."""
     ranks = ranks or Ranks()
     recipe, told = in_epochs(recipe, source)
-    _check_fit(recipe, source, ranks)
+    check_fit(recipe, source, ranks)
     if not resume:
         check_tokenizer(recipe, source.tokenizer)
     with claimed(recipe, out, resume, ranks) as notes:
@@ -125,12 +127,11 @@ class Run:
         anew = [*self.state.here(self.model.embed.weight.device), *self.state.rejudge(self.recipe.train, self.best)]
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step, self.state.unvalidated)
+            cut_samples(self.out, self.state.step)
             write_recipe(self.recipe, self.out)
         wait(self.ranks)
-        return [f"passed over a damaged checkpoint: {problem}" for problem in problems] + [
-            f"resumed at step {self.state.step}",
-            *(anew if folder is not None else []),
-        ]
+        passed = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
+        return [*passed, f"resumed at step {self.state.step}", *(anew if folder is not None else [])]
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
@@ -143,6 +144,7 @@ class Run:
                 progress.show(record.write("event", self.state.step, {"event": note}))
             if self.state.unvalidated:
                 self._validate(record, progress)
+                self._sample(progress)
             while self.state.step < steps and not self._ended():
                 if not self.state.unvalidated:
                     self._advance(record, progress)
@@ -171,6 +173,7 @@ class Run:
             self._checkpoint(record)
         if train.evaluate_every and (last or state.step % train.evaluate_every == 0):
             self._validate(record, progress)
+        self._sample(progress)
         if not last and state.step % train.checkpoint_every == 0:
             self._checkpoint(record)
 
@@ -215,6 +218,16 @@ class Run:
         progress.show(record.write("validation", state.step, {"tokens": self._tokens(), "loss": loss}))
         if state.judge(loss) and self.recipe.train.keep_best:
             self._write_model(self.best)
+
+    def _sample(self, progress: Progress) -> None:
+        """Show and keep texts of the model as it is now, where they are due: by the first process, others wait."""
+        tokenizer, train, step = self.source.tokenizer, self.recipe.train, self.state.step
+        if tokenizer is None or self.state.unvalidated or not due(train, step):
+            return
+        if self.ranks.rank == 0:
+            for one in keep(self.out, list(written(self.model, tokenizer, train, step))):
+                progress.show(one.row())
+        wait(self.ranks)
 
     @property
     def _judges(self) -> bool:
@@ -277,15 +290,3 @@ class Run:
             return []
         lines = self.trained.attached.lines() if self.trained.attached else ["every weight is trained"]
         return [*start_told(self.recipe, self.source.template), *lines]
-
-
-def _check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
-    if recipe.lora is not None and not recipe.train.init_from:
-        raise ValueError("[lora] trains adapters of a model there is: name it with train.init_from, or --from FOLDER")
-    if source.vocab_size > recipe.model.vocab_size:
-        raise ValueError(f"the data has {source.vocab_size} tokens, the model vocab_size {recipe.model.vocab_size}")
-    train = recipe.train
-    unit = train.length * train.accumulation * ranks.world
-    if train.batch_tokens % unit:
-        wanted = f"length × accumulation × processes = {unit}"
-        raise ValueError(f"'batch_tokens' must be a multiple of {wanted}, not {train.batch_tokens}")

@@ -5,6 +5,10 @@ import time
 from typing import Any, Protocol, TextIO
 
 from atma import notebook
+from atma.bars import clock
+
+LEAST, WIDE = 80, 120
+"""Columns below which the bar shows the loss alone, and below which it is text without a bar."""
 
 
 class Progress(Protocol):
@@ -58,30 +62,42 @@ class Lines:
 
 
 class Bar:
-    """A live bar by rich: share done, loss, validation loss, tokens/s, time left."""
+    """A live bar by rich, on one line: share done, loss, validation loss, tokens/s, time left; less on a narrow one."""
 
     def __init__(self) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-        ]
-        self._bar = Progress(*columns, TimeRemainingColumn(), refresh_per_second=4)
+        console = Console()
+        self._width = console.width
+        one_line = Column(no_wrap=True, overflow="ellipsis")
+        left = TimeRemainingColumn(self._width < LEAST, table_column=Column(no_wrap=True, min_width=5))
+        share = TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4))
+        name = TextColumn("{task.description}", table_column=one_line)
+        text = TextColumn("{task.fields[text]}", table_column=one_line)
+        if self._width < LEAST:
+            columns = [name, share, text, left]
+        elif self._width < WIDE:
+            columns = [name, MofNCompleteColumn(), text, left]
+        else:
+            columns = [name, BarColumn(), MofNCompleteColumn(), text, left]
+        self._bar = Progress(*columns, console=console, refresh_per_second=4)
         self._validation = ""
 
     def start(self, name: str, steps: int, done: int) -> None:
         self._validation = ""
+        name = name[: max(8, self._width // 3)]
         self._task = self._bar.add_task(name, total=steps, completed=done, text="")
         self._bar.start()
 
     def show(self, row: dict[str, Any]) -> None:
         if row["kind"] == "event":
-            self._bar.console.print(f"step {row['step']}: {row.get('event')}", markup=False)
+            self._bar.console.print(f"step {row['step']}: {row.get('event')}", markup=False, highlight=False)
         elif row["kind"] == "validation":
             self._validation = f" validation {_loss(row)}"
+        elif self._width < LEAST:
+            self._bar.update(self._task, completed=row["step"], text=f"loss {_loss(row)}")
         else:
             text = f"loss {_loss(row)}{self._validation} {row['tokens_per_second']:,.0f} tokens/s"
             self._bar.update(self._task, completed=row["step"], text=text)
@@ -121,13 +137,6 @@ def terminal_progress() -> Progress:
     if notebook.active():
         return NotebookBar()
     return Bar() if sys.stdout.isatty() else Lines()
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _loss(row: dict[str, Any]) -> str:

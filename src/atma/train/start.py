@@ -14,7 +14,7 @@ from typing import Any
 
 from atma.chat.template import PLAIN, find_template
 from atma.checkpoint import file_hash, fill_model, load_config, load_info
-from atma.config import ModelConfig, Recipe, load_values, recipe_of
+from atma.config import ModelConfig, Recipe, load_values, recipe_of, with_words
 from atma.hub_files import TEMPLATE, TOKENIZER_CONFIG
 from atma.loading import model_folder
 from atma.lora import Attached, attach
@@ -49,7 +49,7 @@ def filled(values: dict[str, Any]) -> dict[str, Any]:
             f"'model.preset' {own['preset']!r}: the model is that of train.init_from {start!r}; leave it out"
         )
     folder = model_folder(start)
-    model = load_config(folder).changed(own, "model.")
+    model = with_words(lambda: load_config(folder).changed(own, "model."))
     return values | {"model": model.to_table(), "train": train | {"init_hash": weights_hash_of(folder)}}
 
 

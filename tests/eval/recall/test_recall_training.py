@@ -168,7 +168,7 @@ def test_selective_copying_has_two_layers_that_look_far():
         ),
         ("polar+deltas", "'memory': no memory 'deltas'; did you mean 'delta'"),
         ("gated_conv+memory", "with \\+memory or without, or gated_conv, .*, not 'gated_conv\\+memory'"),
-        ("gated_conv,window=3", "did you mean"),
+        ("gated_conv,window=3", "unknown key .window.; there are depth"),
         ("polar,windw=3", "did you mean 'window'"),
         ("polar,window", "KEY=VALUE, such as window=16"),
         ("polar,memory=true", "where its name says \\+memory"),

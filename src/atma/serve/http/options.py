@@ -67,6 +67,8 @@ class ServerOptions:
     """Largest body of a request; larger ones are refused with status 413."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and states."""
+    device: str = "cpu"
+    """Where to compute. The server computes on the processor alone so far; anything but cpu is refused."""
     threads: int = 0
     """Processor threads for the model; 0: OMP_NUM_THREADS, or else what measures fastest."""
     reader_seconds: float = 30.0
@@ -84,6 +86,7 @@ class ServerOptions:
         _require(0 <= seconds < math.inf, "drain-seconds", seconds, "0 or more")
         _require(byte_count(self.max_body) >= 1024, "max-body", self.max_body, "at least 1KiB")
         _require(self.model_name is None or self.model_name.strip(), "model-name", self.model_name, "a name")
+        _check_device(self.device)
         self.engine_config()
 
     @property
@@ -118,6 +121,12 @@ class ServerOptions:
                 f"--host {self.host} can be reached from other machines: set {KEY_VARIABLE} or --api-key, "
                 "or listen at 127.0.0.1"
             )
+
+
+def _check_device(device: str) -> None:
+    if device != "cpu":
+        mend = "leave --device out (atma generate and atma eval compute on a GPU)"
+        raise ValueError(f"--device {device}: the server computes on the processor alone so far; {mend}")
 
 
 def byte_count(text: str) -> int:

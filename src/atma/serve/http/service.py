@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
-from atma.loading import base_folder, load
+from atma.loading import base_folder, called, load
 from atma.serve.asynchronous import AsyncEngine
 from atma.serve.engine import Engine
 from atma.serve.http.allocator import give_back
@@ -123,7 +123,5 @@ async def _in_thread(work: Callable[[], R]) -> R:
 
 
 def _name(folder: Path) -> str:
-    """A folder's name, a link's own; of a run's "final" the run's. "." and ".." are the folders that they stand for."""
-    own = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
-    name = own.parent.name if own.name == "final" and own.parent.name else own.name
-    return name.encode("utf-8", "replace").decode() or "model"
+    """What a model is called, as an answer can hold it."""
+    return called(folder).encode("utf-8", "replace").decode() or "model"

@@ -1,0 +1,20 @@
+"""Whether a recipe fits its data and the processes that train, found out before a run begins."""
+
+from atma.config import Recipe
+from atma.train.parallel import Ranks
+from atma.train.samples import check_samples
+from atma.train.source import Source
+
+
+def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
+    """ValueError says what does not fit, and the mend."""
+    check_samples(recipe, source.tokenizer)
+    if recipe.lora is not None and not recipe.train.init_from:
+        raise ValueError("[lora] trains adapters of a model there is: name it with train.init_from, or --from FOLDER")
+    if source.vocab_size > recipe.model.vocab_size:
+        raise ValueError(f"the data has {source.vocab_size} tokens, the model vocab_size {recipe.model.vocab_size}")
+    train = recipe.train
+    unit = train.length * train.accumulation * ranks.world
+    if train.batch_tokens % unit:
+        wanted = f"length × accumulation × processes = {unit}"
+        raise ValueError(f"'batch_tokens' must be a multiple of {wanted}, not {train.batch_tokens}")
