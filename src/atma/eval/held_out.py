@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from atma import notebook
 from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Preparation, Progress, prepare
 from atma.data.sources import STDLIB
@@ -55,7 +56,8 @@ def _library(tokenizer: Tokenizer, progress: Progress | None) -> Path:
     except OSError:
         home = cache = Path(tempfile.mkdtemp(prefix="atma-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    print(f"preparing the standard library with the model's tokenizer (once; kept in {cache})", file=sys.stderr)
+    if not notebook.active():  # whose output has a bar, and shows what goes to stderr as if it were an error
+        print(f"preparing the standard library with the model's tokenizer (once; kept in {cache})", file=sys.stderr)
     tokenizer.save(home / "tokenizer.json")
     options = Preparation(tokenizer=str(home / "tokenizer.json"), end_of_text=tokenizer.end_to_record)
     prepare(STDLIB, home / name, options, progress)

@@ -84,7 +84,9 @@ def _frame(figure: Figure, x: Axis, y: Axis) -> str:
     """Axes, their ticks and titles."""
     across, down = figure.layout.get("xaxis", {}), figure.layout.get("yaxis", {})
     at = list(across.get("tickvals") or _ticks(x.low, x.high))
-    words = list(across.get("ticktext") or (f"{value:,.6g}" for value in at))
+    words = list(
+        across.get("ticktext") or (f"{value:,.0f}" if value == round(value) else f"{value:,.6g}" for value in at)
+    )
     parts = []
     for value, text in zip(at, words, strict=True):
         parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(text)}</text>')
