@@ -13,13 +13,13 @@ from atma.mixers.table import CORES, MEMORIES, MIXERS
 
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
-    "arguments bars deprecation device disk display notebook replacing saved_state settings shipped signals statistics "
-    "strict weights",
+    "arguments bars deprecation device disk display model_argument notebook replacing saved_state settings shipped "
+    "signals statistics strict weights",
     "bpe hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file",
     "ops",
     "layers state threads",
     "mixers",
-    "config config_text lora_config model_config presets train_config",
+    "config config_text lora_config model_config presets recipe_keys train_config",
     "model",
     "chat checkpoint decoding hashes loading lora stop_tokens talk",
     "generation",
@@ -28,9 +28,9 @@ LAYERS = (
     "data",
     "train",
     "eval",
-    "bench compress demo diagnose extend importer layouts info integrations sweep",
+    "bench completion compress demo diagnose extend importer layouts info integrations runs sweep",
     "compare",
-    "commands",
+    "commands help_text",
     "__init__",
     "cli",
     "__main__",

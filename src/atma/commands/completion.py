@@ -12,9 +12,11 @@ def run(shell: Literal["bash", "zsh", "fish"], /) -> None:
     Args:
         shell: bash, zsh or fish.
     """
+    import importlib
+
     import atma
-    from atma.cli import VERBS
     from atma.completion.facts import table
     from atma.completion.scripts import script
 
-    print(script(shell, table(VERBS), atma.__version__), end="")
+    verbs = importlib.import_module("atma.cli").VERBS  # the table of this verb too, which stands above it
+    print(script(shell, table(verbs), atma.__version__), end="")
