@@ -4,12 +4,12 @@ import json
 import re
 
 import pytest
-from test_reading import RECIPE, make, row
 
 from atma.cli import main
 from atma.runs.page import differences, figures, thin
 from atma.runs.reading import Point, read_run
 from atma.runs.table import ordered, rows
+from tests.runs.test_reading import RECIPE, make, row
 
 
 @pytest.fixture
@@ -35,7 +35,8 @@ def test_the_table_has_a_row_for_every_run_in_the_order_asked_for(runs, capsys):
 def test_json_has_the_same_runs(runs, capsys):
     assert main(["runs", "runs/long", "runs/short", "--sort", "name", "--reverse", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(one["name"], one["state"], one["loss"]) for one in found] == [
+    told = [(one["name"], one["state"], one["loss"]) for one in found]
+    assert told == [
         ("short", "stopped", 4.5),
         ("long", "finished", 3.0),
     ]

@@ -129,6 +129,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "atma extend runs/mine runs/longer --data data/mine --tokens 200000",
         "atma extend nano-rope runs/longer --resume",
     ),
+    "compile": ("atma compile", "atma compile --levels x86-64-v3 x86-64-v4"),
     "info": ("atma info", "atma info nano", "atma info --model runs/mine"),
     "runs": (
         "atma runs",

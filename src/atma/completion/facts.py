@@ -10,7 +10,6 @@ What a value is: "model", "recipe", "key", "path", "choice" with its words behin
 """
 
 import importlib
-import importlib.resources
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from atma.arguments import hints, options
 from atma.model_argument import FIRST, OPTION, takes_first, words
+from atma.shipped import recipe_names
 
 KINDS = {"model": "model", "from": "model", "base": "model", "recipe": "recipe", "set": "key"}
 """What the value of an argument of a name is, where its type does not say it."""
@@ -31,7 +31,7 @@ def table(verbs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
 
     found = dict(_of_verbs(verbs, ""))
     found["models:"] = " ".join(packaged())
-    found["recipes:"] = " ".join(_recipes())
+    found["recipes:"] = " ".join(recipe_names())
     found["keys:"] = " ".join(recipe_keys())
     return found
 
@@ -90,13 +90,3 @@ def _choices(hint: Any) -> tuple[list[str], bool]:
         found = [_choices(part) for part in parts if part is not Ellipsis]
         return [one for choices, _ in found for one in choices], any(paths for _, paths in found)
     return [], hint is Path
-
-
-def _recipes() -> list[str]:
-    """Names of the recipes that come with the package, if they do."""
-    folder = importlib.resources.files("atma").joinpath("recipes")
-    return (
-        sorted(one.name.removesuffix(".toml") for one in folder.iterdir() if one.name.endswith(".toml"))
-        if (folder.is_dir())
-        else []
-    )

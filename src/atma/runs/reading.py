@@ -4,6 +4,7 @@ A folder may be half-written, of an older version or of something else: what can
 whose recipe or record cannot be read at all is "broken", with the reason.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -167,11 +168,7 @@ def _points(path: Path) -> tuple[list[Point], list[Point], int]:
     """Steps and validations of a record, and how many lines are neither rows nor the last, which may be cut short."""
     train, valid, skipped = list[Point](), list[Point](), 0
     seconds, before = 0.0, 0
-    try:
-        file = open(path, "rb")
-    except OSError:
-        return [], [], 0
-    with file:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
         for line in file:
             row = _row(line)
             if row is None:
