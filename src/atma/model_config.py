@@ -117,13 +117,12 @@ class ModelConfig:
         given = {key: value for key, value in given.items() if key in known or fixed.get(key, ("",))[1:] != (value,)}
         for key in [key for key in given if key not in known]:
             if key in fixed:
-                told = f"'{where}{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', not {given[key]!r}"
-            elif key in self._own_options():
-                told = f"'{where}{key}' is not shared: set {where}mixers.NAME.{key} in a table of the mixer's own"
-            else:
-                own = (one.name for one in dataclasses.fields(self) if one.name != "options")
-                raise UnknownKey(key, (*own, *sorted(known)), where)
-            raise ValueError(told)
+                kind, value = fixed[key]
+                raise ValueError(f"'{where}{key}' is {value!r} by the kind '{kind}', not {given[key]!r}")
+            if key in self._own_options():
+                raise ValueError(f"'{where}{key}' is not shared: set {where}mixers.NAME.{key} in a table of its own")
+            own = (one.name for one in dataclasses.fields(self) if one.name != "options")
+            raise UnknownKey(key, (*own, *sorted(known)), where)
         return {key: value for key, value in options.items() if key in known} | given
 
     def _own_options(self) -> set[str]:

@@ -19,7 +19,7 @@ ASKED = {
     ("atma", "chat", "--mod"): {"--model"},
     ("atma", "chat", "runs/"): {"runs/mine"},
     ("atma", "train", "r.toml", "--set", "train.tokens=5", "train.muon"): {"train.muon_rate"},
-    ("atma", "train", "own"): {"own.toml"},
+    ("atma", "train", "own"): {"own.toml", "own-data"},
     ("atma", "train", "own.toml", "--track", "wandb", "ml"): {"mlflow"},
     ("atma", "runs", "--sort", "val"): {"validation"},
     ("atma", "runs", "x", "te"): {"texts"},
