@@ -115,10 +115,9 @@ class ModelConfig:
         """The options that some mixer has. ValueError for one given by name that none has."""
         known, fixed = _takes(self.pattern, self.mixers, {**options, **given}, where)
         given = {key: value for key, value in given.items() if key in known or fixed.get(key, ("",))[1:] != (value,)}
-        for key in [key for key in given if key not in known]:
+        for key, value in ((key, value) for key, value in given.items() if key not in known):
             if key in fixed:
-                kind, value = fixed[key]
-                raise ValueError(f"'{where}{key}' is {value!r} by the kind '{kind}', not {given[key]!r}")
+                raise ValueError(f"'{where}{key}' is {fixed[key][1]!r} by the kind '{fixed[key][0]}', not {value!r}")
             if key in self._own_options():
                 raise ValueError(f"'{where}{key}' is not shared: set {where}mixers.NAME.{key} in a table of its own")
             own = (one.name for one in dataclasses.fields(self) if one.name != "options")
