@@ -1,6 +1,7 @@
-"""Is a change slower? Two checkouts of the sources take turns on one machine; medians, and their ratios.
+"""Is a change slower? Two checkouts of the sources, or one in two environments, take turns on one machine; medians, and their ratios.
 
     python benchmarks/regressions.py base/src src --turns 9 --most 1.15
+    python benchmarks/regressions.py DIR DIR --environments ATMA_NATIVE=compile ATMA_NATIVE=packaged
 
 A child process for each checkout is warm before anything is timed, and each turn times both, in alternating order.
 What is timed: tokens written by nano, a prompt of 4,096 tokens read, a training step of nano, and the command's start.
@@ -20,6 +21,9 @@ from pathlib import Path
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="*", help="two folders: before, after")
+    parser.add_argument(
+        "--environments", nargs=2, default=("", ""), metavar="KEY=VALUE", help="a variable of each side"
+    )
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--most", type=float, default=1.15, help="the largest ratio that passes")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -28,7 +32,7 @@ def main() -> int:
         return child()
     if len(asked.sources) != 2 or not all((source / "atma").is_dir() for source in asked.sources):
         parser.error("name two folders that hold atma/, such as base/src src")
-    children = [start(source.resolve()) for source in asked.sources]
+    children = [start(source.resolve(), one) for source, one in zip(asked.sources, asked.environments, strict=True)]
     names = children[0].stdout.readline().split()  # pyright: ignore[reportOptionalMemberAccess]
     children[1].stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
     seconds = {name: ([], []) for name in names}
@@ -45,8 +49,9 @@ def main() -> int:
     return int(slow)
 
 
-def start(source: Path) -> subprocess.Popen:
+def start(source: Path, variable: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment |= dict([variable.split("=", 1)]) if variable else {}
     command = [sys.executable, __file__, "--child"]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, bufsize=1
