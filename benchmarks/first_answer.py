@@ -3,8 +3,8 @@
     python benchmarks/first_answer.py dist/atma_lm-0.1.0-py3-none-manylinux_2_28_x86_64.whl --torch torch==2.13.0
 
 A new virtual environment gets torch first, whose time is told apart, then the wheel with what else it needs. Then the
-packaged model answers twice where no compiler can be found, the first time with no cache, and `import atma` is measured:
-the median of nine, less that of bare Python.
+packaged model answers twice where no compiler can be found, the first time with no cache, and `import atma` is
+measured: the median of nine, less that of bare Python.
 """
 
 import argparse

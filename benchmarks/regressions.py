@@ -1,4 +1,5 @@
-"""Is a change slower? Two checkouts of the sources, or one in two environments, take turns on one machine; medians, and their ratios.
+"""Is a change slower? Two checkouts of the sources, or one in two environments, take turns on one machine; medians, and
+their ratios.
 
     python benchmarks/regressions.py base/src src --turns 9 --most 1.15
     python benchmarks/regressions.py DIR DIR --environments ATMA_NATIVE=compile ATMA_NATIVE=packaged

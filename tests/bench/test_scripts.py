@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -144,3 +145,29 @@ def test_memories_on_a_gpu_are_checked_and_timed_beside_pytorch(monkeypatch):
         row = memories.measured(name, 2, 40, options, torch.device("cpu"))
         assert row["with backward ms, native"] > 0
         assert memories.line(row).startswith(f"| {name} | 2 | 40 |")
+
+
+def test_two_checkouts_take_turns_and_a_slower_one_is_told(monkeypatch, capsys):
+    regressions, source = script("regressions"), str(FOLDER.parent / "src")
+    seconds = {0: iter([1.0, 1.2, 1.1] * 2), 1: iter([2.0, 1.1, 1.2] * 2)}
+
+    class Child:
+        def __init__(self, source, variable):
+            self.stdout, self.side = io.StringIO("reads writes\n"), len(made)
+            made.append(self)
+
+    made = []
+    monkeypatch.setattr(regressions, "start", Child)
+    monkeypatch.setattr(regressions, "ask", lambda child, name: next(seconds[child.side]))
+    for most, status in (("1.05", 1), ("1.15", 0)):
+        made.clear()
+        seconds[0], seconds[1] = iter([1.0, 1.2, 1.1] * 2), iter([2.0, 1.1, 1.2] * 2)
+        monkeypatch.setattr("sys.argv", ["regressions.py", source, source, "--turns", "3", "--most", most])
+        assert regressions.main() == status
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:3]] == ["1.09", "1.09"]
+
+
+def test_what_is_timed_of_a_checkout_runs():
+    measures = script("regressions").prepared()
+    assert len(measures) == 4
+    measures["write_64_tokens"]()
