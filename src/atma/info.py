@@ -1,5 +1,6 @@
 """Facts about this installation and about model folders, as plain data."""
 
+import contextlib
 import importlib.metadata
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 
+from atma import shipped
 from atma.checkpoint import file_hash, load_config, load_info
 from atma.config import identity, to_dict
 from atma.decoding import way
@@ -30,7 +32,17 @@ def installation() -> dict[str, str]:
     facts["native kernels"] = native.status().reason
     facts["decoding"] = way("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     facts["packaged models"] = ", ".join(packaged()) or "none"
+    facts |= _shipped()
     return facts | {told: ", ".join(_named(what)) for told, what in _TABLES.items()}
+
+
+def _shipped() -> dict[str, str]:
+    """The recipes by name, and where the documentation is; an installation may lack either."""
+    facts = dict[str, str]()
+    with contextlib.suppress(ValueError):
+        facts["recipes"] = ", ".join(name for name in shipped.recipe_names() if "/" not in name)
+        facts["documentation"] = str(shipped.folder("docs"))
+    return facts
 
 
 def model_facts(name: str | Path) -> dict[str, Any]:
