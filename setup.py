@@ -33,8 +33,10 @@ class BuildPackage(build_py):
                     to = package / folder / file.relative_to(ROOT / folder)
                     to.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, to)
+        libraries = package / "ops" / "native" / "lib"
+        shutil.rmtree(libraries, ignore_errors=True)  # of another build, or of `atma compile`
         if NATIVE:
-            _kernels(package / "ops" / "native" / "lib")
+            _kernels(libraries)
 
 
 class BuildWheel(bdist_wheel):
@@ -52,7 +54,6 @@ def _kernels(folder):
     levels = importlib.util.module_from_spec(spec)
     sys.modules["levels"] = levels
     spec.loader.exec_module(levels)
-    shutil.rmtree(folder, ignore_errors=True)
     levels.build(os.environ.get("CXX") or "c++", levels.of_machine(), folder, print)
 
 

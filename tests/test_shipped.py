@@ -12,7 +12,7 @@ from atma.shipped import folder, recipe_names, recipe_path
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("word", ["nano", "recipes/nano.toml", "nano.toml", "stacks/based-nano"])
+@pytest.mark.parametrize("word", ["nano", "recipes/nano.toml", "stacks/based-nano"])
 def test_a_shipped_recipe_has_a_name_wherever_one_stands(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = word.removeprefix("recipes/").removesuffix(".toml")
@@ -30,6 +30,8 @@ def test_the_nearest_name_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"own_data: no such recipe; did you mean 'own-data'\?"):
         load_recipe("own_data")
+    with pytest.raises(ValueError, match=r"nano.toml: no such recipe; did you mean 'nano'\?"):
+        load_recipe("nano.toml")
     with pytest.raises(ValueError, match=r"none/of/these: no such recipe; shipped are .*nano, "):
         load_recipe("none/of/these")
 

@@ -161,7 +161,10 @@ def load_info(folder: str | Path) -> dict[str, Any]:
     values = read_json(folder / "config.json")
     if values.get("format") != FORMAT:
         found = values.get("format")
-        raise ValueError(f"{folder / 'config.json'}: format {found!r}, not '{FORMAT}' (published ones: atma import)")
+        raise ValueError(
+            f"{folder / 'config.json'}: format {found!r}, not '{FORMAT}'; import it: `atma import hf:{folder} OUT` one of "
+            f"transformers, `atma import {folder} OUT` a published one"
+        )
     return values
 
 

@@ -61,7 +61,7 @@ def model_facts(name: str | Path) -> dict[str, Any]:
         "tokenizer SHA-256": file_hash(tokenizer) if tokenizer.is_file() else "no tokenizer.json",
         "configuration": identity(config),
         **{f"  {key}": value for key, value in _settings(to_dict(config)).items()},
-        **{f"extra {key}": value for key, value in load_info(folder).get("extra", {}).items()},
+        **{f"extra {key}": value for key, value in load_info(folder).get("extra", {}).items() if key != "transformers"},
     }
 
 

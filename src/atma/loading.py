@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.resources
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,16 +72,20 @@ def packaged() -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(root.glob("*")) if (folder / "config.json").is_file()}
 
 
+_ATTEMPT = re.compile(r"run-\d{6}")
+
+
 def called(folder: str | Path) -> str:
     """What a model in a folder is called: the folder's name, a link's own; of what lies in a run folder the run's.
 
-    So runs/nano/final is "nano", runs/nano/best "nano-best", and a checkpoint "nano-step-00000200".
+    So runs/nano/final is "nano", runs/nano/best "nano-best", and a checkpoint "nano-step-00000200". Of a sweep's cell
+    it is the cell's, whichever of its attempts, run-000001 and so on, it is.
     """
     folder = Path(folder)
     own = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
     run = own.parent.parent if own.parent.name == "checkpoints" else own.parent
     if own.name == "final" and run.name:
-        return run.name
+        return run.parent.name if _ATTEMPT.fullmatch(run.name) else run.name
     within = own.name in ("best", "adapters") or own.parent.name == "checkpoints"
     return f"{run.name}-{own.name}" if within and (run / "recipe.toml").is_file() else own.name
 

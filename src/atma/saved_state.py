@@ -162,7 +162,7 @@ def _tensor(shape: Any, flat: Mapping[str, Tensor], like: Tensor, free: Free) ->
     """
     if not isinstance(shape, str) or shape not in flat:
         raise ValueError(f"no tensor of the file is named {str(shape)[:40]}")
-    found = flat[shape]
+    found = flat[shape].to(like.device)
     fits = found.ndim == like.ndim and all(
         a == b or d == 0 or (free.grows is not None and d == free.grows % like.ndim) or (d == free.slides and a < b)
         for d, (a, b) in enumerate(zip(found.shape, like.shape, strict=True))

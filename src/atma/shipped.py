@@ -22,13 +22,16 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(word: str | Path) -> Path:
-    """A recipe's file: the path as it stands if there is a file, else the shipped recipe of that name, with or without
-    "recipes/" before and ".toml" behind it. ValueError: neither; the nearest name is told."""
+    """A recipe's file: the path as it stands if there is a file, else the shipped recipe of that name, "own-data" or
+    "recipes/own-data.toml". ValueError: neither; the nearest name is told. A file's name alone is never a shipped one:
+    whoever stands in the wrong folder would train another recipe than theirs."""
     if Path(word).is_file():
         return Path(word)
-    name = str(word).removeprefix("recipes/").removesuffix(".toml")
-    names = recipe_names()
-    if name in names:
+    text, names = str(word), recipe_names()
+    if text in names:
+        return folder("recipes") / f"{text}.toml"
+    name = text.removeprefix("recipes/").removesuffix(".toml")
+    if name in names and text == f"recipes/{name}.toml":
         return folder("recipes") / f"{name}.toml"
     near = difflib.get_close_matches(name, names, 1, 0.6)
     told = f"did you mean '{near[0]}'?" if near else f"shipped are {', '.join(n for n in names if '/' not in n)}"

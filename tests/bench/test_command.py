@@ -76,7 +76,7 @@ _statistics = polar_cpu.statistics
         (["ops", "--lengths", "0"], "'lengths' must be 1 token or more each, not (0,)"),
         (["train", "--preset", "huge"], "no preset 'huge'; known: nano-test, nano"),
         (["decode", "--preset", "nano-test", "--backends", "tpu"], "no backend 'tpu'; known: auto, reference"),
-        (["ops", "--device", "abacus"], "--device abacus: no such kind of device; take cpu or cuda"),
+        (["ops", "--device", "abacus"], "--device abacus: no such kind of device; here there is"),
         (["ops", "--lenghts", "8"], "--lenghts"),
     ],
 )

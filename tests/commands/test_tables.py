@@ -17,6 +17,12 @@ def shown(capsys, monkeypatch, width, **given):
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.fixture(params=["xterm", "dumb"], autouse=True)
+def terminal(request, monkeypatch):
+    """Rich takes the width of a dumb one to be 80 columns."""
+    monkeypatch.setenv("TERM", request.param)
+
+
 @pytest.mark.parametrize("width", [24, 40, 60, 100, None])
 def test_no_number_is_ever_cut_in_two(width, capsys, monkeypatch):
     lines = shown(capsys, monkeypatch, width)
@@ -26,7 +32,7 @@ def test_no_number_is_ever_cut_in_two(width, capsys, monkeypatch):
 
 
 def test_a_narrow_terminal_gets_the_cells_below_one_another(capsys, monkeypatch):
-    lines = shown(capsys, monkeypatch, 32)
+    lines = shown(capsys, monkeypatch, 29)
     assert lines[:4] == ["What a model does [at length]", "", "1,024", "  loss: 2.345 [2.301, 2.389]"]
     assert any("┏" in line for line in shown(capsys, monkeypatch, 60))
 

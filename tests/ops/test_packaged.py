@@ -72,12 +72,15 @@ def test_a_library_of_other_sources_is_not_taken(wheel):
     assert levels.packaged() is None and found().reason == "compiled here"
 
 
-def test_one_of_another_build_or_cut_short_is_told_and_one_is_compiled(wheel, capsys):
+def test_one_of_another_build_or_cut_short_is_told_and_one_is_compiled(wheel, monkeypatch, capsys):
     [path] = wheel.glob("*.so")
     other = path.with_name(f"{path.stem[:-8]}00000000.so")
     path.rename(other)  # sorted first, and called otherwise inside
     assert found().reason == "compiled here" and "the library of another build" in capsys.readouterr().err
     beginning = other.read_bytes()[:1000]
+    monkeypatch.setenv("ATMA_NATIVE", "packaged")
+    assert "cannot be loaded" in found().reason and "the library of another build" in found().reason
+    monkeypatch.delenv("ATMA_NATIVE")
     other.unlink()  # it is mapped by this process
     other.write_bytes(beginning)
     assert found().reason == "compiled here" and "the packaged kernels cannot be loaded" in capsys.readouterr().err
@@ -94,6 +97,7 @@ def test_a_newer_library_of_a_level_replaces_the_older(wheel, monkeypatch):
     ("mode", "there", "reason"),
     [
         ("", True, "packaged, "),
+        ("1", True, "packaged, "),
         ("auto", True, "packaged, "),
         ("require", True, "packaged, "),
         ("packaged", True, "packaged, "),
@@ -116,8 +120,8 @@ def test_required_kernels_that_are_not_there_are_an_error(wheel, monkeypatch):
     monkeypatch.setenv("ATMA_NATIVE", "require")
     with pytest.raises(ValueError, match="ATMA_NATIVE=require, and there are no compiled CPU kernels: compiled here"):
         found()
-    monkeypatch.setenv("ATMA_NATIVE", "yes")
-    with pytest.raises(ValueError, match="ATMA_NATIVE=yes: none of auto, compile, packaged, require, off"):
+    monkeypatch.setenv("ATMA_NATIVE", "never")
+    with pytest.raises(ValueError, match="ATMA_NATIVE=never: none of auto, compile, packaged, require, off"):
         found()
 
 
@@ -130,6 +134,9 @@ def test_the_command_compiles_for_levels_of_this_machine_alone(wheel, monkeypatc
     assert [str(path) for path in wheel.iterdir()] == told.out.split() and level in told.err
     foreign = next(level.name for level in levels.LEVELS if level not in HERE)
     assert main(["compile", "--levels", foreign]) == 2 and "this machine compiles for" in capsys.readouterr().err
+    monkeypatch.setattr(finding, "find_compiler", lambda: "/bin/false")
+    assert main(["compile", "--levels", level]) == 2 and "is no C++ compiler" in capsys.readouterr().err
+    assert main(["compile"]) == 2 and "compiled here" in capsys.readouterr().err  # the reason why there is none
     monkeypatch.setattr(finding, "find_compiler", lambda: None)
     assert main(["compile"]) == 2 and "no C++ compiler found" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """`atma compile`: the CPU kernels ahead of time."""
 
+import subprocess
 from typing import Literal
 
 LevelName = Literal["x86-64-v3", "x86-64-v4", "x86-64-v4-bf16", "arm64"]
@@ -23,11 +24,27 @@ def run(levels: tuple[LevelName, ...] = ()) -> None:
     if compiler is None:
         raise ValueError("no C++ compiler found (c++, g++ or clang++, or the one that CXX names); install one")
     if not levels:
-        print(finding.compiled().reason)
+        print(_here())
         return
     wanted = [level for level in of_machine() if level.name in levels]
     if len(wanted) < len(set(levels)):
         able = ", ".join(level.name for level in of_machine())
         raise ValueError(f"--levels {' '.join(levels)}: this machine compiles for {able or 'none of them'}")
-    for path in build(compiler, wanted, FOLDER, finding.tell):
-        print(path)
+    try:
+        made = build(compiler, wanted, FOLDER, finding.tell)
+    except subprocess.SubprocessError as error:
+        raise ValueError(f"{compiler} is no C++ compiler: {error}") from None
+    print("\n".join(map(str, made)))
+
+
+def _here() -> str:
+    """Where the library for this processor is. ValueError: there is none to be had."""
+    from atma.ops.native import finding
+
+    try:
+        found = finding.compiled()
+    except subprocess.SubprocessError as error:
+        raise ValueError(f"{finding.find_compiler()} is no C++ compiler: {error}") from None
+    if found.library is None:
+        raise ValueError(found.reason)
+    return found.reason

@@ -1,5 +1,6 @@
 """`atma eval lengths`: a table of results by context length."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,8 +8,21 @@ import tyro
 
 from atma.bars import bars
 from atma.commands.machine import Machine
+from atma.commands.suite import check_page
 from atma.commands.tables import print_table
 from atma.config import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Whether positions are stretched."""
+
+    rope_scaling: Literal["none", "linear", "yarn"] = "none"
+    """Stretch the positions of a rope model over texts longer than it was trained on."""
+    rope_trained: int | None = None
+    """Its trained length in tokens. Default: what its folder says."""
+    rope_factor: float | None = None
+    """Stretch so many times at every length. Default: as much as each length needs."""
 
 
 def run(
@@ -16,9 +30,8 @@ def run(
     data: Path | None = None,
     evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
     out: Path | None = None,
-    rope_scaling: Literal["none", "linear", "yarn"] = "none",
-    rope_trained: int | None = None,
-    rope_factor: float | None = None,
+    page: Path | None = None,
+    rope: Annotated[Rope, tyro.conf.OmitArgPrefixes] = Rope(),
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
     """Measure a model at many context lengths: loss, bits per byte, and recall of a needle.
@@ -26,30 +39,41 @@ def run(
     Text is read in chunks through the model's state, so length costs time, not memory.
 
     Args:
-        model: A packaged model (see `atma info`), a model folder or a run folder.
+        model: A packaged model (see `atma info`), a model folder, a run folder, or hf: and a folder or name of
+            transformers.
         data: A folder made by `atma prepare` with the model's own tokenizer; its validation split is read. Default: the
             data that the model was trained on if they are here, else the held-out files of the standard library.
         evaluation: What to measure.
         out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
-        rope_scaling: Stretch the positions of a rope model over texts longer than it was trained on.
-        rope_trained: Its trained length in tokens. Default: what its folder says.
-        rope_factor: Stretch so many times at every length. Default: as much as each length needs.
+        page: Write the curves to this .html file.
+        rope: Whether positions are stretched.
         machine: Where to compute.
     """
-    from atma.eval import evaluate
-    from atma.eval.held_out import open_text
-    from atma.eval.rope import stretch_of
-    from atma.loading import load
+    from atma.eval.lengths import evaluate_model
+    from atma.eval.measure import text_of, trained_of
+    from atma.eval.measured import Measured
 
-    where, loaded = machine.take(), load(model)
-    loaded.model.to(where)
-    stretch = stretch_of(loaded, rope_scaling, rope_trained, rope_factor)
+    if page is not None:
+        check_page(page)
+    measured = Measured(
+        model,
+        rope_scaling=rope.rope_scaling,
+        rope_trained=rope.rope_trained,
+        rope_factor=rope.rope_factor,
+        device=machine.device,
+        threads=machine.threads,
+    )
+    subject = measured.load()
     with bars() as progress:
-        token_set = open_text(loaded, data, progress)
-        rows = evaluate(loaded, token_set, evaluation, progress, out, stretch=stretch)
-    show(rows, f"{loaded.name} on {token_set.manifest['source'] if data is None else data}")
+        token_set = text_of(subject, data, progress)
+        rows = evaluate_model(subject, token_set, evaluation, progress, out)
+    show(rows, f"{subject.name} on {token_set.manifest['source'] if data is None else data}")
     if out is not None:
         print(f"rows: {out}")
+    if page is not None:
+        from atma.eval.results_table import Part, Results
+
+        print(f"page: {Results([Part(subject.name, rows, trained_of(subject))]).save(page)}")
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -9,7 +9,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "prepare": (
         "atma prepare stdlib",
-        "atma prepare my_texts/ --out data/mine --vocab-size 4096",
+        "atma prepare my_texts/ --out data/mine --tokenizer bpe --vocab-size 4096",
         "atma prepare chats.jsonl --model nano --out data/chats",
     ),
     "train": (

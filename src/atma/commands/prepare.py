@@ -33,6 +33,8 @@ def run(
     known = packaged()
     if preparation.tokenizer in known:
         preparation = dataclasses.replace(preparation, tokenizer=str(known[preparation.tokenizer]))
+    elif preparation.tokenizer != "bpe" and preparation.vocab_size != Preparation.vocab_size:
+        raise ValueError(f"--vocab-size {preparation.vocab_size} is for --tokenizer bpe, not {preparation.tokenizer}")
     with bars() as progress:
         manifest = prepare(source, folder, preparation, progress)
     print(f"prepared: {folder} from {manifest['source']}, {manifest['tokenizer']['name']} tokenizer")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 UNBOUNDED = 100_000
 """Columns of what is no terminal."""
+HEIGHT = 50
+"""Lines, for rich, which takes a width alone for 80 columns where TERM is "dumb"."""
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
@@ -33,8 +35,10 @@ def console() -> "Console":
 
     from rich.console import Console
 
-    bounded = os.environ.get("COLUMNS", "").isdigit() or (sys.stdout is not None and sys.stdout.isatty())
-    return Console() if bounded else Console(width=UNBOUNDED)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit():
+        return Console(width=int(columns), height=HEIGHT)
+    return Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=UNBOUNDED, height=HEIGHT)
 
 
 def grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> "Table":
@@ -57,7 +61,7 @@ def _whole(drawn: "Table", width: int, words: set[str]) -> bool:
 
     from rich.console import Console
 
-    tried = Console(file=io.StringIO(), width=width, color_system=None)
+    tried = Console(file=io.StringIO(), width=width, height=HEIGHT, color_system=None)
     with tried.capture() as captured:
         tried.print(drawn)
     text = captured.get()

@@ -12,6 +12,7 @@ library write a remark about TOKENIZERS_PARALLELISM; set that variable to "false
 import contextlib
 import hashlib
 import json
+import math
 import os
 from array import array
 from collections.abc import Iterator
@@ -119,8 +120,9 @@ def _marked(source: str | Path, options: Preparation, left_out: LeftOut) -> Iter
     if options.validation_share == 0 or options.read == "conversations":  # of which no end can be cut off
         yield from ((document, False) for document in stream)
         return
-    first = list(islice(stream, int(1 / options.validation_share)))
-    if len(first) * options.validation_share < 1:
+    enough = math.ceil(1 / options.validation_share)
+    first = list(islice(stream, enough))
+    if len(first) < enough:
         for document in first:
             yield from cut(document, options.validation_share)
         return

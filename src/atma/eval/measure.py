@@ -14,6 +14,8 @@ from atma.eval.results_table import Part, Results
 from atma.eval.retrieval.suite import Retrieval
 
 if TYPE_CHECKING:
+    from atma.data.dataset import TokenSet
+    from atma.eval.held_out import Progress
     from atma.loading import Loaded
     from atma.tokenizer import Tokenizer
     from atma.train.python import TrainingRun
@@ -58,16 +60,15 @@ def measure(
         subject = _model(model)
         rows: list[dict[str, Any]] = []
         if losses is not None:
-            from atma.eval.held_out import open_text
             from atma.eval.lengths import evaluate_model
 
-            text = open_text(_text(subject), source, progress)
+            text = text_of(subject, source, progress)
             rows += evaluate_model(subject, text, losses, progress, out)
         if needles is not None:
             from atma.eval.suite import run
 
             rows += run(needles, subject, out, progress)
-    return Results([Part(_label(subject), rows, _trained(subject))])
+    return Results([Part(_label(subject), rows, trained_of(subject))])
 
 
 def _plans(
@@ -106,9 +107,12 @@ def _model(model: "str | Path | Loaded | Measured | TrainingRun") -> LanguageMod
     return OwnModel(cast("Loaded", loaded))
 
 
-def _text(model: LanguageModel) -> _Text:
+def text_of(model: LanguageModel, data: Path | None, progress: "Progress | None" = None) -> "TokenSet":
+    """What losses are measured on: as `open_text`, for any language model."""
+    from atma.eval.held_out import open_text
+
     loaded = getattr(model, "loaded", None)
-    return _Text(model.tokenizer, getattr(loaded, "path", None), getattr(loaded, "info", {}))
+    return open_text(_Text(model.tokenizer, getattr(loaded, "path", None), getattr(loaded, "info", {})), data, progress)
 
 
 def _label(model: LanguageModel) -> str:
@@ -117,7 +121,8 @@ def _label(model: LanguageModel) -> str:
     return path.parent.name if path is not None and path.name == "final" and path.parent.name else model.name
 
 
-def _trained(model: LanguageModel) -> int | None:
+def trained_of(model: LanguageModel) -> int | None:
+    """The training length of one of ours, in tokens; None where nobody says it."""
     from atma.eval.rope import trained_length
 
     loaded = getattr(model, "loaded", None)

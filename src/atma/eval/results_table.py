@@ -96,7 +96,11 @@ class Results:
         if figure is None:
             known = ("fixed", "nested", "position", "needles")
             raise ValueError(f"no curve {measure!r}: it was not measured; known are {', '.join(known)}")
-        return self._chart("Loss by length" if measure != "needles" else "Needles by length", [self._marked(figure)])
+        title = "Loss by length" if measure != "needles" else "Needles by length"
+        tokenizers = {row.get("provenance", {}).get("tokenizer_sha256") for row in self.rows}
+        if measure != "needles" and len(tokenizers) > 1:
+            title += ", nats a token of different tokenizers: compare the shapes, not the heights"
+        return self._chart(title, [self._marked(figure)])
 
     def heat_map(self) -> Chart:
         """Needles found, by depth and length: a map for each model and task. ValueError: they were not measured."""
@@ -107,7 +111,7 @@ class Results:
             rows = [row | {"provenance": row.get("provenance", {}) | {"model": part.name}} for row in part.rows]
             found += [dataclasses.replace(one, title=f"{part.name}: {one.title}") for one in figures(rows)]
         if not found:
-            raise ValueError("no heat map: no needles were measured; call measure with trials of 1 or more")
+            raise ValueError("no heat map: it takes needles by depth, of measure or `atma eval retrieval`")
         return self._chart("Needles by depth and length", found)
 
     def save(self, path: str | Path) -> Path:
@@ -119,8 +123,9 @@ class Results:
         if path.suffix != ".html":
             raise ValueError(f"{path}: end the name in .jsonl for the rows or .html for a page")
         kinds = {row["kind"] for row in self.rows}
-        charts = [self.curve(kind) for kind in ("fixed", "nested") if kind in kinds]
-        charts += [self.curve("needles"), self.heat_map()] if "retrieval" in kinds else []
+        charts = [self.curve(kind) for kind in ("fixed", "nested", "position") if kind in kinds]
+        charts += [self.curve("needles")] if kinds & {"needle", "retrieval"} else []
+        charts += [self.heat_map()] if "retrieval" in kinds else []
         return self._chart("Does it hold at length?", [one for chart in charts for one in chart.figures]).save(path)
 
     def __repr__(self) -> str:
@@ -159,8 +164,9 @@ class Results:
 
 
 CAPTION = (
-    "loss: nats a token of the same last tokens of each text after ever more of it; prefixes: of ever longer "
-    "beginnings; needles: all of the answer right, over all depths and tasks, 95% interval, of how many needles"
+    "loss: nats a token (bits a byte, the unit to compare models of different tokenizers by) of the same last tokens "
+    "of each text after ever more of it; prefixes: of ever longer beginnings; needles: all of the answer right, over "
+    "all depths and tasks, 95% interval, of how many needles"
 )
 
 
@@ -169,7 +175,8 @@ def _cell(value: Any) -> str:
 
 
 def _loss(row: Row) -> str:
-    return f"{row['loss']:.3f}"
+    bits = row.get("bits_per_byte")
+    return f"{row['loss']:.3f}" + (f" ({bits:.3f})" if bits is not None else "")
 
 
 def _found(row: Row) -> str:

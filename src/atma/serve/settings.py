@@ -107,11 +107,14 @@ class Budget:
         pending = config.cache_bytes // 4 if config.pending_bytes is None else config.pending_bytes
         pending = 0 if config.cache_folder is None else pending
         cache = config.cache_bytes - pending
+        if not page_bytes:  # kept states are then all that grows
+            cache = min(cache, max(0, config.memory_bytes - set_aside - pending))
         snapshots = cache // (row_bytes + page_bytes)
         left = config.memory_bytes - set_aside - snapshots * row_bytes - pending
         if left < page_bytes:
             raise ValueError(
-                f"memory_bytes {config.memory_bytes:,} leaves no page: {config.max_rows} rows take {running:,} bytes, "
+                f"memory_bytes {config.memory_bytes:,} leaves no page, "
+                f"{config.memory_bytes - left + page_bytes:,} would: {config.max_rows} rows take {running:,} bytes, "
                 f"requests {asked:,}, recorded steps {recording.room:,}, a step's own work {reserve.working:,}, "
                 f"{snapshots} kept states {snapshots * row_bytes:,}, states on their way to disk {pending:,}, "
                 f"one page {page_bytes:,}"

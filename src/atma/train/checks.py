@@ -12,7 +12,10 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
     if recipe.lora is not None and not recipe.train.init_from:
         raise ValueError("[lora] trains adapters of a model there is: name it with train.init_from, or --from FOLDER")
     if source.vocab_size > recipe.model.vocab_size:
-        raise ValueError(f"the data has {source.vocab_size} tokens, the model vocab_size {recipe.model.vocab_size}")
+        raise ValueError(
+            f"the data's tokenizer has {source.vocab_size} ids, 'model.vocab_size' is {recipe.model.vocab_size}: "
+            f"set model.vocab_size={source.vocab_size}"
+        )
     train = recipe.train
     unit = train.length * train.accumulation * ranks.world
     if train.batch_tokens % unit:

@@ -102,7 +102,11 @@ def changes(found: Recipe, wanted: Recipe, path: Path) -> list[str]:
 
 @contextmanager
 def _held(recipe: Recipe, out: Path, resume: bool) -> Iterator[list[str]]:
-    notes = _check(recipe, out, resume)
+    try:
+        notes = _check(recipe, out, resume)
+    except ValueError:
+        _require_free(out)  # it may be refused for what a living one has written there
+        raise
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -117,6 +121,18 @@ def _held(recipe: Recipe, out: Path, resume: bool) -> Iterator[list[str]]:
         if not resume:
             write_recipe(recipe, out)
         yield notes
+    finally:
+        os.close(handle)
+
+
+def _require_free(out: Path) -> None:
+    """ValueError: somebody is training in the folder."""
+    if not (out / _LOCK).is_file():
+        return
+    handle = os.open(out / _LOCK, os.O_RDWR)
+    try:
+        if lock(handle) is False:
+            raise ValueError(f"{out}: {_holder(handle)} is training in it; wait for its end, or choose another folder")
     finally:
         os.close(handle)
 

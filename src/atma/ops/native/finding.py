@@ -24,7 +24,7 @@ from atma.ops.native import build, levels
 from atma.ops.native.build import tell
 
 MODES = ("auto", "compile", "packaged", "require", "off")
-_OTHER_WORDS = {"": "auto", "0": "off", "no": "off"}
+_OTHER_WORDS = {"": "auto", "1": "auto", "on": "auto", "yes": "auto", "0": "off", "no": "off"}
 _OPENMP = ("libgomp.so.1", "libomp.so", "libiomp5.so")
 
 
@@ -66,16 +66,16 @@ def mode_of(word: str) -> str:
 
 
 def _found(mode: str) -> Status:
-    if mode != "compile":
-        packaged = levels.packaged()
-        if packaged is not None:
-            try:
-                return _checked(packaged, _with_openmp(packaged), "packaged, ")
-            except OSError as error:
-                tell(f"the packaged kernels cannot be loaded: {error}")
-    if mode == "packaged":
-        return Status(None, "this installation has no library for this processor, and ATMA_NATIVE=packaged")
-    return compiled()
+    packaged = levels.packaged() if mode != "compile" else None
+    reason = "this installation has no library for this processor"
+    if packaged is not None:
+        try:
+            return _checked(packaged, _with_openmp(packaged), "packaged, ")
+        except OSError as error:
+            reason = f"the packaged kernels cannot be loaded: {error}"
+            if mode != "packaged":
+                tell(reason)
+    return Status(None, f"{reason}, and ATMA_NATIVE=packaged") if mode == "packaged" else compiled()
 
 
 def compiled() -> Status:

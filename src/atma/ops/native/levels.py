@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,24 +101,19 @@ def build(compiler: str, levels: Sequence[Level], folder: Path, tell: Callable[[
 
 def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
     """One object of each source, as many at once as there are processors; linked without naming an OpenMP library."""
-    staging = path.with_suffix(".objects")
-    staging.mkdir(exist_ok=True)
     threaded = () if sys.platform == "darwin" else ("-fopenmp",)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as staging:
 
-    def compiled(source: Path) -> str:
-        made = str(staging / f"{source.stem}.o")
-        _run([compiler, *flags, *threaded, f'-DATMA_BUILD="{path.stem}"', "-c", str(source), "-o", made])
-        return made
+        def compiled(source: Path) -> str:
+            made = f"{staging}/{source.stem}.o"
+            _run([compiler, *flags, *threaded, f'-DATMA_BUILD="{path.stem}"', "-c", str(source), "-o", made])
+            return made
 
-    try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cpp"))))
-        _run([compiler, "-shared", *objects, "-o", str(staging / path.name)])
-        (staging / path.name).replace(path)
-    finally:
-        for file in staging.iterdir():
-            file.unlink()
-        staging.rmdir()
+        _run([compiler, "-shared", *objects, "-o", f"{staging}/{path.name}"])
+        os.chmod(f"{staging}/{path.name}", 0o755)
+        os.replace(f"{staging}/{path.name}", path)
 
 
 def _run(command: list[str]) -> None:
