@@ -64,3 +64,4 @@ def test_a_bar_stays_on_one_line_of_a_narrow_terminal():
 
 def test_times_are_told_as_people_do():
     assert [clock(seconds) for seconds in (0, 61.4, 3723)] == ["0:00", "1:01", "1:02:03"]
+    assert [clock(seconds) for seconds in (float("inf"), float("nan"))] == ["–", "–"]

@@ -1,5 +1,6 @@
 """One live bar for a job: a line of the output in a notebook, a bar on a terminal, else a plain line now and then."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -76,7 +77,9 @@ class Lines:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Seconds as 1:02:03 or 2:03; – where they are no number."""
+    if not math.isfinite(seconds):
+        return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -60,6 +60,19 @@ def test_a_tracker_that_is_not_there_is_one_line_and_the_run_ends(train, monkeyp
     assert told == "atma: trackio: not installed (pip install 'atma-lm[trackio]'); the run goes on without it\n"
 
 
+def test_a_sweep_is_told_the_command_that_runs_it(capsys):
+    assert main(["train", "sweep-nano"]) == 2
+    said = "atma: error: sweep-nano: a sweep, which is run by: atma sweep run sweep-nano\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_finished_run_is_given_to_tensorboard_when_it_is_asked_for_later(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert train()[0] == 0
+    assert train("--resume", "--track", "tensorboard")[0] == 0
+    assert list((tmp_path / "runs/mine/tensorboard").glob("events.out.tfevents.*"))
+
+
 def test_tensorboard_is_live_and_its_old_option_means_it(train, tmp_path):
     pytest.importorskip("tensorboard")
     assert train("--tensorboard")[0] == 0

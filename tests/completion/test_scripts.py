@@ -102,6 +102,34 @@ def test_nothing_in_the_table_ends_the_text_that_a_script_holds_it_in(facts):
     assert not [text for pair in facts.items() for text in pair if set(text) & set("\"'`$\\")]
 
 
+NAMES = ["two words", "*", "$(touch ran)", "a 'quote'"]
+
+
+@pytest.mark.parametrize("before", ["", "enable -n compopt\n"], ids=["bash", "bash 3 of macOS"])
+def test_bash_offers_names_of_any_characters_whole(before, facts, reader, monkeypatch):
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    for name in NAMES:
+        (reader / f"runs/{name}/final").mkdir(parents=True)
+    monkeypatch.setitem(SOURCED, "bash", before + SOURCED["bash"])
+    two = "runs/two\\ words"
+    quoted = {two, r"runs/\*", r"runs/\$\(touch\ ran\)", r"runs/a\ \'quote\'"}
+    wanted = {"runs/mine"} | (quoted if before else {f"runs/{name}" for name in NAMES})
+    for words in (["chat", "runs/"], ["train", "runs/"], ["runs", "x", "runs/"]):
+        assert offered("bash", facts, reader, ["atma", *words]) == wanted
+    assert offered("bash", facts, reader, ["atma", "chat", "runs/two\\ w"]) == {two if before else "runs/two words"}
+
+
+@pytest.mark.parametrize("shell", SOURCED)
+def test_a_table_with_any_characters_runs_nothing_and_comes_out_as_it_went_in(shell, facts, reader):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    odd = facts | {"recipes:": "zz-`touch${IFS}ran` zz-$(touch${IFS}ran) zz-'\"\\ zz-*"}
+    (reader / "zz-file").write_text("")
+    assert offered(shell, odd, reader, ["atma", "train", "zz-"]) - {"zz-file"} == set(odd["recipes:"].split())
+    assert not (reader / "ran").exists()
+
+
 def test_the_command_prints_the_script_and_another_shell_is_told(capsys):
     assert main(["completion", "bash"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("complete -F _atma atma")

@@ -66,6 +66,12 @@ def test_the_page_is_one_file_with_every_curve_and_asks_the_network_for_nothing(
     assert main(["runs", "--page", "runs"]) == 2
 
 
+def test_a_page_that_is_not_called_so_is_refused(runs, capsys):
+    assert main(["runs", "--page", "new/curves.txt"]) == 2
+    said = "atma: error: --page new/curves.txt: a page is HTML; name a file that ends in .html\n"
+    assert capsys.readouterr().err == said and not (runs / "new").exists()
+
+
 def test_names_that_are_two_runs_are_told_by_their_folders(tmp_path):
     found = [read_run(make(tmp_path / name)) for name in ("x/a", "y/a", "b")]
     assert [cells[0] for cells in rows(found)] == [str(tmp_path / "x/a"), str(tmp_path / "y/a"), "b"]

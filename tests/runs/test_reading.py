@@ -7,6 +7,8 @@ import struct
 
 import pytest
 
+from atma.cli import main
+from atma.commands.trained import summary
 from atma.runs import reading
 from atma.runs.reading import find_runs, is_run, read_run
 
@@ -106,6 +108,62 @@ def test_the_size_is_that_of_the_weights_heads_and_a_damaged_head_is_no_size(tmp
     for damaged in (b"", b"123", struct.pack("<Q", 1 << 60), struct.pack("<Q", 3) + b"abc"):
         weights.write_bytes(damaged)
         assert read_run(folder).parameters is None
+
+
+ODD = [
+    {"tokens": int("9" * 400)},
+    {"tokens_per_second": 1e-320},
+    {"loss": float("nan")},
+    {"loss": float("inf")},
+    {"step": int("9" * 4000)},
+    {"step": -1},
+    {"tokens_per_second": float("inf"), "tokens": 10**18},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=[next(iter(one)) for one in ODD])
+def test_an_odd_line_of_a_record_hinders_neither_the_table_nor_json_nor_the_page(odd, tmp_path, capsys):
+    folder = make(tmp_path / "a")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(json.loads(row("train", 11, loss=3.0, tokens_per_second=50.0)) | odd) + "\n")
+    assert main(["runs", str(folder), "--json", "--page", str(tmp_path / "page.html")]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["steps"] in (10, 11) and 0 < told["seconds"] < 100
+    assert main(["runs", str(folder)]) == 0
+    assert "a: loss " in summary(folder)
+
+
+def test_heads_of_weights_that_are_odd_are_no_size(tmp_path):
+    folder = make(tmp_path / "a", final=10)
+    for shape in ("[" * 100_000, "[1e308, 10]", f"[{'9' * 400}]", f"[{2**62}, {2**62}]", "[-1]", "3"):
+        head = f'{{"w": {{"shape": {shape}}}}}'.encode()
+        (folder / "final/model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
+        assert read_run(folder).parameters is None
+
+
+def test_pipes_in_place_of_files_are_not_waited_for(tmp_path):
+    folder = make(tmp_path / "a", final=10)
+    for name in ("metrics.jsonl", ".lock", "final/config.json", "final/model.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    run = read_run(folder)
+    assert (run.state, run.why, run.parameters) == ("broken", "metrics.jsonl: not a file", None)
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(tmp_path, monkeypatch):
+    make(tmp_path / "runs/a")
+    make(tmp_path / "runs/shut/b")
+    shut, real = str(tmp_path / "runs/shut"), os.stat
+
+    def stat(path, *args, **kwargs):
+        if str(path).startswith(shut):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)  # as for a user who is not root
+    assert find_runs([tmp_path / "runs"]) == [tmp_path / "runs/a"]
+    assert not is_run(tmp_path / "runs/shut/b")
+    assert read_run(tmp_path / "runs/shut/b").started == 0.0
 
 
 def test_runs_are_found_below_folders_each_once_and_foreign_ones_are_left_out(tmp_path):

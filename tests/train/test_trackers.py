@@ -47,8 +47,12 @@ class Shelf:
 
 
 def run(out, opener, **changes):
-    progress = Followed(Silent(), {"fake": opener}, out, {"train.tokens": 1})
-    return fit(tiny_recipe(**changes), out, tiny_source(), progress=progress, resume=out.exists())
+    with Followed(Silent(), {"fake": opener}, out, {"train.tokens": 1}) as progress:
+        return fit(tiny_recipe(**changes), out, tiny_source(), progress=progress, resume=out.exists())
+
+
+def trained_steps(one):
+    return [step for step, values in one.told if "train/loss" in values]
 
 
 def test_a_tracker_is_told_every_row_and_the_end(tmp_path):
@@ -56,11 +60,10 @@ def test_a_tracker_is_told_every_row_and_the_end(tmp_path):
     run(tmp_path / "runs/x", shelf)
     (one,) = shelf.opened
     assert one.start[1:] == ("x", {"train.tokens": 1}, 0, None)
-    steps = [step for step, values in one.told if "train/loss" in values]
-    assert steps == list(range(1, 13))
+    assert trained_steps(one) == list(range(1, 13))
     assert [step for step, values in one.told if "validation/loss" in values] == [3, 6, 9, 12]
     assert one.closed is True
-    assert json.loads((tmp_path / "runs/x/trackers.json").read_text()) == {"fake": "its name"}
+    assert json.loads((tmp_path / "runs/x/trackers.json").read_text()) == {"fake": {"run": "its name", "step": 12}}
 
 
 def test_a_run_that_goes_on_goes_on_in_the_same_run_of_the_tracker(tmp_path):
@@ -70,8 +73,7 @@ def test_a_run_that_goes_on_goes_on_in_the_same_run_of_the_tracker(tmp_path):
         asked.append(1)
         return len(asked) > 6
 
-    progress = Followed(Silent(), {"fake": shelf}, out, {})
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped), Followed(Silent(), {"fake": shelf}, out, {}) as progress:
         fit(tiny_recipe(), out, tiny_source(), progress=progress, stop=stop)
     run(out, shelf)
     first, second = shelf.opened
@@ -84,8 +86,51 @@ def test_a_tracker_that_comes_later_is_told_what_was_before(tmp_path):
     fit(tiny_recipe(tokens=6 * 64), tmp_path / "x", tiny_source())
     shelf = Shelf()
     run(tmp_path / "x", shelf, tokens=12 * 64)
-    steps = [step for step, values in shelf.opened[0].told if "train/loss" in values]
-    assert steps == list(range(1, 13))
+    assert trained_steps(shelf.opened[0]) == list(range(1, 13))
+
+
+def test_a_tracker_that_was_left_out_for_a_while_is_told_what_it_lacks_once(tmp_path):
+    first, last = Shelf(), Shelf()
+    run(tmp_path / "x", first, tokens=4 * 64)
+    fit(tiny_recipe(tokens=8 * 64), tmp_path / "x", tiny_source(), resume=True)
+    run(tmp_path / "x", last, tokens=12 * 64)
+    assert trained_steps(first.opened[0]) == [1, 2, 3, 4]
+    assert trained_steps(last.opened[0]) == list(range(5, 13)) and last.opened[0].start.known == "its name"
+
+
+def test_a_run_that_is_finished_is_told_to_a_tracker_that_did_not_follow_it(tmp_path):
+    fit(tiny_recipe(), tmp_path / "x", tiny_source())
+    shelf = Shelf()
+    run(tmp_path / "x", shelf)
+    run(tmp_path / "x", shelf)
+    told, nothing_new = shelf.opened
+    assert trained_steps(told) == list(range(1, 13)) and told.closed is True
+    assert nothing_new.told == [] and nothing_new.start.known == "its name"
+
+
+def test_a_run_that_stops_early_is_finished_and_one_that_fails_is_not(tmp_path):
+    shelf = Shelf()
+    run(tmp_path / "x", shelf, evaluate_every=1, early_stopping=2, muon_rate=5.0, adamw_rate=5.0, embedding_rate=5.0)
+    (early,) = shelf.opened
+    assert early.closed is True and trained_steps(early)[-1] < 12
+    with pytest.raises(OSError), Followed(Silent(), {"fake": shelf}, tmp_path, {}) as progress:
+        progress.start("x", 12, 12)
+        raise OSError(28, "No space left on device")
+    assert shelf.opened[1].closed is False
+
+
+def test_how_far_a_tracker_was_told_is_noted_while_the_run_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "NOTED_SECONDS", -1.0)
+    noted = []
+
+    class Asks(Kept):
+        def scalars(self, values, step):
+            super().scalars(values, step)
+            noted.append(module._known(self.start.folder)["fake"])
+
+    run(tmp_path / "x", Shelf(Asks), tokens=2 * 64, evaluate_every=0)
+    assert noted == [("its name", 0), ("its name", 0)]
+    assert module._known(tmp_path / "x") == {"fake": ("its name", 2)}
 
 
 def broken(at):
@@ -169,13 +214,23 @@ def test_a_text_of_the_model_is_told_and_other_events_are_not(tmp_path):
 
 def test_a_name_that_is_no_tracker_is_refused_and_none_changes_nothing(tmp_path):
     shown = Silent()
-    assert followed(shown, [], tiny_recipe(), tmp_path) is shown
+    with followed(shown, [], tiny_recipe(), tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="--track comet: no such tracker; known: tensorboard, wandb, mlflow, trackio"):
         followed(shown, ["comet"], tiny_recipe(), tmp_path)
 
 
 def test_what_a_damaged_list_of_trackers_says_counts_as_nothing(tmp_path):
-    for text in ("", "[]", "{", '{"fake"'):
+    for text in (
+        "",
+        "[]",
+        "{",
+        '{"fake"',
+        '{"fake": "x"}',
+        '{"fake": {"run": "x"}}',
+        '{"fake": {"run": 1, "step": "a"}}',
+    ):
         (tmp_path / module.KNOWN).write_text(text)
         assert module._known(tmp_path) == {}
 

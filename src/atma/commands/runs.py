@@ -25,7 +25,7 @@ def run(
         sort: The column to sort by: newest, largest, fastest or lowest loss first.
         reverse: Sort the other way round.
         json: Print JSON, an object a run, in place of the table.
-        page: Also write the curves of all these runs beside each other to this .html file.
+        page: Also write the curves of all these runs beside each other to this .html file; its folder is made.
     """
     from atma.commands.suite import check_page, command_line
     from atma.runs.reading import find_runs, read_run

@@ -61,9 +61,11 @@ def told_trials(wanted: Mapping[int, int], trials: Mapping[int, int]) -> str:
 
 
 def check_page(page: Path | None) -> None:
-    """ValueError, before anything is measured, for a page that cannot be written because it is a folder."""
+    """ValueError, before anything is measured, for a page that is a folder or not called as a page."""
     if page is not None and page.is_dir():
         raise ValueError(f"--page {page}: a folder; name the .html file to write")
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--page {page}: a page is HTML; name a file that ends in .html")
 
 
 def command_line() -> str:

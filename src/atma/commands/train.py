@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from atma.config import Recipe, assign, from_dict, to_dict, with_words
+from atma.config import Recipe, assign, from_dict, load_values, to_dict, with_words
 from atma.strict import toml_value
 
 if TYPE_CHECKING:
-    from atma.train import Progress
+    from atma.train.trackers import Followed
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 FROM = tyro.conf.arg(name="from")
@@ -89,7 +89,8 @@ def run(
         progress = _progress(watching, chosen, folder)
         print(processor_threads.settle(machine.threads, recorded_threads(folder) if resume else 0), flush=True)
         try:
-            final = train(chosen, folder, resume, progress, machine.device, asked)
+            with progress:
+                final = train(chosen, folder, resume, progress, machine.device, asked)
         except Stopped as stopped:
             if os.environ.get("RANK", "0") == "0":
                 again = f"atma train --resume --out {shlex.quote(str(folder))}"
@@ -98,7 +99,7 @@ def run(
     ended(chosen, folder, final, machine.device, watching.evaluate)
 
 
-def _progress(watching: Watching, recipe: Recipe, folder: Path) -> "Progress":
+def _progress(watching: Watching, recipe: Recipe, folder: Path) -> "Followed":
     """What shows the run, and tells the trackers of it where this process speaks for all."""
     from atma.train import terminal_progress
     from atma.train.trackers import followed
@@ -121,6 +122,8 @@ def _chosen(recipe: Path | None, out: Path | None, resume: bool, assignments: tu
     from atma.train.start import load_run_recipe
 
     if recipe is not None:
+        if "sweep" in load_values(recipe):
+            raise ValueError(f"{recipe}: a sweep, which is run by: atma sweep run {shlex.quote(str(recipe))}")
         chosen = load_run_recipe(recipe, assignments)
     elif not resume or out is None:
         raise ValueError("name a recipe, such as own-data or my.toml; or a run to go on with: --resume --out runs/NAME")

@@ -12,7 +12,7 @@ What a value is: "model", "recipe", "key", "path", "choice" with its words behin
 import importlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +30,15 @@ def table(verbs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
     from atma.recipe_keys import recipe_keys
 
     found = dict(_of_verbs(verbs, ""))
-    found["models:"] = " ".join(packaged())
-    found["recipes:"] = " ".join(recipe_names())
+    found["models:"] = _one_word(packaged())
+    found["recipes:"] = _one_word(recipe_names())
     found["keys:"] = " ".join(recipe_keys())
     return found
+
+
+def _one_word(names: Iterable[str]) -> str:
+    """The names that are one word each: a clone's folder of recipes may hold others."""
+    return " ".join(name for name in names if len(name.split()) == 1)
 
 
 def _of_verbs(verbs: Mapping[str, tuple[str, str]], before: str) -> Iterator[tuple[str, str]]:

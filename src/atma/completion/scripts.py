@@ -9,28 +9,45 @@ from collections.abc import Mapping
 HEAD = "# Completion of atma {version}, made by `atma completion {shell}`; make it anew after an update.\n"
 
 BASH = r"""
+_atma_words() {  # those of the words of $1 that begin with what is typed, with $2 behind
+  local one
+  local -a all
+  read -r -a all <<< "$1"
+  for one in "${all[@]}"; do [[ "$one" == "$cur"* ]] && COMPREPLY+=("$one$2"); done
+}
+
+_atma_files() {  # files and folders, one a line, whatever is in their names
+  local one
+  compopt -o filenames 2>/dev/null
+  while IFS= read -r one; do
+    type compopt >/dev/null 2>&1 || printf -v one %q "$one"  # bash 3 does not quote them itself
+    COMPREPLY+=("$one")
+  done
+}
+
+_atma_runs() {  # run folders of runs/ that have a model
+  local one typed="${cur//\\/}"
+  typed="${typed#[\"\']}"
+  for one in runs/*/final; do [[ -d "$one" && "${one%/final}" == "$typed"* ]] && printf '%s\n' "${one%/final}"; done
+}
+
 _atma_kind() {  # what can stand for a value of a kind; $1 is the kind with its choices
-  local kind="${1%% *}" one
+  local kind="${1%% *}"
   case "$kind" in
-    choice) COMPREPLY+=($(compgen -W "${1#choice}" -- "$cur")) ;;
+    choice) _atma_words "${1#choice}" ;;
     key)
       _atma_table "keys:"
-      COMPREPLY+=($(compgen -S = -W "$REPLY" -- "$cur"))
+      _atma_words "$REPLY" =
       compopt -o nospace 2>/dev/null ;;
     model)
       _atma_table "models:"
-      COMPREPLY+=($(compgen -W "$REPLY" -- "$cur"))
-      for one in runs/*/final; do [[ -d "$one" && "${one%/final}" == "$cur"* ]] && COMPREPLY+=("${one%/final}"); done
-      compopt -o filenames 2>/dev/null
-      COMPREPLY+=($(compgen -d -- "$cur")) ;;
+      _atma_words "$REPLY"
+      _atma_files < <(_atma_runs; compgen -d -- "$cur") ;;
     recipe)
       _atma_table "recipes:"
-      COMPREPLY+=($(compgen -W "$REPLY" -- "$cur"))
-      compopt -o filenames 2>/dev/null
-      COMPREPLY+=($(compgen -f -X '!*.toml' -- "$cur") $(compgen -d -- "$cur")) ;;
-    path)
-      compopt -o filenames 2>/dev/null
-      COMPREPLY+=($(compgen -f -- "$cur")) ;;
+      _atma_words "$REPLY"
+      _atma_files < <(compgen -f -X '!*.toml' -- "$cur"; compgen -d -- "$cur") ;;
+    path) _atma_files < <(compgen -f -- "$cur") ;;
   esac
 }
 
@@ -46,7 +63,7 @@ _atma() {
   done
   _atma_table "verbs:$verb"
   if [[ -n "$REPLY" ]]; then
-    COMPREPLY=($(compgen -W "$REPLY --help" -- "$cur"))
+    _atma_words "$REPLY --help"
     return
   fi
   while ((i < COMP_CWORD)); do
@@ -68,7 +85,7 @@ _atma() {
   [[ "$cur" == "=" ]] && cur=""
   if [[ "$cur" == -* ]]; then
     _atma_table "options:$verb"
-    COMPREPLY=($(compgen -W "$REPLY" -- "$cur"))
+    _atma_words "$REPLY"
   elif [[ "$takes" != flag ]]; then
     _atma_kind "$kind"
   else
@@ -233,10 +250,24 @@ def script(shell: str, facts: Mapping[str, str], version: str) -> str:
 
 
 def _table(facts: Mapping[str, str]) -> str:
-    lines = [f'    "{key}") REPLY="{value}" ;;' for key, value in facts.items()]
+    lines = [f"    {_quoted(key)}) REPLY={_quoted(value)} ;;" for key, value in facts.items()]
     return "\n".join(["", "_atma_table() {", '  REPLY=""', '  case "$1" in', *lines, "  esac", "}", ""])
 
 
 def _fish_table(facts: Mapping[str, str]) -> str:
-    lines = [f"    case '{key.replace('*', chr(92) + '*')}'\n      echo '{value}'" for key, value in facts.items()]
+    lines = [f"    case {_fish_quoted(_literal(key))}\n      echo {_fish_quoted(text)}" for key, text in facts.items()]
     return "\n".join(["", "function __atma_table", "  switch $argv[1]", *lines, "  end", "end", ""])
+
+
+def _quoted(text: str) -> str:
+    """A text as bash and zsh read it."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def _fish_quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _literal(text: str) -> str:
+    """A pattern of fish that is this text alone."""
+    return text.replace("*", "\\*").replace("?", "\\?")

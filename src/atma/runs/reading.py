@@ -7,12 +7,12 @@ whose recipe or record cannot be read at all is "broken", with the reason.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import struct
 import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,10 @@ MOST_FOLDERS = 20_000
 """Folders that are looked into at the most."""
 MOST_HEAD = 100 << 20
 """Bytes of the head of a weights file that are read at the most."""
+MOST_COUNT, MOST_LOSS = 2**63, 1e30
+"""Steps, tokens and parameters, and a loss, from which on a file is damaged."""
+LEAST_SPEED, MOST_SPEED = 1e-6, 1e15
+"""Tokens a second beyond which they are left out."""
 
 
 class Point(NamedTuple):
@@ -64,7 +68,7 @@ class Run(NamedTuple):
         """Steps that the recipe asks for; None where it does not say."""
         table = self.recipe.get("train", {})
         tokens, batch = (table.get(key) for key in ("tokens", "batch_tokens"))
-        return -(-tokens // batch) if isinstance(tokens, int) and isinstance(batch, int) and batch > 0 else None
+        return -(-tokens // batch) if _counts(tokens, batch) and batch > 0 else None
 
     @property
     def tokens(self) -> int:
@@ -117,18 +121,19 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 def is_run(folder: Path) -> bool:
     """Whether a folder is one of `atma train`, whatever became of it."""
     marks = (METRICS, "checkpoints", "final", LOCK)
-    return (folder / RECIPE).is_file() and any((folder / mark).exists() for mark in marks)
+    return os.path.isfile(folder / RECIPE) and any(os.path.exists(folder / mark) for mark in marks)
 
 
 def read_run(folder: Path) -> Run:
     """The run in a folder."""
     recipe, why = _recipe(folder)
     train, valid, skipped = _points(folder / METRICS)
+    if not why and os.path.exists(folder / METRICS) and not os.path.isfile(folder / METRICS):
+        why = f"{METRICS}: not a file"
     if not why and skipped > 1 and not train:
         why = f"{METRICS}: none of its {skipped} lines is a row of a record"
     name = folder.resolve().name or str(recipe.get("name", "run"))
-    made = [path.stat().st_mtime for path in (folder / LOCK, folder / RECIPE) if path.exists()]
-    started = min(made, default=0.0)
+    started = min(filter(None, (_made(folder / one) for one in (LOCK, RECIPE))), default=0.0)
     state = "broken" if why else _state(folder, train, recipe)
     return Run(folder, name, state, why, recipe, train, valid, skipped, _parameters(folder), started)
 
@@ -149,9 +154,17 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _folders(path: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry for entry in path.iterdir() if os.path.isdir(entry) and not entry.name.startswith("."))
     except OSError:
         return []
+
+
+def _made(path: Path) -> float:
+    """When a file was written; 0 where that cannot be told."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _recipe(folder: Path) -> tuple[dict[str, Any], str]:
@@ -168,6 +181,8 @@ def _points(path: Path) -> tuple[list[Point], list[Point], int]:
     """Steps and validations of a record, and how many lines are neither rows nor the last, which may be cut short."""
     train, valid, skipped = list[Point](), list[Point](), 0
     seconds, before = 0.0, 0
+    if not os.path.isfile(path):  # to open a pipe is to wait for who writes into it
+        return train, valid, skipped
     with contextlib.suppress(OSError), open(path, "rb") as file:
         for line in file:
             row = _row(line)
@@ -189,17 +204,19 @@ def _row(line: bytes) -> tuple[str, int, int, float | None, float] | None:
     """Kind, step, tokens, loss and tokens a second of a line; None where it is no row."""
     try:
         row = json.loads(line)
-        loss = row.get("loss")
-        loss = float(loss) if loss is not None else None
-        return (
-            str(row["kind"]),
-            int(row["step"]),
-            int(row.get("tokens", 0)),
-            loss,
-            float(row.get("tokens_per_second", 0)),
-        )
+        step, tokens, loss = int(row["step"]), int(row.get("tokens", 0)), row.get("loss")
+        speed = float(row.get("tokens_per_second", 0))
+        if not _counts(step, tokens):
+            return None
+        loss = float(loss) if loss is not None and abs(float(loss)) <= MOST_LOSS else None
+        return str(row["kind"]), step, tokens, loss, speed if LEAST_SPEED <= speed <= MOST_SPEED else 0.0
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
+
+
+def _counts(*values: Any) -> bool:
+    """Whether these are counts."""
+    return all(isinstance(value, int) and 0 <= value < MOST_COUNT for value in values)
 
 
 def _state(folder: Path, train: list[Point], recipe: dict[str, Any]) -> State:
@@ -208,9 +225,9 @@ def _state(folder: Path, train: list[Point], recipe: dict[str, Any]) -> State:
     last = train[-1].step if train else 0
     kept = _json(folder / "final" / "config.json").get("extra", {})
     made = kept.get("step") if isinstance(kept, dict) else None
-    if (folder / "final" / "config.json").is_file() and (not isinstance(made, int) or made >= last):
+    if os.path.isfile(folder / "final" / "config.json") and (not isinstance(made, int) or made >= last):
         return "finished"
-    return "stopped" if train or (folder / "checkpoints").is_dir() else "begun"
+    return "stopped" if train or os.path.isdir(folder / "checkpoints") else "begun"
 
 
 def _held(path: Path) -> bool:
@@ -219,7 +236,7 @@ def _held(path: Path) -> bool:
     To look is to share it for a moment, for which whoever wants to train there waits.
     """
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -235,26 +252,33 @@ def _held(path: Path) -> bool:
 
 def _parameters(folder: Path) -> int | None:
     """Numbers of the final model, or of the newest checkpoint, by the heads of its weights files."""
-    for place in [folder / "final", *sorted(folder.glob("checkpoints/step-*"), reverse=True)]:
-        sizes = [_numbers(path) for path in sorted(place.glob("model*.safetensors"))]
-        if sizes and None not in sizes:
-            return sum(size for size in sizes if size is not None)
+    with contextlib.suppress(OSError):
+        for place in [folder / "final", *sorted(folder.glob("checkpoints/step-*"), reverse=True)]:
+            sizes = [_numbers(path) for path in sorted(place.glob("model*.safetensors"))]
+            if sizes and None not in sizes:
+                return sum(size for size in sizes if size is not None)
     return None
 
 
 def _numbers(path: Path) -> int | None:
+    if not os.path.isfile(path):
+        return None
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > MOST_HEAD:
                 return None
             head = json.loads(file.read(length))
-        return sum(prod(one["shape"]) for name, one in head.items() if name != "__metadata__")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
+        shapes = [one["shape"] for name, one in head.items() if name != "__metadata__"]
+        count = sum(math.prod(shape) for shape in shapes) if all(_counts(*shape) for shape in shapes) else None
+        return count if _counts(count) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, struct.error):
         return None
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -2,7 +2,8 @@
 
 Each has a thread of its own and a queue, so that a slow one does not slow the run; and whatever goes wrong with one (it
 is not installed, there is no network, the disk is full) is told in one line, and the run goes on without it. A run that
-goes on later goes on in the same run of the tracker: `trackers.json` in the run folder says which that is.
+goes on later goes on in the same run of the tracker: `trackers.json` in the run folder says which that is, and up to
+which step it was told, so that it is told first what it lacks.
 """
 
 import json
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from atma.config import Recipe
 from atma.strict import to_dict
@@ -26,6 +27,10 @@ CLOSING_SECONDS = 30.0
 """That all trackers together have at the end of a run."""
 IDLE_SECONDS = 1.0
 """Without a row after which a tracker writes out what it has."""
+NOTED_SECONDS = 10.0
+"""Between two notes of how far a tracker was told."""
+WHOLE = sys.maxsize
+"""A step beyond every record."""
 
 
 class Tracker(Protocol):
@@ -45,7 +50,7 @@ class Start(NamedTuple):
     settings: dict[str, Any]
     """Those of the recipe, as "train.tokens"."""
     done: int
-    """Steps made before: what was tracked of later ones is made again."""
+    """Steps that it was told of before: what was tracked of later ones is told again."""
     known: str | None
     """What the tracker called the run when it followed it before."""
 
@@ -66,58 +71,70 @@ def openers() -> dict[str, Opener]:
     }
 
 
-def followed(progress: Progress, names: Sequence[str], recipe: Recipe, folder: Path) -> Progress:
+def followed(progress: Progress, names: Sequence[str], recipe: Recipe, folder: Path) -> "Followed":
     """The progress, its rows told to the named trackers too. ValueError: there is no tracker of a name."""
     known = openers()
     for name in names:
         if name not in known:
             raise ValueError(f"--track {name}: no such tracker; known: {', '.join(known)}")
     chosen = {name: known[name] for name in dict.fromkeys(names)}
-    return Followed(progress, chosen, folder, _flat(to_dict(recipe))) if chosen else progress
+    return Followed(progress, chosen, folder, _flat(to_dict(recipe)))
 
 
 class Followed:
-    """Shows what `progress` shows, and tells trackers the same rows."""
+    """Shows what `progress` shows, and tells trackers the same rows.
+
+    To be used with the `with` statement around the run: a run that raises nothing in it is finished, and where it had
+    nothing left to do its trackers are told what they lack of its record.
+    """
 
     def __init__(
         self, progress: Progress, chosen: Mapping[str, Opener], folder: Path, settings: dict[str, Any]
     ) -> None:
         self._progress, self._chosen, self._folder, self._settings = progress, chosen, folder, settings
         self._followers: list[Follower] = []
-        self._steps, self._last = 0, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        finished = kind is None
+        if finished and not self._followers:
+            self._follow("run", WHOLE)
+        until = time.monotonic() + CLOSING_SECONDS
+        for follower in self._followers:
+            follower.end(finished)
+        for follower in self._followers:
+            follower.wait(until)
+        self._followers = []
 
     def start(self, name: str, steps: int, done: int) -> None:
         self._progress.start(name, steps, done)
-        self._steps, self._last = steps, done
-        known, lock = _known(self._folder), threading.Lock()
-        called = self._folder.resolve().name or name
-        for one, opener in self._chosen.items():
-            start = Start(self._folder, called, self._settings, done, known.get(one))
-            self._followers.append(Follower(one, opener, start, lock))
+        self._follow(name, done)
 
     def show(self, row: dict[str, Any]) -> None:
         self._progress.show(row)
-        self._last = row["step"]
         for follower in self._followers:
             follower.tell(row)
 
     def stop(self) -> None:
-        try:
-            until = time.monotonic() + CLOSING_SECONDS
-            for follower in self._followers:
-                follower.end(self._last == self._steps)
-            for follower in self._followers:
-                follower.wait(until)
-            self._followers = []
-        finally:
-            self._progress.stop()
+        self._progress.stop()
+
+    def _follow(self, name: str, done: int) -> None:
+        known, lock = _known(self._folder), threading.Lock()
+        called = self._folder.resolve().name or name
+        for one, opener in self._chosen.items():
+            before, told = known.get(one, (None, 0))
+            start = Start(self._folder, called, self._settings, min(told, done), before)
+            self._followers.append(Follower(one, opener, start, done, lock))
 
 
 class Follower:
-    """One tracker on its thread."""
+    """One tracker on its thread. `done`: steps that the run made before, which stand in its record."""
 
-    def __init__(self, name: str, opener: Opener, start: Start, lock: threading.Lock) -> None:
-        self.name, self._opener, self._start, self._lock = name, opener, start, lock
+    def __init__(self, name: str, opener: Opener, start: Start, done: int, lock: threading.Lock) -> None:
+        self.name, self._opener, self._start, self._done, self._lock = name, opener, start, done, lock
+        self._called, self._told, self._noted, self._noted_at = "", start.done, -1, 0.0
         self._rows: queue.Queue[dict[str, Any] | bool] = queue.Queue(ROOM)
         self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"atma-track-{name}", daemon=True)
@@ -133,7 +150,7 @@ class Follower:
             self._give_up(f"is too slow: {ROOM:,} rows wait for it")
 
     def end(self, finished: bool) -> None:
-        """No more rows come; `finished` says whether the run has made all its steps."""
+        """No more rows come; `finished` says whether the run has come to its end."""
         if self._given_up.is_set():
             return
         try:
@@ -151,29 +168,46 @@ class Follower:
 
     def _follow(self) -> None:
         try:
-            tracker, called = self._opener(self._start)
-            _remember(self._start.folder, self.name, called, self._lock)
+            tracker, self._called = self._opener(self._start)
+            self._note(self._told)
             self._catch_up(tracker)
             while not self._given_up.is_set():
                 try:
                     row = self._rows.get(timeout=IDLE_SECONDS)
                 except queue.Empty:
-                    tracker.flush()
+                    self._write_out(tracker)
                     continue
                 if isinstance(row, bool):
                     tracker.close(row)
+                    self._note(self._told)
                     return
-                track(tracker, row)
+                self._track(tracker, row)
+                if time.monotonic() - self._noted_at > NOTED_SECONDS:
+                    self._write_out(tracker)
         except (Exception, SystemExit) as error:  # of others' code, whatever it is
             self._give_up(" ".join(str(error).split())[:300] or type(error).__name__)
 
     def _catch_up(self, tracker: Tracker) -> None:
-        """What the run did before this tracker followed it."""
+        """What the run did while this tracker did not follow it."""
         start = self._start
-        if start.known is None and start.done and (start.folder / NAME).is_file():
+        if start.done < self._done and (start.folder / NAME).is_file():
             for row in read_record(start.folder):
-                if row["step"] <= start.done:
-                    track(tracker, row)
+                if start.done < row["step"] <= self._done:
+                    self._track(tracker, row)
+
+    def _track(self, tracker: Tracker, row: Mapping[str, Any]) -> None:
+        track(tracker, row)
+        self._told = max(self._told, row["step"])
+
+    def _write_out(self, tracker: Tracker) -> None:
+        tracker.flush()
+        self._note(max(self._start.done, self._told - 1))  # more may come of the last step, a validation
+
+    def _note(self, step: int) -> None:
+        self._noted_at = time.monotonic()
+        if step != self._noted:
+            _remember(self._start.folder, self.name, self._called, step, self._lock)
+            self._noted = step
 
     def _give_up(self, reason: str) -> None:
         if not self._given_up.is_set():
@@ -191,20 +225,24 @@ def track(tracker: Tracker, row: Mapping[str, Any]) -> None:
         tracker.text(f"sample/{row['prompt'] or 'beginning'}", f"{row['prompt']}{row['text']}", row["step"])
 
 
-def _known(folder: Path) -> dict[str, str]:
-    """What trackers call the run in a folder; a file that says nothing of it counts as none."""
+def _known(folder: Path) -> dict[str, tuple[str, int]]:
+    """What trackers call the run in a folder and the last step they were told; what says nothing of it counts as none.
+
+    The file is {"tensorboard": {"run": "tensorboard", "step": 2000}}.
+    """
     try:
         found = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {name: (str(one["run"]), int(one["step"])) for name, one in found.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def _remember(folder: Path, name: str, called: str, lock: threading.Lock) -> None:
+def _remember(folder: Path, name: str, called: str, step: int, lock: threading.Lock) -> None:
     with lock:
-        known = _known(folder) | {name: called}
+        known = _known(folder) | {name: (called, step)}
+        told = {one: {"run": run, "step": last} for one, (run, last) in known.items()}
         new = folder / f".{KNOWN}.new"
-        new.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         new.replace(folder / KNOWN)
 
 
