@@ -138,3 +138,10 @@ def test_names_alone_of_what_grows_mean_the_last_axis_but_one(tmp_path):
     assert wider.seen.shape == (1, 3, 7, 5) and not wider.seen[:, :, 2:].any()
     trees.save(wider, tmp_path / "s")
     assert torch.equal(trees.load(tmp_path / "s", state)[0].seen, wider.seen)
+
+
+def test_a_saved_state_comes_to_the_device_of_the_model_that_goes_on_with_it(advanced, tmp_path):
+    model, state = advanced
+    trees.save(state, tmp_path / "state.safetensors")
+    loaded, _ = trees.load(tmp_path / "state.safetensors", model.to("meta").init_state(1, 1))
+    assert {x.device.type for x in trees.tensors(loaded)} == {"meta"}

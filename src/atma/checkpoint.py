@@ -162,8 +162,8 @@ def load_info(folder: str | Path) -> dict[str, Any]:
     if values.get("format") != FORMAT:
         found = values.get("format")
         raise ValueError(
-            f"{folder / 'config.json'}: format {found!r}, not '{FORMAT}'; import it: `atma import hf:{folder} OUT` one of "
-            f"transformers, `atma import {folder} OUT` a published one"
+            f"{folder / 'config.json'}: format {found!r}, not '{FORMAT}'; import it: `atma import hf:{folder} OUT` if "
+            f"it is of transformers, `atma import {folder} OUT` if it is a published one"
         )
     return values
 

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from atma.checkpoint import load_model, save_model
+from atma.cli import main
 from atma.config import preset as model_preset
 from atma.data import corpus as corpus_module
 from atma.data.dataset import TokenSet
@@ -332,3 +333,16 @@ def test_what_was_made_is_told_with_how_many_documents_reach_which_length(prepar
     assert "1.00 bytes a token" in told
     assert long_documents(np.array([1023])) == {}
     assert long_documents(np.array([1024, 4096])) == {"1024": 2, "2048": 1, "4096": 1}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.35, 0.4, 0.12, 0.03, 0.25, 0.5])
+def test_no_document_is_dropped_whatever_the_share(corpus, tmp_path, share):
+    prepare(corpus, tmp_path / "out", Preparation(validation_share=share))
+    train, validation = TokenSet.open(tmp_path / "out"), TokenSet.open(tmp_path / "out", "validation")
+    assert train.documents + validation.documents == 60
+    assert validation.documents == pytest.approx(60 * share, abs=6)
+
+
+def test_a_vocabulary_is_for_a_tokenizer_that_is_trained(corpus, tmp_path, capsys):
+    assert main(["prepare", str(corpus), "--out", str(tmp_path / "out"), "--vocab-size", "4096"]) == 2
+    assert "--vocab-size 4096 is for --tokenizer bpe, not bytes" in capsys.readouterr().err

@@ -179,3 +179,20 @@ def test_a_model_of_transformers_is_measured_alike(place, tmp_path) -> None:
     assert "llama: loss" in results.table()
     measured = atma.Measured(f"hf:{folder}", dtype="float64")
     assert atma.measure(measured, [64], documents=1, trials=0).rows[0]["provenance"]["dtype"] == "float64"
+
+
+def test_a_model_of_transformers_is_measured_by_length_and_drawn(place, tmp_path, capsys) -> None:
+    made("lfm2", tmp_path / "theirs")
+    page, sizes = tmp_path / "lengths.html", ["--documents", "2", "--needle-trials", "2", "--no-junk"]
+    assert main(["eval", "lengths", f"hf:{tmp_path / 'theirs'}", "--lengths", "256", *sizes, "--page", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "theirs on " in said and f"page: {page}" in said and "theirs" in page.read_text()
+    assert main(["eval", "lengths", "nano", "--page", str(tmp_path / "page.txt")]) == 2
+    assert "page.txt" in capsys.readouterr().err
+
+
+def test_tokenizers_that_differ_are_told_beside_nats(place, results) -> None:
+    rows = [row | {"provenance": row["provenance"] | {"tokenizer_sha256": "other"}} for row in results.rows]
+    both = results + atma.Results([results.parts[0]._replace(rows=rows)])
+    assert "compare the shapes" in both.curve("fixed").title and "compare" not in results.curve("fixed").title
+    assert "(" in results.table()

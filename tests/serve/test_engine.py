@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from atma.config import ModelConfig
+from atma.model import Model
 from atma.serve import sampler
 from atma.serve.engine import Engine
 from atma.serve.request import Request, RequestError
@@ -468,3 +470,11 @@ def test_a_request_whose_token_cannot_be_chosen_ends_alone(engine, monkeypatch) 
 
 def test_any_text_may_be_a_salt(engine) -> None:
     assert _answer(engine, Request("a", max_tokens=1, salt="\ud800")).finish_reason in ("length", "stop")
+
+
+def test_a_model_without_pages_keeps_as_many_states_as_its_budget_has_room_for() -> None:
+    config = ModelConfig(257, width=16, depth=2, pattern=("gated_conv",))
+    small = EngineConfig(memory_bytes=64 << 20)
+    engine = Engine(Model(config, torch.Generator().manual_seed(0)), byte_tokenizer(), small)
+    assert engine.store.budget.cache_bytes < small.memory_bytes < small.cache_bytes
+    assert len(_answer(engine, Request("some text", max_tokens=3, ignore_end=True)).tokens) == 3
