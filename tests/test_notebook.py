@@ -51,17 +51,18 @@ def test_a_bar_leaves_nothing_behind(shown) -> None:
     assert shown[-1] == ""
 
 
-def test_a_training_leaves_its_last_line(shown) -> None:
+def test_a_training_leaves_its_last_line_and_what_happened(shown, capsys) -> None:
     bar = terminal_progress()
     assert isinstance(bar, NotebookBar)
     bar.start("mine", 2, 0)
     row = {"kind": "train", "step": 2, "loss": 1.5, "tokens_per_second": 10.0}
     for one in (
         row | {"step": 1},
-        {"kind": "event", "step": 1, "event": "-"},
+        {"kind": "event", "step": 1, "event": "resumed at step 1"},
         row,
         {"kind": "validation", "loss": 2.0},
     ):
         bar.show(one)
     bar.stop()
     assert shown[-1] == '<span style="font-size:90%">mine: step 2 of 2, loss 1.500, validation 2.000</span>'
+    assert capsys.readouterr().out == "step 1: resumed at step 1\n"

@@ -11,7 +11,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,6 +98,26 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return "inf" if value == math.inf else value
+
+
+def as_list(value: object) -> list[Any] | None:
+    """What a sequence, array or tensor holds, arrays inside it as lists; None for a text, bytes and anything else."""
+    value = _listed(value)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
+        return None
+    return [_listed(item) for item in value]
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, memoryview) else value
+
+
+def whole_numbers(value: object) -> list[int] | None:
+    """The whole numbers that a sequence, array or tensor holds, as Python's own; None for anything else."""
+    listed = as_list(value)
+    if listed is None or not all(isinstance(one, numbers.Integral) and not isinstance(one, bool) for one in listed):
+        return None
+    return [int(one) for one in listed]
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:

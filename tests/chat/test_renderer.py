@@ -32,6 +32,28 @@ def test_after_an_answer_that_is_too_long_the_next_chats_have_their_own(monkeypa
         assert [rendered(one, each) for each in "bcd"] == ["<b>", "<c>", "<d>"]
 
 
+def interrupted(*_: object) -> bytes:
+    raise KeyboardInterrupt
+
+
+def test_after_an_interruption_the_next_chats_have_their_own(monkeypatch):
+    with Renderer(Template(SLOW, "test", {}, ())) as one:
+        monkeypatch.setattr(Renderer, "_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rendered(one, "a")
+        monkeypatch.undo()
+        assert [rendered(one, each) for each in "bcd"] == ["<b>", "<c>", "<d>"]
+
+
+def test_an_interruption_while_it_begins_leaves_no_process(monkeypatch):
+    with Renderer(Template(SLOW, "test", {}, ())) as one:
+        one.close()
+        monkeypatch.setattr(Renderer, "_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rendered(one, "a")
+        assert one._process is None
+
+
 def test_a_process_that_ended_is_begun_again():
     with Renderer(Template(SLOW, "test", {}, ())) as one:
         assert one._process is not None

@@ -4,6 +4,7 @@ import importlib.util
 import sysconfig
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import atma
@@ -130,6 +131,12 @@ def test_rows_are_saved_and_read_again_and_charts_become_a_page(results, tmp_pat
         atma.Results.read(tmp_path / "none.jsonl")
 
 
+def test_one_length_depth_and_task_need_no_list_and_arrays_are_lists(place) -> None:
+    one = atma.measure(place / "tiny", 256, documents=0, trials=1, depths=50, tasks="niah")
+    several = atma.measure(place / "tiny", np.array([256]), documents=0, trials=1, depths=[np.int64(50)])
+    assert one.rows == several.rows
+
+
 def test_one_half_may_be_left_out(place) -> None:
     losses = atma.measure(place / "tiny", [64], documents=1, trials=0, data=place / "data")
     assert {row["kind"] for row in losses.rows} == {"nested", "position", "fixed", "summary"}
@@ -151,6 +158,12 @@ def test_one_half_may_be_left_out(place) -> None:
         ({"depths": [101]}, "percentages"),
         ({"tasks": ["needle"]}, "no retrieval task 'needle'"),
         ({"model": "no-such"}, "no such model folder"),
+        ({"lengths": ["a"]}, "'lengths' must be a whole number or a list of them"),
+        ({"lengths": None}, "'lengths' must be a whole number or a list of them"),
+        ({"depths": [0.5]}, "'depths' must be a whole number or a list of them"),
+        ({"trials": "8"}, "'trials' must be 0 or more, not '8'"),
+        ({"tasks": [5]}, "'tasks' must be a task's name or a list of them"),
+        ({"tasks": "needle"}, "no retrieval task 'needle'"),
     ],
 )
 def test_what_cannot_be_measured_is_told_first(place, wrong, told) -> None:

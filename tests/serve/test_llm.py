@@ -2,7 +2,9 @@
 
 import gc
 
+import numpy as np
 import pytest
+import torch
 
 from atma.checkpoint import save_model
 from atma.serve.completion import Completion
@@ -39,6 +41,25 @@ def test_token_ids_are_one_prompt_and_lists_of_them_several(llm) -> None:
     ids = [256, *b"abc"]
     assert llm.generate(ids, GREEDY).tokens == llm.generate("abc", GREEDY).tokens
     assert [one.tokens for one in llm.generate([ids], GREEDY)] == [llm.generate(ids, GREEDY).tokens]
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple, lambda ids: list(np.array(ids))])
+def test_token_ids_may_be_an_array_or_a_tensor(llm, kind) -> None:
+    ids = [256, *b"abc"]
+    expected = llm.generate(ids, GREEDY)
+    assert llm.generate(kind(ids), GREEDY).tokens == expected.tokens
+    assert llm.generate([kind(ids)], GREEDY)[0].tokens == expected.tokens
+    assert "".join(llm.stream(kind(ids), GREEDY)) == expected.text
+
+
+def test_rows_of_an_array_are_several_prompts(llm) -> None:
+    assert len(llm.generate(np.array([[256, 97], [256, 98]]), GREEDY)) == 2
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"abc", ["a", 5], [1.5], {"a": 1}, [True], np.array([0.5])])
+def test_what_is_no_prompt_is_told(llm, wrong) -> None:
+    with pytest.raises(RequestError, match="a prompt must be a text or a list of token ids, not"):
+        llm.generate(wrong)
 
 
 def test_a_completion_prints_as_its_text_and_says_what_it_is(llm) -> None:
@@ -87,6 +108,7 @@ def test_a_stream_that_is_left_holds_nothing(llm, leave: str) -> None:
     else:
         del stream
         gc.collect()
+        assert free() == (1, 0), "not before the next call"
         llm.generate("b", GREEDY, max_tokens=1)
     assert free() == (0, 0)
     assert not llm.engine.answers.handles
@@ -157,11 +179,12 @@ def test_a_closed_llm_takes_no_more_and_ends_its_processes(folder) -> None:
     assert renderer._process is None
     with pytest.raises(RequestError, match="closed"):
         llm.generate("abc")
+    with pytest.raises(RequestError, match="closed"):
+        llm.chat(CHAT, GREEDY, template="plain")
+    assert not llm._renderers
 
 
 def test_type_device_and_threads_may_be_chosen(folder) -> None:
-    import torch
-
     before = torch.get_num_threads()
     with LLM(folder, SMALL, dtype="float64", device="cpu", threads=1) as llm:
         assert "float64 on cpu" in repr(llm)

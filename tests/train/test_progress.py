@@ -6,13 +6,28 @@ import re
 import pytest
 import rich.console
 
-from atma.train.progress import Bar
+from atma.train.progress import Bar, Lines
+from atma.train.samples import Sample
 
 ROWS = [
     {"kind": "train", "step": 3, "loss": 2.345, "tokens_per_second": 12345.0},
     {"kind": "validation", "step": 3, "loss": 2.5},
     {"kind": "train", "step": 400, "loss": 2.125, "tokens_per_second": 12345.0},
 ]
+
+
+@pytest.mark.parametrize("kind", ["lines", "bar", "narrow bar"])
+def test_a_sample_that_the_output_cannot_write_stops_no_run(kind, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    width = 40 if kind == "narrow bar" else 100
+    console = rich.console.Console(file=out, width=width, force_terminal=True, _environ={"TERM": "xterm"})
+    monkeypatch.setattr("rich.console.Console", lambda: console)
+    shown = Lines(out) if kind == "lines" else Bar()
+    shown.start("prüfung", 400, 0)
+    for row in [Sample(3, "a", "\u6f22\x1b").row(), *ROWS]:
+        shown.show(row)
+    shown.stop()
+    assert "a???" in out.buffer.getvalue().decode("ascii")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 160])

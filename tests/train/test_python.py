@@ -5,10 +5,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 import atma
 from atma.cli import main
 from atma.config import load_recipe
+from atma.threads import Choice
 from atma.train.python import recipe_from
 
 RECIPE = {"name": "small", "model": {"preset": "nano-test"}, "data": {"path": "data"}, "train": {"length": 64}}
@@ -32,7 +34,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(place):
-    return atma.train_model(RECIPE, "runs/dict", set=SET)
+    return atma.train_model(RECIPE, "runs/dict", set=SET, threads=1)
 
 
 def test_a_dict_a_file_and_a_recipe_are_the_same_run_as_the_commands(place, run) -> None:
@@ -66,6 +68,38 @@ def test_a_finished_run_goes_on_and_a_folder_is_opened_again(run) -> None:
     longer = atma.train_model(RECIPE, "runs/dict", set=SET | {"train.tokens": 1280}, resume=True)
     assert longer.record[-1]["step"] == 5
     assert atma.TrainingRun("runs/dict").recipe.train.tokens == 1280
+
+
+def test_threads_are_chosen_as_by_the_command_and_the_process_has_its_own_again(run, monkeypatch) -> None:
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr("atma.train.python.train", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr("atma.train.python.recorded_threads", lambda _: before + 2)
+    monkeypatch.setattr("atma.threads.measure", lambda _: Choice(before + 3, "measured"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    atma.train_model(RECIPE, run.folder, threads=before + 1)
+    atma.train_model(RECIPE, run.folder, resume=True)
+    atma.train_model(RECIPE, run.folder)
+    assert seen == [before + 1, before + 2, before + 3]
+    assert torch.get_num_threads() == before
+
+
+def test_a_device_that_is_not_there_is_told_before_a_folder_is_taken(place) -> None:
+    with pytest.raises(ValueError, match="device cuda:99: not on this machine"):
+        atma.train_model(RECIPE, "runs/device", set=SET, device="cuda:99")
+    assert not Path("runs/device").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"recipe": None}, "'recipe' must be a shipped recipe's name.*not None"),
+        ({"set": ["train.tokens"]}, "'set' must be a dict"),
+        ({"threads": 0}, "'threads' must be at least 1, not 0"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(place, wrong, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        atma.train_model(**{"recipe": RECIPE, "out": "runs/none"} | wrong)
 
 
 def test_what_is_wrong_is_told(place) -> None:

@@ -3,13 +3,14 @@
 The server has a renderer of its own beside this one, which does not wait (atma.serve.http.templates).
 """
 
+import contextlib
 import json
 import os
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atma.chat.template import WORKER, Template
@@ -51,11 +52,8 @@ class Renderer:
         request |= {"tools": None, "documents": None, "generation_begin": marks[0], "generation_end": marks[1]}
         if self._process is None:
             self._begin()
-        try:
+        with self._ended_by_errors("the chat template does not render it"):
             answer = self._ask(request)
-        except (OSError, EOFError, ValueError) as error:
-            self.close()  # what it still writes would be taken for the answer to the next request
-            raise ValueError(f"the chat template does not render it: {error}") from None
         if "error" in answer:
             raise ValueError(f"the chat template does not render it: {answer['error']}")
         return answer["text"]
@@ -71,14 +69,24 @@ class Renderer:
             start_new_session=True,
             bufsize=0,
         )
-        try:
+        with self._ended_by_errors(f"{self.template.source}: the chat template cannot be used"):
             self._told(START_SECONDS)
             answer = self._ask({"template": self.template.text})
             if "error" in answer:
                 raise ValueError(answer["error"])
+
+    @contextlib.contextmanager
+    def _ended_by_errors(self, problem: str) -> Iterator[None]:
+        """End the process with whatever goes wrong, Ctrl-C too: what it still writes would be taken for the answer to
+        the next request. ValueError, behind `problem`, where the process or the template is at fault."""
+        try:
+            yield
         except (OSError, EOFError, ValueError) as error:
             self.close()
-            raise ValueError(f"{self.template.source}: the chat template cannot be used: {error}") from None
+            raise ValueError(f"{problem}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process is not None and self._process.stdin is not None

@@ -4,6 +4,7 @@ The measurements are those of `atma eval lengths` and `atma eval retrieval`, mad
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -12,6 +13,7 @@ from atma.eval.language_model import LanguageModel, OwnModel
 from atma.eval.measured import Measured
 from atma.eval.results_table import Part, Results
 from atma.eval.retrieval.suite import Retrieval
+from atma.strict import as_list, whole_numbers
 
 if TYPE_CHECKING:
     from atma.data.dataset import TokenSet
@@ -31,12 +33,12 @@ class _Text(NamedTuple):
 
 def measure(
     model: "str | Path | Loaded | Measured | TrainingRun" = "nano",
-    lengths: Sequence[int] = (256, 1024, 4096),
+    lengths: int | Sequence[int] = (256, 1024, 4096),
     *,
     documents: int = 8,
     trials: int = 8,
-    depths: Sequence[int] = (10, 50, 90),
-    tasks: Sequence[str] = ("niah",),
+    depths: int | Sequence[int] = (10, 50, 90),
+    tasks: str | Sequence[str] = ("niah",),
     data: str | Path | None = None,
     out: str | Path | None = None,
 ) -> "Results":
@@ -72,27 +74,46 @@ def measure(
 
 
 def _plans(
-    lengths: Sequence[int], documents: int, trials: int, depths: Sequence[int], tasks: Sequence[str]
+    lengths: int | Sequence[int],
+    documents: int,
+    trials: int,
+    depths: int | Sequence[int],
+    tasks: str | Sequence[str],
 ) -> tuple[EvaluationConfig | None, Retrieval | None]:
     """What is measured, checked. ValueError: nothing, or an argument out of bounds."""
     for name, count in (("documents", documents), ("trials", trials)):
-        if count < 0:
-            raise ValueError(f"'{name}' must be 0 or more, not {count}")
+        if not isinstance(count, Integral) or count < 0:
+            raise ValueError(f"'{name}' must be 0 or more, not {count!r}")
+    documents, trials = int(documents), int(trials)
     if documents == trials == 0:
         raise ValueError("nothing to measure: 'documents' and 'trials' are both 0; raise one of them")
-    every = tuple(lengths)
+    every, at, names = _numbers("lengths", lengths), _numbers("depths", depths), _names(tasks)
     losses = None
     if documents:
         targets = min(EvaluationConfig.target_tokens, *every) if every else 1
         losses = EvaluationConfig(every, documents, targets, needle_trials=0, junk=False)
     if not trials:
         return losses, None
-    for name, chosen in (("lengths", lengths), ("depths", depths), ("tasks", tasks)):
+    for name, chosen in (("lengths", every), ("depths", at), ("tasks", names)):
         if not chosen:
-            raise ValueError(f"'{name}' must be one or more, not {tuple(chosen)!r}")
-    return losses, Retrieval(
-        tasks=tuple(tasks), haystacks=("natural",), lengths=every, depths=tuple(depths), per_cell=trials
-    )
+            raise ValueError(f"'{name}' must be one or more, not {chosen!r}")
+    return losses, Retrieval(tasks=names, haystacks=("natural",), lengths=every, depths=at, per_cell=trials)
+
+
+def _numbers(name: str, given: int | Sequence[int]) -> tuple[int, ...]:
+    """One or several. ValueError: they are no whole numbers."""
+    every = whole_numbers([given] if isinstance(given, Integral) else given)
+    if every is None:
+        raise ValueError(f"'{name}' must be a whole number or a list of them, not {given!r}")
+    return tuple(every)
+
+
+def _names(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    """One or several. ValueError: they are no texts."""
+    every = [tasks] if isinstance(tasks, str) else as_list(tasks)
+    if every is None or not all(isinstance(one, str) for one in every):
+        raise ValueError(f"'tasks' must be a task's name or a list of them, not {tasks!r}")
+    return tuple(every)
 
 
 def _model(model: "str | Path | Loaded | Measured | TrainingRun") -> LanguageModel:

@@ -76,13 +76,17 @@ class Engine:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
         return prompt_tokens(request, self.tokenizer, self.store.longest_text)
 
+    def check_open(self) -> None:
+        """RequestError "closed": it takes no more."""
+        if self._closed:
+            raise RequestError("closed", "the engine is closed")
+
     def submit(self, request: Request, tokens: list[int] | None = None, keep: bool = True) -> Handle:
         """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full.
 
         `keep` False: its events are read as they come, and the handle holds no answer.
         """
-        if self._closed:
-            raise RequestError("closed", "the engine is closed")
+        self.check_open()
         tokens = self.prepare(request) if tokens is None else tokens
         identity = uuid.uuid4().hex if request.id is None else request.id
         if identity in self.answers.handles:

@@ -6,10 +6,11 @@
 One prompt gives one `Completion`, a list of prompts a list of them.
 """
 
+import reprlib
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 from atma.chat.asking import Message, chat_ids, chat_template
 from atma.chat.renderer import Renderer
@@ -20,17 +21,18 @@ from atma.loading import dtype_of, load
 from atma.serve.completion import Completion
 from atma.serve.engine import Engine
 from atma.serve.handle import Handle
-from atma.serve.request import Request
+from atma.serve.request import Request, RequestError
 from atma.serve.settings import EngineConfig
 from atma.serve.stream import CompletionStream, Steps
 from atma.settings import Settings, SettingsOptions, merged
 from atma.stop_tokens import declared
+from atma.strict import as_list, whole_numbers
 
 if TYPE_CHECKING:
     import torch
 
 Prompt = str | Sequence[int]
-"""A text, or token ids, which are read exactly as they are."""
+"""A text, or token ids, which are read exactly as they are: a list; an array or tensor of them is understood too."""
 
 
 class LLM:
@@ -73,7 +75,7 @@ class LLM:
         self.engine = Engine(loaded.model, loaded.tokenizer, config, keep_model=False)
         self._steps = Steps(self.engine)
         self._renderers: dict[str, Renderer] = {}
-        self._finalizer = weakref.finalize(self, _close, self._renderers)
+        weakref.finalize(self, _close, self._renderers)
 
     @overload
     def generate(
@@ -96,9 +98,10 @@ class LLM:
         prompt, and told in `Completion.error` for one of a list.
         """
         chosen = merged(settings, options)
-        if not _is_one(prompts):
-            return self._all([self.request(prompt, chosen) for prompt in cast(Sequence[Prompt], prompts)])
-        return self._one(self.request(cast(Prompt, prompts), chosen))
+        several = _several(prompts)
+        if several is None:
+            return self._one(self.request(cast(Prompt, prompts), chosen))
+        return self._all([self.request(prompt, chosen) for prompt in several])
 
     def stream(
         self, prompt: Prompt, settings: Settings | None = None, **options: Unpack[SettingsOptions]
@@ -148,14 +151,15 @@ class LLM:
         ValueError: the model has no template and none is chosen, or the template does not render the messages.
         """
         chosen = merged(settings, options)
-        renderer = self._renderer(template)
         with self._steps.lock:
+            renderer = self._renderer(template)
             ids = chat_ids(renderer, self.tokenizer, messages)
         request = self.request(ids, merged(chosen, {"stop": (*chosen.stop, *renderer.template.stop)}))
         return self._begun(request) if stream else self._one(request)
 
     def request(self, prompt: Prompt, settings: Settings) -> Request:
-        """The request for one prompt; max_tokens 0 writes as long as there is memory."""
+        """The request for one prompt; max_tokens 0 writes as long as there is memory. RequestError: it is no prompt."""
+        prompt = _prompt(prompt)
         return Request(
             prompt,
             max_tokens=settings.max_tokens or self._most(prompt),
@@ -174,7 +178,7 @@ class LLM:
         """End what is under way, write kept states to their folder if there is one, and take no more."""
         with self._steps.lock:
             self.engine.close()
-            self._finalizer()
+            _close(self._renderers)
 
     def __enter__(self) -> Self:
         return self
@@ -218,12 +222,12 @@ class LLM:
         return CompletionStream(self._steps, request, self.engine.prepare(request))
 
     def _renderer(self, template: str | Path | None) -> Renderer:
-        """The process of a template, begun when it is first needed."""
+        """The process of a template, begun when it is first needed. RequestError: nothing would end it any more."""
+        self.engine.check_open()
         key = str(template or "")
-        with self._steps.lock:
-            if key not in self._renderers:
-                self._renderers[key] = Renderer(chat_template(self._folder, template))
-            return self._renderers[key]
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(chat_template(self._folder, template))
+        return self._renderers[key]
 
     def _most(self, prompt: Prompt) -> int:
         read = (*self.tokenizer.beginning, *self.tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
@@ -231,9 +235,19 @@ class LLM:
         return max(1, self.engine.store.longest_text - length)
 
 
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether it is one prompt: a text, or ids."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(one, int) for one in prompts))
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Any] | None:
+    """A list's prompts; None where it is one: a text, or ids."""
+    listed = as_list(prompts)
+    return listed if listed == [] or (listed is not None and whole_numbers(listed) is None) else None
+
+
+def _prompt(given: Prompt) -> Prompt:
+    """A text, or ids as Python's own numbers. RequestError: it is neither."""
+    prompt = given if isinstance(given, str) else whole_numbers(given)
+    if prompt is None:
+        told = f"a prompt must be a text or a list of token ids, not {reprlib.repr(given)}"
+        raise RequestError("invalid", told, "prompt")
+    return prompt
 
 
 def _set_threads(threads: int) -> None:

@@ -44,8 +44,9 @@ class Steps:
 class CompletionStream:
     """The pieces of a text, whole characters each, to be read with `for`.
 
-    The model writes only while somebody reads: to break off, leave the loop; `close` (or `with`, or letting go of the
-    stream) then frees what it held. `completion` is the whole answer once it has ended.
+    The model writes only while somebody reads: to break off, leave the loop. `close`, or `with`, then frees what it
+    held at once; a stream that is only let go of is freed by the next call of its model. `completion` is the whole
+    answer once it has ended.
     """
 
     def __init__(self, steps: Steps, request: Request, tokens: list[int]) -> None:

@@ -58,7 +58,7 @@ class Lines:
         self._out.flush()
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(_encodable(text, self._out), file=self._out, flush=True)
 
 
 class Bar:
@@ -71,7 +71,8 @@ class Bar:
 
         console = Console()
         self._width = console.width
-        one_line = Column(no_wrap=True, overflow="ellipsis")
+        cut = "ellipsis" if console.encoding.startswith("utf") else "crop"
+        one_line = Column(no_wrap=True, overflow=cut)
         left = TimeRemainingColumn(self._width < LEAST, table_column=Column(no_wrap=True, min_width=5))
         share = TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4))
         name = TextColumn("{task.description}", table_column=one_line)
@@ -87,13 +88,14 @@ class Bar:
 
     def start(self, name: str, steps: int, done: int) -> None:
         self._validation = ""
-        name = name[: max(8, self._width // 3)]
+        name = _encodable(name[: max(8, self._width // 3)], self._bar.console.file)
         self._task = self._bar.add_task(name, total=steps, completed=done, text="")
         self._bar.start()
 
     def show(self, row: dict[str, Any]) -> None:
         if row["kind"] == "event":
-            self._bar.console.print(f"step {row['step']}: {row.get('event')}", markup=False, highlight=False)
+            text = _encodable(f"step {row['step']}: {row.get('event')}", self._bar.console.file)
+            self._bar.console.print(text, markup=False, highlight=False)
         elif row["kind"] == "validation":
             self._validation = f" validation {_loss(row)}"
         elif self._width < LEAST:
@@ -107,7 +109,7 @@ class Bar:
 
 
 class NotebookBar:
-    """One line of a notebook's output: share done, loss, validation loss, tokens/s, time left."""
+    """One line of a notebook's output: share done, loss, validation loss, tokens/s, time left. Events stand below."""
 
     def __init__(self, line: notebook.Line | None = None) -> None:
         self._line = line or notebook.Line()
@@ -118,6 +120,7 @@ class NotebookBar:
 
     def show(self, row: dict[str, Any]) -> None:
         if row["kind"] == "event":
+            print(_encodable(f"step {row['step']}: {row.get('event')}", sys.stdout), flush=True)
             return
         if row["kind"] == "validation":
             self._validation = f", validation {_loss(row)}"
@@ -137,6 +140,12 @@ def terminal_progress() -> Progress:
     if notebook.active():
         return NotebookBar()
     return Bar() if sys.stdout.isatty() else Lines()
+
+
+def _encodable(text: str, out: Any) -> str:
+    """A text that can be written there: "?" for what its encoding lacks, so that no output stops a run."""
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def _loss(row: dict[str, Any]) -> str:
