@@ -75,7 +75,7 @@ class WeightsAndBiases:
     """Scalars over a step of our own, so that a run that goes on may tell a step again."""
 
     def __init__(self, start: Start, called: str) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         online = os.environ.get("WANDB_MODE", "online") in ("online", "shared")
         if online and not wandb.api.api_key:
@@ -114,8 +114,8 @@ class MLflow:
     """A run of an experiment, by its client, which is bound to no thread."""
 
     def __init__(self, start: Start) -> None:
-        from mlflow.entities import Metric, Param, RunStatus
-        from mlflow.tracking import MlflowClient
+        from mlflow.entities import Metric, Param, RunStatus  # pyright: ignore[reportMissingImports]
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         if "MLFLOW_TRACKING_URI" not in os.environ and importlib.util.find_spec("sqlalchemy") is None:
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # its database needs a package that mlflow-skinny leaves out
