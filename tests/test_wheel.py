@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from atma.ops.native import finding, levels
+from atma.ops import native
+from atma.ops.native import levels
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel with the library of every level of this machine."""
-    if finding.find_compiler() is None or not levels.of_machine():
+    if native.find_compiler() is None or not levels.of_machine():
         pytest.skip("no C++ compiler here, or no level of this machine")
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "sources"

@@ -9,7 +9,7 @@ import torch
 
 from atma.cli import main
 from atma.ops import native
-from atma.ops.native import finding, levels
+from atma.ops.native import levels
 
 HERE = [level for level in levels.LEVELS if platform.machine() in level.machines]
 V3, V4 = (next(level for level in levels.LEVELS if level.name == name) for name in ("x86-64-v3", "x86-64-v4"))
@@ -18,7 +18,7 @@ V3, V4 = (next(level for level in levels.LEVELS if level.name == name) for name 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
     """A folder of packaged libraries of one source, quickly compiled, for every level of this machine."""
-    compiler = finding.find_compiler()
+    compiler = native.find_compiler()
     if compiler is None or not HERE:
         pytest.skip("no C++ compiler here, or no level of this machine")
     sources = tmp_path / "sources"
@@ -30,13 +30,13 @@ def wheel(tmp_path, monkeypatch):
     levels.build(compiler, levels.runnable()[:1], tmp_path / "lib", lambda text: None)
     monkeypatch.setattr(levels.packaged, "__defaults__", (tmp_path / "lib",))
     monkeypatch.delenv("ATMA_NATIVE", raising=False)
-    monkeypatch.setattr(finding, "compiled", lambda: finding.Status(None, "compiled here"))
+    monkeypatch.setattr(native, "compiled", lambda: native.Status(None, "compiled here"))
     return tmp_path / "lib"
 
 
-def found() -> finding.Status:
+def found() -> native.Status:
     """What a fresh process would find."""
-    return finding.status.__wrapped__()
+    return native.status.__wrapped__()
 
 
 def test_the_best_level_that_the_processor_can_run_is_taken(monkeypatch):
@@ -50,7 +50,7 @@ def test_the_best_level_that_the_processor_can_run_is_taken(monkeypatch):
 
 
 def test_the_packaged_library_is_taken_without_a_compiler_and_says_so(wheel, monkeypatch, capsys):
-    monkeypatch.setattr(finding, "find_compiler", lambda: None)
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
     status = found()
     [path] = wheel.glob("*.so")
     assert status.library is not None and status.name == path.stem
@@ -89,7 +89,7 @@ def test_one_of_another_build_or_cut_short_is_told_and_one_is_compiled(wheel, mo
 def test_a_newer_library_of_a_level_replaces_the_older(wheel, monkeypatch):
     [old] = wheel.glob("*.so")
     monkeypatch.setattr(levels, "FLAGS", (*levels.FLAGS, "-g0"))
-    [new] = levels.build(finding.find_compiler(), levels.runnable()[:1], wheel, lambda text: None)
+    [new] = levels.build(native.find_compiler(), levels.runnable()[:1], wheel, lambda text: None)
     assert list(wheel.iterdir()) == [new] and new != old
 
 
@@ -134,10 +134,10 @@ def test_the_command_compiles_for_levels_of_this_machine_alone(wheel, monkeypatc
     assert [str(path) for path in wheel.iterdir()] == told.out.split() and level in told.err
     foreign = next(level.name for level in levels.LEVELS if level not in HERE)
     assert main(["compile", "--levels", foreign]) == 2 and "this machine compiles for" in capsys.readouterr().err
-    monkeypatch.setattr(finding, "find_compiler", lambda: "/bin/false")
+    monkeypatch.setattr(native, "find_compiler", lambda: "/bin/false")
     assert main(["compile", "--levels", level]) == 2 and "is no C++ compiler" in capsys.readouterr().err
     assert main(["compile"]) == 2 and "compiled here" in capsys.readouterr().err  # the reason why there is none
-    monkeypatch.setattr(finding, "find_compiler", lambda: None)
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
     assert main(["compile"]) == 2 and "no C++ compiler found" in capsys.readouterr().err
 
 

@@ -17,10 +17,10 @@ def run(levels: tuple[LevelName, ...] = ()) -> None:
     Args:
         levels: Instruction levels to compile for, instead of this processor.
     """
-    from atma.ops.native import finding
+    from atma.ops import native
     from atma.ops.native.levels import FOLDER, build, of_machine
 
-    compiler = finding.find_compiler()
+    compiler = native.find_compiler()
     if compiler is None:
         raise ValueError("no C++ compiler found (c++, g++ or clang++, or the one that CXX names); install one")
     if not levels:
@@ -31,7 +31,7 @@ def run(levels: tuple[LevelName, ...] = ()) -> None:
         able = ", ".join(level.name for level in of_machine())
         raise ValueError(f"--levels {' '.join(levels)}: this machine compiles for {able or 'none of them'}")
     try:
-        made = build(compiler, wanted, FOLDER, finding.tell)
+        made = build(compiler, wanted, FOLDER, native.tell)
     except subprocess.SubprocessError as error:
         raise ValueError(f"{compiler} is no C++ compiler: {error}") from None
     print("\n".join(map(str, made)))
@@ -39,12 +39,12 @@ def run(levels: tuple[LevelName, ...] = ()) -> None:
 
 def _here() -> str:
     """Where the library for this processor is. ValueError: there is none to be had."""
-    from atma.ops.native import finding
+    from atma.ops import native
 
     try:
-        found = finding.compiled()
+        found = native.compiled()
     except subprocess.SubprocessError as error:
-        raise ValueError(f"{finding.find_compiler()} is no C++ compiler: {error}") from None
+        raise ValueError(f"{native.find_compiler()} is no C++ compiler: {error}") from None
     if found.library is None:
         raise ValueError(found.reason)
     return found.reason
