@@ -17,7 +17,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 NATIVE = os.environ.get("ATMA_BUILD_NATIVE", "") not in ("", "0")
-INSIDE = {"recipes": ("*.toml",), "docs": ("**/*.md", "**/*.png", "**/*.svg")}
+INSIDE = {"recipes": ("**/*.toml",), "docs": ("**/*.md", "**/*.png", "**/*.svg")}
 
 
 class BuildPackage(build_py):
