@@ -36,7 +36,7 @@ def test_the_nearest_name_is_told(tmp_path, monkeypatch):
         load_recipe("none/of/these")
 
 
-def test_the_version_is_one(monkeypatch):
+def test_the_version_is_one():
     stated = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
     assert stated == [atma.__version__] and newest in (atma.__version__, "Unreleased")
