@@ -24,6 +24,7 @@ MIXERS: Entries = {
     "global": ("attention:Attention", {}),
     "atma": ("attention:Attention", {"core": "polar", "memory": True}),
     "polar": ("attention:Attention", {"core": "polar", "memory": False}),
+    "polar_pages": ("polar_pages:PolarPages", {"core": "polar"}),
     "nope": ("attention:Attention", {"core": "nope", "memory": False}),
     "rope": ("attention:Attention", {"core": "rope", "memory": False}),
     "grouped_query": ("grouped_query:GroupedQueryAttention", {}),
