@@ -325,7 +325,7 @@ def best_of(score: Tensor, count: int) -> Tensor:
     tied = (value[..., -1] == value[..., -2]) & ~torch.isneginf(value[..., -1])
     if not bool(tied.any()):
         return index[..., :-1]
-    return score.sort(-1, descending=True, stable=True).indices[..., :count]
+    return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 SMALL = tuple(

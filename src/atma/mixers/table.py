@@ -64,6 +64,7 @@ MIXERS: Entries = {
     "mag": ("neural_wirings:GatedWindow", {}),
     "mac": ("neural_segments:Segments", {}),
     "raven": ("raven:Raven", {}),
+    "landmark": ("landmark:LandmarkAttention", {}),
     "orchid": ("orchid:Orchid", {}),
     "relative_attention": ("relative_attention:RelativeAttention", {}),
     "tensor_attention": ("tensor_attention:TensorAttention", {}),
