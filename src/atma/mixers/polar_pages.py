@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from atma.layers import Linear
 from atma.mixers.attention import Attention, AttentionConfig, Settings
-from atma.mixers.base import Place
+from atma.mixers.base import Call, Place
 from atma.mixers.gated_conv import advance
+from atma.mixers.grid import Grid, begun_in, best_of, chosen_of, grid_of, whole_pages, written
 from atma.mixers.polar import PolarCore
 from atma.mixers.starts import share_projection
 from atma.ops import causal_conv
@@ -24,7 +25,6 @@ from atma.ops.backend import own_precision
 from atma.ops.dense import rms_norm
 from atma.ops.polar import fold, statistics_of, visible_range
 from atma.ops.polar.held import hold
-from atma.ops.segments import document_start
 from atma.strict import require
 
 HIDDEN = -1e30
@@ -43,12 +43,15 @@ class PagesConfig(AttentionConfig):
     """Pages that a query reads beside those near it."""
     near: int = 64
     """Tokens before a query, its own among them, whose pages it always reads."""
-    landmark_width: int = 64
+    landmark_width: int = 128
     """Numbers of a landmark."""
     landmark_taps: int = 8
     """Tokens that a landmark query hears, its own among them; a landmark hears as many before its page."""
     landmark_gain: float = 2.0
     """Initial value: what the score of a page is multiplied by."""
+
+    blind_share: float = 0.5
+    """In training, the share of the calls in which a head weighs pages by their landmarks alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,25 +77,16 @@ class PagesState(NamedTuple):
     grows = {"keys": 2, "values": 2, "landmarks": 2}  # noqa: RUF012 (a field otherwise)
 
 
-class Grid(NamedTuple):
-    """The pages of a call without a state."""
-
-    page: Tensor
-    """(B or 1, T): number of each token's page in the call."""
-    begin: Tensor
-    """(B or 1, P): the index of each page's first token."""
-    document: Tensor
-    """(B or 1, T): the index of the first token of each token's document."""
-
-
 class PolarPages(Attention):
     """`Attention` with the polar core over the pages near a query and those chosen by landmark."""
 
     Config = PagesConfig
+    reads_call = True
 
     def __init__(self, config: Settings, place: Place) -> None:
         super().__init__(config, place)
         own = self.own = cast(PagesConfig, config.own)
+        self.layer = place.layer
         R, taps = own.landmark_width, own.landmark_taps
         self.r_proj = Linear(place.width, self.heads * R)
         self.u_proj = Linear(place.width, self.groups * R)
@@ -129,14 +123,19 @@ class PolarPages(Attention):
         return r, torch.cat([u, self.salience(x).unsqueeze(-1).to(u.dtype)], -1), inputs
 
     def forward(
-        self, x: Tensor, state: PagesState | None = None, *, segment_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        state: PagesState | None = None,
+        *,
+        segment_ids: Tensor | None = None,
+        call: Call | None = None,
     ) -> tuple[Tensor, PagesState | None]:
         """x (B, T, D) to y (B, T, D)."""
         projected = self.project(x, state, segment_ids)  # pyright: ignore[reportArgumentType]
         r, u, inputs = self.landmark_parts(x, None if state is None else state.r_tail, segment_ids)
         q, k, v = projected.q, projected.k, projected.v
         if state is None:
-            direction, magnitude = self._from_beginning(q, k, v, r, u, segment_ids)
+            direction, magnitude = self._from_beginning(q, k, v, r, u, segment_ids, None if call is None else call.noise)
             held = None
         else:
             held = self._held(state, k, v, u)
@@ -165,17 +164,30 @@ class PolarPages(Attention):
 
     @own_precision
     def _from_beginning(
-        self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, u: Tensor, segment_ids: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        r: Tensor,
+        u: Tensor,
+        segment_ids: Tensor | None,
+        noise: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Direction and magnitude of texts from their first token on."""
         own, work = self.own, torch.promote_types(q.dtype, torch.float32)
-        grid = grid_of(q, own.page, segment_ids)
+        grid = grid_of(q.shape[2], own.page, segment_ids, q.device)
         score = self._scores(r, pooled(u.to(work), grid, own.page, own.landmark_taps))
         place = torch.arange(q.shape[2], device=q.device) - grid.document  # (B or 1, T)
         first = (place - own.near + 1).clamp(min=0) // own.page * own.page + grid.document  # the first that is near
         candidate = (grid.begin[:, None] < first[..., None]) & (grid.begin[:, None] >= grid.document[..., None])
         taken = chosen_of(score.masked_fill(~candidate[:, None], -torch.inf), own.chosen)
         is_near = (grid.begin[:, None] >= first[..., None])[:, None]
+        if noise is not None:
+            drawn = torch.rand(score.shape[1], generator=torch.Generator().manual_seed(noise + self.layer)) < own.blind_share
+            heads = drawn.to(q.device).nonzero()[:, 0]
+            if len(heads):
+                within = self._within(q, k, heads, grid, own.page, segment_ids)
+                score = score.index_add(1, heads, within, alpha=-1)
         bias = score.masked_fill(~taken, HIDDEN).masked_fill(is_near, 0) * q.shape[-1] ** 0.5
         # The pages' scores are further coordinates, of which a key has that of its page: one product is both.
         member = torch.zeros(*grid.page.shape, score.shape[-1], dtype=work, device=q.device)
@@ -185,6 +197,19 @@ class PolarPages(Attention):
         k = torch.cat([k.to(work), member], -1)
         wide = torch.cat([v.to(work), torch.zeros_like(member)], -1)
         return self._polar(q, k, wide, v, segment_ids)
+
+    def _within(
+        self, q: Tensor, k: Tensor, heads: Tensor, grid: Grid, page: int, segment_ids: Tensor | None
+    ) -> Tensor:
+        """log Σ e^(t s) / t (B, ·, T, P) over the tokens of each page, of some query heads."""
+        work, core = torch.promote_types(q.dtype, torch.float32), cast(PolarCore, self.core)
+        first, last = visible_range(q, None, segment_ids, None)
+        scale = core.scale_and_null(q, last - first)[0][:, heads, :, None]
+        index = (grid.begin[..., None] + torch.arange(page, device=q.device)).clamp(max=q.shape[2] - 1)
+        laid = k.to(work)[torch.arange(len(k))[:, None], :, index.expand(len(k), -1, -1).flatten(1)].transpose(1, 2)
+        laid = laid[:, heads // (q.shape[1] // k.shape[1])]
+        a = (q.to(work)[:, heads] * scale) @ laid.mT
+        return a.unflatten(-1, (-1, page)).logsumexp(-1) / (scale * q.shape[-1] ** 0.5)
 
     def _polar(self, q: Tensor, k: Tensor, wide: Tensor, v: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         core = cast(PolarCore, self.core)
@@ -201,20 +226,11 @@ class PolarPages(Attention):
         own, tokens = self.own, k.shape[2]
         page, heard = own.page, own.landmark_taps
         joined = torch.cat([state.u_tail.unflatten(-1, (self.groups, -1)), u.to(state.u_tail.dtype)], 1)
-        length = state.length.long()[:, None]
-        number = length // page + torch.arange((tokens + page - 1) // page, device=k.device)  # (B, pages)
-        full = (number + 1) * page <= length + tokens
+        number, full = begun_in(state.length, tokens, page)
         index = number[..., None] * page + torch.arange(-heard, page, device=k.device)  # position
-        local = (index - length[..., None] + heard + page - 1).clamp(0, joined.shape[1] - 1)
+        local = (index - state.length.long()[:, None, None] + heard + page - 1).clamp(0, joined.shape[1] - 1)
         new = pool(joined, local, index < 0)  # (B, G, pages, R)
-        room = state.landmarks.shape[-1] * page - new.shape[-1]
-        spread = torch.nn.functional.pad(new, (0, room)).unflatten(-1, (page, -1)).flatten(2, 3)
-        at = (number[..., None] * page + torch.arange(page, device=k.device)).flatten(1)
-        shown = full[..., None].expand(-1, -1, page).flatten(1)[:, None, :, None]
-        spread = torch.where(shown, spread, 0).to(state.landmarks.dtype)
-        at = at.clamp(max=state.landmarks.shape[2] - 1)[:, None, :, None].expand_as(spread)
-        add = state.landmarks.scatter_add if torch.is_grad_enabled() else state.landmarks.scatter_add_
-        return keys, values, add(2, at, spread)
+        return keys, values, written(state.landmarks, new, number, full, page)
 
     @own_precision
     def _behind(
@@ -224,7 +240,7 @@ class PolarPages(Attention):
         keys, values, spread = held
         own, core = self.own, cast(PolarCore, self.core)
         pages = (int(start.max()) + q.shape[2]) // own.page
-        landmarks = spread[:, :, : pages * own.page].unflatten(2, (pages, own.page)).flatten(3)[..., : r.shape[-1]]
+        landmarks = whole_pages(spread, own.page, pages, r.shape[-1])
         work = torch.promote_types(q.dtype, torch.float32)
         directions, magnitudes = [], []
         for i in range(0, q.shape[2], BLOCK):
@@ -275,19 +291,6 @@ class PolarPages(Attention):
         return (p[..., None, :] @ v)[..., 0, :], p.sum(-1), p.square().sum(-1), M, null
 
 
-def grid_of(q: Tensor, page: int, segment_ids: Tensor | None) -> Grid:
-    """The pages of q (B, H, T, K), whose documents each begin one."""
-    index = torch.arange(q.shape[2], device=q.device)[None]
-    if segment_ids is None:
-        return Grid(index // page, index[:, ::page], torch.zeros_like(index))
-    document = document_start(segment_ids).long()
-    first = (index - document) % page == 0
-    number = first.long().cumsum(1) - 1
-    begin = torch.full((len(number), int(number.max()) + 1), q.shape[2], device=q.device)
-    begin.scatter_reduce_(1, number, index.expand_as(number), "amin")
-    return Grid(number, begin, document)
-
-
 def pooled(u: Tensor, grid: Grid, page: int, before: int) -> Tensor:
     """The landmark (B, G, P, R) of every page of u (B, T, G, R + 1); of a page that is not full it is not to be used."""
     tokens = u.shape[1]
@@ -307,25 +310,6 @@ def pool(u: Tensor, index: Tensor, absent: Tensor) -> Tensor:
     share = each[..., -1].masked_fill(hidden, -torch.inf).softmax(2)
     kept = each[..., :-1].masked_fill(hidden[..., None], 0)
     return (share[..., None] * kept).sum(2).transpose(1, 2)
-
-
-def chosen_of(score: Tensor, count: int) -> Tensor:
-    """Which of the scores (…, P) are among the `count` largest that are not -inf; of equal ones the first."""
-    taken = torch.zeros_like(score, dtype=torch.bool)
-    best = best_of(score.detach(), count)
-    return taken.scatter(-1, best, True) & ~torch.isneginf(score)
-
-
-def best_of(score: Tensor, count: int) -> Tensor:
-    """Indices (…, min(count, P)) of the largest of the scores (…, P), of equal ones the first."""
-    score = score.detach()
-    if score.shape[-1] <= count:
-        return torch.arange(score.shape[-1], device=score.device).expand(score.shape)
-    value, index = score.topk(count + 1, -1)
-    tied = (value[..., -1] == value[..., -2]) & ~torch.isneginf(value[..., -1])
-    if not bool(tied.any()):
-        return index[..., :-1]
-    return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 SMALL = tuple(
