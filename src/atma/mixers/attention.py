@@ -206,8 +206,13 @@ class Attention(Attending):
         """From here on read as `policy` says, with states of its own; None: everything."""
         self.policy, self.reads_call = policy, reads_call
 
-    def attended(self, state: WithSinks | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
+    def attended(
+        self, state: WithSinks | SelectingState | None, k: Tensor, v: Tensor, in_order: bool = False
+    ) -> Attended:
         """`Attending.attended`."""
+        if isinstance(state, SelectingState):
+            assert self.policy is not None
+            return self.policy.attended(state.cache, k, v, state.length)
         return behind(state, k, v, in_order)
 
     def channels(self) -> dict[str, nn.Linear]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from atma.mixers.base import Call
-from atma.mixers.heads import Core, Heads
+from atma.mixers.heads import Attended, Core, Heads
 from atma.ops.chosen import Held, chosen_statistics, hold_rows
 from atma.ops.paged.pages import Pages
 
@@ -77,6 +77,14 @@ class Policy:
     def __call__(self, new: New, cache: Any, call: Call | None) -> Read:
         """The new tokens' keys and values join the cache, and their queries read of it."""
         raise NotImplementedError(f"{type(self).__name__} reads nothing")
+
+    def attended(self, cache: Any, k: Tensor, v: Tensor, start: Tensor) -> Attended:
+        """What queries would see if all were read: new k and v (B, G, T, K) from start (B,) on behind those held, for
+        diagnosis. ValueError: the keys themselves are not held."""
+        keys, values = getattr(cache, "keys", None), getattr(cache, "values", None)
+        if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or keys.shape[3] != k.shape[3]:
+            raise ValueError(f"{type(self).__name__} does not hold all keys: what would be attended to cannot be told")
+        return Attended(hold_rows(keys, k, start), hold_rows(values, v, start), start)
 
 
 def new_rows(like: Tensor, heads: int, capacity: int, width: int) -> Tensor:
