@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from atma.loading import Loaded, load
     from atma.model import Model
     from atma.report.chart import Chart
+    from atma.selection import select
     from atma.serve.asynchronous import AsyncEngine
     from atma.serve.completion import Completion
     from atma.serve.engine import Engine
@@ -110,6 +111,7 @@ __all__ = [
     "measure",
     "prepare",
     "preset",
+    "select",
     "stream",
     "train_model",
 ]
@@ -126,6 +128,7 @@ _HOMES = {
     "loading": "Loaded load",
     "model": "Model",
     "report.chart": "Chart",
+    "selection": "select",
     "serve.asynchronous": "AsyncEngine",
     "serve.completion": "Completion",
     "serve.engine": "Engine",

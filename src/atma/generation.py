@@ -148,7 +148,8 @@ class Generation:
         saved = states.read(path)
         about = _read_about(saved.metadata, path)
         if about.get("weights") != model_hash(model) or about.get("tokenizer") != tokenizer.hash():
-            raise ValueError(f"{path}: saved with another model or tokenizer; continue it with the one that wrote it")
+            told = "another model, selection policy or tokenizer; continue it with those that wrote it"
+            raise ValueError(f"{path}: saved with {told}")
         state = saved.build(model.init_state(1, 1))
         if about.pop("sha256", None) != _digest(saved.tensors(), about):
             raise ValueError(f"{path}: damaged: contents differ from the SHA-256 in it; write the text again")

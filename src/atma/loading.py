@@ -169,12 +169,22 @@ def dtype_of(dtype: "torch.dtype | str | None") -> "torch.dtype | None":
     return getattr(torch, dtype)
 
 
-def load(name: str | Path, dtype: "torch.dtype | str | None" = None) -> Loaded:
+def load(name: str | Path, dtype: "torch.dtype | str | None" = None, select: str | None = None) -> Loaded:
     """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate.
 
     dtype: of its weights and of what it computes, such as "bfloat16"; float32 by default, whatever the folder has.
+    select: a selection policy, as of `atma.select`; all keys are read by default.
     Of a folder of adapters it is their base with the adapters merged in, and `path` is that of the adapters.
     """
+    loaded = _load(name, dtype)
+    if select is not None:
+        from atma.selection import select as set_policy
+
+        set_policy(loaded.model, select)
+    return loaded
+
+
+def _load(name: str | Path, dtype: "torch.dtype | str | None") -> Loaded:
     from atma.checkpoint import load_info, load_model
 
     path, dtype = base_folder(name), dtype_of(dtype)

@@ -21,6 +21,7 @@ YOU, MODEL = "User:", "Assistant:"
 def run(
     model: str = "nano",
     /,
+    select: str | None = None,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -31,11 +32,12 @@ def run(
 
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
+        select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
         settings: How the next token is chosen; max-tokens counts for each turn.
         machine: Where to compute.
     """
     chosen = dataclasses.replace(settings, stop=(*settings.stop, f"\n{YOU}"))
-    for piece in converse(begin(model, chosen, machine=machine), _typed()):
+    for piece in converse(begin(model, chosen, machine=machine, select=select), _typed()):
         print(piece, end="", flush=True)
 
 

@@ -56,7 +56,7 @@ def run(
     if model.startswith("hf:"):
         _theirs(model[3:], (data, text), plan, (page, out), dtype, machine)
         return
-    loaded = _loaded(model, dtype, machine)
+    loaded = _loaded(model, dtype, machine, plan.select)
     with bars() as progress:
         documents = _documents(loaded, data, text, plan, progress)
         found = diagnose(loaded, documents, plan, out, progress)
@@ -72,12 +72,12 @@ def run(
     print(f"page: {write(page, loaded.name, found.rows, found.findings, command_line())}")
 
 
-def _loaded(model: str, dtype: str, machine: Machine) -> "Loaded":
+def _loaded(model: str, dtype: str, machine: Machine, select: str | None) -> "Loaded":
     import torch
 
     from atma.loading import load
 
-    where, loaded = machine.take(), load(model)
+    where, loaded = machine.take(), load(model, select=select)
     loaded.model.to(where, getattr(torch, dtype))
     return loaded
 
@@ -101,6 +101,7 @@ def _theirs(
     if not plan.sinks:
         raise ValueError(f"hf:{name}: of a model of transformers secondary sinks alone can be told; add --sinks")
     asked = {"interpolate": plan.interpolate, "choose-heads": plan.choose_heads, "scale": plan.scale}
+    asked["select"] = plan.select is not None
     asked["paths"] = plan.paths != "none"
     for option, given in asked.items():
         if given:

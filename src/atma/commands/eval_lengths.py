@@ -31,6 +31,7 @@ def run(
     evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
     out: Path | None = None,
     page: Path | None = None,
+    select: str | None = None,
     rope: Annotated[Rope, tyro.conf.OmitArgPrefixes] = Rope(),
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -46,6 +47,7 @@ def run(
         evaluation: What to measure.
         out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
         page: Write the curves to this .html file.
+        select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
         rope: Whether positions are stretched.
         machine: Where to compute.
     """
@@ -57,6 +59,7 @@ def run(
         check_page(page)
     measured = Measured(
         model,
+        select=select,
         rope_scaling=rope.rope_scaling,
         rope_trained=rope.rope_trained,
         rope_factor=rope.rope_factor,

@@ -26,6 +26,7 @@ def run(
     file: Path | None = None,
     save_state: Path | None = None,
     continue_from: Path | None = None,
+    select: str | None = None,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -40,6 +41,7 @@ def run(
         file: Read the prompt from this UTF-8 file.
         save_state: Afterwards write everything needed to go on later to this file.
         continue_from: Go on from a saved state; a prompt is then appended, if there is one.
+        select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
         settings: How the next token is chosen.
         machine: Where to compute.
     """
@@ -48,7 +50,7 @@ def run(
         raise ValueError("no prompt; give one, or --file FILE, or --continue-from STATE")
     if save_state:
         require_writable(save_state)
-    generation = begin(model, settings, continue_from, machine)
+    generation = begin(model, settings, continue_from, machine, select)
     if text is not None:
         generation.feed(text)
     before, began = len(generation.tokens), time.perf_counter()
@@ -64,15 +66,19 @@ def run(
 
 
 def begin(
-    model: str, settings: Settings, continue_from: Path | None = None, machine: Machine | None = None
+    model: str,
+    settings: Settings,
+    continue_from: Path | None = None,
+    machine: Machine | None = None,
+    select: str | None = None,
 ) -> "Generation":
-    """A new or a saved text of a named model. ValueError if the model has no tokenizer."""
+    """A new or a saved text of a named model, read by a policy if there is one. ValueError: it has no tokenizer."""
     from atma.generation import Generation
     from atma.loading import load
     from atma.stop_tokens import declared
 
     where = (machine or Machine("cpu")).take()
-    loaded = load(model)
+    loaded = load(model, select=select)
     loaded.model.to(where)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")

@@ -61,6 +61,9 @@ class Plan:
     """Look for secondary attention sinks."""
     stress: int = 2
     """Random directions in which each block's input is disturbed; 0 leaves the test out."""
+    select: str | None = None
+    """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md). What layers
+    attend to is then told as if all keys were read, everything else as they are read."""
     seed: int = 1234
     """Chooses documents, records and directions."""
 

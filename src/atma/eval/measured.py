@@ -32,6 +32,8 @@ class Measured:
     """Tokens of all rows that are read at once."""
     truncate: bool = False
     """Let a model with a longest context drop the beginning of a longer text; the rows count it."""
+    select: str | None = None
+    """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
     rope_scaling: Literal["none", "linear", "yarn"] = "none"
     """Stretch the positions of a rope model of ours over texts longer than it was trained on."""
     rope_trained: int | None = None
@@ -62,8 +64,10 @@ class Measured:
         if self.model.startswith("hf:"):
             if self.rope_scaling != "none":
                 raise ValueError("--rope-scaling is for models of ours; set that of transformers in its config.json")
+            if self.select is not None:
+                raise ValueError("--select is for models of ours; import that one first (`atma convert`)")
             return hugging_face.load(self.model[3:], dtype, str(where), streaming, self.truncate)
-        loaded = load(self.model)
+        loaded = load(self.model, select=self.select)
         loaded.model.to(where, dtype)
         stretch = stretch_of(loaded, self.rope_scaling, self.rope_trained, self.rope_factor)
         return OwnModel(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)

@@ -38,6 +38,7 @@ def model_provenance(loaded: Loaded) -> dict[str, Any]:
         "truncate": False,
         "model": called(loaded.path) if loaded.path else None,
         **_mixing(loaded.model.config),
+        **({} if loaded.model.selection is None else {"selection": loaded.model.selection}),
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
     }
 

@@ -51,12 +51,14 @@ class LLM:
         dtype: "torch.dtype | str | None" = None,
         device: str | None = None,
         threads: int | None = None,
+        select: str | None = None,
         path: str | Path | None = None,
     ) -> None:
         """Load a packaged model ("nano"), a model folder, a run folder or a folder of adapters.
 
         config: sizes of the engine, 512 MiB beside the weights by default. dtype: of weights and arithmetic, such as
         "bfloat16"; float32 by default. device: "cpu" (the default) or "cuda". threads: PyTorch's, of the whole process.
+        select: a selection policy, such as "top_pages k=64", as of `atma.select`.
         ValueError: no such model, it has no tokenizer, or no such device.
         """
         if path is not None:
@@ -64,7 +66,7 @@ class LLM:
             model = path
         if threads is not None:
             _set_threads(threads)
-        loaded = load(model, dtype_of(dtype))
+        loaded = load(model, dtype_of(dtype), select)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         if device is not None:

@@ -99,7 +99,7 @@ class Service:
     def _engine(self) -> Engine:
         options = self.options
         threads = settle(options.threads)
-        loaded = load(self.path, getattr(torch, options.dtype))
+        loaded = load(self.path, getattr(torch, options.dtype), options.select)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         engine = Engine(loaded.model, loaded.tokenizer, options.engine_config(), keep_model=False)
