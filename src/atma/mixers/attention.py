@@ -159,19 +159,23 @@ class Attention(Attending):
             new = New(q, keys, projected.v, projected.q, projected.k, state.length)
             read, added, held = self.policy(new, state.cache, call)
         else:
-            seen = self.attended(state, keys, projected.v)
-            read, added = self.read(q, seen, segment_ids)
-            held = seen
-        y = self.out_proj(self.gated(read, projected.gate))
-        if added is not None:
-            y = y + added
-        memory = None
-        if self.memory is not None:
-            before = None if state is None else state.memory
-            unturned = (projected.q, projected.k, projected.v)
-            written, memory = self.memory(x, *unturned, before, segment_ids=segment_ids)
-            y = y + (written if self.alpha is None else written * self.alpha.to(written.dtype))
+            held = self.attended(state, keys, projected.v)
+            read, added = self.read(q, held, segment_ids)
+        y, memory = self.output(x, projected, (read, added), state, segment_ids)
         return y, None if state is None else self._advance(state, held, projected.inputs, memory)
+
+    def output(
+        self, x: Tensor, given: Projected, read: tuple[Tensor, Tensor | None], state: Any, segment_ids: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """y (B, T, D) of what the core reads and adds, the memory's channel with it, and what the memory then holds."""
+        y = self.out_proj(self.gated(read[0], given.gate))
+        if read[1] is not None:
+            y = y + read[1]
+        if self.memory is None:
+            return y, None
+        before = None if state is None else state.memory
+        written, memory = self.memory(x, given.q, given.k, given.v, before, segment_ids=segment_ids)
+        return y + (written if self.alpha is None else written * self.alpha.to(written.dtype)), memory
 
     def read(self, q: Tensor, seen: Attended, segment_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the core reads for q (B, H, T, K), and what it adds, of what is seen."""

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.segments import document_start
@@ -38,22 +37,8 @@ def begun_in(length: Tensor, tokens: int, page: int) -> tuple[Tensor, Tensor]:
     return number, (number + 1) * page <= length + tokens
 
 
-def written(held: Tensor, new: Tensor, number: Tensor, full: Tensor, page: int) -> Tensor:
-    """held (B, G, S, w), in which page p has page · w numbers at its tokens, with those of new (B, G, N, R).
-
-    number and full (B, N) as in `begun_in`; what is not full is not written. In place unless gradients are recorded.
-    """
-    spread = F.pad(new, (0, held.shape[-1] * page - new.shape[-1])).unflatten(-1, (page, -1)).flatten(2, 3)
-    at = (number[..., None] * page + torch.arange(page, device=held.device)).flatten(1)
-    shown = full.repeat_interleave(page, 1)[:, None, :, None]
-    spread = torch.where(shown, spread, 0).to(held.dtype)
-    # What is behind the last place is of no full page, and adds zero.
-    at = at.clamp(max=held.shape[2] - 1)[:, None, :, None].expand_as(spread)
-    return (held.scatter_add if torch.is_grad_enabled() else held.scatter_add_)(2, at, spread)
-
-
 def whole_pages(held: Tensor, page: int, pages: int, width: int) -> Tensor:
-    """The first R = `width` numbers (B, G, pages, R) of what `written` has spread."""
+    """The first `width` numbers (B, G, pages, width) of summaries (B, G, S, ·), spread over the tokens of each page."""
     return held[:, :, : pages * page].unflatten(2, (pages, page)).flatten(3)[..., :width]
 
 
@@ -75,4 +60,4 @@ def best_of(score: Tensor, count: int) -> Tensor:
     return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-__all__ = ["Grid", "begun_in", "best_of", "chosen_of", "grid_of", "whole_pages", "written"]
+__all__ = ["Grid", "begun_in", "best_of", "chosen_of", "grid_of", "whole_pages"]

@@ -1,4 +1,4 @@
-"""Landmark attention: a softmax over the own block and landmarks of the earlier ones, in each of these another (2305.16300).
+"""Landmark attention: one softmax over the own block and landmarks of earlier ones, another in each (2305.16300).
 
 The weight of a token of an earlier block is that of the block's landmark times its own in the block (mixers.md, section
 5.8). Its logit less the block's logarithm of sums plus the landmark's is therefore its logit in one softmax over all of
@@ -6,6 +6,7 @@ them. At run time only the blocks of the best landmarks may be read. Blocks are 
 landmark is the key of the mean of its block, so that it takes no place in the text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -13,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atma.mixers.attention import Attention, AttentionConfig, Settings
+from atma.mixers.attention import Attention
+from atma.mixers.attention_config import AttentionConfig, Settings
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance
-from atma.mixers.grid import begun_in, best_of, grid_of, whole_pages, written
+from atma.mixers.grid import begun_in, best_of, grid_of, whole_pages
 from atma.ops.backend import own_precision
+from atma.ops.chosen import hold_rows, hold_summaries
 from atma.ops.dense import rms_norm
 from atma.ops.polar import visible_range
-from atma.ops.polar.held import hold
 from atma.ops.polar.poison import poisoned
 from atma.strict import LATER, require
 
@@ -98,11 +100,11 @@ class LandmarkAttention(Attention):
 
     def init_state(self, batch: int, capacity: int) -> LandmarkState:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`Attention.init_state`, and no landmarks."""
-        length, keys, values, q, k, v, memory = super().init_state(batch, capacity)[:7]
+        length, keys, values, *rest = cast(tuple[Any, ...], super().init_state(batch, capacity))
         weight, block = self.q_proj.weight, self.own.block
         landmarks = weight.new_zeros(batch, self.groups, capacity, -(-self.head_width // block))
         total = weight.new_zeros(batch, self.width, dtype=torch.promote_types(weight.dtype, torch.float32))
-        return LandmarkState(length, keys, values, landmarks, q, k, v, memory, total)  # pyright: ignore
+        return LandmarkState(length, keys, values, landmarks, *rest, total)  # pyright: ignore[reportCallIssue]
 
     def landmarks_of(self, mean: Tensor) -> Tensor:
         """Landmarks (B, G, P, K) of the means (B, P, D) of blocks."""
@@ -119,33 +121,30 @@ class LandmarkAttention(Attention):
         turned, keys = self.core.turn(q, k, None if state is None else state.length, segment_ids)
         scale = float(cast(Any, self.core).scale)
         if state is None:
-            read, held, total = self._from_beginning(x, q, turned, keys, v, segment_ids, scale), None, None
+            read, held, total = self._from_beginning(x, (q, turned, keys, v), segment_ids, scale), None, None
         else:
             *held, total = self._held(state, x, keys, v)
-            read = self._behind(q, turned, *held, state.length, scale)
-        y = self.out_proj(self.gated(read, projected.gate))
-        memory = None
-        if self.memory is not None:
-            kept = None if state is None else state.memory
-            written, memory = self.memory(x, q, k, v, kept, segment_ids=segment_ids)
-            y = y + (written if self.alpha is None else written * self.alpha.to(written.dtype))
+            read = self._behind((q, turned), held, state.length, scale)
+        y, memory = self.output(x, projected, (read, None), state, segment_ids)
         if state is None or held is None or total is None:
             return y, None
         tails = (state.q_tail, state.k_tail, state.v_tail)
-        after = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, projected.inputs, strict=True))
-        return y, LandmarkState(state.length + x.shape[1], *held, *after, memory, total)
+        after: Any = (
+            None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, projected.inputs, strict=True)
+        )
+        return y, LandmarkState(state.length + x.shape[1], *cast(Any, held), *after, memory, total)  # pyright: ignore[reportCallIssue]
 
-    def _from_beginning(self, x, q, turned, keys, v, segment_ids, scale) -> Tensor:  # noqa: ANN001
-        """What texts read from their first token on."""
-        b, tokens = self.own.block, x.shape[1]
+    def _from_beginning(self, x: Tensor, given: tuple[Tensor, ...], segment_ids: Tensor | None, scale: float) -> Tensor:
+        """What texts read from their first token on; given: bare queries, queries, keys and values."""
+        (q, turned, keys, v), b, tokens = given, self.own.block, x.shape[1]
         grid = grid_of(tokens, b, segment_ids, x.device)
         index = grid.begin[..., None] + torch.arange(b, device=x.device)  # (B or 1, P, b)
         index = index.clamp(max=tokens - 1).expand(x.shape[0], -1, -1)
         mean = x[torch.arange(len(x), device=x.device)[:, None, None], index].mean(2)
         bad, spoilt = poisoned(keys, v, *visible_range(q, None, segment_ids, None))
         keys, v = (z.masked_fill(bad.unsqueeze(-1), 0) for z in (keys, v))
-        laid = (z[torch.arange(len(z))[:, None, None], :, index].permute(0, 3, 1, 2, 4) for z in (keys, v))
-        blocks = Blocks(*laid, self.landmarks_of(mean))
+        k, v = (z[torch.arange(len(z))[:, None, None], :, index].permute(0, 3, 1, 2, 4) for z in (keys, v))
+        blocks = Blocks(k, v, self.landmarks_of(mean))
         opening = grid.page.gather(1, grid.document)
         index = torch.arange(tokens, device=x.device)
         stand = Standing(grid.page, (index - grid.document) % b, opening)
@@ -154,9 +153,9 @@ class LandmarkAttention(Attention):
         spoilt = spoilt.repeat_interleave(q.shape[1] // keys.shape[1], 1).unsqueeze(-1)
         return read.masked_fill(spoilt, torch.nan)
 
-    def _held(self, state: LandmarkState, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    def _held(self, state: LandmarkState, x: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
         """Keys, values, landmarks and the sum of the current block after new x, k and v."""
-        keys, values = hold(state.keys, state.values, k, v, state.length)
+        keys, values = (hold_rows(held, z, state.length) for held, z in ((state.keys, k), (state.values, v)))
         b, tokens, work = self.own.block, x.shape[1], state.total.dtype
         number, full = begun_in(state.length, tokens, b)
         phase = state.length.long()[:, None] % b
@@ -165,20 +164,18 @@ class LandmarkAttention(Attention):
         sums = sums.scatter_add(1, slot[..., None].expand_as(x), x.to(work))
         landmarks = self.landmarks_of(sums[:, :-1] / b)
         total = sums.gather(1, ((phase + tokens) // b)[..., None].expand(-1, -1, x.shape[2]))[:, 0]
-        return keys, values, written(state.landmarks, landmarks, number, full, b), total
+        return keys, values, hold_summaries(state.landmarks, landmarks, number, full, b), total
 
-    def _behind(
-        self, q: Tensor, turned: Tensor, keys: Tensor, values: Tensor, spread: Tensor, start: Tensor, scale: float
-    ) -> Tensor:
-        """What queries read of which row b's first stands at start[b]."""
-        b = self.own.block
+    def _behind(self, queries: tuple[Tensor, Tensor], held: Sequence[Tensor], start: Tensor, scale: float) -> Tensor:
+        """What queries, bare and with positions, read of what is held; row b's first stands at start[b]."""
+        (q, turned), (keys, values, spread), b = queries, held, self.own.block
         pages = (int(start.max()) + q.shape[2] - 1) // b + 1
         spread = F.pad(spread, (0, 0, 0, max(0, pages * b - spread.shape[2])))
         bad, spoilt = poisoned(keys, values, *visible_range(q, start, None, None))
         keys, values = (z.masked_fill(bad.unsqueeze(-1), 0) for z in (keys, values))
         room = max(0, pages * b - keys.shape[2])
-        laid = (F.pad(z, (0, 0, 0, room))[:, :, : pages * b].unflatten(2, (pages, b)) for z in (keys, values))
-        blocks = Blocks(*laid, whole_pages(spread, b, pages, q.shape[-1]))
+        k, v = (F.pad(z, (0, 0, 0, room))[:, :, : pages * b].unflatten(2, (pages, b)) for z in (keys, values))
+        blocks = Blocks(k, v, whole_pages(spread, b, pages, q.shape[-1]))
         position = start.long()[:, None] + torch.arange(q.shape[2], device=q.device)
         stand = Standing(position // b, position % b, torch.zeros_like(position))
         read = landmark_attention(q, turned, blocks, stand, scale, self.own.blocks_read)

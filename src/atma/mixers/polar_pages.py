@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from atma.layers import Linear
-from atma.mixers.attention import Attention, AttentionConfig, Settings
+from atma.mixers.attention import Attention
+from atma.mixers.attention_config import AttentionConfig, Settings
 from atma.mixers.base import Call, Place
 from atma.mixers.gated_conv import advance
-from atma.mixers.grid import Grid, begun_in, best_of, chosen_of, grid_of, whole_pages, written
-from atma.mixers.polar import PolarCore
+from atma.mixers.grid import Grid, begun_in, chosen_of, grid_of
 from atma.mixers.starts import share_projection
 from atma.ops import causal_conv
 from atma.ops.backend import own_precision
+from atma.ops.chosen import Held, Sums, choose_pages, chosen_statistics, hold_rows, hold_summaries, summaries_at
 from atma.ops.dense import rms_norm
-from atma.ops.polar import fold, statistics_of, visible_range
-from atma.ops.polar.held import hold
+from atma.ops.polar import statistics_of, visible_range
 from atma.strict import require
 
 HIDDEN = -1e30
 """Beside a score: as good as -inf, and times zero it is zero."""
-BLOCK = 64
-"""Queries behind a state whose keys are gathered together."""
+AT_ONCE = 1024
+"""Queries behind a state that are worked on together."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PagesConfig(AttentionConfig):
     page: int = 16
     """Tokens of a page."""
     chosen: int = 8
-    """Pages that a query reads beside those near it."""
+    """Pages that a query and head reads beside those near it. It may be changed in a trained model."""
     near: int = 64
     """Tokens before a query, its own among them, whose pages it always reads."""
     landmark_width: int = 128
@@ -49,36 +49,37 @@ class PagesConfig(AttentionConfig):
     """Tokens that a landmark query hears, its own among them; a landmark hears as many before its page."""
     landmark_gain: float = 2.0
     """Initial value: what the score of a page is multiplied by."""
-
     blind_share: float = 0.5
-    """In training, the share of the calls in which a head weighs pages by their landmarks alone."""
+    """In training, the share of calls in which a head weighs chosen pages by their landmarks alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("page", "chosen", "near", "landmark_width", "landmark_taps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.window is None, "window", self.window, "left out: 'near' is what is always read")
+        require(0 <= self.blind_share <= 1, "blind_share", self.blind_share, "between 0 and 1")
 
 
 class PagesState(NamedTuple):
     """As `GlobalState`, with the landmarks of full pages, zero before, and what the next one is made of."""
 
     length: Tensor
-    keys: Tensor  # (B, G, capacity, K)
-    values: Tensor  # (B, G, capacity, K)
-    landmarks: Tensor  # (B, G, capacity, ceil(R / page)): the R numbers of page p spread over its tokens
+    keys: Held  # (B, G, capacity, K)
+    values: Held  # (B, G, capacity, K)
+    landmarks: Held  # (B, G, capacity, ⌈R / page⌉): the R numbers of a page spread over its tokens
     q_tail: Tensor | None
     k_tail: Tensor | None
     v_tail: Tensor | None
     memory: Any
-    r_tail: Tensor  # (B, W - 1, H R): last inputs of the landmark queries' convolution
-    u_tail: Tensor  # (B, W + page - 1, G (R + 1)): last landmark keys, and how much they stand out
+    r_tail: Tensor  # (B, W − 1, H·R): last inputs of the landmark queries' convolution
+    u_tail: Tensor  # (B, W + page − 1, G·(R + 1)): last landmark keys, and how much they stand out
 
     grows = {"keys": 2, "values": 2, "landmarks": 2}  # noqa: RUF012 (a field otherwise)
+    pages = {"keys": 2, "values": 2, "landmarks": 2}  # noqa: RUF012
 
 
 class PolarPages(Attention):
-    """`Attention` with the polar core over the pages near a query and those chosen by landmark."""
+    """`Attention` with the polar core, over the pages near a query and those chosen by landmark."""
 
     Config = PagesConfig
     reads_call = True
@@ -86,12 +87,11 @@ class PolarPages(Attention):
     def __init__(self, config: Settings, place: Place) -> None:
         super().__init__(config, place)
         own = self.own = cast(PagesConfig, config.own)
-        self.layer = place.layer
-        R, taps = own.landmark_width, own.landmark_taps
+        self.layer, R = place.layer, own.landmark_width
         self.r_proj = Linear(place.width, self.heads * R)
         self.u_proj = Linear(place.width, self.groups * R)
         self.salience = Linear(place.width, self.groups, bias=False)
-        self.r_taps = nn.Parameter(torch.empty(self.heads * R, taps))
+        self.r_taps = nn.Parameter(torch.empty(self.heads * R, own.landmark_taps))
         self.landmark_gain = nn.Parameter(torch.empty(self.heads))
 
     @torch.no_grad()
@@ -105,24 +105,14 @@ class PolarPages(Attention):
 
     def init_state(self, batch: int, capacity: int) -> PagesState:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`Attention.init_state`, and no landmarks."""
-        length, keys, values, q, k, v, memory = super().init_state(batch, capacity)[:7]
-        own, weight = self.own, self.q_proj.weight
-        R, page = own.landmark_width, own.page
-        landmarks = weight.new_zeros(batch, self.groups, capacity, -(-R // page))
+        length, keys, values, *rest = cast(tuple[Any, ...], super().init_state(batch, capacity))
+        own, weight, R = self.own, self.q_proj.weight, self.own.landmark_width
+        landmarks = weight.new_zeros(batch, self.groups, capacity, -(-R // own.page))
         r = weight.new_zeros(batch, own.landmark_taps - 1, self.heads * R)
-        u = weight.new_zeros(batch, own.landmark_taps + page - 1, self.groups * (R + 1))
-        return PagesState(length, keys, values, landmarks, q, k, v, memory, r, u)
+        u = weight.new_zeros(batch, own.landmark_taps + own.page - 1, self.groups * (R + 1))
+        return PagesState(length, keys, values, landmarks, *rest, r, u)  # pyright: ignore[reportCallIssue]
 
-    def landmark_parts(self, x: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor, ...]:
-        """Of x (B, T, D): landmark queries r (B, H, T, R), landmark keys and salience (B, T, G, R + 1), the inputs of r."""
-        R = self.own.landmark_width
-        inputs = rms_norm(self.r_proj(x).unflatten(-1, (-1, R)), None, R, self.epsilon).flatten(2)
-        u = rms_norm(self.u_proj(x).unflatten(-1, (-1, R)), None, R, self.epsilon)
-        heard = causal_conv(inputs, self.r_taps, None if tail is None else tail.to(inputs.dtype), segment_ids)
-        r = heard.unflatten(-1, (-1, R)).transpose(1, 2)
-        return r, torch.cat([u, self.salience(x).unsqueeze(-1).to(u.dtype)], -1), inputs
-
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: Tensor,
         state: PagesState | None = None,
@@ -130,169 +120,110 @@ class PolarPages(Attention):
         segment_ids: Tensor | None = None,
         call: Call | None = None,
     ) -> tuple[Tensor, PagesState | None]:
-        """x (B, T, D) to y (B, T, D)."""
-        projected = self.project(x, state, segment_ids)  # pyright: ignore[reportArgumentType]
+        """x (B, T, D) to y (B, T, D). `call`: in training its noise draws the heads that weigh by landmarks alone."""
+        projected = self.project(x, cast(Any, state), segment_ids)
         r, u, inputs = self.landmark_parts(x, None if state is None else state.r_tail, segment_ids)
-        q, k, v = projected.q, projected.k, projected.v
+        qkv = (projected.q, projected.k, projected.v)
         if state is None:
-            direction, magnitude = self._from_beginning(q, k, v, r, u, segment_ids, None if call is None else call.noise)
-            held = None
-        else:
-            held = self._held(state, k, v, u)
-            direction, magnitude = self._behind(q, held, r, state.length)
-        core = cast(PolarCore, self.core)
-        y = self.out_proj(self.gated(direction * core.radius, projected.gate)) + core.count_proj(magnitude.mT)
-        memory = None
-        if self.memory is not None:
-            kept = None if state is None else state.memory
-            written, memory = self.memory(x, q, k, v, kept, segment_ids=segment_ids)
-            y = y + (written if self.alpha is None else written * self.alpha.to(written.dtype))
-        if state is None or held is None:
-            return y, None
-        tails = (state.q_tail, state.k_tail, state.v_tail, state.r_tail)
-        parts = (*projected.inputs, inputs)
-        q, k, v, r = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, parts, strict=True))
-        tail = advance(state.u_tail, u.flatten(2).to(state.u_tail.dtype))
-        return y, PagesState(state.length + x.shape[1], *held, q, k, v, memory, r, tail)  # pyright: ignore
+            sums, null = self.from_beginning(qkv, r, u, segment_ids, None if call is None else call.noise)
+            return self.output(x, projected, self.core.assemble(sums, null, qkv[0].dtype), None, segment_ids)[0], None
+        held = self._held(state, *qkv[1:], u)
+        sums, null = self._behind(qkv[0], held, r, state.length)
+        y, memory = self.output(x, projected, self.core.assemble(sums, null, qkv[0].dtype), state, None)
+        tails = (state.q_tail, state.k_tail, state.v_tail, state.r_tail, state.u_tail)
+        parts = (*projected.inputs, inputs, u.flatten(2))
+        q, k, v, *rest = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, parts, strict=True))
+        return y, PagesState(state.length + x.shape[1], *held, q, k, v, memory, *cast(list[Tensor], rest))
 
-    def _scores(self, r: Tensor, landmarks: Tensor) -> Tensor:
-        """What the queries r (B, H, T, R) think of landmarks (B, G, P, R): (B, H, T, P), float32 or wider."""
-        work, groups = torch.promote_types(r.dtype, torch.float32), landmarks.shape[1]
-        gain = self.landmark_gain.to(work)[:, None, None] * r.shape[-1] ** -0.5
-        grouped = (r.to(work) * gain).unflatten(1, (groups, -1)).flatten(2, 3)
-        return (grouped @ landmarks.to(work).mT).view(*r.shape[:3], -1)
+    def landmark_parts(self, x: Tensor, tail: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor, ...]:
+        """Of x (B, T, D): landmark queries r (B, H, T, R), landmark keys with how much they stand out (B, T, G, R + 1),
+        and what the convolution of r has read."""
+        R = self.own.landmark_width
+        inputs = rms_norm(self.r_proj(x).unflatten(-1, (-1, R)), None, R, self.epsilon).flatten(2)
+        u = rms_norm(self.u_proj(x).unflatten(-1, (-1, R)), None, R, self.epsilon)
+        heard = causal_conv(inputs, self.r_taps, None if tail is None else tail.to(inputs.dtype), segment_ids)
+        r = heard.unflatten(-1, (-1, R)).transpose(1, 2)
+        return r, torch.cat([u, self.salience(x).unsqueeze(-1).to(u.dtype)], -1), inputs
+
+    def searching(self, r: Tensor) -> Tensor:
+        """r (B, H, T, R) as it is multiplied with landmarks: the products b are in the units of scores."""
+        work = torch.promote_types(r.dtype, torch.float32)
+        return r.to(work) * (self.landmark_gain.to(work)[:, None, None] * r.shape[-1] ** -0.5)
 
     @own_precision
-    def _from_beginning(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        r: Tensor,
-        u: Tensor,
-        segment_ids: Tensor | None,
-        noise: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Direction and magnitude of texts from their first token on."""
-        own, work = self.own, torch.promote_types(q.dtype, torch.float32)
-        grid = grid_of(q.shape[2], own.page, segment_ids, q.device)
-        score = self._scores(r, pooled(u.to(work), grid, own.page, own.landmark_taps))
-        place = torch.arange(q.shape[2], device=q.device) - grid.document  # (B or 1, T)
-        first = (place - own.near + 1).clamp(min=0) // own.page * own.page + grid.document  # the first that is near
-        candidate = (grid.begin[:, None] < first[..., None]) & (grid.begin[:, None] >= grid.document[..., None])
-        taken = chosen_of(score.masked_fill(~candidate[:, None], -torch.inf), own.chosen)
-        is_near = (grid.begin[:, None] >= first[..., None])[:, None]
-        if noise is not None:
-            drawn = torch.rand(score.shape[1], generator=torch.Generator().manual_seed(noise + self.layer)) < own.blind_share
-            heads = drawn.to(q.device).nonzero()[:, 0]
-            if len(heads):
-                within = self._within(q, k, heads, grid, own.page, segment_ids)
-                score = score.index_add(1, heads, within, alpha=-1)
-        bias = score.masked_fill(~taken, HIDDEN).masked_fill(is_near, 0) * q.shape[-1] ** 0.5
-        # The pages' scores are further coordinates, of which a key has that of its page: one product is both.
-        member = torch.zeros(*grid.page.shape, score.shape[-1], dtype=work, device=q.device)
-        member.scatter_(-1, grid.page.unsqueeze(-1), 1)
-        member = member[:, None].expand(q.shape[0], k.shape[1], -1, -1)
-        q = torch.cat([q.to(work), bias], -1)
-        k = torch.cat([k.to(work), member], -1)
-        wide = torch.cat([v.to(work), torch.zeros_like(member)], -1)
-        return self._polar(q, k, wide, v, segment_ids)
-
-    def _within(
-        self, q: Tensor, k: Tensor, heads: Tensor, grid: Grid, page: int, segment_ids: Tensor | None
-    ) -> Tensor:
-        """log Σ e^(t s) / t (B, ·, T, P) over the tokens of each page, of some query heads."""
-        work, core = torch.promote_types(q.dtype, torch.float32), cast(PolarCore, self.core)
+    def from_beginning(
+        self, qkv: tuple[Tensor, ...], r: Tensor, u: Tensor, segment_ids: Tensor | None, noise: int | None
+    ) -> tuple[Sums, Tensor | None]:
+        """The sums of texts from their first token on, and the logits of the null. qkv, r and u: of all tokens."""
+        q, k, v = qkv
+        own, work, tokens = self.own, torch.promote_types(q.dtype, torch.float32), q.shape[2]
+        grid = grid_of(tokens, own.page, segment_ids, q.device)
+        found = pooled(u.to(work), grid, own.page, own.landmark_taps)
+        score = (self.searching(r).unflatten(1, (self.groups, -1)).flatten(2, 3) @ found.mT).view(*q.shape[:3], -1)
         first, last = visible_range(q, None, segment_ids, None)
-        scale = core.scale_and_null(q, last - first)[0][:, heads, :, None]
+        count = last - first
+        near = (count.long() - own.near).clamp(min=0) // own.page * own.page + grid.document  # the first near token
+        begin, near = grid.begin[:, None], near[..., None]
+        taken = chosen_of(
+            score.masked_fill(~((begin < near) & (begin >= grid.document[..., None]))[:, None], -torch.inf), own.chosen
+        )
+        scale, null = self.core.scale_and_null(q, count)
+        score = score if noise is None else self._blind(score, q, k, scale, grid, noise)
+        beside = score.masked_fill(~taken, HIDDEN).masked_fill((begin >= near)[:, None], 0) * q.shape[-1] ** 0.5
+        # Scores of pages are further coordinates of a query, of which a key has that of its page: one product is both.
+        member = torch.zeros(*grid.page.shape, score.shape[-1], dtype=work, device=q.device)
+        member = member.scatter_(-1, grid.page.unsqueeze(-1), 1)[:, None].expand(len(q), k.shape[1], -1, -1)
+        q, k = torch.cat([q.to(work), beside], -1), torch.cat([k.to(work), member], -1)
+        wide = torch.cat([v.to(work), torch.zeros_like(member)], -1)
+        S, *sums = statistics_of("auto", q)(q, k, wide, scale, first, last)
+        return Sums(S[..., : v.shape[-1]], *sums), null
+
+    def _blind(self, score: Tensor, q: Tensor, k: Tensor, scale: Tensor, grid: Grid, noise: int) -> Tensor:
+        """Scores (B, H, T, P) less log Σ e^(t s) / t over the tokens of each page, of the heads that are drawn: how
+        well single keys match then says nothing of how much a page weighs, and landmarks must."""
+        drawn = torch.rand(self.heads, generator=torch.Generator().manual_seed(noise + self.layer))
+        heads = (drawn < self.own.blind_share).nonzero()[:, 0].to(q.device)
+        if not len(heads):
+            return score
+        page, work = self.own.page, scale.dtype
         index = (grid.begin[..., None] + torch.arange(page, device=q.device)).clamp(max=q.shape[2] - 1)
         laid = k.to(work)[torch.arange(len(k))[:, None], :, index.expand(len(k), -1, -1).flatten(1)].transpose(1, 2)
-        laid = laid[:, heads // (q.shape[1] // k.shape[1])]
-        a = (q.to(work)[:, heads] * scale) @ laid.mT
-        return a.unflatten(-1, (-1, page)).logsumexp(-1) / (scale * q.shape[-1] ** 0.5)
+        scale = scale[:, heads].unsqueeze(-1)
+        a = (q.to(work)[:, heads] * scale) @ laid[:, heads // (self.heads // self.groups)].mT
+        within = a.unflatten(-1, (-1, page)).logsumexp(-1) / (scale * q.shape[-1] ** 0.5)
+        return score.index_add(1, heads, within, alpha=-1)
 
-    def _polar(self, q: Tensor, k: Tensor, wide: Tensor, v: Tensor, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        core = cast(PolarCore, self.core)
-        first, last = visible_range(q, None, segment_ids, None)
-        scale, null = core.scale_and_null(v, last - first)
-        S, L, Q, M = statistics_of("auto", q)(q, k, wide, scale, first, last)
-        slope, null_value = core.magnitude_slope.to(S.dtype), core.null_value.to(S.dtype)
-        c, magnitude = fold(S[..., : v.shape[-1]], L, Q, null - M, slope, null_value)
-        return c.to(v.dtype), magnitude.to(v.dtype)
-
-    def _held(self, state: PagesState, k: Tensor, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _held(self, state: PagesState, k: Tensor, v: Tensor, u: Tensor) -> tuple[Held, Held, Held]:
         """Keys, values and landmarks after new k, v and u."""
-        keys, values = hold(state.keys, state.values, k, v, state.length)
-        own, tokens = self.own, k.shape[2]
-        page, heard = own.page, own.landmark_taps
+        keys, values = (hold_rows(held, z, state.length) for held, z in ((state.keys, k), (state.values, v)))
+        page, heard = self.own.page, self.own.landmark_taps
+        number, full = begun_in(state.length, k.shape[2], page)
         joined = torch.cat([state.u_tail.unflatten(-1, (self.groups, -1)), u.to(state.u_tail.dtype)], 1)
-        number, full = begun_in(state.length, tokens, page)
-        index = number[..., None] * page + torch.arange(-heard, page, device=k.device)  # position
-        local = (index - state.length.long()[:, None, None] + heard + page - 1).clamp(0, joined.shape[1] - 1)
-        new = pool(joined, local, index < 0)  # (B, G, pages, R)
-        return keys, values, written(state.landmarks, new, number, full, page)
+        position = number[..., None] * page + torch.arange(-heard, page, device=k.device)
+        index = position - state.length.long()[:, None, None] + heard + page - 1
+        new = pool(joined, index.clamp(0, joined.shape[1] - 1), position < 0)
+        return keys, values, hold_summaries(state.landmarks, new, number, full, page)
 
     @own_precision
-    def _behind(
-        self, q: Tensor, held: tuple[Tensor, Tensor, Tensor], r: Tensor, start: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Direction and magnitude of q (B, H, T, K) of which row b's first stands at start[b]."""
-        keys, values, spread = held
-        own, core = self.own, cast(PolarCore, self.core)
-        pages = (int(start.max()) + q.shape[2]) // own.page
-        landmarks = whole_pages(spread, own.page, pages, r.shape[-1])
-        work = torch.promote_types(q.dtype, torch.float32)
-        directions, magnitudes = [], []
-        for i in range(0, q.shape[2], BLOCK):
-            some, count = q[:, :, i : i + BLOCK], min(BLOCK, q.shape[2] - i)
-            place = start.long()[:, None] + torch.arange(i, i + count, device=q.device)  # (B, Q)
-            token, bias = self._chosen(r[:, :, i : i + BLOCK], landmarks, place)
-            S, L, Q, M, null = self._read(some, keys, values, token, bias, place)
-            slope, null_value = core.magnitude_slope.to(work), core.null_value.to(work)
-            c, magnitude = fold(S, L, Q, null - M, slope, null_value)
-            directions.append(c)
-            magnitudes.append(magnitude)
-        return torch.cat(directions, 2).to(q.dtype), torch.cat(magnitudes, 2).to(q.dtype)
-
-    def _chosen(self, r: Tensor, landmarks: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B, H, Q, N) that the queries at `place` (B, Q) read, and what is beside their scores."""
-        own = self.own
-        near = (place - own.near + 1).clamp(min=0) // own.page  # the first near page
-        numbers = near[..., None] + torch.arange((own.near + own.page - 2) // own.page + 1, device=r.device)
-        numbers = numbers[:, None].expand(-1, r.shape[1], -1, -1)
-        bias = torch.zeros(numbers.shape, dtype=torch.promote_types(r.dtype, torch.float32), device=r.device)
-        if landmarks.shape[2] > 0:
-            score = self._scores(r, landmarks)
-            index = torch.arange(landmarks.shape[2], device=r.device)
-            score = score.masked_fill((index >= near[..., None])[:, None], -torch.inf)
-            best = best_of(score, own.chosen)
-            numbers = torch.cat([best, numbers], -1)
-            bias = torch.cat([score.gather(-1, best), bias], -1)
-        token = numbers[..., None] * own.page + torch.arange(own.page, device=r.device)
-        return token.flatten(-2), bias.repeat_interleave(own.page, -1)
-
-    def _read(
-        self, q: Tensor, keys: Tensor, values: Tensor, token: Tensor, bias: Tensor, place: Tensor
-    ) -> tuple[Tensor, ...]:
-        """S, L, Q, M and the null's logit over the keys at `token` (B, H, Q, N)."""
-        work, core = torch.promote_types(q.dtype, torch.float32), cast(PolarCore, self.core)
-        group = q.shape[1] // keys.shape[1]
-        hidden = (token > place[:, None, :, None]) | torch.isneginf(bias)
-        index = token.clamp(max=keys.shape[2] - 1).flatten(2)
-        rows = torch.arange(q.shape[0], device=q.device)[:, None, None]
-        heads = (torch.arange(q.shape[1], device=q.device) // group)[None, :, None]
-        k, v = (x[rows, heads, index].unflatten(2, token.shape[2:]).to(work) for x in (keys, values))
-        scale, null = core.scale_and_null(q, place + 1)
-        score = (k @ q.to(work)[..., None])[..., 0] + bias.masked_fill(hidden, 0) * q.shape[-1] ** 0.5
-        a = (score * scale[..., None]).masked_fill(hidden, -torch.inf)
-        M = a.amax(-1).detach()
-        p = (a - M[..., None]).exp()
-        v = v.masked_fill(hidden[..., None], 0)
-        return (p[..., None, :] @ v)[..., 0, :], p.sum(-1), p.square().sum(-1), M, null
+    def _behind(self, q: Tensor, held: tuple[Held, Held, Held], r: Tensor, start: Tensor) -> tuple[Sums, Tensor | None]:
+        """The sums of q (B, H, T, K), of which row b's first stands at start[b], and the logits of the null."""
+        (keys, values, landmarks), own = held, self.own
+        last = start[:, None] + torch.arange(1, q.shape[2] + 1, device=q.device, dtype=torch.int32)
+        scale, null = self.core.scored(q, last)
+        parts = []
+        for i in range(0, q.shape[2], AT_ONCE):
+            some = slice(i, i + AT_ONCE)
+            search, end, factor = self.searching(r[:, :, some]), last[:, some], scale[:, :, some]
+            pages = choose_pages(search, landmarks, end, own.page, own.chosen, own.near)
+            beside = (summaries_at(landmarks, pages, own.page, r.shape[-1]) * search.unsqueeze(3)).sum(-1)
+            near = pages >= ((end - own.near).clamp(min=0) // own.page)[:, None, :, None]
+            beside = beside.masked_fill(near | (pages < 0), 0) * (factor * q.shape[-1] ** 0.5).unsqueeze(-1)
+            parts.append(chosen_statistics(q[:, :, some], keys, values, factor, (pages, own.page), end, beside))
+        return Sums(*(torch.cat(column, 2) for column in zip(*parts, strict=True))), null
 
 
 def pooled(u: Tensor, grid: Grid, page: int, before: int) -> Tensor:
-    """The landmark (B, G, P, R) of every page of u (B, T, G, R + 1); of a page that is not full it is not to be used."""
+    """Landmarks (B, G, P, R) of all pages of u (B, T, G, R + 1); that of one that is not full is not to be used."""
     tokens = u.shape[1]
     index = grid.begin[..., None] + torch.arange(-before, page, device=u.device)  # (B or 1, P, N)
     document = grid.document.gather(1, grid.begin.clamp(max=tokens - 1))[..., None]

@@ -8,6 +8,7 @@ grow, lie in pools and are saved as keys do. Decisions are those of each query b
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from atma.ops.backend import backend_for, check_indices, check_tensors, implementation, own_precision, recording
@@ -84,6 +85,30 @@ def page_boxes(keys: Held, summaries: Held, length: Tensor, tokens: int, page: i
     return implementation("chosen", _backend("auto", pool, pool)).boxes(keys, summaries, length, tokens, page)
 
 
+def hold_summaries(summaries: Held, x: Tensor, index: Tensor, full: Tensor, page: int) -> Held:
+    """The summaries with x (B, G, P, n) as those of the pages index (B, P), where these are `full` (B, P).
+
+    In place unless gradients are recorded.
+    """
+    from atma.ops.chosen.cpu import write_summaries
+
+    return write_summaries(summaries, x, index, full, page)
+
+
+def summaries_at(summaries: Held, pages: Tensor, page: int, width: int) -> Tensor:
+    """The first `width` numbers of the summaries of pages (B, H, T, N), as in `choose_pages`: (B, H, T, N, width)."""
+    pool = summaries.pool if isinstance(summaries, Pages) else summaries
+    place = pages.long().clamp(min=0)[..., None] * page + torch.arange(page, device=pages.device)
+    head = torch.arange(pages.shape[1], device=pages.device) // (pages.shape[1] // pool.shape[1])
+    row, head = torch.arange(len(pages), device=pages.device)[:, None, None, None, None], head[:, None, None, None]
+    if isinstance(summaries, Pages):
+        size = pool.shape[2]
+        found = pool[summaries.table.long()[row, place // size % summaries.table.shape[1]], head, place % size]
+    else:
+        found = pool[row, head, place.clamp(max=pool.shape[2] - 1)]
+    return found.flatten(-2)[..., :width]
+
+
 def hold_rows(held: Held, x: Tensor, length: Tensor) -> Held:
     """The rows with x (B, G, T, ·) at each text's positions from length (B,) on.
 
@@ -116,4 +141,14 @@ def _check(q: Tensor, pool: Tensor, last: Tensor, page: int) -> None:
     check_indices("last", last, (q.shape[0], q.shape[2]), q.device)
 
 
-__all__ = ["Held", "Sums", "choose_pages", "chosen_statistics", "hold_rows", "page_boxes", "slots_of"]
+__all__ = [
+    "Held",
+    "Sums",
+    "choose_pages",
+    "chosen_statistics",
+    "hold_rows",
+    "hold_summaries",
+    "page_boxes",
+    "slots_of",
+    "summaries_at",
+]
