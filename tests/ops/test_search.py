@@ -9,7 +9,11 @@ from atma.ops.search import Reach
 
 BACKENDS = ["reference", *(["native"] if native.available(torch.float64) else [])]
 HIP = [Reach(2, 8, 4, 6), Reach(2, 16, 0, 0), Reach(4, 12, 8, 5), Reach(1, 3, 1, 1), Reach(2, 4, 2, 7)]
-HEAVY = [Reach(4, window=6, share=8, least=8, most=16), Reach(2, window=0, share=3, least=1, most=9), Reach(4, window=1)]
+HEAVY = [
+    Reach(4, window=6, share=8, least=8, most=16),
+    Reach(2, window=0, share=3, least=1, most=9),
+    Reach(4, window=1),
+]
 
 
 def case(length, heads=4, groups=2, width=8, seed=0, rows=2):
@@ -51,7 +55,8 @@ def heaviest(q, k, last, reach):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("choose", "oracle", "reach"),
-    [(search.search_blocks, halving, reach) for reach in HIP] + [(search.heaviest_pages, heaviest, reach) for reach in HEAVY],
+    [(search.search_blocks, halving, reach) for reach in HIP]
+    + [(search.heaviest_pages, heaviest, reach) for reach in HEAVY],
 )
 def test_every_query_chooses_what_a_search_written_out_finds(choose, oracle, reach, backend):
     q, k, last = case(53)

@@ -42,25 +42,30 @@ template <class T, class E> struct Keys {
     void largest(const T* q, long wide, long rows, long s, long count, T* best) const {
         using S = Simd<T>;
         bool whole = count % S::lanes == 0 && (page != 0 || width % S::lanes == 0);
+        const T none = -std::numeric_limits<T>::infinity();
+        const typename S::V nothing = typename S::V{} + none;
         for (long r = 0; r < rows; ++r) {
-            T top = -std::numeric_limits<T>::infinity();
-            for (long j = 0; j < count; j += whole ? S::lanes : 1) {
-                if (!whole) {
-                    top = std::max(top, ordered(score(q + r * wide, s + j)));
-                    continue;
-                }
-                typename S::V x = page == 0 ? of_rows(q + r * wide, at(s + j)) : of_columns(q + r * wide, at(s + j));
-                for (int i = 0; i < S::lanes; ++i) top = std::max(top, ordered(T(x[i])));
+            best[r] = none;
+            if (!whole) {
+                for (long j = 0; j < count; ++j) best[r] = std::max(best[r], ordered(score(q + r * wide, s + j)));
+                continue;
             }
-            best[r] = top;
+            typename S::V top = nothing;
+            for (long j = 0; j < count; j += S::lanes) {
+                typename S::V x = page == 0 ? of_rows(q + r * wide, at(s + j)) : of_columns(q + r * wide, at(s + j));
+                x = x == x ? x : -nothing;
+                top = x > top ? x : top;
+            }
+            best[r] = S::max(top);
         }
     }
     typename Simd<T>::V of_rows(const T* q, const E* k) const {
         using S = Simd<T>;
-        typename S::V sums[S::lanes] = {};
-        for (long d = 0; d < width; d += S::lanes) {
-            typename S::V x = S::load(q + d);
-            for (int j = 0; j < S::lanes; ++j) sums[j] += x * widen(k + j * stride + d);
+        typename S::V sums[S::lanes];
+        for (int j = 0; j < S::lanes; ++j) {
+            typename S::V sum{};
+            for (long d = 0; d < width; d += S::lanes) sum += S::load(q + d) * widen(k + j * stride + d);
+            sums[j] = sum;
         }
         return S::sums(sums);
     }

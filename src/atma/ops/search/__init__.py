@@ -33,10 +33,14 @@ class Reach(NamedTuple):
         """ValueError with the number that makes no choice."""
         for name, value in self._asdict().items():
             if value < (0 if name in ("kept", "sinks", "window") else 1):
-                raise ValueError(f"{name} must be at least {0 if name in ('kept', 'sinks', 'window') else 1}, not {value}")
+                raise ValueError(
+                    f"{name} must be at least {0 if name in ('kept', 'sinks', 'window') else 1}, not {value}"
+                )
         for name in ("kept", "sinks"):
             if getattr(self, name) % self.block:
-                raise ValueError(f"{name} must be whole blocks of {self.block} tokens, not {getattr(self, name)} tokens")
+                raise ValueError(
+                    f"{name} must be whole blocks of {self.block} tokens, not {getattr(self, name)} tokens"
+                )
         if self.least > self.most:
             raise ValueError(f"least must be at most {self.most}, not {self.least}")
 
