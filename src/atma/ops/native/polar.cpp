@@ -1,11 +1,8 @@
 // Streamed attention statistics (ops/polar/reference.py) with the scores of one block of queries and keys at a time in
 // the second-level cache. Query rows that share a key/value head are worked on together, position-major: row = query ×
 // group + head. Each row sees the keys first ≤ s < last, an interval that never moves back along the queries.
+#include "few.h"
 #include "problem.h"
-#include "simd.h"
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -220,60 +217,6 @@ template <class T, class E> void forward_head(const Problem& p, long index) {
     put<T>(head.block(0, p.queries), S, sums, wide);
 }
 
-// Lane-wise partial sums of q[r] · k for ROWS rows of one key, of as much of the width as whole vectors are; what is left
-// is added by `rest`.
-template <class T, class E, int ROWS>
-inline void partial(const E* q, long wide, const E* k, long width, typename Simd<T>::V (&sums)[ROWS]) {
-    constexpr long lanes = Simd<T>::lanes;
-    for (int r = 0; r < ROWS; ++r) sums[r] = typename Simd<T>::V{};
-    long d = 0;
-#ifdef __AVX512BF16__
-    if constexpr (std::is_same_v<E, bfloat16>)
-        for (; d + 2 * lanes <= width; d += 2 * lanes) {
-            __m512bh x = (__m512bh)_mm512_loadu_si512(k + d);
-            for (int r = 0; r < ROWS; ++r)
-                sums[r] = (typename Simd<T>::V)_mm512_dpbf16_ps((__m512)sums[r], x, (__m512bh)_mm512_loadu_si512(q + r * wide + d));
-        }
-#endif
-    for (; d + lanes <= width; d += lanes) {
-        typename Simd<T>::V x = widen(k + d);
-        for (int r = 0; r < ROWS; ++r) sums[r] += widen(q + r * wide + d) * x;
-    }
-}
-
-template <class T, class E> T rest(const E* q, const E* k, long width) {
-    T total = 0;
-    for (long d = width / Simd<T>::lanes * Simd<T>::lanes; d < width; ++d) total += T(q[d]) * T(k[d]);
-    return total;
-}
-
-// a (ROWS, SPLIT_KEYS) = factor q kᵀ over `keys` keys, each read once.
-template <class T, class E, int ROWS>
-void score_few(const E* q, const T* factor, long wide, const E* k, long stride, long keys, long width, T* a) {
-    using V = typename Simd<T>::V;
-    constexpr long lanes = Simd<T>::lanes;
-    V sums[ROWS];
-    long j = 0;
-    for (; j + lanes <= keys; j += lanes, k += lanes * stride) {
-        V parts[ROWS][lanes];
-        for (long i = 0; i < lanes; ++i) {
-            partial<T, E, ROWS>(q, wide, k + i * stride, width, sums);
-            for (int r = 0; r < ROWS; ++r) parts[r][i] = sums[r];
-        }
-        for (int r = 0; r < ROWS; ++r) {
-            V total = Simd<T>::sums(parts[r]);
-            if (width % lanes != 0)
-                for (long i = 0; i < lanes; ++i) total[i] += rest<T>(q + r * wide, k + i * stride, width);
-            Simd<T>::store(a + r * SPLIT_KEYS + j, total * factor[r]);
-        }
-    }
-    for (; j < keys; ++j, k += stride) {
-        partial<T, E, ROWS>(q, wide, k, width, sums);
-        for (int r = 0; r < ROWS; ++r)
-            a[r * SPLIT_KEYS + j] = (Simd<T>::sum(sums[r]) + rest<T>(q + r * wide, k, width)) * factor[r];
-    }
-}
-
 // Few query rows, many keys: keys are read once, in splits that threads share; `merge` joins the splits exactly.
 template <class T, class E>
 void forward_split(const Head<T, E>& head, const E* q, const T* factor, long s, long e, T* a, T* S, Sums<T>* sums) {
@@ -281,8 +224,8 @@ void forward_split(const Head<T, E>& head, const E* q, const T* factor, long s, 
     long rows = block.rows(), wide = head.wide, width = head.p.width, stride = head.p.k_key;
     for (long r = 0; r < rows; r += 4) {
         // Four rows share one pass over the keys; more would not leave a register for the key.
-        auto score = rows - r >= 4 ? score_few<T, E, 4> : rows - r == 3 ? score_few<T, E, 3> : rows - r == 2 ? score_few<T, E, 2> : score_few<T, E, 1>;
-        score(q + r * wide, factor + r, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS);
+        auto score = score_rows<T, E>(rows - r);
+        score(q + r * wide, factor + r, wide, head.key(s), stride, e - s, width, a + r * SPLIT_KEYS, SPLIT_KEYS);
     }
     for (long r = 0; r < rows; ++r) {
         sums[r] = {T(-1e30), 0, 0};
