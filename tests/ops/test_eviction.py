@@ -35,7 +35,7 @@ def run(given, budget, cuts, backend, length=0):
 
 
 def told(q, k, v, scale, null, budget):
-    """One row and head of keys, token by token, with lists: what each query reads (H, T, K) and sees, and what is kept."""
+    """One row and head of keys, token by token, with lists: what queries read (H, T, K) and sum, and what is kept."""
     held, lately, wholly, reads, sums = [], {}, {}, [], []
     for n in range(q.shape[1]):
         held.append(n)
@@ -118,7 +118,6 @@ def test_lower_precisions_follow_the_reference(dtype, width):
 def test_rows_at_different_positions_are_each_alone():
     budget, given = BUDGETS[0], case(75)
     for backend in BACKENDS:
-        q, k, v, scale, null = given
         whole, _ = run(given, budget, [75], backend)
         early, late = (run(given, budget, [n], backend)[1] for n in (10, 41))
         kept = type(early)(*(torch.stack([a[0], b[1]]) for a, b in zip(early, late, strict=True)))

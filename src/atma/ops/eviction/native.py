@@ -1,4 +1,4 @@
-"""The kept set by the compiled kernel (ops/native/eviction.cpp), in place: float32, float64 and bfloat16, on the CPU."""
+"""The kept set by the compiled kernel (ops/native/eviction.cpp), in place: float32, float64, bfloat16, on the CPU."""
 
 import torch
 from torch import Tensor

@@ -72,25 +72,15 @@ def _chosen(name: str, q: Tensor, keys: Any, last: Tensor, reach: Reach, backend
     held = keys.pool if isinstance(keys, Pages) else keys
     reach.check()
     check_tensors("q keys", q, held)
-    groups, width, room = held.shape[1], held.shape[2 if isinstance(keys, Pages) else 3], _room(keys)
-    if q.ndim != 4 or held.ndim != 4 or width != q.shape[3] or q.shape[1] % groups:
+    room = keys.capacity if isinstance(keys, Pages) else keys.shape[2]
+    if q.ndim != 4 or held.ndim != 4 or held.shape[3] != q.shape[3] or q.shape[1] % held.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} and keys {tuple(held.shape)} do not fit together")
     check_indices("last", last, (q.shape[0], q.shape[2]), q.device)
-    if isinstance(keys, Pages) and held.shape[3] % reach.block:
-        raise ValueError(f"block must divide a page of {held.shape[3]} keys, not be {reach.block}")
+    if isinstance(keys, Pages) and held.shape[2] % reach.block:
+        raise ValueError(f"block must divide a page of {held.shape[2]} keys, not be {reach.block}")
     slots = min(most // reach.block + 2, -(-room // reach.block))
     chosen = getattr(implementation("search", backend_for(backend, q, "search")), name)
     return chosen(q, keys, last, reach, slots)
-
-
-def _room(keys: Tensor | Pages) -> int:
-    return keys.capacity if isinstance(keys, Pages) else keys.shape[2]
-
-
-def in_one_piece(keys: Pages) -> Tensor:
-    """The keys (B, G, S, K) of pages, in the order of the table; what no row has written is as it is."""
-    found = keys.pool[keys.table.long()].mT  # (B, P, G, page, K)
-    return found.transpose(1, 2).flatten(2, 3)
 
 
 def finished(chosen: Tensor, slots: int) -> Tensor:

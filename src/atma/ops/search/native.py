@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from atma.ops import native
+from atma.ops.chosen.native import laid, paging, rows
 from atma.ops.paged.pages import Pages
 from atma.ops.search import Reach
 
 _FIELDS = (
-    "batch heads groups queries width page table_row q_batch q_head q_query k_batch k_head k_key q keys table last "
-    "block kept sinks window share least most chosen slots threads"
+    "batch heads groups queries width q_batch q_head q_query k_batch k_head k_row pool_page table_row "
+    "q keys table last block kept sinks window share least most chosen slots threads"
 )
 
 
@@ -24,15 +25,10 @@ def heaviest_pages(q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, 
 
 
 def _call(name: str, q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, slots: int) -> Tensor:
-    held = keys.pool if isinstance(keys, Pages) else keys
-    q, last = q.to(held.dtype), last.contiguous()
-    q, held = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, held))
-    page, table, strides = 0, None, held.stride()[:3]
-    if isinstance(keys, Pages):
-        page, table, strides = held.shape[3], keys.table.contiguous(), (0, 0, 0)
+    (held, table, strides), last = laid(keys), last.contiguous()
+    q = rows(q.to(held.dtype))
     chosen = torch.empty(*q.shape[:3], slots, dtype=torch.int32)
-    sizes = (*q.shape[:2], held.shape[1], *q.shape[2:], page, 0 if table is None else table.shape[1])
-    places = native.addresses(q, held, table, last)
-    values = (*sizes, *q.stride()[:3], *strides, *places, *reach, *native.addresses(chosen), slots)
-    native.call(name, held.dtype, _FIELDS, (*values, torch.get_num_threads()))
+    sizes = (*q.shape[:2], held.shape[1], *q.shape[2:], *q.stride()[:3], *strides, *paging(keys))
+    places, (into,) = native.addresses(q, held, table, last), native.addresses(chosen)
+    native.call(name, held.dtype, _FIELDS, (*sizes, *places, *reach, into, slots, torch.get_num_threads()))
     return chosen

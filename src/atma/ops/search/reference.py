@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from atma.ops.chosen.rows import in_one_piece
 from atma.ops.paged.pages import Pages
-from atma.ops.search import Reach, finished, in_one_piece
+from atma.ops.search import Reach, finished
 
 ROWS = 256
 """Queries whose parts are scored at once."""
@@ -12,7 +13,8 @@ ROWS = 256
 
 def search_blocks(q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, slots: int) -> Tensor:
     """`atma.ops.search.search_blocks`."""
-    k, group = _held(keys), q.shape[1] // _held(keys).shape[1]
+    k = in_one_piece(keys)
+    group = q.shape[1] // k.shape[1]
     count = -(-k.shape[2] // reach.block)
     chosen = torch.zeros(*q.shape[:3], count, dtype=torch.bool, device=q.device)
     for b in range(q.shape[0]):
@@ -25,7 +27,8 @@ def search_blocks(q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, s
 
 def heaviest_pages(q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, slots: int) -> Tensor:
     """`atma.ops.search.heaviest_pages`."""
-    k, group = _held(keys), q.shape[1] // _held(keys).shape[1]
+    k = in_one_piece(keys)
+    group = q.shape[1] // k.shape[1]
     whole = k.shape[2] // reach.block
     scores = _ordered(q @ k[:, :, : whole * reach.block].repeat_interleave(group, 1).to(q.dtype).mT)
     best = scores.unflatten(-1, (whole, reach.block)).amax(-1)
@@ -41,13 +44,9 @@ def heaviest_pages(q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, 
     return finished(chosen | _recent(index, before, last[:, None, :, None], reach), slots)
 
 
-def _held(keys: Tensor | Pages) -> Tensor:
-    return in_one_piece(keys) if isinstance(keys, Pages) else keys
-
-
 def _ordered(scores: Tensor) -> Tensor:
-    """A score that is no number counts as the largest: what it stands for is read."""
-    return torch.where(scores.isnan(), torch.inf, scores)
+    """No number at all is the least there is."""
+    return scores.nan_to_num(nan=torch.finfo(scores.dtype).min)
 
 
 def _recent(index: Tensor, before: Tensor, last: Tensor, reach: Reach) -> Tensor:
