@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 import atma.mixers
-from atma.mixers.table import CORES, MEMORIES, MIXERS
+from atma.mixers.table import CORES, MEMORIES, MIXERS, POLICIES
 
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
@@ -21,7 +21,7 @@ LAYERS = (
     "mixers",
     "config config_text lora_config model_config presets recipe_keys train_config",
     "model",
-    "chat checkpoint decoding hashes loading lora stop_tokens talk",
+    "chat checkpoint decoding hashes loading lora selection stop_tokens talk",
     "generation",
     "serve",
     "report",
@@ -39,7 +39,7 @@ LAYERS = (
 
 `__init__` gives the names of the whole package, so that only its version is to be had from below it.
 """
-CONCRETE = {place.partition(":")[0] for table in (MIXERS, CORES, MEMORIES) for place, _ in table.values()}
+CONCRETE = {place.partition(":")[0] for table in (MIXERS, CORES, MEMORIES, POLICIES) for place, _ in table.values()}
 """Modules of mixers, cores and memories: what is outside atma.mixers knows none of them, nor their states."""
 NOT_YET: set[tuple[str, str]] = set()
 """Imports that are still to go: (file, what it imports)."""

@@ -16,8 +16,9 @@ SOURCES = (".py", ".cpp", ".h")
 
 
 def config_hash(model: Model) -> str:
-    """Of the configuration: windows, bounds and caps move figures and are in no weight."""
-    return hashlib.sha256(canonical_json(model.config).encode()).hexdigest()
+    """Of the configuration and of a selection policy: windows, bounds and caps move figures and are in no weight."""
+    selection = "" if model.selection is None else f" {model.selection}"
+    return hashlib.sha256(f"{canonical_json(model.config)}{selection}".encode()).hexdigest()
 
 
 def model_hash(model: Model) -> str:

@@ -68,6 +68,8 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
+        self.selection: str | None = None
+        """The selection policy that is set on it, with its options; None: every key is read (`atma.select`)."""
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_epsilon, config.norm_plus_one)
@@ -89,6 +91,10 @@ class Model(nn.Module):
         for block in self.blocks:
             cast(Block, block).init_weights(generator)
             cast(Block, block).mixer.embedded(self.embed.weight)
+
+    def mixers(self) -> list[Mixer]:
+        """Those of its layers, in order."""
+        return [cast(Block, block).mixer for block in self.blocks]
 
     def init_state(self, batch: int, capacity: int) -> ModelState:
         """An empty state with room for `capacity` tokens in each of `batch` rows."""

@@ -1,19 +1,22 @@
 """The global mixer: projections, Canon, gate and memory around an attention core (maths.md, section 3)."""
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, fields
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atma.layers import Linear, init_linear
-from atma.mixers.base import Place
+from atma.mixers.attention_config import AttentionConfig, Settings
+from atma.mixers.base import Call, Place
 from atma.mixers.gated_conv import advance, init_taps
-from atma.mixers.heads import Attended, Attending, Core, Heads, HeadsConfig, Memory, Projected
-from atma.mixers.held import GlobalState, WithSinks, behind
+from atma.mixers.heads import Attended, Attending, Core, Heads, Memory, Projected
+from atma.mixers.held import GlobalState, SelectingState, WithSinks, behind
 from atma.mixers.parts import name_of, open_options, part_of
+from atma.mixers.policies.base import New, Policy
+from atma.mixers.selecting import selected_afresh
 from atma.mixers.sinks import SinkState, read_with_sinks
 from atma.mixers.starts import share_projection, start_at_previous, start_scaled
 from atma.mixers.table import Found, names
@@ -22,50 +25,7 @@ from atma.ops import causal_conv
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
 from atma.ops.rows import gate
-from atma.strict import UNSAID, from_dict, require
-
-CanonInit = Literal["uniform", "previous"]
-
-
-@dataclass(frozen=True)
-class AttentionConfig(HeadsConfig):
-    """Heads, core, memory and Canon. Sizes are counts."""
-
-    core: str = "polar"
-    """How queries read keys; its own options stand beside these."""
-    memory: bool | str = True
-    """The third channel, by name, with its own options beside these; true is the gated-delta memory, false none."""
-    window: int | None = None
-    """Most keys that a query sees, its own among them."""
-    window_sinks: int = field(default=0, metadata=UNSAID)
-    """Attention sinks: so many first tokens of a text, which every query sees beside its window."""
-    memory_scale: bool = field(default=False, metadata=UNSAID)
-    """The memory's channel is multiplied, number by number, by a learned α that starts at zero; its output projection
-    then does not (mixers.md, formula 7.1)."""
-    canon_taps: int = 4
-    """Tokens that Canon, the convolution of queries, keys and values, sees; its own among them."""
-    canon_init: CanonInit = "previous"
-    """"previous" starts the upper half of every key's channels as those of the token before; "uniform" is published."""
-    share_query_key_init: bool = True
-    """Start every query projection equal to that of its key head, so that equal tokens match from the first step.
-    Cores with Canon only: without it every token would match itself. False is the published form."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.canon_taps >= 1, "canon_taps", self.canon_taps, "at least 1")
-        require(self.window is None or self.window >= 1, "window", self.window, "at least 1, or left out")
-        beside = self.window_sinks == 0 or self.window is not None
-        require(beside and self.window_sinks >= 0, "window_sinks", self.window_sinks, "0, or more with a window")
-        object.__setattr__(self, "memory", {"delta": True, "none": False}.get(str(self.memory), self.memory))
-
-
-class Settings(NamedTuple):
-    """The configuration of a global mixer and of its parts."""
-
-    own: AttentionConfig
-    core: Any
-    memory: Any
-    """None without one."""
+from atma.strict import from_dict, require
 
 
 class Attention(Attending):
@@ -91,11 +51,13 @@ class Attention(Attending):
             nn.Parameter(torch.empty(size, own.canon_taps)) if self.has_canon else None
             for size in (q_width, k_width, shared)
         )
-        heads = Heads(place, self.heads, self.groups, self.key_width, own.window)
+        self.seat = heads = Heads(place, self.heads, self.groups, self.key_width, own.window)
         self.core: Core = core(config.core, heads)
         self.sinks = own.window_sinks
         self.memory: Memory | None = part_of("memory", own.memory).cls(config.memory, heads) if own.memory else None
         self.alpha = nn.Parameter(torch.empty(place.width)) if own.memory_scale else None
+        self.policy: Policy | None = None
+        """What of its keys is read, where not all are; `select` sets it."""
 
     def key_width_of(self, own: AttentionConfig) -> int:
         """Numbers of each head's query and key as they are projected."""
@@ -127,22 +89,30 @@ class Attention(Attending):
     def _canon(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.canon_q, self.canon_k, self.canon_v
 
-    def init_state(self, batch: int, capacity: int) -> WithSinks:
+    def init_state(self, batch: int, capacity: int) -> WithSinks | SelectingState:
         """Room for `capacity` keys, or those of the window, in each of `batch` rows; none held yet."""
         weight, window = self.q_proj.weight, self.config.window
+        if self.policy is not None:
+            cache = self.policy.init_cache(batch, capacity, weight)
+            return SelectingState(*self._nothing_read(batch, cache))
         held = weight.new_zeros(batch, self.groups, window or capacity, self.head_width)
-        taps = self._canon()
-        q, k, v = (None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in taps)
-        memory = None if self.memory is None else self.memory.init_state(batch)
-        length = torch.zeros(batch, dtype=torch.int32, device=weight.device)
         kind = WindowState if window else GlobalState
-        state = kind(length, held, held.clone(), q, k, v, memory)
+        state = kind(*self._nothing_read(batch, held, held.clone()))
         if not self.sinks:
             return state
         first = weight.new_zeros(batch, self.groups, self.sinks, self.head_width)
         return SinkState(*state, first, first.clone())
 
-    def project(self, x: Tensor, state: WithSinks | None = None, segment_ids: Tensor | None = None) -> Projected:
+    def _nothing_read(self, batch: int, *held: Any) -> tuple[Any, ...]:
+        """The fields of a state before the first token, with what is `held` of keys and values."""
+        weight = self.q_proj.weight
+        tails = (None if w is None else weight.new_zeros(batch, w.shape[1] - 1, w.shape[0]) for w in self._canon())
+        memory = None if self.memory is None else self.memory.init_state(batch)
+        return torch.zeros(batch, dtype=torch.int32, device=weight.device), *held, *tails, memory
+
+    def project(
+        self, x: Tensor, state: WithSinks | SelectingState | None = None, segment_ids: Tensor | None = None
+    ) -> Projected:
         """x (B, T, D) to what the core reads: per-head RMS-normalised q and k, then Canon on q, k and v."""
         q, gate = self.queries(x)
         k, v = self.keys_and_values(x, q)
@@ -171,24 +141,37 @@ class Attention(Attending):
         return self.k_proj(x).unflatten(-1, (self.groups, -1)), self.v_proj(x)
 
     def forward(
-        self, x: Tensor, state: WithSinks | None = None, *, segment_ids: Tensor | None = None
-    ) -> tuple[Tensor, WithSinks | None]:
+        self,
+        x: Tensor,
+        state: WithSinks | SelectingState | None = None,
+        *,
+        segment_ids: Tensor | None = None,
+        call: Call | None = None,
+    ) -> tuple[Tensor, WithSinks | SelectingState | None]:
         """x (B, T, D) to y (B, T, D). Keys and values are held after Canon and with their positions."""
+        if self.policy is not None and not isinstance(state, SelectingState):
+            return selected_afresh(self, x, state, segment_ids, call)
         projected = self.project(x, state, segment_ids)
         start = None if state is None else state.length
         q, keys = self.core.turn(projected.q, projected.k, start, segment_ids)
-        seen = self.attended(state, keys, projected.v)
-        read, added = self.read(q, seen, segment_ids)
+        if isinstance(state, SelectingState):
+            assert self.policy is not None
+            new = New(q, keys, projected.v, projected.q, projected.k, state.length)
+            read, added, held = self.policy(new, state.cache, call)
+        else:
+            seen = self.attended(state, keys, projected.v)
+            read, added = self.read(q, seen, segment_ids)
+            held = seen
         y = self.out_proj(self.gated(read, projected.gate))
         if added is not None:
             y = y + added
         memory = None
         if self.memory is not None:
-            held = None if state is None else state.memory
+            before = None if state is None else state.memory
             unturned = (projected.q, projected.k, projected.v)
-            written, memory = self.memory(x, *unturned, held, segment_ids=segment_ids)
+            written, memory = self.memory(x, *unturned, before, segment_ids=segment_ids)
             y = y + (written if self.alpha is None else written * self.alpha.to(written.dtype))
-        return y, None if state is None else self._advance(state, seen, projected.inputs, memory)
+        return y, None if state is None else self._advance(state, held, projected.inputs, memory)
 
     def read(self, q: Tensor, seen: Attended, segment_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the core reads for q (B, H, T, K), and what it adds, of what is seen."""
@@ -200,12 +183,28 @@ class Attention(Attending):
         """What the heads read (B, H, T, K), gated, side by side (B, T, H·K)."""
         return read.transpose(1, 2).flatten(2) if opening is None else gate(read, opening)
 
-    def _advance(self, state: WithSinks, seen: Attended, inputs: tuple[Tensor, ...], memory: Any) -> WithSinks:
-        assert seen.held is not None
+    def _advance(
+        self, state: WithSinks | SelectingState, held: Any, inputs: tuple[Tensor, ...], memory: Any
+    ) -> WithSinks | SelectingState:
+        """The state moved on; held: what is attended, or the policy's cache."""
         tails = (state.q_tail, state.k_tail, state.v_tail)
         q, k, v = (None if t is None else advance(t, z.to(t.dtype)) for t, z in zip(tails, inputs, strict=True))
+        length = state.length + inputs[0].shape[1]
+        if isinstance(state, SelectingState):
+            return SelectingState(length, held, q, k, v, memory)
+        seen: Attended = held
+        assert seen.held is not None
         first = () if seen.sinks is None else seen.sinks[:2]
-        return type(state)(state.length + inputs[0].shape[1], *seen.held, q, k, v, memory, *first)
+        return type(state)(length, *seen.held, q, k, v, memory, *first)
+
+    @property
+    def selects(self) -> bool:
+        """`Mixer.selects`: where keys of the whole text are held."""
+        return self.config.window is None and type(self).forward is Attention.forward
+
+    def select(self, policy: Policy | None, reads_call: bool = False) -> None:
+        """From here on read as `policy` says, with states of its own; None: everything."""
+        self.policy, self.reads_call = policy, reads_call
 
     def attended(self, state: WithSinks | None, k: Tensor, v: Tensor, in_order: bool = False) -> Attended:
         """`Attending.attended`."""

@@ -62,7 +62,7 @@ class Mixer(nn.Module):
 
     Config: ClassVar[type] = NoOptions
     """Frozen dataclass of the options."""
-    reads_call: ClassVar[bool] = False
+    reads_call: bool = False
     """Whether `forward` takes the record of the model's call as `call`."""
     vectors: ClassVar[tuple[str, ...]] = ()
     """Parameters of more than one dimension that are no matrices to the optimiser."""
@@ -109,6 +109,15 @@ class Mixer(nn.Module):
         False where there is none; texts are then served equal up to rounding.
         """
         return False
+
+    @property
+    def selects(self) -> bool:
+        """Whether it holds keys and values that grow with a text, of which a selection policy may read less."""
+        return False
+
+    def select(self, policy: Any, reads_call: bool = False) -> None:
+        """Where it `selects`: from here on read as a policy says (atma.mixers.policies); None: everything."""
+        raise ValueError(f"{type(self).__name__} takes no selection policy")
 
     @property
     def reach(self) -> int | None:

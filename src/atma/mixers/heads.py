@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.mixers.base import Mixer, Place
+from atma.ops.chosen import Sums
 from atma.ops.paged.pages import Pages
 from atma.strict import check_fields, require
 
@@ -71,6 +72,22 @@ class Core(nn.Module):
         q (B, H, T, K); count (B or 1, T): visible keys of each query.
         """
         raise NotImplementedError(f"{type(self).__name__} tells nothing of its scores")
+
+    def scored(self, q: Tensor, last: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`scale_and_null` of queries that see `last` (B, T) int32 keys each."""
+        return self.scale_and_null(q, last)
+
+    def assemble(self, sums: Sums, null: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """What `forward` gives, in `dtype`, of the sums over whatever keys are read, and the null's logit (B, H, T)."""
+        raise NotImplementedError(f"{type(self).__name__} is not made of sums over keys")
+
+    @property
+    def assembles(self) -> bool:
+        """Whether it is made of sums over keys, so that some of them may be left out."""
+        forward, assemble = (
+            next(cls for cls in type(self).__mro__ if name in vars(cls)) for name in ("forward", "assemble")
+        )
+        return forward is assemble and assemble is not Core
 
     def toward_own(
         self, q: Tensor, k: Held, v: Held, start: Tensor | None, own: tuple[Tensor, Tensor], strength: Tensor
@@ -186,6 +203,8 @@ class Attending(Mixer):
     """A mixer whose queries read keys, as diagnosis and the distractor loss look at it."""
 
     core: Core
+    seat: Heads
+    """What its parts are told of it."""
     memory: Memory | None
     groups: int
     head_width: int

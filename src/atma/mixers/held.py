@@ -28,6 +28,17 @@ class GlobalState(NamedTuple):
     """Where in a page of the pool its positions lie: keys (G, K, page), values (G, page, K)."""
 
 
+class SelectingState(NamedTuple):
+    """Of a global mixer of which a selection policy reads: keys and values are in the policy's own cache."""
+
+    length: Tensor
+    cache: Any
+    q_tail: Tensor | None
+    k_tail: Tensor | None
+    v_tail: Tensor | None
+    memory: Any
+
+
 State = GlobalState | WindowState
 WithSinks = State | SinkState
 

@@ -6,7 +6,6 @@ one a position, RndEmbQK and FixedSeqQK (mixers.md, section 5.4).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +100,7 @@ class PlainAttention(Mixer):
 class StaticQK(PlainAttention):
     """The source is the RMS-normalised embedding of each token: who attends to whom is a matter of words alone."""
 
-    reads_call: ClassVar[bool] = True
+    reads_call = True
 
     def forward(
         self,

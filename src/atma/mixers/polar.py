@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from atma.layers import Linear, init_linear
 from atma.mixers.heads import Core, Heads, Held
 from atma.ops import paged, polar_attention
+from atma.ops.chosen import Sums
 from atma.ops.paged.pages import Pages
-from atma.ops.polar import statistics_of, temperature_and_floor, visible_range
+from atma.ops.polar import folded, logits_of, statistics_of, temperature_and_floor, visible_range
 from atma.strict import FOLLOWS, check_fields, require
 
 
@@ -93,6 +94,17 @@ class PolarCore(Core):
         scalars = self.length_gain, self.null_base, self.null_slope
         temperature, floor = temperature_and_floor(count, *scalars, self.count_limit, self.sharpening)
         return temperature * q.shape[-1] ** -0.5, temperature * floor
+
+    def scored(self, q: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """`Core.scored`, compiled where it can be."""
+        scalars = self.length_gain, self.null_base, self.null_slope
+        return logits_of(q, last, scalars, self.count_limit, self.sharpening)
+
+    def assemble(self, sums: Sums, null: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """`Core.assemble`."""
+        assert null is not None
+        direction, magnitude = folded(sums, null, self.magnitude_slope, self.null_value)
+        return (direction * self.radius).to(dtype), self.count_proj(magnitude.to(dtype).mT)
 
     def toward_own(
         self, q: Tensor, k: Held, v: Held, start: Tensor | None, own: tuple[Tensor, Tensor], strength: Tensor

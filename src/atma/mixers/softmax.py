@@ -7,6 +7,7 @@ from torch import Tensor
 
 from atma.mixers.heads import Core, Heads, Held
 from atma.ops import paged, softmax_attention
+from atma.ops.chosen import Sums
 from atma.ops.paged.pages import Pages
 
 
@@ -38,6 +39,10 @@ class SoftmaxCore(Core):
         """`Core.scale_and_null`."""
         work = torch.promote_types(q.dtype, torch.float32)
         return torch.full(q.shape[:-1], self.scale, dtype=work, device=q.device), None
+
+    def assemble(self, sums: Sums, null: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, None]:
+        """`Core.assemble`."""
+        return (sums.S / sums.L.unsqueeze(-1)).to(dtype), None
 
     def toward_own(
         self, q: Tensor, k: Held, v: Held, start: Tensor | None, own: tuple[Tensor, Tensor], strength: Tensor

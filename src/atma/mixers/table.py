@@ -1,4 +1,4 @@
-"""The names of mixers, of attention cores and of memories, each a line; those of installed packages join them.
+"""Mixers, attention cores, memories and selection policies by name, each a line; those of other packages join them.
 
 An entry is the class, as MODULE:CLASS in this folder, and the options that it fixes: so a published system is a line.
 Another package names its own by an entry point NAME = "package.module:Class" of the group that `GROUPS` tells. Nothing
@@ -115,8 +115,12 @@ MEMORIES: Entries = {
     "allmem": ("neural_channel:NeuralChannel", {"system": "allmem"}),
 }
 """Memories by name: the third channel of an attention mixer."""
-GROUPS = {"mixer": "atma.mixers", "core": "atma.cores", "memory": "atma.memories"}
-_TABLES = {"mixer": MIXERS, "core": CORES, "memory": MEMORIES}
+POLICIES: Entries = {
+    "top_pages": ("policies.top_pages:TopPages", {}),
+}
+"""Selection policies by name: how a trained attention layer reads less of its keys, chosen at run time."""
+GROUPS = {"mixer": "atma.mixers", "core": "atma.cores", "memory": "atma.memories", "policy": "atma.policies"}
+_TABLES = {"mixer": MIXERS, "core": CORES, "memory": MEMORIES, "policy": POLICIES}
 
 
 class Found(NamedTuple):
@@ -157,16 +161,17 @@ def package_of(name: str, what: str = "mixer") -> str:
     return " and ".join(_package(point) for point in _points(what) if point.name == name)
 
 
-def small(name: str) -> tuple[Mapping[str, Any], ...]:
-    """The tiny options that a mixer is tested over, those that its entry contradicts left out."""
-    found = find(name)
+def small(name: str, what: str = "mixer") -> tuple[Mapping[str, Any], ...]:
+    """The tiny options that a mixer or a policy is tested over, those that its entry contradicts left out."""
+    found = find(name, what)
     every = getattr(sys.modules[found.cls.__module__], "SMALL", ({},))
     return tuple(some for some in every if _allows(found, some))
 
 
 def _allows(found: Found, options: Mapping[str, Any]) -> bool:
     """Whether an entry leaves these options to be set so."""
-    taken = found.cls.takes({**options, **found.fixed})
+    takes = getattr(found.cls, "takes", None)
+    taken = {**options} if takes is None else takes({**options, **found.fixed})
     return all(key in taken and found.fixed.get(key, value) == value for key, value in options.items())
 
 
@@ -200,4 +205,4 @@ def _imported(point: importlib.metadata.EntryPoint, what: str) -> Found:
     return Found(cls, {}, package)
 
 
-__all__ = ["CORES", "GROUPS", "MEMORIES", "MIXERS", "Found", "find", "names", "package_of", "small"]
+__all__ = ["CORES", "GROUPS", "MEMORIES", "MIXERS", "POLICIES", "Found", "find", "names", "package_of", "small"]

@@ -126,6 +126,35 @@ def fold(
     return c, torch.tanh(F.softplus(magnitude_slope)[:, None] * effective.log1p())
 
 
+def logits_of(
+    q: Tensor, last: Tensor, scalars: tuple[Tensor, ...], count_limit: int | None, sharpening: float
+) -> tuple[Tensor, Tensor]:
+    """t / √K and t ν (B, H, T) of queries q (B, H, T, K) that see last (B, T) int32 keys, float32 or wider.
+
+    scalars: length_gain, null_base and null_slope (H,), as in `temperature_and_floor`.
+    """
+    work = torch.promote_types(q.dtype, torch.float32)
+    if not recording() and backend_for("auto", q, "polar") == "native":
+        wide = tuple(x.to(work) for x in scalars)
+        logit_scalars = implementation("polar", "native").logit_scalars
+        return logit_scalars(q, torch.zeros_like(last), last, wide, count_limit, sharpening)
+    gain, base, slope = scalars
+    temperature, floor = temperature_and_floor(last.to(work), gain, base, slope, count_limit, sharpening)
+    return temperature * q.shape[-1] ** -0.5, temperature * floor
+
+
+def folded(
+    sums: tuple[Tensor, Tensor, Tensor, Tensor], null: Tensor, magnitude_slope: Tensor, null_value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Direction (B, H, T, K) and magnitude (B, H, T) of S, L, Q, M and the null's logit (B, H, T), compiled where it
+    can be."""
+    S, L, Q, M = sums
+    slope, value = magnitude_slope.to(S.dtype), null_value.to(S.dtype)
+    if not recording() and backend_for("auto", S, "polar") == "native":
+        return implementation("polar", "native").folded(S, L, Q, M, null, slope, value)
+    return fold(S, L, Q, null - M, slope, value)
+
+
 def visible_range(
     q: Tensor, start: Tensor | None, segment_ids: Tensor | None, window: int | None
 ) -> tuple[Tensor, Tensor]:

@@ -37,17 +37,25 @@ def attend(
     scalars: length_gain, null_base, null_slope, magnitude_slope (H,) and null_value (H, K), float32 or wider. Returns
     direction (B, H, T, K) and magnitude (B, H, T) in their dtype.
     """
-    magnitude_slope, null_value = (x.contiguous() for x in scalars[3:])
+    magnitude_slope, null_value = scalars[3:]
     scale, null = logit_scalars(q, first, last, scalars[:3], count_limit, sharpening)
     if isinstance(k, Pages) and isinstance(v, Pages):
         S, L, Q, M = paged.statistics(q, k, v, scale, first, last)
     else:
         assert isinstance(k, Tensor) and isinstance(v, Tensor)
         S, L, Q, M = _forward(q, k, v, scale, first, last)
+    return folded(S, L, Q, M, null, magnitude_slope, null_value)
+
+
+def folded(
+    S: Tensor, L: Tensor, Q: Tensor, M: Tensor, null: Tensor, magnitude_slope: Tensor, null_value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`fold`, compiled; null is the null's logit itself."""
+    S, null, magnitude_slope, null_value = (x.contiguous() for x in (S, null, magnitude_slope, null_value))
     direction, magnitude = torch.empty_like(S), torch.empty_like(L)
     fields = "rows heads queries width S L Q M null magnitude_slope null_value direction magnitude"
     places = native.addresses(S, L, Q, M, null, magnitude_slope, null_value, direction, magnitude)
-    native.call("polar_fold", scale.dtype, fields, (L.numel(), *q.shape[1:], *places))
+    native.call("polar_fold", S.dtype, fields, (L.numel(), *S.shape[1:], *places))
     return direction, magnitude
 
 

@@ -1,0 +1,163 @@
+"""Selection policies on layers: every policy over the laws that a trained layer obeys, chosen by one text."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from atma import state as trees
+from atma.config import ModelConfig
+from atma.decoding import Decoder
+from atma.mixers.table import POLICIES, find, small
+from atma.model import Model
+from atma.ops import use_backend
+from atma.selection import select
+from tests.conftest import tiny
+from tests.laws.conftest import randomise
+from tests.laws.test_laws import TOLERANCE, assert_same_state
+from tests.ops.backends import FAST
+
+CORES = ("polar-memory", "nope", "rope")
+CASES = [(name, i, core) for name in POLICIES for i, core in product(range(len(small(name, "policy"))), CORES)]
+
+
+def text_of(name: str, i: int) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in small(name, "policy")[i].items())])
+
+
+def made(core: str, text: str | None = None) -> Model:
+    kind, *rest = core.split("-")
+    torch.manual_seed(0)
+    return select(randomise(Model(tiny(kind, "memory" in rest))), text)
+
+
+def tokens(model: Model, batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def run(model, x, state, sizes):
+    pieces = []
+    for part in x.split(sizes, 1):
+        y, state = model(part, state)
+        pieces.append(y)
+    return torch.cat(pieces, 1), state
+
+
+@pytest.fixture(params=FAST, autouse=True)
+def backend(request):
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize(("name", "i", "core"), CASES)
+@torch.no_grad()
+def test_any_cut_gives_the_same_outputs_and_state(name, i, core):
+    model = made(core, text_of(name, i))
+    x = tokens(model, 2, 70)
+    whole, state = run(model, x, model.init_state(2, 70), [70])
+    fresh, _ = model(x)
+    torch.testing.assert_close(fresh, whole, **TOLERANCE)
+    for sizes in ([1] * 70, [1, 69], [35, 35], [63, 7]):
+        parts, other = run(model, x, model.init_state(2, 70), sizes)
+        torch.testing.assert_close(parts, whole, **TOLERANCE)
+        assert_same_state(other, state)
+
+
+@pytest.mark.parametrize(("name", "i", "core"), CASES)
+@torch.no_grad()
+def test_a_row_alone_equals_the_row_in_a_batch_at_any_position_and_capacity(name, i, core):
+    model = made(core, text_of(name, i))
+    more, states = tokens(model, 2, 9, 2), []
+    for length in (11, 37):
+        states.append(run(model, tokens(model, 1, length, length), model.init_state(1, 48), [length])[1])
+    alone = [model(more[n : n + 1], trees.grow(trees.fork(states[n]), 64)) for n in range(2)]
+    together, state = model(more, trees.stack(states))
+    torch.testing.assert_close(together, torch.cat([y for y, _ in alone]), **TOLERANCE)
+    for n in range(2):
+        assert_same_state(trees.grow(trees.rows(state, [n]), 64), alone[n][1])
+
+
+@pytest.mark.parametrize(("name", "i", "core"), CASES)
+@torch.no_grad()
+def test_a_later_token_changes_nothing_before_it_and_all_tokens_matter(name, i, core):
+    model = made(core, text_of(name, i))
+    x, other = tokens(model, 1, 60), tokens(model, 1, 60, 1)
+    changed = torch.cat([x[:, :40], other[:, 40:]], 1)
+    torch.testing.assert_close(model(changed)[0][:, :40], model(x)[0][:, :40], **TOLERANCE)
+    assert not torch.equal(model(x)[0], made(core)(x)[0])
+
+
+@pytest.mark.parametrize(("name", "i", "core"), CASES)
+@torch.no_grad()
+def test_a_recorded_step_is_the_step(name, i, core, backend):
+    if backend != "native":
+        pytest.skip("steps are recorded where kernels are compiled")
+    model = made(core, text_of(name, i)).float()
+    x = tokens(model, 2, 30)
+    _, state = model(x[:, :20], model.init_state(2, 40))
+    called, decoder = trees.fork(state), Decoder(model, state)
+    for at in range(20, 30):
+        y, called = model(x[:, at : at + 1], called)
+        torch.testing.assert_close(decoder.step(x[:, at : at + 1]), model.logits(y[:, -1]), rtol=1e-5, atol=1e-5)
+    assert decoder.how.startswith("recorded")
+
+
+@pytest.mark.parametrize("core", CORES)
+@torch.no_grad()
+def test_with_all_pages_chosen_it_is_full_attention(core):
+    model = made(core)
+    x = tokens(model, 2, 80)
+    whole, _ = model(x)
+    torch.testing.assert_close(select(model, "top_pages page=4 k=20 window=3")(x)[0], whole, **TOLERANCE)
+    torch.testing.assert_close(select(model, None)(x)[0], whole, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_windowed_layers_are_left_alone_and_a_model_of_them_alone_is_refused():
+    model = Model(tiny("polar", True, 7))
+    with pytest.raises(ValueError, match="no layer of this model holds the keys of a whole text"):
+        select(model, "top_pages")
+    assert model.selection is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("top_page", "did you mean 'top_pages'"),
+        ("top_pages k", "KEY=VALUE"),
+        ("top_pages kk=3", "unknown key 'top_pages kk'; did you mean 'top_pages k'"),
+        ("top_pages k=-1", "'k' must be at least 0, not -1"),
+        ("top_pages k=many", "k"),
+        ("", "no policy ''"),
+    ],
+)
+def test_a_policy_that_is_none_is_told(text, told):
+    with pytest.raises(ValueError, match=told):
+        select(Model(tiny("polar", True)), text)
+
+
+def test_a_core_that_cannot_leave_keys_out_is_told():
+    config = ModelConfig(16, width=16, depth=1, pattern=("attention",), core="persistent", memory=False, query_heads=2,
+                         key_value_heads=1, head_width=8)  # fmt: skip
+    with pytest.raises(ValueError, match="PersistentCore cannot leave keys out"):
+        select(Model(config), "top_pages")
+
+
+@torch.no_grad()
+def test_a_state_of_another_policy_is_refused():
+    model = made("polar-memory")
+    state = model.init_state(1, 8)
+    with pytest.raises(ValueError, match="make a new state"):
+        select(model, "top_pages")(tokens(model, 1, 3), state)
+
+
+def test_what_a_policy_is_is_part_of_what_states_belong_to():
+    from atma.hashes import model_hash
+
+    model = made("polar-memory")
+    hashes = [model_hash(select(model, text)) for text in (None, "top_pages", "top_pages k=3", "top_pages k=32")]
+    assert len(set(hashes)) == 3 and hashes[1] == hashes[3]
+
+
+def test_policies_have_names_and_tiny_options():
+    assert all(find(name, "policy").cls.Config and small(name, "policy") for name in POLICIES)
