@@ -61,9 +61,9 @@ def search_blocks(q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, b
 def heaviest_pages(q: Tensor, keys: Tensor | Pages, last: Tensor, reach: Reach, backend: str = "auto") -> Tensor:
     """The pages (B, H, T, N) int32 that hold the keys of largest scores, ascending, −1 behind them.
 
-    Arguments as in `search_blocks`. Of the pages before those of the window, the ⌈k/block⌉ with the largest max q·k, the
-    first of equals, k = min(most, max(least, ⌊n/share⌋)) of n visible keys; and the window's. A page of them holds one
-    of the k largest scores: before it come at most ⌈k/block⌉ − 1 pages, which have fewer than k keys.
+    Arguments as in `search_blocks`. Of the pages before those of the window, the ⌈k/block⌉ with the largest max q·k,
+    the first of equals, k = min(most, max(least, ⌊n/share⌋)) of n visible keys; and the window's. A page of them holds
+    one of the k largest scores: before it come at most ⌈k/block⌉ − 1 pages, which have fewer than k keys.
     """
     return _chosen("heaviest_pages", q, keys, last, reach, backend, reach.most + reach.block - 1 + reach.window)
 
