@@ -1,5 +1,6 @@
 """Selection policies on layers: every policy over the laws that a trained layer obeys, chosen by one text."""
 
+import dataclasses
 from itertools import product
 
 import pytest
@@ -28,7 +29,8 @@ def text_of(name: str, i: int) -> str:
 def made(core: str, text: str | None = None) -> Model:
     kind, *rest = core.split("-")
     torch.manual_seed(0)
-    return select(randomise(Model(tiny(kind, "memory" in rest))), text)
+    config = dataclasses.replace(tiny(kind, "memory" in rest), depth=3, pattern=("global", "local", "global"))
+    return select(randomise(Model(config)), text)
 
 
 def tokens(model: Model, batch: int, length: int, seed: int = 0) -> torch.Tensor:

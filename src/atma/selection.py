@@ -1,5 +1,7 @@
 """Reading less: a selection policy set on a trained model at run time."""
 
+import functools
+
 from atma.hashes import model_hash
 from atma.mixers import selecting
 from atma.model import Model
@@ -14,7 +16,7 @@ def select(model: Model, policy: str | None) -> Model:
     chosen = None if policy is None else selecting.read(policy)
     before, model.selection = model.selection, None
     try:
-        selecting.place(model.mixers(), chosen, lambda: model_hash(model))
+        selecting.place(model.mixers(), chosen, functools.cache(lambda: model_hash(model)))
     except ValueError:
         model.selection = before
         raise

@@ -119,6 +119,10 @@ MEMORIES: Entries = {
 """Memories by name: the third channel of an attention mixer."""
 POLICIES: Entries = {
     "top_pages": ("policies.top_pages:TopPages", {}),
+    "hip": ("policies.hip:Hip", {}),
+    "evict": ("policies.evict:Evict", {}),
+    "hylra": ("policies.hylra:Hylra", {}),
+    "echo": ("policies.echo:Echo", {}),
 }
 """Selection policies by name: how a trained attention layer reads less of its keys, chosen at run time."""
 GROUPS = {"mixer": "atma.mixers", "core": "atma.cores", "memory": "atma.memories", "policy": "atma.policies"}

@@ -24,10 +24,10 @@ _HOLD = "batch groups tokens row_bytes page table_row x_batch x_head x_token x p
 
 def choose(u: Tensor, summaries: Held, last: Tensor, page: int, k: int, window: int) -> Tensor:
     """See `choose_pages`."""
-    pool, table, (*strides, row) = _laid(summaries)
-    u, last, slots = _rows(u), last.contiguous(), slots_of(k, window, page)
+    pool, table, (*strides, row) = laid(summaries)
+    u, last, slots = rows(u), last.contiguous(), slots_of(k, window, page)
     pages = torch.empty(*u.shape[:3], slots, dtype=torch.int32)
-    sizes = (*u.shape, pool.shape[1], page, row, k, window, slots, *u.stride()[:3], *strides, *_paging(summaries))
+    sizes = (*u.shape, pool.shape[1], page, row, k, window, slots, *u.stride()[:3], *strides, *paging(summaries))
     places = native.addresses(u, pool, table, last, pages)
     native.call("choose_pages", pool.dtype, _CHOOSE, (*sizes, *places, torch.get_num_threads()))
     return pages
@@ -37,12 +37,12 @@ def statistics(
     q: Tensor, keys: Held, values: Held, scale: Tensor, chosen: tuple[Tensor, int], last: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `chosen_statistics`."""
-    (k, table, k_strides), (v, _, v_strides), (pages, page) = _laid(keys), _laid(values), chosen
-    q, scale, pages, last = _rows(q), scale.contiguous(), pages.contiguous(), last.contiguous()
+    (k, table, k_strides), (v, _, v_strides), (pages, page) = laid(keys), laid(values), chosen
+    q, scale, pages, last = rows(q), scale.contiguous(), pages.contiguous(), last.contiguous()
     bias = None if bias is None else bias.to(scale.dtype).contiguous()
     S = torch.empty(q.shape, dtype=scale.dtype)
     L, Q, M = (torch.empty(q.shape[:-1], dtype=scale.dtype) for _ in range(3))
-    strides = (*q.stride()[:3], *k_strides, *v_strides, *_paging(keys))
+    strides = (*q.stride()[:3], *k_strides, *v_strides, *paging(keys))
     places = native.addresses(q, k, v, scale, bias, table, pages, last, S, L, Q, M)
     sizes = (*q.shape, k.shape[1], page, pages.shape[3])
     native.call("chosen_read", k.dtype, _READ, (*sizes, *strides, *places, torch.get_num_threads()))
@@ -51,23 +51,23 @@ def statistics(
 
 def boxes(keys: Held, summaries: Held, length: Tensor, tokens: int, page: int) -> Held:
     """See `page_boxes`."""
-    (k, table, k_strides), (s, _, (*s_strides, row)) = _laid(keys), _laid(summaries)
-    sizes = (length.shape[0], k.shape[1], tokens, k.shape[3], page, row, *k_strides, *s_strides, *_paging(keys))
+    (k, table, k_strides), (s, _, (*s_strides, row)) = laid(keys), laid(summaries)
+    sizes = (length.shape[0], k.shape[1], tokens, k.shape[3], page, row, *k_strides, *s_strides, *paging(keys))
     native.call("page_boxes", k.dtype, _BOX, (*sizes, *native.addresses(k, s, table, length)))
     return summaries
 
 
 def hold_in_pages(held: Pages, x: Tensor, length: Tensor) -> Pages:
     """See `hold_rows`."""
-    x, table = _rows(x.to(held.pool.dtype)), held.table.contiguous()
+    x, table = rows(x.to(held.pool.dtype)), held.table.contiguous()
     size = x.element_size()
     strides = [step * size for step in x.stride()[:3]]
-    sizes = (*x.shape[:3], x.shape[3] * size, *_paging(held), *strides)
+    sizes = (*x.shape[:3], x.shape[3] * size, *paging(held), *strides)
     native.call("hold_rows", None, _HOLD, (*sizes, *native.addresses(x, held.pool, table, length)))
     return held
 
 
-def _laid(held: Held) -> tuple[Tensor, Tensor | None, tuple[int, int, int]]:
+def laid(held: Held) -> tuple[Tensor, Tensor | None, tuple[int, int, int]]:
     """Where rows lie, whose pages they are, and their strides along texts, heads and tokens."""
     if isinstance(held, Pages):
         return held.pool, held.table.contiguous(), (0, 0, held.pool.shape[3])
@@ -76,10 +76,11 @@ def _laid(held: Held) -> tuple[Tensor, Tensor | None, tuple[int, int, int]]:
     return held, None, (held.stride(0), held.stride(1), held.stride(2))
 
 
-def _paging(held: Held) -> tuple[int, int]:
+def paging(held: Held) -> tuple[int, int]:
     """Tokens of a page of the pool, and pages of a text; 0 where there is no pool."""
     return (held.pool.shape[2], held.table.shape[1]) if isinstance(held, Pages) else (0, 0)
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
+    """x with the numbers of a row side by side."""
     return x if x.stride(-1) == 1 else x.contiguous()

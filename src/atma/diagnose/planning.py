@@ -1,0 +1,66 @@
+"""Plans of selection policies: measured on texts of a model that reads all of its keys, and written as JSON.
+
+Such a policy says in its own module what is measured; here the model reads, and its attention layers are looked at. The
+work grows with the square of a text's length, and so does the memory: some thousand tokens are enough.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atma.hashes import model_hash
+from atma.mixers.heads import Attending
+from atma.mixers.policies.base import New
+from atma.mixers.policies.plans import Layer
+from atma.mixers.table import POLICIES, find
+from atma.model import Model
+
+
+@torch.inference_mode()
+def plan(model: Model, policy: str, texts: Sequence[Tensor]) -> dict[str, Any]:
+    """The plan of a policy that needs one, for this model, by texts of tokens (T,) int64: what `plan=FILE` is to hold.
+
+    ValueError: the policy needs none, the model is read through a policy already, or there is no text.
+    """
+    cls = find(policy, "policy").cls
+    if not hasattr(cls, "planned"):
+        needing = [name for name in POLICIES if hasattr(find(name, "policy").cls, "planned")]
+        raise ValueError(f"policy '{policy}' needs no plan; these do: {', '.join(needing)}")
+    if model.selection is not None:
+        raise ValueError(f"a plan is made of a model that reads everything, and '{model.selection}' is set")
+    if not texts or any(text.ndim != 1 or not len(text) for text in texts):
+        raise ValueError("a plan wants at least one text of tokens (T,), none of them empty")
+    seats = [mixer for mixer in model.mixers() if mixer.selects]
+    if not seats:
+        raise ValueError(f"policy '{policy}': no layer of this model holds the keys of a whole text")
+    return cls.planned([layers_of(model, text) for text in texts], model_hash(model))
+
+
+def layers_of(model: Model, text: Tensor) -> list[Layer]:
+    """What each attention layer that can take a policy is given, and projects, when the model reads a text (T,)."""
+    mixers = [mixer for mixer in model.mixers() if mixer.selects]
+    given: dict[int, Tensor] = {}
+    hooks = [mixer.register_forward_pre_hook(_noting(given, i)) for i, mixer in enumerate(mixers)]
+    try:
+        model(text[None].to(model.embed.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_layer(mixer, given[i]) for i, mixer in enumerate(mixers)]
+
+
+def _noting(given: dict[int, Tensor], layer: int) -> Callable[..., None]:
+    def note(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        given[layer] = arguments[0]
+
+    return note
+
+
+def _layer(mixer: Any, x: Tensor) -> Layer:
+    assert isinstance(mixer, Attending)
+    projected = mixer.project(x)
+    q, k = mixer.core.turn(projected.q, projected.k, None, None)
+    start = torch.zeros(1, dtype=torch.int32, device=x.device)
+    return Layer(mixer, New(q, k, projected.v, projected.q, projected.k, start), projected.gate)
