@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from atma import state as trees
-from atma.diagnose.planning import layers_of, plan
+from atma.diagnose.planning import plan
+from atma.mixers.observing import layers_of
 from atma.mixers.policies import echo, hylra
 from atma.mixers.table import POLICIES
 from atma.model import Model
@@ -95,7 +96,7 @@ def test_a_layer_that_reuses_reads_the_pages_its_source_found():
     with torch.no_grad():
         some = select(model, f"hylra sources=0/0 {policy}")(x)[0]
     assert not torch.allclose(some, whole)
-    layers = layers_of(select(model, None), x[0])
+    layers = layers_of(model.mixers(), lambda: select(model, None)(x))
     chosen = hylra.heaviest_pages(layers[0].new.q, layers[0].new.k, layers[0].new.last, alike_reach())
     own = layers[1].new
     keys, values = own.k[0, 0], own.v[0, 0]
@@ -210,7 +211,7 @@ def test_what_is_measured_for_a_plan_is_what_it_says():
 def test_the_overlap_and_the_change_are_those_of_the_best_keys():
     model = made("nope", 2)
     x = text(90)[0]
-    layers = layers_of(model, x)
+    layers = layers_of(model.mixers(), lambda: model(x[None]))
     found, common, change = plan(model, "hylra", [x]), [], []
     best = []
     for layer in layers:

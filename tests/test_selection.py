@@ -19,7 +19,14 @@ from tests.laws.test_laws import TOLERANCE, assert_same_state
 from tests.ops.backends import FAST
 
 CORES = ("polar-memory", "nope", "rope")
-CASES = [(name, i, core) for name in POLICIES for i, core in product(range(len(small(name, "policy"))), CORES)]
+POLAR_ALONE = ("shadows",)
+"""What certifies reads of polar layers alone."""
+CASES = [
+    (name, i, core)
+    for name in POLICIES
+    for i, core in product(range(len(small(name, "policy"))), CORES)
+    if core.startswith("polar") or name not in POLAR_ALONE
+]
 
 
 def text_of(name: str, i: int) -> str:
@@ -136,6 +143,24 @@ def test_windowed_layers_are_left_alone_and_a_model_of_them_alone_is_refused():
 def test_a_policy_that_is_none_is_told(text, told):
     with pytest.raises(ValueError, match=told):
         select(Model(tiny("polar", True)), text)
+
+
+def test_certified_shadows_are_refused_where_there_is_nothing_to_certify():
+    with pytest.raises(ValueError, match="of SoftmaxCore nothing can be certified; take a polar layer, or int8"):
+        select(Model(tiny("nope", False)), "shadows")
+
+
+@torch.no_grad()
+def test_shadows_with_a_tolerance_of_zero_read_everything_exactly():
+    model = made("polar-memory")
+    x = tokens(model, 2, 50)
+    whole, _ = model(x)
+    near, _ = select(model, "shadows")(x)
+    exact, _ = select(model, "shadows direction_tolerance=0")(x)
+    torch.testing.assert_close(exact, whole, **TOLERANCE)
+    assert 0 < (near - whole).abs().max() < 0.5
+    with pytest.raises(ValueError, match="direction_tolerance must be at least 0"):
+        select(model, "shadows direction_tolerance=-1")
 
 
 def test_a_core_that_cannot_leave_keys_out_is_told():

@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atma.hashes import model_hash
-from atma.mixers.heads import Attending
-from atma.mixers.policies.base import New
-from atma.mixers.policies.plans import Layer
+from atma.mixers.observing import layers_of
 from atma.mixers.table import POLICIES, find
 from atma.model import Model
 
@@ -35,32 +33,8 @@ def plan(model: Model, policy: str, texts: Sequence[Tensor]) -> dict[str, Any]:
     seats = [mixer for mixer in model.mixers() if mixer.selects]
     if not seats:
         raise ValueError(f"policy '{policy}': no layer of this model holds the keys of a whole text")
-    return cls.planned([layers_of(model, text) for text in texts], model_hash(model))
+    return cls.planned([layers_of(seats, _reading(model, text)) for text in texts], model_hash(model))
 
 
-def layers_of(model: Model, text: Tensor) -> list[Layer]:
-    """What each attention layer that can take a policy is given, and projects, when the model reads a text (T,)."""
-    mixers = [mixer for mixer in model.mixers() if mixer.selects]
-    given: dict[int, Tensor] = {}
-    hooks = [mixer.register_forward_pre_hook(_noting(given, i)) for i, mixer in enumerate(mixers)]
-    try:
-        model(text[None].to(model.embed.weight.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [_layer(mixer, given[i]) for i, mixer in enumerate(mixers)]
-
-
-def _noting(given: dict[int, Tensor], layer: int) -> Callable[..., None]:
-    def note(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        given[layer] = arguments[0]
-
-    return note
-
-
-def _layer(mixer: Any, x: Tensor) -> Layer:
-    assert isinstance(mixer, Attending)
-    projected = mixer.project(x)
-    q, k = mixer.core.turn(projected.q, projected.k, None, None)
-    start = torch.zeros(1, dtype=torch.int32, device=x.device)
-    return Layer(mixer, New(q, k, projected.v, projected.q, projected.k, start), projected.gate)
+def _reading(model: Model, text: Tensor) -> Callable[[], object]:
+    return lambda: model(text[None].to(model.embed.weight.device))

@@ -81,6 +81,10 @@ class Core(nn.Module):
         """What `forward` gives, in `dtype`, of the sums over whatever keys are read, and the null's logit (B, H, T)."""
         raise NotImplementedError(f"{type(self).__name__} is not made of sums over keys")
 
+    def handed(self, direction: Tensor, magnitude: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """What a polar core gives of a direction (B, H, T, K) and a magnitude (B, H, T). ValueError: it is none."""
+        raise ValueError(f"{type(self).__name__} has no direction and magnitude, which alone are certified")
+
     @property
     def assembles(self) -> bool:
         """Whether it is made of sums over keys, so that some of them may be left out."""

@@ -103,7 +103,10 @@ class PolarCore(Core):
     def assemble(self, sums: Sums, null: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`Core.assemble`."""
         assert null is not None
-        direction, magnitude = folded(sums, null, self.magnitude_slope, self.null_value)
+        return self.handed(*folded(sums, null, self.magnitude_slope, self.null_value), dtype)
+
+    def handed(self, direction: Tensor, magnitude: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """`Core.handed`."""
         return (direction * self.radius).to(dtype), self.count_proj(magnitude.to(dtype).mT)
 
     def toward_own(

@@ -119,6 +119,8 @@ MEMORIES: Entries = {
 """Memories by name: the third channel of an attention mixer."""
 POLICIES: Entries = {
     "top_pages": ("policies.top_pages:TopPages", {}),
+    "shadows": ("policies.shadows:CertifiedShadows", {}),
+    "int8": ("policies.shadows:EightBits", {}),
     "hip": ("policies.hip:Hip", {}),
     "evict": ("policies.evict:Evict", {}),
     "hylra": ("policies.hylra:Hylra", {}),

@@ -72,7 +72,7 @@ class Echo(Policy):
     def planned(cls, texts: Sequence[Sequence[Layer]], model: str) -> dict[str, Any]:
         """The plan of a model of this hash, by its attention layers as they read each of some texts whole."""
         alike = torch.stack([cosines([_map(layer) for layer in layers]) for layers in texts]).mean(0)
-        return plan(NAME, model, grouped(alike), cosines=rounded(alike), texts=len(texts))
+        return plan(NAME, model, grouped(alike), {"cosines": rounded(alike), "texts": len(texts)})
 
 
 def grouped(alike: Tensor, enough: float = ALIKE, most: int = MOST) -> list[int]:

@@ -80,7 +80,8 @@ class Hylra(Policy):
         change = (changes[:, 0].sum(0) / changes[:, 1].sum(0)).sqrt()
         overlap = overlaps.sum(0) / sum(layers[0].new.q.shape[2] for layers in texts)
         sources = assigned(forced(change > SENSITIVE), overlap)
-        return plan(NAME, model, sources, sensitivity=rounded(change), overlap=rounded(overlap), texts=len(texts))
+        measured = {"sensitivity": rounded(change), "overlap": rounded(overlap), "texts": len(texts)}
+        return plan(NAME, model, sources, measured)
 
 
 def forced(sensitive: Tensor) -> list[bool]:

@@ -39,7 +39,7 @@ class PlannedConfig:
     """Where the plan is to be found: in a file, or written out."""
 
     plan: str = ""
-    """A file of JSON that `atma diagnose` or `atma.diagnose.planning` has made for this very model."""
+    """A file of JSON that `atma.diagnose.planning.plan` has made for this very model."""
     sources: str = ""
     """In place of a file: for each attention layer the one it follows, from 0, such as 0/0/2/2."""
 
@@ -91,9 +91,9 @@ def leave(call: Call | None, name: str, layer: int, what: Any) -> None:
         call.left[f"{name} {layer}"] = what
 
 
-def plan(policy: str, model: str, sources: Sequence[int], **measured: Any) -> dict[str, Any]:
+def plan(policy: str, model: str, sources: Sequence[int], measured: dict[str, Any]) -> dict[str, Any]:
     """A plan as JSON has it."""
-    return {"policy": policy, "model": model, "sources": list(sources), **measured}
+    return {"policy": policy, "model": model, "sources": list(sources)} | measured
 
 
 def rounded(x: Tensor) -> Any:

@@ -1,7 +1,8 @@
 """Attention that reads less and says by how much it may be wrong (mixers.md, section 6.7).
 
-`certificate` bounds what polar attention changes by leaving groups of keys unread. `shadow_attention` reads every key and
-value in 8 bits, and exactly those of which the bound asks it; `shadow_statistics` reads the 8 bits alone, for any core.
+`certificate` bounds what polar attention changes by leaving groups of keys unread. `shadow_attention` reads every key
+and value in 8 bits, and exactly those of which the bound asks it; `shadow_statistics` reads the 8 bits alone, for any
+core.
 """
 
 import math

@@ -107,7 +107,9 @@ def _masses(logits: Tensor, values: Tensor, groups: Groups, null_logit: Tensor, 
 
 def direction_bound(masses: Masses, summed: bool) -> tuple[Tensor, Tensor]:
     """c (…, K) and (C2). summed: what is not read is stood for by summaries."""
-    length = torch.linalg.vector_norm(masses.D, dim=-1)
+    size = masses.D.abs().amax(-1)  # whose square may be below the least number
+    unit = size.where(size > 0, 1)
+    length = torch.linalg.vector_norm(masses.D / unit.unsqueeze(-1), dim=-1) * unit
     total, most = masses.null + masses.L, masses.null + masses.L + masses.most
     held = length - masses.slack >= CLAMP * most
     if not summed:

@@ -34,7 +34,16 @@ def attention(
         raise ValueError("values must lie with their channels side by side")
     strides = (*_key_strides(k), *exact[1].stride()[:3])
     scale, null, slope, null_value = (x.contiguous() for x in logits)
-    _call("shadow_attention", q, shadows, (scale, null, slope, null_value, first, last), (strides, exact), results, read, tolerances)
+    _call(
+        "shadow_attention",
+        q,
+        shadows,
+        (scale, null, slope, null_value, first.contiguous(), last.contiguous()),
+        (strides, exact),
+        results,
+        read,
+        tolerances,
+    )
     return results[0], results[1], results[2], results[3], read
 
 
@@ -44,7 +53,7 @@ def statistics(
     """As the reference's."""
     S = torch.empty(q.shape, dtype=torch.float32)
     L, Q, M = (torch.empty(q.shape[:-1], dtype=torch.float32) for _ in range(3))
-    given = (scale.contiguous(), None, None, None, first, last)
+    given = (scale.contiguous(), None, None, None, first.contiguous(), last.contiguous())
     _call("shadow_statistics", q, shadows, given, ((0,) * 7, (None, None)), [S, L, Q, M], None, (0.0, 0.0))
     return S, L, Q, M
 
@@ -77,7 +86,18 @@ def _call(
     groups = place.leaves[0].shape[1]
     sizes = (q.shape[0], q.shape[1], groups, q.shape[2], q.shape[3], place.page, place.table.shape[1])
     places = native.addresses(
-        q, scale, null, slope, null_value, place.table, first.contiguous(), last.contiguous(), *place.leaves, *held, *results, read
+        q,
+        scale,
+        null,
+        slope,
+        null_value,
+        place.table,
+        first.contiguous(),
+        last.contiguous(),
+        *place.leaves,
+        *held,
+        *results,
+        read,
     )
     values = (*sizes, torch.get_num_threads(), *q.stride()[:3], *strides, *places, *tolerances)
     native.call(name, q.dtype, _FIELDS, values)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from atma.ops.certified.bounds import Masses, direction_bound, gamma, magnitude_bound
 from atma.ops.certified.shadows import STEPS, Held, Shadows
-from atma.ops.paged.pages import Pages
 
 SCORES = 1 << 22
 """Scores of a head held at once."""
@@ -66,7 +65,7 @@ def attention(
 def statistics(
     q: Tensor, shadows: Shadows, scale: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """S (B, H, T, K), L, Q and M (B, H, T) of `atma.ops.polar.statistics_of` over the keys and values of the shadows."""
+    """S (B, H, T, K), L, Q and M (B, H, T) of `atma.ops.polar.statistics_of` over what the shadows stand for."""
     from atma.ops.polar.reference import statistics
 
     keys, values, key_scale, _, value_scale, *_ = (_rows(x) for x in shadows)
@@ -136,9 +135,7 @@ def _masses(scores: Scores, read: Tensor, null_value: Tensor) -> Masses:
     return Masses(e.sum(-1), e.square().sum(-1), D, scores.null, *sums)
 
 
-def _dearest(
-    scores: Scores, masses: Masses, kappa: Tensor, tolerances: tuple[float, float], share: float
-) -> Tensor:
+def _dearest(scores: Scores, masses: Masses, kappa: Tensor, tolerances: tuple[float, float], share: float) -> Tensor:
     """The keys that are to be read, so that what the others leave uncertain is `share` of the tolerances.
 
     A key costs what it takes of either tolerance, whichever is more; the dearest are read, of equal ones the first.

@@ -105,7 +105,9 @@ def _write(held: Held, rows: Tensor, length: Tensor) -> None:
     else:
         index = position[:, None, :, None].expand(rows.shape)
         if rows.shape[2] and int(position.max()) >= held.shape[2]:
-            raise IndexError(f"{rows.shape[2]} keys after {int(length.max())} pass the {held.shape[2]} places there are")
+            raise IndexError(
+                f"{rows.shape[2]} keys after {int(length.max())} pass the {held.shape[2]} places there are"
+            )
         held.scatter_(2, index, rows)
 
 
