@@ -19,8 +19,8 @@ PROBLEM(Problem,  // row s of a text lies in its page s / page; contiguous keys 
     double direction_tolerance, magnitude_tolerance;
 )
 
-// A wave is how many splits threads hold results of at once.
-constexpr long ROWS = 4, SPLIT = 512, WAVE = 64;
+// A wave is how many splits threads hold results of at once: so many that meeting after each costs little.
+constexpr long ROWS = 4, SPLIT = 512, WAVE = 2048;
 constexpr float HIDDEN = -1e30f;
 constexpr double LOG2E = 1.4426950408889634;
 

@@ -195,11 +195,18 @@ template <class E, bool BOUND> struct Reading {
             double kappa = BOUND ? softplus(static_cast<const float*>(p.magnitude_slope)[row.head]) : 0;
             found[r].reset(new Found(wide, p.width, null, kappa));
         }
-        in_waves(count, [&](long c, float* D, Sums* sums) { passes.read(c, D, sums); },
+        in_waves(count, threads, [&](long c, float* D, Sums* sums) { passes.read(c, D, sums); },
                  [&](long r, const float* D, const Sums& sums) { join(*found[r], D, sums); });
-        for (long r = 0; r < count; ++r) {
-            if constexpr (BOUND) settle(r, *found[r]);
+        // Rows are settled side by side, where there are as many as threads: they meet once, and not at every pass.
+        auto finish = [&](long r, long threads) {
+            if constexpr (BOUND) settle(r, *found[r], threads);
             put<E, BOUND>(passes, r, *found[r]);
+        };
+        if (threads > 1 && count >= threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+            for (long r = 0; r < count; ++r) finish(r, 1);
+        } else {
+            for (long r = 0; r < count; ++r) finish(r, threads);
         }
     }
 
@@ -209,7 +216,7 @@ template <class E, bool BOUND> struct Reading {
     }
 
     // work(split, D (rows, wide), sums (rows)) of all splits, some at a time, and take(row, D, sums) of each in order.
-    template <class Work, class Take> void in_waves(long rows, Work work, Take take) const {
+    template <class Work, class Take> void in_waves(long rows, long threads, Work work, Take take) const {
         long wide = passes.wide, size = std::min(WAVE, passes.span);
         Buffer<float> D(size * rows * wide);
         std::unique_ptr<Sums[]> sums(new Sums[size * rows]);
@@ -222,7 +229,7 @@ template <class E, bool BOUND> struct Reading {
 
     double dropped(long r) const { return std::exp2(double(passes.rows[r].bar) - passes.rows[r].top) * UP; }
 
-    void settle(long r, Found& found) {
+    void settle(long r, Found& found, long threads) {
         const float* null_value = static_cast<const float*>(p.null_value) + passes.rows[r].head * p.width;
         double direction = p.direction_tolerance, magnitude = p.magnitude_tolerance, share = 0.97;
         bool none = !(direction > 0 && magnitude > 0);
@@ -230,23 +237,24 @@ template <class E, bool BOUND> struct Reading {
         if (!none && found.within(direction, magnitude)) return;
         Found plain(found, passes.wide);
         for (long round = 0; round < ROUNDS && !none; ++round, share /= 2) {
-            float least = bar(r, found.allowed(direction, magnitude, plain) * share - plain.sums.dropped * dropped(r) * plain.sums.longest);
+            double left = plain.sums.dropped * dropped(r) * plain.sums.longest;
+            float least = bar(r, found.allowed(direction, magnitude, plain) * share - left, threads);
             if (!(least > 0)) break;
             found.take(plain, passes.wide);
-            in_waves(1, [&](long c, float* D, Sums* sums) { Exact<E>(passes, r).correct(c, least, D, *sums); },
+            in_waves(1, threads, [&](long c, float* D, Sums* sums) { Exact<E>(passes, r).correct(c, least, D, *sums); },
                      [&](long, const float* D, const Sums& sums) { join(found, D, sums); });
             found.judge(null_value, dropped(r));
             if (found.within(direction, magnitude)) return;
         }
         found.sums = found.whole = Sums(), std::fill_n(found.D.get(), passes.wide, 0.0);
-        in_waves(1, [&](long c, float* D, Sums* sums) { Exact<E>(passes, r).everything(c, D, *sums); },
+        in_waves(1, threads, [&](long c, float* D, Sums* sums) { Exact<E>(passes, r).everything(c, D, *sums); },
                  [&](long, const float* D, const Sums& sums) { join(found, D, sums); });
         found.judge(null_value, 0);
     }
 
     // How doubtful a key may be, so that those that are less so are together no more than `budget`; 0: too many would
     // be read. Counts do not depend on the order of counting.
-    float bar(long r, double budget) const {
+    float bar(long r, double budget, long threads) const {
         const Row& row = passes.rows[r];
         long seen = row.last - row.first, slices = std::max(1L, std::min(threads, passes.span)), read = 0, n = 0;
         float least = float(budget / 16 / seen);
@@ -271,11 +279,17 @@ template <class E, bool BOUND> struct Reading {
 
 template <class E, bool BOUND> void read(const Problem& p) {
     long rows = p.queries * p.heads / p.groups, blocks = (rows + ROWS - 1) / ROWS, all = p.batch * p.groups * blocks;
-    bool outside = all >= 2 * p.threads;  // many blocks are shared out whole, of few the splits are
-#pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (outside)
-    for (long i = 0; i < all; ++i) {
+    auto work = [&](long i, long threads) {
         long from = (blocks - 1 - i % blocks) * ROWS;  // the last see most keys: longest first
-        Reading<E, BOUND>(p, i / blocks, from, std::min(ROWS, rows - from), outside ? 1 : p.threads).run();
+        Reading<E, BOUND>(p, i / blocks, from, std::min(ROWS, rows - from), threads).run();
+    };
+    // Many blocks are shared out whole, of few the splits are. Not by a condition of one region: threads of a region
+    // inside another, if only of one thread, are made anew each time, which takes milliseconds.
+    if (p.threads > 1 && all >= 2 * p.threads) {
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic)
+        for (long i = 0; i < all; ++i) work(i, 1);
+    } else {
+        for (long i = 0; i < all; ++i) work(i, p.threads);
     }
 }
 }  // namespace
