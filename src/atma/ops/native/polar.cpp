@@ -299,11 +299,21 @@ template <class T, class E> void forward_few(const Problem& p) {
     }
 }
 
+// Every key/value head, shared out or each by all threads. Not by a condition of one region: the threads of a region
+// inside another, if only of one thread, are made anew each time, which takes milliseconds.
+template <class Work> void in_heads(const Problem& p, bool shared, Work work) {
+    long heads = p.batch * p.groups;
+    if (!shared) {
+        for (long i = 0; i < heads; ++i) work(i);
+        return;
+    }
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic)
+    for (long i = 0; i < heads; ++i) work(i);
+}
+
 template <class T, class E> void forward(const Problem& p) {
     if (p.queries * p.heads / p.groups <= FEW_ROWS) return forward_few<T, E>(p);
-    long heads = p.batch * p.groups;
-#pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (heads >= p.threads)
-    for (long i = 0; i < heads; ++i) forward_head<T, E>(p, i);
+    in_heads(p, p.batch * p.groups >= p.threads, [&](long i) { forward_head<T, E>(p, i); });
 }
 
 template <class T> struct Rows {  // of all queries of one key/value head, gathered once for the backward pass
@@ -431,8 +441,7 @@ template <class T, class E> void backward_head(const Problem& p, long index, lon
 template <class T, class E> void backward(const Problem& p) {
     // With a head for every thread, heads are shared out; with fewer, the key blocks of each.
     long heads = p.batch * p.groups, splits = heads >= p.threads ? 1 : p.threads;
-#pragma omp parallel for num_threads(p.threads) schedule(dynamic) if (splits == 1)
-    for (long i = 0; i < heads; ++i) backward_head<T, E>(p, i, splits);
+    in_heads(p, splits == 1, [&](long i) { backward_head<T, E>(p, i, splits); });
 }
 PROBLEM(Scalars,  // logits' scale and the null's logit (B, H, T) of ops/polar/__init__.py, from the learned numbers (H)
     int64_t batch, heads, queries, width, count_limit;  // count_limit 0: none

@@ -171,11 +171,16 @@ template <class T, class E> void choose_rows(const Head<T, E>& head, long row, l
 
 template <class T, class E> void heaviest_pages(const Problem& p) {
     long count = p.queries * p.heads / p.groups, strips = (count + FEW - 1) / FEW, all = p.batch * p.groups;
-    bool few = all * strips < p.threads;
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(dynamic) if (!few)
-    for (long i = 0; i < all; ++i)
-        for (long n = strips - 1; n >= 0; --n)
-            choose_rows<T, E>({p, i / p.groups, i % p.groups}, n * FEW, std::min(FEW, count - n * FEW), few);
+    auto choose = [&](long i, bool beside) {
+        long head = i / strips, n = strips - 1 - i % strips;
+        choose_rows<T, E>({p, head / p.groups, head % p.groups}, n * FEW, std::min(FEW, count - n * FEW), beside);
+    };
+    if (all * strips < p.threads) {  // no region around those that share out the pages
+        for (long i = 0; i < all * strips; ++i) choose(i, true);
+        return;
+    }
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic)
+    for (long i = 0; i < all * strips; ++i) choose(i, false);
 }
 }  // namespace
 
