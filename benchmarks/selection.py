@@ -3,9 +3,9 @@
     python benchmarks/selection.py decode --lengths 4096 65536 1048576 --policies top_pages shadows int8
     python benchmarks/selection.py prefill --lengths 16384 65536 --policies top_pages "top_pages page=64 k=8"
 
-A long state is that of a real text of 4,096 tokens told over and over: its keys are real, its cost is that of its length,
-and what the model says of it is not looked at. Steps are recorded ones. Every policy takes turns with reading all keys, on
-the same text; medians, and the ratio of the two. `--model` as elsewhere; threads by OMP_NUM_THREADS.
+A long state is that of a real text of 4,096 tokens told over and over: its keys are real, its cost is that of its
+length, and what the model says of it is not looked at. Steps are recorded ones. Every policy takes turns with reading
+all keys, on the same text; medians, and the ratio of the two. `--model` as elsewhere; threads by OMP_NUM_THREADS.
 """
 
 import argparse
@@ -79,29 +79,31 @@ class Side:
             return Decoder(self.model, told_over(read(self.model, tokens[:, :REAL], 1024), length, room))
 
 
-def seconds(work) -> float:  # noqa: ANN001
+def seconds(work) -> float:
     """What it takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
+def in_turns(whole: Decoder, other: Decoder, token: torch.Tensor, turns: int) -> tuple[float, float]:
+    """Median seconds of a step of each, after three that are not counted."""
+    times = [(seconds(lambda: whole.step(token)), seconds(lambda: other.step(token))) for _ in range(turns + 3)][3:]
+    first, second = (statistics.median(column) for column in zip(*times, strict=True))
+    return first, second
+
+
 def decode(arguments: argparse.Namespace) -> None:
     """The table of decoded tokens."""
     tokens = text_of(arguments.model, REAL)
-    plain = Side(arguments.model, None)
-    print("| keys | policy | ms a token | all keys, in turns | ratio | held | step |\n| ---: | --- | ---: | ---: | ---: | ---: | --- |")
+    plain, token = Side(arguments.model, None), tokens[:, :1]
+    print("| keys | policy | ms a token | all keys, in turns | ratio | held | step |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: | --- |")
     for length in arguments.lengths:
-        whole = plain.decoder(tokens, length, 3 * arguments.turns * len(arguments.policies) + 8)
+        whole = plain.decoder(tokens, length, (arguments.turns + 3) * len(arguments.policies))
         for policy in arguments.policies:
-            other = Side(arguments.model, policy).decoder(tokens, length, arguments.turns + 8)
-            token = tokens[:, :1]
-            for _ in range(3):
-                whole.step(token), other.step(token)
-            times: list[tuple[float, float]] = []
-            for _ in range(arguments.turns):
-                times.append((seconds(lambda: whole.step(token)), seconds(lambda: other.step(token))))
-            all_keys, own = (statistics.median(column) for column in zip(*times, strict=True))
+            other = Side(arguments.model, policy).decoder(tokens, length, arguments.turns + 3)
+            all_keys, own = in_turns(whole, other, token, arguments.turns)
             held = bytes_text(states.nbytes(other.state))
             cells = f"{own * 1e3:.2f} | {all_keys * 1e3:.2f} | {all_keys / own:.2f} | {held} | {other.how}"
             print(f"| {length:,} | `{policy}` | {cells} |", flush=True)

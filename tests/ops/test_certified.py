@@ -247,6 +247,21 @@ def test_a_query_has_the_same_bits_in_pages_and_whatever_is_asked_beside_it(dtyp
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
+def test_what_lies_behind_the_last_key_changes_nothing(backend):
+    case = Read(2, 61)
+    expected = case.attend(backend)
+    shadows = case.shadows()
+    spoilt = []
+    for x in (case.k, case.v, *shadows):
+        more = torch.full((*x.shape[:2], 9, x.shape[3]), 77 if x.dtype == torch.int8 else torch.nan, dtype=x.dtype)
+        spoilt.append(torch.cat([x, more], 2))
+    found = case.attend(backend, held=(spoilt[0], spoilt[1], type(shadows)(*spoilt[2:])))
+    for a, b in zip((*found[:2], *found[2]), (*expected[:2], *expected[2]), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
 def test_the_sums_of_shadows_are_those_of_what_they_stand_for(backend):
     case = Read(5, 150)
     shadows = case.shadows()

@@ -1,5 +1,6 @@
 """A policy by its name and options, and set on layers that can take it."""
 
+import dataclasses
 import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,12 +31,13 @@ def read(text: str) -> Chosen:
     """A policy as "NAME KEY=VALUE …", with spaces or commas between. ValueError: there is none, or no such option."""
     name, *given = text.replace(",", " ").split() or [""]
     found = find(name, "policy")
+    texts = {field.name for field in dataclasses.fields(found.cls.Config) if field.type is str}
     options = {}
     for one in given:
         key, equals, value = one.partition("=")
         if not equals:
             raise ValueError(f"a policy's options are KEY=VALUE, such as k=32, not '{one}' (in '{text}')")
-        options[key] = _value(value)
+        options[key] = value if key in texts else _value(value)
     return Chosen(name, found, from_dict(found.cls.Config, {**options, **found.fixed}, f"{name} "))
 
 

@@ -152,7 +152,7 @@ struct Lanes {
 inline __attribute__((always_inline)) V slack_of(const Weighed& w, const Marks& marks) {
     V half = (w.most - w.least) * 0.5f * marks.value_norm + w.most * marks.value_error;
     V all = w.most * (marks.value_norm + marks.value_error);
-    return chosen(w.kept, half) + chosen(~w.kept, all);
+    return chosen(w.kept, half) + chosen(w.seen & ~w.kept, all);  // behind the last key there may be anything
 }
 
 template <class E, bool BOUND> struct Passes {
