@@ -256,8 +256,9 @@ def test_what_lies_behind_the_last_key_changes_nothing(backend):
         more = torch.full((*x.shape[:2], 9, x.shape[3]), 77 if x.dtype == torch.int8 else torch.nan, dtype=x.dtype)
         spoilt.append(torch.cat([x, more], 2))
     found = case.attend(backend, held=(spoilt[0], spoilt[1], type(shadows)(*spoilt[2:])))
+    exact = 0 if backend == "native" else 1e-5  # a product of another size is another order of additions
     for a, b in zip((*found[:2], *found[2]), (*expected[:2], *expected[2]), strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=exact, atol=exact)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
