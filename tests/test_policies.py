@@ -33,6 +33,7 @@ def text(length, seed=0, rows=1):
 EVERYTHING = [
     "hip k=60 block=2 sinks=4 window=6 dense=0",
     "hip k=4 sinks=0 window=70",
+    "longheads chunk=10 budget=70",
     "evict budget=70 window=6 block=8",
     "hylra sources=0/0/2 page=4 least=60 window=3",
     "hylra sources=0/1/2",

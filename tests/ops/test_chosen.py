@@ -51,9 +51,10 @@ def test_each_query_chooses_the_pages_of_largest_score_before_its_window(backend
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize(("queries", "starts"), [(1, (0, 60)), (37, (0, 23))])
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("many", [False, True], ids=["one query", "a query a page"])
 @pytest.mark.parametrize("backend", FAST)
 @torch.no_grad()
-def test_the_sums_are_those_of_the_chosen_keys(backend, biased, queries, starts, paged):
+def test_the_sums_are_those_of_the_chosen_keys(backend, many, biased, queries, starts, paged):
     q, k, v, scale = (
         drawn(B, H, queries, K),
         drawn(B, G, 64, K, seed=1),
@@ -63,6 +64,7 @@ def test_the_sums_are_those_of_the_chosen_keys(backend, biased, queries, starts,
     last = ends(queries, starts)
     pages = choose_pages(drawn(B, H, queries, 4), drawn(B, G, 64, 1, seed=4), last, PAGE, 2, 5, "reference")
     bias = drawn(B, H, queries, pages.shape[3], seed=5) if biased else None
+    q = drawn(B, H, queries, pages.shape[3], K, seed=6) if many else q
     whole = chosen_statistics(q, k, v, scale, (pages, PAGE), last, bias, "reference")
     held = [in_pages(x, 8) if paged else x for x in (k, v)]
     found = chosen_statistics(q, *held, scale, (pages, PAGE), last, bias, backend)
@@ -115,6 +117,15 @@ def test_rows_are_held_in_pages_at_their_positions(backend, dtype):
         hold_rows(held, x, torch.tensor([0, 17], dtype=torch.int32))
     whole[0, :, :11], whole[1, :, 17:28] = x[0], x[1]
     assert torch.equal(held.pool[held.table.long()].transpose(1, 2).flatten(2, 3), whole)
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+@torch.no_grad()
+def test_a_query_without_any_page_has_sums_of_nothing(backend):
+    q, k, v, last = drawn(1, 2, 3, K), drawn(1, 1, 8, K), drawn(1, 1, 8, K), ends(3, (0,))
+    pages = torch.full((1, 2, 3, 2), -1, dtype=torch.int32)
+    S, L, Q, M = chosen_statistics(q, k, v, drawn(1, 2, 3), (pages, PAGE), last, None, backend)
+    assert not S.any() and not L.any() and not Q.any() and M.max() < -1e29
 
 
 def test_what_does_not_fit_is_told():

@@ -16,6 +16,7 @@ from tests.serve.conftest import SMALL, AuditedEngine, random_model
 KIB = 1 << 10
 TEXTS = {
     "top_pages": "top_pages page=4 k=2 window=6",
+    "longheads": "longheads chunk=8 budget=32",
     "hip": "hip k=8 sinks=4 window=6",
     "hylra": "hylra sources=0 page=4 share=3 least=6 window=5",
     "echo": "echo sources=0",

@@ -64,9 +64,10 @@ def chosen_statistics(
 ) -> Sums:
     """The sums of each query over the keys of its pages.
 
-    q (B, H, T, K); keys and values (B, G, S, K) or pages of them; scale (B, H, T), the logits being scale q·k; chosen:
-    pages (B, H, T, N) int32, ascending, −1 behind the last, and the tokens of a page; last (B, T): tokens that a query
-    sees; bias (B, H, T, N): added to the logits of each page. Every query must see a key of a page it has.
+    q (B, H, T, K), or (B, H, T, N, K) of which each page meets its own; keys and values (B, G, S, K) or pages of them;
+    scale (B, H, T), the logits being scale q·k; chosen: pages (B, H, T, N) int32, ascending, −1 behind the last, and
+    the tokens of a page; last (B, T): tokens that a query sees; bias (B, H, T, N): added to the logits of each page. A
+    query without any page has sums of 0 and M = −1e30.
     """
     pool = keys.pool if isinstance(keys, Pages) else keys
     check_tensors("q keys", q, pool)
@@ -132,7 +133,7 @@ def _backend(name: str, x: Tensor, pool: Tensor) -> str:
 
 
 def _check(q: Tensor, pool: Tensor, last: Tensor, page: int) -> None:
-    if q.ndim != 4 or pool.ndim != 4 or q.shape[1] % pool.shape[1] != 0:
+    if q.ndim not in (4, 5) or pool.ndim != 4 or q.shape[1] % pool.shape[1] != 0:
         raise ValueError(
             f"queries (B, H, T, ·) with H a multiple of G are wanted, not {tuple(q.shape)} of {pool.shape[1]}"
         )

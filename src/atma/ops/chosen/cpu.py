@@ -44,7 +44,7 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `chosen_statistics`."""
     k, v, (pages, page) = in_one_piece(keys), in_one_piece(values), chosen
-    step = max(1, BLOCK_NUMBERS // (q.shape[0] * q.shape[1] * pages.shape[3] * page * q.shape[3]))
+    step = max(1, BLOCK_NUMBERS // (q.shape[0] * q.shape[1] * pages.shape[3] * page * q.shape[-1]))
     found = []
     for i in range(0, q.shape[2], step):
         some = slice(i, i + step)
@@ -65,11 +65,12 @@ def _sums(
     row, head = torch.arange(q.shape[0], device=q.device), torch.arange(q.shape[1], device=q.device) // group
     at = row[:, None, None, None], head[:, None, None], place
     keys, values = k[at].to(work), v[at].to(work)  # (B, H, T, N·page, K)
-    a = torch.einsum("bhtk,bhtsk->bhts", q.to(work), keys) * scale[..., None]
+    own = q if q.ndim == 5 else q[:, :, :, None]
+    a = (own.to(work)[..., None, :] * keys.unflatten(3, (-1, page))).sum(-1).flatten(3) * scale[..., None]
     if bias is not None:
         a = a + bias.to(work).repeat_interleave(page, -1)
     a = a.masked_fill(~seen, -torch.inf)
-    M = a.amax(-1).detach()
+    M = a.amax(-1).detach().clamp(min=-1e30)  # finite where nothing is seen
     p = (a - M[..., None]).exp()
     return (
         torch.einsum("bhts,bhtsk->bhtk", p, values.masked_fill(~seen[..., None], 0)),

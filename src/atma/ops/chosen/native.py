@@ -12,8 +12,8 @@ _CHOOSE = (
     "pool_page table_row u summaries table last pages threads"
 )
 _READ = (
-    "batch heads queries width groups page slots q_batch q_head q_query k_batch k_head k_row v_batch v_head v_row "
-    "pool_page table_row q keys values scale bias table pages last S L Q M threads"
+    "batch heads queries width groups page slots q_batch q_head q_query q_slot k_batch k_head k_row v_batch v_head "
+    "v_row pool_page table_row q keys values scale bias table pages last S L Q M threads"
 )
 _BOX = (
     "batch groups tokens width page row k_batch k_head k_row s_batch s_head pool_page table_row "
@@ -40,11 +40,12 @@ def statistics(
     (k, table, k_strides), (v, _, v_strides), (pages, page) = laid(keys), laid(values), chosen
     q, scale, pages, last = rows(q), scale.contiguous(), pages.contiguous(), last.contiguous()
     bias = None if bias is None else bias.to(scale.dtype).contiguous()
-    S = torch.empty(q.shape, dtype=scale.dtype)
-    L, Q, M = (torch.empty(q.shape[:-1], dtype=scale.dtype) for _ in range(3))
-    strides = (*q.stride()[:3], *k_strides, *v_strides, *paging(keys))
+    (batch, heads, queries), width = q.shape[:3], q.shape[-1]
+    S = torch.empty(batch, heads, queries, width, dtype=scale.dtype)
+    L, Q, M = (torch.empty(q.shape[:3], dtype=scale.dtype) for _ in range(3))
+    strides = (*q.stride()[:3], q.stride(3) if q.ndim == 5 else 0, *k_strides, *v_strides, *paging(keys))
     places = native.addresses(q, k, v, scale, bias, table, pages, last, S, L, Q, M)
-    sizes = (*q.shape, k.shape[1], page, pages.shape[3])
+    sizes = (batch, heads, queries, width, k.shape[1], page, pages.shape[3])
     native.call("chosen_read", k.dtype, _READ, (*sizes, *strides, *places, torch.get_num_threads()))
     return S, L, Q, M
 

@@ -43,10 +43,13 @@ def statistics(
     s = torch.arange(k.shape[2], device=q.device)
     here = (s // page)[:, None] == pages[..., None, :]  # (B, H, T, S, N)
     seen = here.any(-1) & (s < last[..., None])[:, None]
-    a = torch.einsum("bhtk,bhsk->bhts", q.to(work), k) * scale[..., None]
+    if q.ndim == 5:
+        a = torch.where(here, torch.einsum("bhtnk,bhsk->bhtsn", q.to(work), k), 0).sum(-1) * scale[..., None]
+    else:
+        a = torch.einsum("bhtk,bhsk->bhts", q.to(work), k) * scale[..., None]
     if bias is not None:
         a = a + torch.where(here, bias.to(work)[..., None, :], 0).sum(-1)
     a = a.masked_fill(~seen, -torch.inf)
-    M = a.amax(-1).detach()
+    M = a.amax(-1).detach().clamp(min=-1e30)  # finite where nothing is seen
     p = (a - M[..., None]).exp()
     return torch.einsum("bhts,bhsk->bhtk", p, v.masked_fill(~v.isfinite(), 0)), p.sum(-1), p.square().sum(-1), M

@@ -140,7 +140,8 @@ template <class T, class E> void choose(const Choosing& p) {
 
 PROBLEM(Reading,  // q (B, H, T, K), keys and values as Rows, scale, bias and pages (B, H, T, ·)
     int64_t batch, heads, groups, queries, width, page, slots;
-    int64_t q_batch, q_head, q_query, k_batch, k_head, k_row, v_batch, v_head, v_row, pool_page, table_row;
+    int64_t q_batch, q_head, q_query, q_slot;  // q_slot: 0 where a query is the same for all its pages
+    int64_t k_batch, k_head, k_row, v_batch, v_head, v_row, pool_page, table_row;
     const void *q, *keys, *values, *scale, *bias;
     const int32_t *table, *pages, *last;
     void *S, *L, *Q, *M;
@@ -166,7 +167,7 @@ template <class T, class E> struct Reader {
           values(rows_of<E>(p, p.values, {p.v_batch, p.v_head, p.v_row}, p.width)) {}
 
     // Scores of all that is chosen, one behind the other, to base 2; how many there are.
-    long score(long b, long g, long row, long last) {
+    long score(long b, long g, const E* x, long row, long last) {
         const int32_t* pages = p.pages + row * p.slots;
         T factor = static_cast<const T*>(p.scale)[row] * T(LOG2E);
         long filled = 0;
@@ -175,6 +176,7 @@ template <class T, class E> struct Reader {
             long from = pages[n] * p.page, end = std::min(from + p.page, last);
             if (end <= from) break;
             const E* k = keys.at(b, g, from);
+            if (n == 0 || p.q_slot != 0) std::copy_n(x + n * p.q_slot, p.width, q.get());
             score_few<T, E, 1>(q, &factor, wide, k, keys.stride(), end - from, p.width, a + filled, 0);
             if (p.bias != nullptr) {
                 T add = static_cast<const T*>(p.bias)[row * p.slots + n] * T(LOG2E);
@@ -204,10 +206,10 @@ template <class T, class E> struct Reader {
         using V = Simd<T>;
         long g = h / (p.heads / p.groups), row = (b * p.heads + h) * p.queries + i;
         const E* x = static_cast<const E*>(p.q) + b * p.q_batch + h * p.q_head + i * p.q_query;
-        std::copy(x, x + p.width, q.get());
-        long count = score(b, g, row, p.last[b * p.queries + i]);
+        long count = score(b, g, x, row, p.last[b * p.queries + i]);
         long high = padded<T>(count);
-        for (long j = count; j < high; ++j) a[j] = T(-1e30);
+        // Where no key is seen at all, M is the least there is and the sums are 0.
+        for (long j = count; j < std::max<long>(high, V::lanes); ++j) a[j] = T(-1e30);
         typename V::V best = V::load(a);
         for (long j = V::lanes; j < high; j += V::lanes) {
             typename V::V y = V::load(a + j);
