@@ -12,7 +12,7 @@ from atma.mixers.observing import layers_of
 from atma.mixers.policies import echo, hylra
 from atma.mixers.table import POLICIES
 from atma.model import Model
-from atma.selection import select
+from atma.selection import mixers_of, select
 from tests.conftest import tiny
 from tests.laws.conftest import randomise
 from tests.laws.test_laws import TOLERANCE
@@ -54,9 +54,9 @@ def test_with_everything_chosen_it_is_full_attention(policy, core):
 def test_the_first_layers_of_hip_read_everything_but_never_more_than_a_quarter():
     model = made(layers=8)
     select(model, "hip dense=3")
-    assert [mixer.policy.reads_all for mixer in model.mixers()] == [True, True] + [False] * 6
+    assert [mixer.policy.reads_all for mixer in mixers_of(model)] == [True, True] + [False] * 6
     select(model, "hip dense=1")
-    assert sum(mixer.policy.reads_all for mixer in model.mixers()) == 1
+    assert sum(mixer.policy.reads_all for mixer in mixers_of(model)) == 1
     select(made(layers=2), "hip")
     small = select(made(layers=2), "hip k=4 window=3 sinks=0")
     assert not torch.equal(small(text(60))[0], select(small, None)(text(60))[0])
@@ -97,7 +97,7 @@ def test_a_layer_that_reuses_reads_the_pages_its_source_found():
     with torch.no_grad():
         some = select(model, f"hylra sources=0/0 {policy}")(x)[0]
     assert not torch.allclose(some, whole)
-    layers = layers_of(model.mixers(), lambda: select(model, None)(x))
+    layers = layers_of(mixers_of(model), lambda: select(model, None)(x))
     chosen = hylra.heaviest_pages(layers[0].new.q, layers[0].new.k, layers[0].new.last, alike_reach())
     own = layers[1].new
     keys, values = own.k[0, 0], own.v[0, 0]
@@ -212,7 +212,7 @@ def test_what_is_measured_for_a_plan_is_what_it_says():
 def test_the_overlap_and_the_change_are_those_of_the_best_keys():
     model = made("nope", 2)
     x = text(90)[0]
-    layers = layers_of(model.mixers(), lambda: model(x[None]))
+    layers = layers_of(mixers_of(model), lambda: model(x[None]))
     found, common, change = plan(model, "hylra", [x]), [], []
     best = []
     for layer in layers:

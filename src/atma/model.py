@@ -92,10 +92,6 @@ class Model(nn.Module):
             cast(Block, block).init_weights(generator)
             cast(Block, block).mixer.embedded(self.embed.weight)
 
-    def mixers(self) -> list[Mixer]:
-        """Those of its layers, in order."""
-        return [cast(Block, block).mixer for block in self.blocks]
-
     def init_state(self, batch: int, capacity: int) -> ModelState:
         """An empty state with room for `capacity` tokens in each of `batch` rows."""
         if batch < 1 or capacity < 1:

@@ -1,10 +1,11 @@
 """Reading less: a selection policy set on a trained model at run time."""
 
 import functools
+from typing import cast
 
 from atma.hashes import model_hash
-from atma.mixers import selecting
-from atma.model import Model
+from atma.mixers import Mixer, selecting
+from atma.model import Block, Model
 
 
 def select(model: Model, policy: str | None) -> Model:
@@ -16,7 +17,7 @@ def select(model: Model, policy: str | None) -> Model:
     chosen = None if policy is None else selecting.read(policy)
     before, model.selection = model.selection, None
     try:
-        selecting.place(model.mixers(), chosen, functools.cache(lambda: model_hash(model)))
+        selecting.place(mixers_of(model), chosen, functools.cache(lambda: model_hash(model)))
     except ValueError:
         model.selection = before
         raise
@@ -24,4 +25,9 @@ def select(model: Model, policy: str | None) -> Model:
     return model
 
 
-__all__ = ["select"]
+def mixers_of(model: Model) -> list[Mixer]:
+    """Those of its layers, in order."""
+    return [cast(Block, block).mixer for block in model.blocks]
+
+
+__all__ = ["mixers_of", "select"]

@@ -22,7 +22,7 @@ print("triton" in sys.modules)
 
 def test_an_operation_has_the_backends_whose_files_its_folder_holds():
     found = {name: backends_of(name) for name in operations()}
-    assert set(found) == {"conv", "dense", "fast_weights", "loss", "polar", "recurrent"}
+    assert set(found) == {"chosen", "conv", "dense", "fast_weights", "loss", "polar", "recurrent"}
     assert found["recurrent"] == BACKENDS and found["polar"] == BACKENDS[:-1] and found["dense"] == ("cpu", "native")
     for name, backends in found.items():
         assert implementation(name, backends[0]).__name__ == f"atma.ops.{name}.{backends[0]}"

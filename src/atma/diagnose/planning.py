@@ -14,6 +14,7 @@ from atma.hashes import model_hash
 from atma.mixers.observing import layers_of
 from atma.mixers.table import POLICIES, find
 from atma.model import Model
+from atma.selection import mixers_of
 
 
 @torch.inference_mode()
@@ -30,7 +31,7 @@ def plan(model: Model, policy: str, texts: Sequence[Tensor]) -> dict[str, Any]:
         raise ValueError(f"a plan is made of a model that reads everything, and '{model.selection}' is set")
     if not texts or any(text.ndim != 1 or not len(text) for text in texts):
         raise ValueError("a plan wants at least one text of tokens (T,), none of them empty")
-    seats = [mixer for mixer in model.mixers() if mixer.selects]
+    seats = [mixer for mixer in mixers_of(model) if mixer.selects]
     if not seats:
         raise ValueError(f"policy '{policy}': no layer of this model holds the keys of a whole text")
     return cls.planned([layers_of(seats, _reading(model, text)) for text in texts], model_hash(model))

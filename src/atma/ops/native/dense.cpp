@@ -50,7 +50,8 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
         for (; d + SUMS * S::lanes <= p.inputs; d += SUMS * S::lanes)
             for (int i = 0; i < SUMS; ++i) {
                 typename S::V w = widen(weight + d + i * S::lanes);
-                for (int r = 0; r < ROWS; ++r) sums[r][i] += S::load(x + (row + r) * p.inputs + d + i * S::lanes) * w;
+                for (int r = 0; r < ROWS; ++r)
+                    sums[r][i] = fused(S::load(x + (row + r) * p.inputs + d + i * S::lanes), w, sums[r][i]);
             }
         for (int r = 0; r < ROWS; ++r) {
             parts[r][o] = sums[r][0] + sums[r][1];

@@ -22,7 +22,7 @@ inline void partial(const E* q, long wide, const E* k, long width, typename Simd
 #endif
     for (; d + lanes <= width; d += lanes) {
         typename Simd<T>::V x = widen(k + d);
-        for (int r = 0; r < ROWS; ++r) sums[r] += widen(q + r * wide + d) * x;
+        for (int r = 0; r < ROWS; ++r) sums[r] = fused(widen(q + r * wide + d), x, sums[r]);
     }
 }
 

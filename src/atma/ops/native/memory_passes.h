@@ -50,7 +50,7 @@ void some_dots(const T* matrix, long rows, long columns, const T* x, long wide, 
             const T* row = matrix + (first + i) * columns;
             V sums[N]{};
             auto add = [&](V w, long d) {
-                for (int n = 0; n < N; ++n) sums[n] += w * S::load(x + n * wide + d);
+                for (int n = 0; n < N; ++n) sums[n] = fused(w, S::load(x + n * wide + d), sums[n]);
             };
             for (long d = 0; d < whole; d += S::lanes) add(S::load(row + d), d);
             if (left > 0) add(some(row + whole, left, first + i + 1 < rows && columns >= S::lanes, there), whole);

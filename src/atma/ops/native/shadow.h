@@ -118,7 +118,7 @@ inline void add_columns(const int8_t* const* at, const int16_t* index, long n, c
         for (int c = 0; c < C; ++c) {
             V x = floats(at[i] + column + c * LANES);
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) sums[r][c] += w[r] * x;
+            for (int r = 0; r < R; ++r) sums[r][c] = fused(w[r], x, sums[r][c]);
         }
     }
     for (int r = 0; r < R; ++r)

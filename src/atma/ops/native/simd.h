@@ -7,7 +7,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_FMA)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 // 6 × 4 sums, four vectors of the right side and a number of the left fit 32 registers; AVX2 has 16.
@@ -64,6 +70,31 @@ template <class T> struct Simd {
         return top;
     }
 };
+
+// a b + c, rounded once where the processor can. Compilers make one instruction of it or two as they see fit, for some
+// processors by how many sums there are side by side: where the same number is to come of different code, it says which.
+inline Simd<float>::V fused(Simd<float>::V a, Simd<float>::V b, Simd<float>::V c) {
+#if defined(__AVX512F__)
+    return (Simd<float>::V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && defined(__AVX2__)
+    return (Simd<float>::V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA) && defined(__aarch64__)
+    return (Simd<float>::V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+inline Simd<double>::V fused(Simd<double>::V a, Simd<double>::V b, Simd<double>::V c) {
+#if defined(__AVX512F__)
+    return (Simd<double>::V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__) && defined(__AVX2__)
+    return (Simd<double>::V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__ARM_FEATURE_FMA) && defined(__aarch64__)
+    return (Simd<double>::V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return a * b + c;
+#endif
+}
 
 struct bfloat16 {
     uint16_t bits;
@@ -135,8 +166,10 @@ inline __attribute__((always_inline)) void accumulate(const T* a, long a_row, lo
         // B's row once for all ROWS; each number of A is spread over a vector: ROWS × VECTORS sums without a store.
         typename S::V right[VECTORS];
         for (int j = 0; j < VECTORS; ++j) right[j] = widen(b + j * S::lanes);
-        for (int r = 0; r < ROWS; ++r)
-            for (int j = 0; j < VECTORS; ++j) sums[r][j] += a[r * a_row] * right[j];
+        for (int r = 0; r < ROWS; ++r) {
+            typename S::V left = typename S::V{} + a[r * a_row];
+            for (int j = 0; j < VECTORS; ++j) sums[r][j] = fused(left, right[j], sums[r][j]);
+        }
     }
 }
 
