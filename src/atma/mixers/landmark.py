@@ -238,6 +238,10 @@ def _taken(x: Tensor, number: Tensor) -> Tensor:
     heads = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
     return x[rows, heads, number]
 
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: there is no such form yet."""
+        return False
+
 
 _TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}
 SMALL = (

@@ -242,6 +242,10 @@ def pool(u: Tensor, index: Tensor, absent: Tensor) -> Tensor:
     kept = each[..., :-1].masked_fill(hidden[..., None], 0)
     return (share[..., None] * kept).sum(2).transpose(1, 2)
 
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: there is no such form yet."""
+        return False
+
 
 SMALL = tuple(
     {"query_heads": 2, "key_value_heads": 1, "head_width": 8, "landmark_width": 6} | more

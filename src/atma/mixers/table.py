@@ -65,6 +65,7 @@ MIXERS: Entries = {
     "mac": ("neural_segments:Segments", {}),
     "raven": ("raven:Raven", {}),
     "landmark": ("landmark:LandmarkAttention", {}),
+    "superlinear": ("superlinear:Superlinear", {}),
     "orchid": ("orchid:Orchid", {}),
     "relative_attention": ("relative_attention:RelativeAttention", {}),
     "tensor_attention": ("tensor_attention:TensorAttention", {}),
