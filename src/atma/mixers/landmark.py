@@ -112,6 +112,10 @@ class LandmarkAttention(Attention):
         key = self.k_proj(norm).unflatten(-1, (self.groups, -1))
         return rms_norm(key, None, self.head_width, self.epsilon).transpose(1, 2)
 
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: there is no such form yet."""
+        return False
+
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, state: LandmarkState | None = None, *, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, LandmarkState | None]:
@@ -237,10 +241,6 @@ def _taken(x: Tensor, number: Tensor) -> Tensor:
     rows = torch.arange(x.shape[0], device=x.device)[:, None, None, None]
     heads = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
     return x[rows, heads, number]
-
-    def steady(self, on: bool = True) -> bool:
-        """`Mixer.steady`: there is no such form yet."""
-        return False
 
 
 _TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}

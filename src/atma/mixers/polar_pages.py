@@ -112,6 +112,10 @@ class PolarPages(Attention):
         u = weight.new_zeros(batch, own.landmark_taps + own.page - 1, self.groups * (R + 1))
         return PagesState(length, keys, values, landmarks, *rest, r, u)  # pyright: ignore[reportCallIssue]
 
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: there is no such form yet."""
+        return False
+
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: Tensor,
@@ -241,10 +245,6 @@ def pool(u: Tensor, index: Tensor, absent: Tensor) -> Tensor:
     share = each[..., -1].masked_fill(hidden, -torch.inf).softmax(2)
     kept = each[..., :-1].masked_fill(hidden[..., None], 0)
     return (share[..., None] * kept).sum(2).transpose(1, 2)
-
-    def steady(self, on: bool = True) -> bool:
-        """`Mixer.steady`: there is no such form yet."""
-        return False
 
 
 SMALL = tuple(
