@@ -19,11 +19,14 @@ from tests.laws.test_laws import TOLERANCE, assert_same_state
 from tests.ops.backends import FAST
 
 CORES = ("polar-memory", "nope", "rope")
+TRAINED = ("pages",)
+"""What says how much is read by mixers that learned what to read."""
 POLAR_ALONE = ("shadows",)
 """What certifies reads of polar layers alone."""
 CASES = [
     (name, i, core)
     for name in POLICIES
+    if name not in TRAINED
     for i, core in product(range(len(small(name, "policy"))), CORES)
     if core.startswith("polar") or name not in POLAR_ALONE
 ]
@@ -143,6 +146,24 @@ def test_windowed_layers_are_left_alone_and_a_model_of_them_alone_is_refused():
 def test_a_policy_that_is_none_is_told(text, told):
     with pytest.raises(ValueError, match=told):
         select(Model(tiny("polar", True)), text)
+
+
+@pytest.mark.parametrize("kind", ["polar_pages", "landmark"])
+@torch.no_grad()
+def test_of_mixers_that_learned_what_to_read_it_says_how_much(kind):
+    options = dict(small(kind)[0]) | ({"blocks_read": 1} if kind == "landmark" else {"chosen": 1})
+    model = randomise(Model(ModelConfig(23, width=16, depth=2, pattern=(kind,), **options)))
+    x = tokens(model, 2, 90)
+    few, _ = model(x)
+    more, _ = select(model, "pages k=2")(x)
+    every, _ = select(model, "pages k=99")(x)
+    assert not torch.equal(more, few) and not torch.equal(every, more)
+    torch.testing.assert_close(run(model, x, model.init_state(2, 90), [1, 50, 39])[0], every, **TOLERANCE)
+    torch.testing.assert_close(select(model, None)(x)[0], few, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="it learned what to read: take the policy 'pages'"):
+        select(model, "top_pages")
+    with pytest.raises(ValueError, match="chooses pages by what it has learned"):
+        select(made("polar-memory"), "pages")
 
 
 def test_certified_shadows_are_refused_where_there_is_nothing_to_certify():

@@ -110,6 +110,9 @@ class Mixer(nn.Module):
         """
         return False
 
+    chooses: ClassVar[bool] = False
+    """Whether it chooses what it reads by what it has learned; it then takes only policies that say how much."""
+
     @property
     def selects(self) -> bool:
         """Whether it holds keys and values that grow with a text, of which a selection policy may read less."""

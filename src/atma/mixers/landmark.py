@@ -19,6 +19,7 @@ from atma.mixers.attention_config import AttentionConfig, Settings
 from atma.mixers.base import Place
 from atma.mixers.gated_conv import advance
 from atma.mixers.grid import begun_in, best_of, grid_of, whole_pages
+from atma.mixers.policies.base import Policy
 from atma.ops.backend import own_precision
 from atma.ops.chosen import hold_rows, hold_summaries
 from atma.ops.dense import rms_norm
@@ -90,6 +91,7 @@ class LandmarkAttention(Attention):
     def __init__(self, config: Settings, place: Place) -> None:
         super().__init__(config, place)
         self.own = cast(LandmarkConfig, config.own)
+        self.most = self.own.blocks_read
         self.shift = nn.Parameter(torch.empty(place.width))
 
     @torch.no_grad()
@@ -111,6 +113,17 @@ class LandmarkAttention(Attention):
         norm = rms_norm(mean.to(self.shift.dtype) + self.shift, None, self.width, self.epsilon)
         key = self.k_proj(norm).unflatten(-1, (self.groups, -1))
         return rms_norm(key, None, self.head_width, self.epsilon).transpose(1, 2)
+
+    chooses = True
+
+    @property
+    def selects(self) -> bool:
+        """`Mixer.selects`: how many blocks are read may be said anew."""
+        return True
+
+    def select(self, policy: Policy | None, reads_call: bool = False) -> None:
+        """`Mixer.select`, of the policy `pages`."""
+        self.most = self.own.blocks_read if policy is None else policy.config.k
 
     def steady(self, on: bool = True) -> bool:
         """`Mixer.steady`: there is no such form yet."""
@@ -153,7 +166,7 @@ class LandmarkAttention(Attention):
         index = torch.arange(tokens, device=x.device)
         stand = Standing(grid.page, (index - grid.document) % b, opening)
         stand = Standing(*(z.expand(len(x), -1) for z in stand))
-        read = landmark_attention(q, turned, blocks, stand, scale, self.own.blocks_read)
+        read = landmark_attention(q, turned, blocks, stand, scale, self.most)
         spoilt = spoilt.repeat_interleave(q.shape[1] // keys.shape[1], 1).unsqueeze(-1)
         return read.masked_fill(spoilt, torch.nan)
 
@@ -182,7 +195,7 @@ class LandmarkAttention(Attention):
         blocks = Blocks(k, v, whole_pages(spread, b, pages, q.shape[-1]))
         position = start.long()[:, None] + torch.arange(q.shape[2], device=q.device)
         stand = Standing(position // b, position % b, torch.zeros_like(position))
-        read = landmark_attention(q, turned, blocks, stand, scale, self.own.blocks_read)
+        read = landmark_attention(q, turned, blocks, stand, scale, self.most)
         return read.masked_fill(spoilt.repeat_interleave(q.shape[1] // keys.shape[1], 1).unsqueeze(-1), torch.nan)
 
 

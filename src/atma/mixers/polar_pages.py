@@ -19,6 +19,7 @@ from atma.mixers.attention_config import AttentionConfig, Settings
 from atma.mixers.base import Call, Place
 from atma.mixers.gated_conv import advance
 from atma.mixers.grid import Grid, begun_in, chosen_of, grid_of
+from atma.mixers.policies.base import Policy
 from atma.mixers.starts import share_projection
 from atma.ops import causal_conv
 from atma.ops.backend import own_precision
@@ -87,6 +88,7 @@ class PolarPages(Attention):
     def __init__(self, config: Settings, place: Place) -> None:
         super().__init__(config, place)
         own = self.own = cast(PagesConfig, config.own)
+        self.most = own.chosen
         self.layer, R = place.layer, own.landmark_width
         self.r_proj = Linear(place.width, self.heads * R)
         self.u_proj = Linear(place.width, self.groups * R)
@@ -111,6 +113,17 @@ class PolarPages(Attention):
         r = weight.new_zeros(batch, own.landmark_taps - 1, self.heads * R)
         u = weight.new_zeros(batch, own.landmark_taps + own.page - 1, self.groups * (R + 1))
         return PagesState(length, keys, values, landmarks, *rest, r, u)  # pyright: ignore[reportCallIssue]
+
+    chooses = True
+
+    @property
+    def selects(self) -> bool:
+        """`Mixer.selects`: how many pages are read may be said anew."""
+        return True
+
+    def select(self, policy: Policy | None, reads_call: bool = False) -> None:
+        """`Mixer.select`, of the policy `pages`."""
+        self.most = self.own.chosen if policy is None else policy.config.k
 
     def steady(self, on: bool = True) -> bool:
         """`Mixer.steady`: there is no such form yet."""
@@ -169,7 +182,7 @@ class PolarPages(Attention):
         near = (count.long() - own.near).clamp(min=0) // own.page * own.page + grid.document  # the first near token
         begin, near = grid.begin[:, None], near[..., None]
         taken = chosen_of(
-            score.masked_fill(~((begin < near) & (begin >= grid.document[..., None]))[:, None], -torch.inf), own.chosen
+            score.masked_fill(~((begin < near) & (begin >= grid.document[..., None]))[:, None], -torch.inf), self.most
         )
         scale, null = self.core.scale_and_null(q, count)
         score = score if noise is None else self._blind(score, q, k, scale, grid, noise)
@@ -218,7 +231,7 @@ class PolarPages(Attention):
         for i in range(0, q.shape[2], AT_ONCE):
             some = slice(i, i + AT_ONCE)
             search, end, factor = self.searching(r[:, :, some]), last[:, some], scale[:, :, some]
-            pages = choose_pages(search, landmarks, end, own.page, own.chosen, own.near)
+            pages = choose_pages(search, landmarks, end, own.page, self.most, own.near)
             beside = (summaries_at(landmarks, pages, own.page, r.shape[-1]) * search.unsqueeze(3)).sum(-1)
             near = pages >= ((end - own.near).clamp(min=0) // own.page)[:, None, :, None]
             beside = beside.masked_fill(near | (pages < 0), 0) * (factor * q.shape[-1] ** 0.5).unsqueeze(-1)

@@ -42,17 +42,23 @@ def read(text: str) -> Chosen:
 
 
 def place(mixers: Sequence[Mixer], chosen: Chosen | None, model: Callable[[], str]) -> None:
-    """Set a policy on each of a model's mixers that reads all of its keys; None: on none.
+    """Set a policy on each of a model's mixers that it is for, and on no other; None: on none.
 
-    ValueError: no mixer reads so, or one of them has a core that no policy can read for; nothing is set then.
+    ValueError: there is none, or one of them has a core that no policy can read for; nothing is set then.
     """
-    seats = [mixer for mixer in mixers if mixer.selects]
+    able = [mixer for mixer in mixers if mixer.selects]
     if chosen is None:
-        for mixer in seats:
+        for mixer in able:
             mixer.select(None)
         return
+    trained = chosen.found.cls.trained
+    seats = [mixer for mixer in able if mixer.chooses == trained]
     if not seats:
-        raise ValueError(f"policy '{chosen.name}': no layer of this model holds the keys of a whole text")
+        learned = "; it learned what to read: take the policy 'pages'" if able and not trained else ""
+        kind = "chooses pages by what it has learned" if trained else "holds the keys of a whole text and reads all"
+        raise ValueError(f"policy '{chosen.name}': no layer of this model {kind}{learned}")
+    for mixer in able:
+        mixer.select(None)
     made = [_made(mixer, chosen, (i, len(seats)), model) for i, mixer in enumerate(seats)]
     for mixer, policy in zip(seats, made, strict=True):
         mixer.select(policy, chosen.found.cls.reads_call)

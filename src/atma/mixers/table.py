@@ -120,6 +120,7 @@ MEMORIES: Entries = {
 """Memories by name: the third channel of an attention mixer."""
 POLICIES: Entries = {
     "top_pages": ("policies.top_pages:TopPages", {}),
+    "pages": ("policies.pages:TrainedPages", {}),
     "longheads": ("policies.longheads:LongHeads", {}),
     "shadows": ("policies.shadows:CertifiedShadows", {}),
     "int8": ("policies.shadows:EightBits", {}),

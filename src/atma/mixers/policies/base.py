@@ -64,6 +64,8 @@ class Policy:
     """Built as `cls(config, seat)` for a layer, with its own frozen `Config`. ValueError: the layer cannot take it."""
 
     Config: ClassVar[type]
+    trained: ClassVar[bool] = False
+    """Whether it is for mixers that choose by what they have learned, and for those alone."""
     reads_call: ClassVar[bool] = False
     """Whether it is given the record of the model's call, in which layers leave something for those after them."""
 
