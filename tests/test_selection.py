@@ -12,7 +12,7 @@ from atma.decoding import Decoder
 from atma.mixers.table import POLICIES, find, small
 from atma.model import Model
 from atma.ops import use_backend
-from atma.selection import select
+from atma.selection import counting, select
 from tests.conftest import tiny
 from tests.laws.conftest import randomise
 from tests.laws.test_laws import TOLERANCE, assert_same_state
@@ -209,3 +209,52 @@ def test_what_a_policy_is_is_part_of_what_states_belong_to():
 
 def test_policies_have_names_and_tiny_options():
     assert all(find(name, "policy").cls.Config and small(name, "policy") for name in POLICIES)
+
+
+@pytest.mark.parametrize(("name", "i", "core"), CASES)
+def test_what_is_read_is_counted_however_a_text_is_cut(name, i, core):
+    """And counting changes nothing, nor is anything counted afterwards."""
+    model, told = made(core, text_of(name, i)), []
+    x = tokens(model, 2, 37)
+    with torch.no_grad():
+        want = run(model, x, model.init_state(2, 40), [37])[0]
+        for sizes in ([37], [9, 1, 20, 7]):
+            with counting(model) as counts:
+                got = run(model, x, model.init_state(2, 40), sizes)[0]
+                Decoder(model, run(model, x, model.init_state(2, 40), sizes)[1]).step(x[:, :1])
+            torch.testing.assert_close(got, want, **TOLERANCE)
+            told.append(dataclasses.asdict(counts))
+        run(model, x, model.init_state(2, 40), [37])
+    assert dataclasses.asdict(counts) == told[0] | {key: told[1][key] for key in ("direction_error", "magnitude_error")}
+    heads = sum(block.mixer.heads for block in model.blocks if getattr(block.mixer, "policy", None))
+    assert counts.seen == heads * 2 * (2 * sum(range(1, 38)) + 38)
+    assert 0 <= counts.read <= counts.seen
+    if name in ("top_pages", "hip", "longheads", "evict"):
+        assert counts.read < counts.seen
+
+
+def test_a_query_that_sees_little_reads_it_all_and_one_that_sees_much_its_pages_and_window():
+    model = made("polar", "top_pages page=4 k=2 window=6")
+    x = tokens(model, 1, 64)
+    with torch.no_grad(), counting(model) as counts:
+        model(x, model.init_state(1, 64))
+    # A window of 6 lies in 2 or 3 pages of 4; so position p sees p + 1 keys and reads these and two pages before.
+    read = sum(min(p + 1, p + 1 - (p - 5) // 4 * 4 + 8) if p >= 5 else p + 1 for p in range(64))
+    heads = sum(block.mixer.heads for block in model.blocks if getattr(block.mixer, "policy", None))
+    assert counts.read == heads * read
+    assert counts.row() == {"keys_read": heads * read / counts.seen}
+
+
+@pytest.mark.parametrize("within", [0.0, 0.05])
+def test_the_largest_certificate_is_told_and_a_tolerance_of_zero_says_that_all_was_read(within):
+    model = made("polar", f"shadows direction_tolerance={within} magnitude_tolerance={within}")
+    x = tokens(model, 1, 64)
+    with torch.no_grad(), counting(model) as counts:
+        model(x, model.init_state(1, 64))
+    row = counts.row()
+    if within == 0:
+        assert row == {"keys_read": 1.0, "certificate_direction": 0.0, "certificate_magnitude": 0.0}
+    else:
+        assert 0 < row["certificate_direction"] <= within
+        assert 0 < row["certificate_magnitude"] <= within
+        assert row["keys_read"] < 1

@@ -1,6 +1,8 @@
 """Reading less: a selection policy set on a trained model at run time."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from atma.hashes import model_hash
@@ -25,9 +27,21 @@ def select(model: Model, policy: str | None) -> Model:
     return model
 
 
+@contextmanager
+def counting(model: Model) -> Iterator[selecting.Counts]:
+    """Count what the policy of a model reads while this lasts, and, with `shadows`, the largest errors of its
+    certificates. Steps of one token are then not recorded, and slower. Without a policy nothing is counted."""
+    counts = selecting.Counts()
+    selecting.count(mixers_of(model), counts)
+    try:
+        yield counts
+    finally:
+        selecting.count(mixers_of(model), None)
+
+
 def mixers_of(model: Model) -> list[Mixer]:
     """Those of its layers, in order."""
     return [cast(Block, block).mixer for block in model.blocks]
 
 
-__all__ = ["mixers_of", "select"]
+__all__ = ["counting", "mixers_of", "select"]

@@ -12,6 +12,7 @@ from atma.data.prepare import Preparation, prepare
 from atma.eval import OwnModel, evaluate, provenance, read_rows, write_rows
 from atma.eval.lengths import plan
 from atma.hashes import weights_hash
+from atma.selection import select
 from atma.tokenizer import train_bpe
 
 SMALL = EvaluationConfig(lengths=(96, 128), documents=3, target_tokens=16, needle_trials=2)
@@ -203,3 +204,21 @@ def test_measurements_keep_the_names_and_specifications_under_which_rows_are_on_
         ("needles at 96", {"measure": "needle", "length": 96, "trials": 2}),
         ("needles at 128", {"measure": "needle", "length": 128, "trials": 2}),
     ]
+
+
+@pytest.mark.parametrize("policy", ["shadows", "top_pages page=4 k=1 window=4"])
+def test_rows_tell_what_a_selection_policy_has_read_and_what_is_certain_of_it(tiny, split, policy):
+    select(tiny.model, policy)
+    try:
+        rows = evaluate(tiny, split, SMALL)
+    finally:
+        select(tiny.model, None)
+    for row in rows:
+        assert 0 < row["keys_read"] < 1
+        assert row["provenance"]["selection"].startswith(policy.split()[0])
+        certain = [row.get(f"certificate_{what}") for what in ("direction", "magnitude")]
+        if policy == "shadows":
+            assert all(0 < x <= within for x, within in zip(certain, (0.05, 0.02), strict=True))
+        else:
+            assert certain == [None, None]
+    assert "keys_read" not in evaluate(tiny, split, SMALL)[0]

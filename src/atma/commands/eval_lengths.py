@@ -8,7 +8,7 @@ import tyro
 
 from atma.bars import bars
 from atma.commands.machine import Machine
-from atma.commands.suite import check_page
+from atma.commands.suite import check_page, tell, told_selection
 from atma.commands.tables import print_table
 from atma.config import EvaluationConfig
 
@@ -96,6 +96,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     head = ["context", "prefixes", "fixed targets", "needle tokens", "needle exact"]
     caption = "loss in nats per token (bits per byte); shares: 95% interval, of how many"
     print_table(title, head, table(rows), caption)
+    tell(told_selection(rows))
     skipped = sorted({length for row in rows for length in row.get("skipped_lengths", ())})
     if skipped:
         print(f"too little text for losses at {', '.join(f'{length:,}' for length in skipped)} tokens")

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from atma.eval.suite import Suite
 
 
-__all__ = ["Rows", "check_page", "command_line", "left_out", "measure", "print_table", "tell", "told_trials"]
+__all__ = [
+    "Rows",
+    "check_page",
+    "command_line",
+    "left_out",
+    "measure",
+    "print_table",
+    "tell",
+    "told_selection",
+    "told_trials",
+]
 
 
 class Rows(NamedTuple):
@@ -36,6 +46,7 @@ def measure(suite: "Suite", measured: "Measured") -> Rows:
         rows = run(suite, model, measured.out, progress, trials)
     if measured.out is not None:
         print(f"rows: {measured.out}")
+    tell(told_selection(rows))
     return Rows(rows, "" if trials is None else left_out(measured.budget, suite.trials(), trials))
 
 
@@ -46,6 +57,19 @@ def left_out(budget: str, wanted: Mapping[int, int], trials: Mapping[int, int]) 
     parts = [f"not measured, for want of time: {', '.join(none)} tokens"] if none else []
     parts += [f"fewer trials: {', '.join(fewer)} tokens"] if fewer else []
     return f"--budget {budget}: {'; '.join(parts)}; give a longer one" if parts else ""
+
+
+def told_selection(rows: Sequence[dict[str, Any]]) -> str:
+    """What a selection policy has read, by the rows of it, and what is certain of that; empty without one."""
+    shares = [row["keys_read"] for row in rows if "keys_read" in row]
+    if not shares:
+        return ""
+    text = f"{rows[0]['provenance']['selection']}: {min(shares):.1%} to {max(shares):.1%} of the keys read as they are"
+    certified = [row for row in rows if "certificate_direction" in row]
+    if not certified:
+        return text
+    direction, magnitude = (max(row[f"certificate_{of}"] for row in certified) for of in ("direction", "magnitude"))
+    return f"{text}; certain of every query: direction within {direction:.4f}, magnitude within {magnitude:.4f}"
 
 
 def tell(words: str) -> None:

@@ -19,7 +19,7 @@ from atma.eval.retrieval import induction
 from atma.eval.retrieval.haystacks import split_text
 from atma.eval.rope import Stretch, Stretched
 from atma.eval.stream import DEFAULT, Advance, Streaming
-from atma.eval.suite import Measurement, Progress, Untrained, run_measurements
+from atma.eval.suite import Measurement, Progress, Untrained, run_measurements, told_selection
 from atma.tokenizer import Tokenizer
 
 
@@ -57,7 +57,8 @@ def evaluate_model(
     """`evaluate` of any language model, also of transformers. ValueError: the data are of another tokenizer."""
     check_tokenizer(token_set, model.tokenizer, None)
     stamp = model.provenance() | {"data_hash": token_set.hash, "seed": evaluation.seed}
-    return run_measurements("lengths", list(plan(model, token_set, evaluation, joined)), stamp, results, progress)
+    planned = [told_selection(model, one) for one in plan(model, token_set, evaluation, joined)]
+    return run_measurements("lengths", planned, stamp, results, progress)
 
 
 def plan(

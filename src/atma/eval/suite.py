@@ -17,6 +17,7 @@ import torch
 from atma.eval.language_model import LanguageModel
 from atma.eval.results import add_rows, measurement_key, read_rows
 from atma.eval.stream import Advance
+from atma.selection import counting
 from atma.tokenizer import Tokenizer
 
 Row = dict[str, Any]
@@ -79,7 +80,7 @@ def run(
     """
     trials = suite.trials() if trials is None else trials
     stamp = model.provenance() | {"seed": suite.seed}
-    measurements = [_told_truncation(model, one) for one in suite.measurements(model, trials)]
+    measurements = [_told_truncation(model, told_selection(model, one)) for one in suite.measurements(model, trials)]
     return run_measurements(suite.name, measurements, stamp, results, progress)
 
 
@@ -171,6 +172,20 @@ def sha256(data: object) -> str:
     elif not isinstance(data, bytes):
         data = json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(data).hexdigest()
+
+
+def told_selection(model: LanguageModel, measurement: Measurement) -> Measurement:
+    """The same, its rows telling what share of the keys a selection policy has read, and with what certainty."""
+    own = getattr(getattr(model, "loaded", None), "model", None)
+    if own is None or own.selection is None:
+        return measurement
+
+    def run(advance: Advance) -> list[Row]:
+        with counting(own) as counts:
+            rows = measurement.run(advance)
+        return [row | counts.row() for row in rows]
+
+    return measurement._replace(run=run)
 
 
 def _told_truncation(model: LanguageModel, measurement: Measurement) -> Measurement:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atma.mixers.base import Call, Mixer
 from atma.mixers.heads import Attending, Heads
-from atma.mixers.policies.base import Policy, Seat
+from atma.mixers.policies.base import Counts, Policy, Seat
 from atma.mixers.table import Found, find
 from atma.strict import from_dict, to_dict
 
@@ -62,6 +62,13 @@ def place(mixers: Sequence[Mixer], chosen: Chosen | None, model: Callable[[], st
     made = [_made(mixer, chosen, (i, len(seats)), model) for i, mixer in enumerate(seats)]
     for mixer, policy in zip(seats, made, strict=True):
         mixer.select(policy, chosen.found.cls.reads_call)
+
+
+def count(mixers: Sequence[Mixer], counts: Counts | None) -> None:
+    """Let the policies of a model's mixers count what they read, from here on; None: no more."""
+    for policy in (getattr(mixer, "policy", None) for mixer in mixers):
+        if isinstance(policy, Policy):
+            policy.counts = counts
 
 
 def _made(mixer: Mixer, chosen: Chosen, which: tuple[int, int], model: Callable[[], str]) -> Policy:

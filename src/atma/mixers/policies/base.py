@@ -8,6 +8,7 @@ changes nothing (mixers.md, section 6).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -60,6 +61,27 @@ class Read(NamedTuple):
     cache: Any
 
 
+@dataclass
+class Counts:
+    """What queries saw and what was read for them, over all layers and heads while it was counted."""
+
+    seen: int = 0
+    """Keys that queries see."""
+    read: int = 0
+    """Of these, those that were read as they are, not in 8 bits."""
+    direction_error: float | None = None
+    """The most that is certain of any query's direction, a vector of length 1; None: nothing is certain."""
+    magnitude_error: float | None = None
+    """And of its magnitude, below 1."""
+
+    def row(self) -> dict[str, float]:
+        """As rows of results tell it; empty where nothing was counted."""
+        if not self.seen:
+            return {}
+        certain = {"certificate_direction": self.direction_error, "certificate_magnitude": self.magnitude_error}
+        return {"keys_read": self.read / self.seen} | {k: x for k, x in certain.items() if x is not None}
+
+
 class Policy:
     """Built as `cls(config, seat)` for a layer, with its own frozen `Config`. ValueError: the layer cannot take it."""
 
@@ -71,6 +93,8 @@ class Policy:
 
     def __init__(self, config: Any, seat: Seat) -> None:
         self.config, self.seat, self.core = config, seat, seat.core
+        self.counts: Counts | None = None
+        """Where what is read is counted, while it is."""
 
     def init_cache(self, batch: int, capacity: int, like: Tensor) -> Any:
         """What is held before the first token, with room for `capacity` tokens a text, of the type of `like`."""
@@ -79,6 +103,18 @@ class Policy:
     def __call__(self, new: New, cache: Any, call: Call | None) -> Read:
         """The new tokens' keys and values join the cache, and their queries read of it."""
         raise NotImplementedError(f"{type(self).__name__} reads nothing")
+
+    def count(self, new: "New", read: Tensor | None = None, chosen: tuple[Tensor, int] | None = None) -> None:
+        """While it is counted, count what the new queries see and read: so many keys each, (B, H, T), or those in
+        chosen pages, as in `read_pages`; neither: all."""
+        if self.counts is None:
+            return
+        seen = new.last[:, None].expand(new.q.shape[:3])
+        if chosen is not None:
+            pages, size = chosen
+            read = torch.where(pages < 0, 0, (seen[..., None] - pages * size).clamp(0, size)).sum(-1)
+        self.counts.seen += int(seen.sum())
+        self.counts.read += int((seen if read is None else read).sum())
 
     def attended(self, cache: Any, k: Tensor, v: Tensor, start: Tensor) -> Attended:
         """What queries would see if all were read: new k and v (B, G, T, K) from start (B,) on behind those held, for
@@ -110,4 +146,4 @@ def read_pages(
     return core.assemble(sums, null, new.q.dtype)
 
 
-__all__ = ["New", "Policy", "Read", "Seat", "hold", "new_rows", "read_pages"]
+__all__ = ["Counts", "New", "Policy", "Read", "Seat", "hold", "new_rows", "read_pages"]

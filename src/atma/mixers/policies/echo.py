@@ -58,6 +58,7 @@ class Echo(Policy):
 
     def __call__(self, new: New, cache: Rows | Values, call: Call | None) -> Read:
         """`Policy.__call__`."""
+        self.count(new)
         values = hold_rows(cache.values, new.v, new.start)
         if isinstance(cache, Rows):
             keys = hold_rows(cache.keys, new.k, new.start)

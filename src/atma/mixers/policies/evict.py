@@ -59,6 +59,8 @@ class Evict(Policy):
         """`Policy.__call__`."""
         scale, null = self.core.scored(new.q, new.last)
         sums, kept = attend_kept(new.q, new.k, new.v, scale, null, new.start, cache, self.budget)
+        whole = (new.last - 1) // self.config.block * self.config.block
+        self.count(new, (whole.clamp(max=self.config.budget) + new.last - whole)[:, None].expand(new.q.shape[:3]))
         return Read(*self.core.assemble(Sums(*sums), null, new.q.dtype), kept)
 
 

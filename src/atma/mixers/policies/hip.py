@@ -59,8 +59,10 @@ class Hip(Policy):
         """`Policy.__call__`."""
         keys, values = held = hold(cache.keys, cache.values, new, self.config.block)
         if self.reads_all:
+            self.count(new)
             return Read(*read_all(self.core, new, keys, values), Rows(keys, values))
         blocks = search_blocks(new.q, keys, new.last, self.reach)
+        self.count(new, chosen=(blocks, self.config.block))
         return Read(*read_pages(self.core, new, held, (blocks, self.config.block)), Rows(keys, values))
 
 

@@ -67,7 +67,9 @@ class Hylra(Policy):
         keys, values = held = hold(cache.keys, cache.values, new, self.config.page)
         if self.source != self.seat.index:
             pages = left(call, NAME, self.source)
+            self.count(new, chosen=(pages, self.config.page))
             return Read(*read_pages(self.core, new, held, (pages, self.config.page)), Rows(keys, values))
+        self.count(new)
         if self.followed:
             leave(call, NAME, self.seat.index, heaviest_pages(new.q, keys, new.last, self.reach))
         return Read(*read_all(self.core, new, keys, values), Rows(keys, values))

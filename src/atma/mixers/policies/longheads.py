@@ -72,6 +72,7 @@ class LongHeads(Policy):
         first = torch.full_like(new.bare_q[..., :1], torch.finfo(q.dtype).max / 4)  # the first chunk is always found
         found = self.config.budget // chunk - 2
         pages = choose_pages(torch.cat([new.bare_q, first], -1), chunks, new.last, chunk, found, chunk + 1)
+        self.count(new, chosen=(pages, chunk))
         if type(self.core).turned is Core.turned:
             read = read_pages(self.core, new, held, (pages, chunk))
         else:

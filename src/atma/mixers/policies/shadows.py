@@ -48,7 +48,7 @@ class ShadowedKeys(NamedTuple):
 
 
 class CertifiedShadows(Policy):
-    """See the module. What is certain of the last call's queries is in `certificate`."""
+    """See the module. What is certain of the queries is among what is counted (`Counts`)."""
 
     Config = ShadowsConfig
     config: ShadowsConfig
@@ -77,8 +77,11 @@ class CertifiedShadows(Policy):
         direction, magnitude, certificate = shadow_attention(
             new.q, keys, values, shadows, *logits, torch.zeros_like(last), last, within
         )
-        if call is not None:
-            call.left[f"certificate {self.seat.index}"] = certificate
+        self.count(new, certificate.read)
+        if self.counts is not None:
+            errors = float(certificate.direction_error.max()), float(certificate.magnitude_error.max())
+            self.counts.direction_error = max(errors[0], self.counts.direction_error or 0.0)
+            self.counts.magnitude_error = max(errors[1], self.counts.magnitude_error or 0.0)
         return Read(*self.core.handed(direction, magnitude, new.q.dtype), ShadowedKeys(keys, values, shadows))
 
 
@@ -95,6 +98,7 @@ class EightBits(Policy):
         """`Policy.__call__`."""
         shadows = hold(cache, new.k, new.v, new.start)
         scale, null = self.core.scored(new.q, new.last)
+        self.count(new, torch.zeros_like(scale, dtype=torch.int32))
         sums = shadow_statistics(new.q, shadows, scale, torch.zeros_like(new.last), new.last)
         return Read(*self.core.assemble(Sums(*sums), null, new.q.dtype), shadows)
 

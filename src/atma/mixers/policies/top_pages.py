@@ -67,6 +67,7 @@ class TopPages(Policy):
         # q · min where q < 0 is the larger product, q · max elsewhere: one product with the box.
         u = torch.cat([new.q.clamp(max=0), new.q.clamp(min=0)], -1)
         pages = choose_pages(u, boxes, new.last, page, self.config.k, self.config.window)
+        self.count(new, chosen=(pages, page))
         read, added = read_pages(self.core, new, (keys, values), (pages, page))
         return Read(read, added, BoxedKeys(keys, values, boxes))
 
