@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (ValueError, OSError) as error:
-        print(f"atma: error: {_one_line(error)}", file=sys.stderr)
+        if not getattr(error, "silent", False):  # of several processes one tells it
+            print(f"atma: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):

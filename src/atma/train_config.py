@@ -51,7 +51,7 @@ class TrainConfig:
     length: int = 256
     """Tokens of a row, the length that the model is trained at."""
     batch_tokens: int = 8192
-    """Tokens per optimiser step, all ranks and micro-batches together; a multiple of length × accumulation × ranks."""
+    """Tokens per optimiser step, of all processes; a multiple of length × accumulation × ranks / context."""
     tokens: int = 2_000_000
     """Training tokens in all, rounded up to whole steps."""
     accumulation: int = 1
@@ -112,6 +112,8 @@ class TrainConfig:
     """The rate of adapters, which AdamW moves under either optimiser."""
     context: int = field(default=1, metadata=LATER)
     """Neighbouring processes that share each row, for rows longer than one device can hold."""
+    hang_seconds: float = field(default=600.0, metadata=LATER)
+    """Of several processes: how long the others wait for one before they end."""
     early_stopping: int = field(default=0, metadata=LATER)
     """Validations in a row without a new lowest loss that end the run; 0: never."""
     keep_best: bool = field(default=False, metadata=LATER)
@@ -149,7 +151,7 @@ class TrainConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         for name in ("momentum", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        for name in ("clip", "epsilon"):
+        for name in ("clip", "epsilon", "hang_seconds"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
 
     @property

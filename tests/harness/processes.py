@@ -14,12 +14,25 @@ SECONDS = 900
 
 def group(world: int, arguments: Sequence[str], where: Path = ROOT) -> list[str]:
     """Run `python ARGUMENTS` in each of so many processes; what they have written to the error stream."""
+    processes = begun(world, arguments, where)
+    try:
+        told = [process.communicate(timeout=SECONDS)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    failed = [i for i, process in enumerate(processes) if process.returncode]
+    assert not failed, f"process {failed[0]} of {world}: {told[failed[0]][-3000:]}"
+    return told
+
+
+def begun(world: int, arguments: Sequence[str], where: Path = ROOT) -> list[subprocess.Popen[str]]:
+    """The processes of `group`, started."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     paths = os.pathsep.join([str(ROOT), str(where), *filter(None, [os.environ.get("PYTHONPATH")])])
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, *arguments],
             env=os.environ | shared | {"RANK": str(rank), "PYTHONPATH": paths},
@@ -29,13 +42,3 @@ def group(world: int, arguments: Sequence[str], where: Path = ROOT) -> list[str]
         )
         for rank in range(world)
     ]
-    try:
-        told = [process.communicate(timeout=SECONDS)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    failed = [
-        (rank, text) for rank, (process, text) in enumerate(zip(processes, told, strict=True)) if process.returncode
-    ]
-    assert not failed, f"process {failed[0][0]} of {world}: {failed[0][1][-3000:]}"
-    return told

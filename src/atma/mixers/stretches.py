@@ -196,7 +196,7 @@ class _Receive(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         floats = [x for x in gradients if x is not None and x.is_floating_point()]
         for x in floats:
-            dist.send(x.contiguous(), ctx.peer)
+            _send(x, ctx.peer)
         return (None,) * (2 + len(gradients))
 
 
@@ -207,7 +207,7 @@ class _HandOver(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, peer: int, *tensors: Tensor) -> Tensor:
         ctx.peer, ctx.like = peer, [(x.shape, x.dtype) if x.is_floating_point() else None for x in tensors]
         for x in tensors:
-            dist.send(x.detach().contiguous(), peer)
+            _send(x.detach(), peer)
         return y.view_as(y)
 
     @staticmethod
@@ -229,9 +229,19 @@ class _Joined(torch.autograd.Function):
         return gradient, *(None,) * ctx.count
 
 
+def _send(x: Tensor, peer: int) -> None:
+    try:
+        dist.send(x.contiguous(), peer)
+    except RuntimeError as error:
+        raise RuntimeError(f"process {peer}: {error}") from error
+
+
 def _received(like: Tensor, peer: int) -> Tensor:
     found = torch.empty_like(like, memory_format=torch.contiguous_format)
-    dist.recv(found, peer)
+    try:
+        dist.recv(found, peer)
+    except RuntimeError as error:
+        raise RuntimeError(f"process {peer}: {error}") from error
     return found
 
 

@@ -28,6 +28,7 @@ _FREE = (
     "train.init_from",
     "train.epochs",
     "train.context",
+    "train.hang_seconds",
     "train.early_stopping",
     "train.keep_best",
     "train.sample_every",

@@ -30,6 +30,7 @@ from atma.train.schedule import rate_multiplier
 from atma.train.source import Batch, Source, in_epochs, open_source
 from atma.train.start import adapters, begun, check_tokenizer, resolved, start_told
 from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
+from atma.train.together import agreeing, answering, goes_on, require_same_run
 from atma.train.trained import Trained
 
 PATIENCE = 3
@@ -61,12 +62,14 @@ def train(
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"'device' must be cpu or cuda, not {device!r}") from error
-    ranks = join(where, recipe.train.context)
+    ranks = join(where, recipe.train.context, recipe.train.hang_seconds)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    recipe = resolved(recipe)
-    source = open_source(recipe, ranks)
-    return fit(recipe, Path(out), source, resume, progress, where, ranks, stop)
+    with agreeing(ranks):
+        recipe = resolved(recipe)
+        source = open_source(recipe, ranks)
+    require_same_run(ranks, recipe, source.hash)
+    return fit(recipe, Path(out), source, resume or goes_on(ranks, Path(out)), progress, where, ranks, stop)
 
 
 def fit(
@@ -81,10 +84,10 @@ def fit(
 ) -> Path:
     """`train` on batches from any `source`."""
     ranks = ranks or Ranks()
-    recipe, told = in_epochs(recipe, source)
-    check_fit(recipe, source, ranks)
-    if not resume:
-        check_tokenizer(recipe, source.tokenizer)
+    with agreeing(ranks):
+        recipe, told = in_epochs(recipe, source)
+        check_fit(recipe, source, ranks)
+        check_tokenizer(recipe, None if resume else source.tokenizer)
     with claimed(recipe, out, resume, ranks) as notes:
         run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
         notes += run.restore() if resume else [*told, *run.told()]
@@ -151,7 +154,8 @@ class Run:
                 self._sample(progress)
             while self.state.step < steps and not self._ended():
                 if not self.state.unvalidated:
-                    self._advance(record, progress)
+                    with answering(self.ranks, self.recipe.train.hang_seconds, f"step {self.state.step}"):
+                        self._advance(record, progress)
                 if self.state.step < steps and self._told():
                     if self.state.step != self._saved:
                         self._checkpoint(record)

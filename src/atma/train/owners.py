@@ -85,7 +85,7 @@ class Owners:
             if mine:
                 sent[: sizes[self.ranks.rank]] = torch.cat([p.detach().flatten() for p in mine])
             found = sent.new_empty(self.ranks.world * max(sizes))
-            dist.all_gather_into_tensor(found, sent)
+            dist.all_gather(list(found.split(max(sizes))), sent)
             for rank, (part, some) in enumerate(zip(found.split(max(sizes)), by_owner, strict=True)):
                 if rank != self.ranks.rank:
                     for parameter, values in zip(

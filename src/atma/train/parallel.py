@@ -5,12 +5,15 @@ Processes share the rows of a batch, and with `context` above 1 so many neighbou
 of one process that takes the same parts one after the other.
 """
 
+import datetime
 import os
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Ranks(NamedTuple):
@@ -36,17 +39,33 @@ class Ranks(NamedTuple):
         return range(self.replica * self.context, (self.replica + 1) * self.context)
 
 
-def join(device: torch.device, context: int = 1) -> Ranks:
+def join(device: torch.device, context: int = 1, hang_seconds: float = 600) -> Ranks:
     """Join the group that RANK and WORLD_SIZE describe, if they do; alone otherwise.
 
-    ValueError: so many processes cannot be in groups of `context`.
+    hang_seconds: how long one waits for another. ValueError: so many processes cannot be in groups of `context`.
     """
     if not dist.is_available():
         return _grouped(0, 1, context)
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda" and not dist.is_nccl_available():
+            raise ValueError(
+                "this PyTorch has no NCCL, by which GPUs speak; install one that has, or take --device cpu"
+            )
+        _begin("nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=hang_seconds))
     world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return _grouped(*world, context)
+
+
+def _begin(backend: str, patience: datetime.timedelta) -> None:
+    """Find each other. Where torchrun keeps the addresses, those of an earlier start, before a failure, are there too:
+    each start has a shelf of its own."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=patience)
+        return
+    shared = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+    store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
 
 
 def _grouped(rank: int, world: int, context: int) -> Ranks:
@@ -75,6 +94,13 @@ def any_of(ranks: Ranks, flag: bool) -> bool:
     if ranks.world == 1:
         return flag
     return bool(sum_over(ranks, torch.tensor(float(flag), device=where())).item())
+
+
+def all_here(ranks: Ranks, seconds: float) -> None:
+    """Let every process arrive here before any goes on. RuntimeError names one that does not come in so many seconds,
+    where processes speak by gloo; NCCL has a watch of its own."""
+    if ranks.world > 1 and dist.get_backend() == "gloo":
+        dist.monitored_barrier(timeout=datetime.timedelta(seconds=seconds), wait_all_ranks=True)
 
 
 def where() -> torch.device:

@@ -22,7 +22,7 @@ from atma.train.allocator import keep_freed_memory
 from atma.train.distractor import alignment, core_calls
 from atma.train.objectives import regularise, residual_stream
 from atma.train.optim import Optimisers
-from atma.train.parallel import Ranks, sum_over
+from atma.train.parallel import Ranks, all_here, sum_over
 from atma.train.source import Batch
 
 
@@ -49,7 +49,9 @@ class Stepper:
 
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
         """Do the 0-based `step` on this process's share of the batch."""
+        all_here(self.ranks, self.train.hang_seconds)
         sums = self._backward(step, batch)
+        all_here(self.ranks, self.train.hang_seconds)
         owners = self.optimisers.owners
         own = self.parameters if owners is None else owners.reduce()
         norm = get_total_norm(self._gradients()) if owners is None else owners.norm()

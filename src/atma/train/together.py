@@ -1,0 +1,110 @@
+"""What the processes of one run agree on, and what becomes of them when one is lost or hangs.
+
+A problem of one of them at the start ends all, and the first says what it is. Later a process that is gone closes its
+connections, and one that hangs does not come to the next step in time: the others then end, each with one line.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from atma.config import Recipe, identity
+from atma.hashes import code_hash
+from atma.train.folder import RECIPE
+from atma.train.parallel import Ranks, any_of, where
+
+MOST_BYTES = 2000
+"""Of a problem's text as processes tell it to each other."""
+
+
+class ToldByFirst(ValueError):
+    """A problem that the first process tells: this one ends in silence."""
+
+    silent = True
+
+
+@contextmanager
+def agreeing(ranks: Ranks) -> Iterator[None]:
+    """What is done inside is done by all processes: if it is refused in any, it is in all, and the first says why."""
+    problem = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        problem = error
+    if ranks.world == 1:
+        if problem is not None:
+            raise problem
+        return
+    texts = _texts(ranks, "" if problem is None else str(problem) or type(problem).__name__)
+    found = next((rank for rank, text in enumerate(texts) if text), None)
+    if found is None:
+        return
+    if ranks.rank != 0:
+        raise ToldByFirst(texts[found])
+    raise problem or ValueError(f"process {found}: {texts[found]}")
+
+
+def require_same_run(ranks: Ranks, recipe: Recipe, data: str) -> None:
+    """ValueError, told by the first, unless all processes have one recipe, code, data (by hash) and PyTorch."""
+    if ranks.world == 1:
+        return
+    told = {"recipe": identity(recipe), "code": code_hash(), "data": data, "PyTorch": torch.__version__}
+    for what, text in told.items():
+        texts = _texts(ranks, text)
+        other = next((rank for rank, found in enumerate(texts) if found != texts[0]), None)
+        if other is not None:
+            words = f"process {other} has another {what} than process 0 ({texts[other][:16]}, not {texts[0][:16]})"
+            raise (ToldByFirst if ranks.rank else ValueError)(f"{words}: start all of them with the same")
+
+
+def goes_on(ranks: Ranks, out: Path) -> bool:
+    """Whether torchrun has started these processes again, one having failed (--max-restarts), and the run has begun."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return any_of(ranks, ranks.rank == 0 and again and (out / RECIPE).is_file())
+
+
+def _texts(ranks: Ranks, text: str) -> list[str]:
+    """What each process tells, in their order."""
+    data = text.encode()[:MOST_BYTES]
+    mine = torch.zeros(MOST_BYTES + 1, dtype=torch.uint8)
+    mine[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+    mine = mine.to(where())
+    found = [torch.empty_like(mine) for _ in range(ranks.world)]
+    dist.all_gather(found, mine)
+    return [bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in found]
+
+
+@contextmanager
+def answering(ranks: Ranks, seconds: float, what: str) -> Iterator[None]:
+    """Inside, a process that is lost, or that does not answer for so many seconds, is a ValueError of one line."""
+    if ranks.world == 1:
+        yield
+        return
+    try:
+        yield
+    except RuntimeError as error:
+        cause = _cause(str(error), seconds)
+        if cause is None:
+            raise
+        raise ValueError(f"process {ranks.rank}, {what}: {cause}; go on with --resume") from error
+
+
+def _cause(text: str, seconds: float) -> str | None:
+    """What an error of torch.distributed means, in words; None for any other."""
+    first = text.splitlines()[0] if text else ""
+    who = first.partition(": ")[0] if first.startswith("process ") else "another process"
+    if "monitoredBarrier" in text:
+        named = re.search(r"Ranks? ([\d, ]+) failed", text)
+        return f"process {named[1].strip() if named else 0} did not answer for {seconds:g} s"
+    if any(word in text for word in ("Timed out", "timed out", "timeout")):
+        return f"{who} did not answer for {seconds:g} s"
+    lost = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "connection was", "NCCL", "peer")
+    return f"{who} was lost" if any(word in text for word in lost) else None
+
+
+__all__ = ["ToldByFirst", "agreeing", "answering", "goes_on", "require_same_run"]
