@@ -55,14 +55,14 @@ def run(
         most: Meshes to show.
         output: Write everything as rows to this JSON file.
     """
-    from atma.plan import costs_of, plan, rows
+    from atma.plan import HERE, costs_of, plan, rows
     from atma.train.start import load_run_recipe
 
     if most < 1:
         raise ValueError(f"--most {most}: at least 1")
     _check(where)
     chosen = load_run_recipe(recipe, assignments)
-    costs = costs_of(chosen, _compute(chosen, where))
+    costs = costs_of(chosen, _compute(chosen, where), "auto" if where.device == HERE else "cpu")
     made = plan(costs, where.gpus, _pace(costs, where), where.owners)
     if output is not None:
         output.write_text(json.dumps(rows(made), indent=1, allow_nan=False) + "\n", encoding="utf-8")

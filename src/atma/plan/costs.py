@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from atma.config import Recipe
+from atma.ops.backend import use_backend
 from atma.plan.activations import Saved, ends_saved, layer_saved
 from atma.plan.work import LayerWork, Size, layer_works, outline, size_of
 
@@ -63,8 +64,11 @@ class Costs(NamedTuple):
         return 2.0 * NEWTON_SCHULZ * sum(2 * low * low * high + low**3 for low, high in sides)
 
 
-def costs_of(recipe: Recipe, compute: torch.dtype) -> Costs:
-    """Count it. ValueError: the recipe counts in epochs, whose tokens only its data tell."""
+def costs_of(recipe: Recipe, compute: torch.dtype, backend: str = "auto") -> Costs:
+    """Count it. ValueError: the recipe counts in epochs, whose tokens only its data tell.
+
+    backend: whose activations are counted; "cpu", blocked PyTorch, is nearest to what a GPU keeps.
+    """
     if recipe.train.epochs:
         raise ValueError(
             f"'epochs' {recipe.train.epochs:g}: a plan reads no data; say how many tokens: "
@@ -72,5 +76,7 @@ def costs_of(recipe: Recipe, compute: torch.dtype) -> Costs:
         )
     model = outline(recipe)
     layers = layer_works(recipe.model)
-    saved = {name: layer_saved(recipe.model, name, compute) for name in layers}
-    return Costs(recipe, compute, size_of(recipe, model), layers, saved, ends_saved(recipe.model, compute))
+    with use_backend(backend):
+        saved = {name: layer_saved(recipe.model, name, compute) for name in layers}
+        ends = ends_saved(recipe.model, compute)
+    return Costs(recipe, compute, size_of(recipe, model), layers, saved, ends)

@@ -30,13 +30,14 @@ PATIENCE = 1800
 """Seconds after which processes that measure are given up."""
 
 
-def measured(costs: Costs, gpus: int, rounds: int = 5, threads: int = 0) -> Measured:
-    """Measure. threads: of each process; 0: as training has them, one each where there are several processes.
+def measured(costs: Costs, gpus: int, rounds: int = 5, threads: int = 0, clock: str = "wall") -> Measured:
+    """Measure.
 
+    threads: of each process; 0: as training has them, one each where there are several processes. clock: of `CLOCKS`.
     ValueError: a process that measures ended with an error, or did not end.
     """
     processes = max(1, min(gpus, cores()))
-    settings = _settings(costs, gpus, rounds, threads)
+    settings = _settings(costs, gpus, rounds, threads)._replace(clock=clock)
     with tempfile.TemporaryDirectory() as folder:
         found = _run(Path(folder), costs.recipe, settings, processes)
     return Measured(costs, _pieces(costs, settings, found))

@@ -16,6 +16,7 @@ LOSS_BLOCKS = 4
 """Blocks of logits of the loss that are there at a time, with their intermediate values."""
 BLOCK_LOGITS = 1 << 21
 """Logits of a block."""
+_BACK = "backward pass of a layer"
 
 
 class Held(NamedTuple):
@@ -37,7 +38,7 @@ def held(costs: Costs, mesh: Mesh, checkpointing: bool, owners: bool, program: f
     parts = {"program": program} | _kept(costs, mesh, owners) | _forward(costs, mesh, checkpointing)
     parts |= _update(costs, mesh, owners)
     lasting = parts["program"] + parts["weights"] + parts["optimiser"]
-    own = ("activations", "loss", "gathered weights", "context")
+    own = ("activations", _BACK, "loss", "gathered weights", "context")
     earlier = parts["gradients"] if costs.recipe.train.accumulation > 1 else parts["first gradients"]
     forward = lasting + sum(parts[name] for name in own) + earlier
     update = lasting + parts["gradients"] + max(parts["message"], parts["update"])
@@ -70,7 +71,8 @@ def _forward(costs: Costs, mesh: Mesh, checkpointing: bool) -> dict[str, float]:
     whole = 2 * costs.compute.itemsize * costs.size.largest if mesh.shard > 1 else 0.0
     logits = LOSS_BLOCKS * FLOAT * min(BLOCK_LOGITS, tokens * costs.recipe.model.vocab_size)
     return {
-        "activations": activations + (0 if checkpointing else largest / 2),
+        "activations": activations,
+        _BACK: largest,
         "loss": costs.ends.at(tokens, length) + logits,
         "gathered weights": whole,
         "context": context,

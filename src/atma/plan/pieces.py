@@ -27,6 +27,8 @@ from atma.train.precision import choose_precision
 from atma.train.start import adapters
 from atma.train.step import Stepper, generator
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+"""Processor time leaves out what other programs take, and waiting."""
 SETTINGS, RECIPE = "settings.json", "recipe.toml"
 MORE = 2
 """Layers that a longer model has more than the shortest."""
@@ -45,6 +47,8 @@ class Settings(NamedTuple):
     vocabulary: int
     """Words of the head that is measured."""
     threads: int
+    clock: str = "wall"
+    """One of `CLOCKS`."""
 
 
 class _Rows(NamedTuple):
@@ -56,43 +60,43 @@ class _Rows(NamedTuple):
 class _Timed:
     """Optimisers whose updates are timed."""
 
-    def __init__(self, optimisers: Optimisers) -> None:
-        self.optimisers, self.seconds = optimisers, 0.0
+    def __init__(self, optimisers: Optimisers, now: Callable[[], float]) -> None:
+        self.optimisers, self.now, self.seconds = optimisers, now, 0.0
 
     def zero_grad(self) -> None:
         self.optimisers.zero_grad()
 
     def step(self, multiplier: float) -> None:
-        began = time.perf_counter()
+        began = self.now()
         self.optimisers.step(multiplier)
-        self.seconds = time.perf_counter() - began
+        self.seconds = self.now() - began
 
 
 class Piece:
     """Steps of one small model on random tokens."""
 
-    def __init__(self, recipe: Recipe, train: TrainConfig, rows: int) -> None:
-        model = recipe.model
+    def __init__(self, recipe: Recipe, train: TrainConfig, rows: int, clock: str = "wall") -> None:
+        model, self.now = recipe.model, CLOCKS[clock]
         self.train = replace(train, batch_tokens=rows * train.length, accumulation=1)
         made = Model(model, generator(0))
         self.attached = adapters(recipe, made)
         torch.nn.init.normal_(made.head.weight, std=0.02, generator=generator(1))
         compute = choose_precision(train.precision, torch.device("cpu"), model.width)
-        self.timed = _Timed(Optimisers(made, self.train))
+        self.timed = _Timed(Optimisers(made, self.train), self.now)
         self.stepper = Stepper(made, self.timed, self.train, compute, Ranks())  # pyright: ignore[reportArgumentType]
         ids = torch.randint(model.vocab_size, (rows, train.length + 1), generator=generator(2))
         self.batch = _Rows(ids[:, :-1], ids[:, 1:].clone(), torch.zeros(rows, train.length, dtype=torch.int32))
 
     def step(self) -> tuple[float, float]:
         """Seconds of both passes and of the update."""
-        began = time.perf_counter()
+        began = self.now()
         self.stepper(0, self.batch, 0.1)
-        whole = time.perf_counter() - began
+        whole = self.now() - began
         return whole - self.timed.seconds, self.timed.seconds
 
 
-def measure(recipe: Recipe, settings: Settings, ranks: Ranks, now: Callable[[], float] = time.perf_counter) -> dict:
-    """Of one process: seconds by layer and length, of the ends and of an update; bytes a second; bytes it has at least."""
+def measure(recipe: Recipe, settings: Settings, ranks: Ranks) -> dict[str, Any]:
+    """Of one process: seconds by layer and length, of the ends and an update; bytes a second; bytes it has at least."""
     resident = _resident(recipe)
     names = list(dict.fromkeys(recipe.model.layers))
     seconds = {length: _lengths(recipe, settings, names, length, ranks) for length in settings.lengths}
@@ -107,7 +111,7 @@ def measure(recipe: Recipe, settings: Settings, ranks: Ranks, now: Callable[[], 
         "layers": layers,
         "ends": ends,
         "update": update,
-        "bytes": _rate(recipe, ranks, settings.rounds, now) if ranks.world > 1 else 0.0,
+        "bytes": _rate(recipe, ranks, settings.rounds, CLOCKS[settings.clock]) if ranks.world > 1 else 0.0,
         "resident": resident,
         "threads": torch.get_num_threads(),
     }
@@ -122,14 +126,13 @@ def _lengths(
 
     def piece(pattern: list[str]) -> Piece:
         layers = {"pattern": tuple(pattern), "depth": len(pattern)}
-        return Piece(replace(recipe, model=model.changed(layers)), train, settings.rows)
+        return Piece(replace(recipe, model=model.changed(layers)), train, settings.rows, settings.clock)
 
     pieces = {"": piece(names)} | {name: piece([*names, *[name] * MORE]) for name in names}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in pieces}
     for turn in range(settings.rounds + 1):
         for name, one in pieces.items():
             wait(ranks)
-            one.step()  # what ran before it has left the caches
             taken = one.step()
             if turn:
                 found[name].append(taken)
@@ -182,7 +185,7 @@ def peak_bytes() -> int:
 def main(folder: Path) -> None:
     """Measure what `folder` says and write its results there."""
     values: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    settings = Settings(**values | {"lengths": tuple(values["lengths"])})
+    settings = Settings(**values)._replace(lengths=tuple(values["lengths"]))
     threads.settle(settings.threads)
     ranks = join(torch.device("cpu"))
     found = measure(load_recipe(folder / RECIPE), settings, ranks)
