@@ -106,6 +106,7 @@ def _assumptions(costs: Costs, pace: Pace, owners: bool) -> list[str]:
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states are "
         "passed on in parallel prefixes, and its ranks have equal work",
         "reading data, validation and checkpoints are left out",
+        *(["activations are those of training every weight; adapters keep less"] if costs.recipe.lora else []),
     ]
 
 

@@ -13,7 +13,8 @@ ASSUMED_MFU = 0.1
 RESERVE = 0.08
 """Share of a GPU's memory that is left to its context, to buffers of communication and to gaps between blocks."""
 BACKWARD = 2
-"""Products of a backward pass for each of the forward pass."""
+"""Products of a backward pass for each of the forward pass: for the gradients of inputs, and of weights that are
+trained."""
 
 
 class Pace(Protocol):
@@ -64,7 +65,8 @@ class Sheet(NamedTuple):
     def compute(self, tokens: float, length: int, checkpointing: bool) -> float:
         parts = self.costs.products(length)
         again = sum(parts.values()) - parts["head"] if checkpointing else 0.0
-        operations = 2 * tokens * ((1 + BACKWARD) * sum(parts.values()) + again)
+        trained = self.costs.size.trained / self.costs.size.total
+        operations = 2 * tokens * ((BACKWARD + trained) * sum(parts.values()) + again)
         return operations / (self.mfu * self.device.operations)
 
     def update(self, share: float) -> float:
