@@ -1,9 +1,9 @@
 """What one rank of a mesh holds, by part, and the most at one time.
 
 A step holds most either when its forward pass ends, with all that the backward pass needs, or when it updates, with
-every gradient and the optimisers' own buffers. Where micro-batches accumulate, gradients settle where activations of the
-first had been, and those of the next find no room between them: 80 MiB of 86 MiB of gradients in a model of 22.6M
-parameters on a CPU, and none without accumulation (benchmarks/plan.py). They count as gaps.
+every gradient and the optimisers' own buffers. Where micro-batches accumulate, gradients settle where activations of
+the first had been, and those of the next find no room between them: 80 MiB beside 86 MiB of gradients in a model of
+22.6M parameters on a CPU, and none without accumulation (benchmarks/plan.py). They count as gaps.
 """
 
 from typing import NamedTuple

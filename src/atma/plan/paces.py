@@ -7,9 +7,9 @@ from atma.plan.costs import Costs
 from atma.plan.devices import Device
 from atma.plan.meshes import Sent
 
-ASSUMED_MFU = 0.1
-"""Share of the peak that training reaches: the one figure measured of it, `small` on an H100
-(benchmarks/results/2026-11-28-h100.md)."""
+ASSUMED_MFU = 0.08
+"""Share of the peak that training reaches, by the count of this module: that of the one figure measured of it, 207,474
+tokens/s of the preset small on an H100 (benchmarks/results/2026-11-28-h100.md)."""
 RESERVE = 0.08
 """Share of a GPU's memory that is left to its context, to buffers of communication and to gaps between blocks."""
 BACKWARD = 2
