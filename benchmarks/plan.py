@@ -25,7 +25,7 @@ from torch import Tensor
 from atma.config import ModelConfig, Recipe, TrainConfig, dump_toml, load_recipe, preset
 from atma.display import bytes_text, table_text
 from atma.plan import Mesh, costs_of, held, measured, plan
-from atma.plan.here import _groups
+from atma.plan.here import groups
 from atma.plan.pieces import CLOCKS, peak_bytes
 from atma.threads import NUMBER
 from atma.train.loop import fit
@@ -91,8 +91,8 @@ def run(recipe: Recipe, processes: int, steps: int) -> dict[str, float]:
         folder = Path(place)
         (folder / "recipe.toml").write_text(dump_toml(replace(recipe, train=train)), encoding="utf-8")
         command = [sys.executable, __file__, "--real", place]
-        groups = [group if processes > 1 else {} for _, group in _groups(processes)]
-        running = [subprocess.Popen(command, env=os.environ | group | {NUMBER: "1"}) for group in groups]
+        own = [group if processes > 1 else {} for _, group in groups(processes)]
+        running = [subprocess.Popen(command, env=os.environ | group | {NUMBER: "1"}) for group in own]
         if max([process.wait() for process in running]) != 0:
             raise SystemExit(f"the run of {recipe.name} in {processes} processes failed")
         return json.loads((folder / "found.json").read_text(encoding="utf-8"))

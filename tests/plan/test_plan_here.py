@@ -1,5 +1,10 @@
 """Measuring this machine: what is measured, what is made of it, and what is said where it fails. No time is checked."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from tiny_plan import costs, tiny
 
@@ -64,3 +69,14 @@ def test_a_process_that_fails_is_told_by_its_last_line(tmp_path, monkeypatch):
     monkeypatch.setattr(here.sys, "executable", str(script))
     with pytest.raises(ValueError, match="measuring this machine failed: no such kernel; name a --device instead"):
         here._run(tmp_path, tiny(), Settings(1, (64,), 1, 96, 1), 1)
+
+
+@pytest.mark.slow
+def test_memory_that_is_predicted_is_that_of_real_runs_of_one_and_two_processes(tmp_path):
+    script, out = Path(__file__).parents[2] / "benchmarks" / "plan.py", tmp_path / "plan.json"
+    options = ["--sizes", "nano-test", "--repeats", "1", "--rounds", "1", "--steps", "4", "--clock", "processor"]
+    told = subprocess.run([sys.executable, script, *options, "--out", out], capture_output=True, text=True, check=True)
+    assert told.stdout.count("nano-test") == 2
+    for row in json.loads(out.read_text(encoding="utf-8")):
+        assert row["turns"][0]["predicted_peak"] == pytest.approx(row["turns"][0]["peak"], rel=0.1)
+        assert row["turns"][0]["predicted"] > 0

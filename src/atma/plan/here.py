@@ -62,7 +62,7 @@ def _run(folder: Path, recipe: Recipe, settings: Settings, processes: int) -> li
     (folder / SETTINGS).write_text(json.dumps(settings._asdict()), encoding="utf-8")
     started = replace(recipe, train=replace(recipe.train, init_from="", init_hash=""))
     (folder / RECIPE).write_text(dump_toml(started), encoding="utf-8")
-    running = [_started(folder, rank, processes, environment) for rank, environment in _groups(processes)]
+    running = [_started(folder, rank, processes, environment) for rank, environment in groups(processes)]
     try:
         statuses = [process.wait(timeout=PATIENCE) for process in running]
     except subprocess.TimeoutExpired as error:
@@ -78,7 +78,7 @@ def _run(folder: Path, recipe: Recipe, settings: Settings, processes: int) -> li
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)]
 
 
-def _groups(processes: int) -> list[tuple[int, dict[str, str]]]:
+def groups(processes: int) -> list[tuple[int, dict[str, str]]]:
     """The environment of each process, as torchrun sets it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
