@@ -17,6 +17,7 @@ from atma.config import ModelConfig
 from atma.display import count_text, facts_html, facts_text
 from atma.layers import MLP, RMSNorm, init_linear
 from atma.mixers import Call, Mixer
+from atma.mixers.stretches import Stretch
 from atma.ops import softcap_loss
 from atma.ops.dense import linear
 from atma.ops.loss import softcap
@@ -45,8 +46,12 @@ class Block(nn.Module):
         self, x: Tensor, state: Any = None, *, segment_ids: Tensor | None = None, call: Call | None = None
     ) -> tuple[Tensor, Any]:
         """x (B, T, D) to (B, T, D)."""
-        record = {"call": call} if self.mixer.reads_call else {}
-        mixed, state = self.mixer(_normed(x, self.norm_mixer), state, segment_ids=segment_ids, **record)
+        normed = _normed(x, self.norm_mixer)
+        if call is not None and call.stretch is not None:
+            mixed = self.mixer.forward_shard(normed, call.stretch, call)
+        else:
+            record = {"call": call} if self.mixer.reads_call else {}
+            mixed, state = self.mixer(normed, state, segment_ids=segment_ids, **record)
         x = x + _normed(mixed, self.norm_mixed)
         return (x if self.mlp is None else x + _normed(self.mlp(_normed(x, self.norm_mlp)), self.norm_mlp_out)), state
 
@@ -106,14 +111,16 @@ class Model(nn.Module):
         *,
         segment_ids: Tensor | None = None,
         noise: int | None = None,
+        stretch: Stretch | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """tokens (B, T) int64 to hidden (B, T, D) after the last norm, and the state moved on by T (None for None).
 
         segment_ids (B, T), training only: packed documents that see nothing of each other. noise, training only: the
-        seed of what layers draw. ValueError when a row would pass the state's capacity.
+        seed of what layers draw. stretch, training only: of rows that several processes share, whose stretch the tokens
+        are, and the documents in place of segment_ids. ValueError when a row would pass the state's capacity.
         """
         self._check(tokens, state, segment_ids)
-        return self.unchecked(tokens, state, segment_ids, noise)
+        return self.unchecked(tokens, state, segment_ids, noise, stretch)
 
     def unchecked(
         self,
@@ -121,10 +128,11 @@ class Model(nn.Module):
         state: ModelState | None,
         segment_ids: Tensor | None = None,
         noise: int | None = None,
+        stretch: Stretch | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.enter(tokens)
-        call, states = Call(x, noise=noise), []
+        call, states = Call(x, noise=noise, stretch=stretch), []
         for i, block in enumerate(self.blocks):
             x, after = block(x, None if state is None else state.blocks[i], segment_ids=segment_ids, call=call)
             states.append(after)

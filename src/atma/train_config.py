@@ -110,6 +110,8 @@ class TrainConfig:
     """The rate of every parameter under optimiser = "adamw"."""
     lora_rate: float = field(default=2e-4, metadata=LATER)
     """The rate of adapters, which AdamW moves under either optimiser."""
+    context: int = field(default=1, metadata=LATER)
+    """Neighbouring processes that share each row, for rows longer than one device can hold."""
     early_stopping: int = field(default=0, metadata=LATER)
     """Validations in a row without a new lowest loss that end the run; 0: never."""
     keep_best: bool = field(default=False, metadata=LATER)
@@ -127,8 +129,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
-        for name in (*sizes, "evaluation_tokens", "sample_tokens"):
+        for name in (*sizes, "evaluation_tokens", "sample_tokens", "context"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.length % self.context == 0, "length", self.length, f"a multiple of context = {self.context}")
         require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         require(self.early_stopping >= 0, "early_stopping", self.early_stopping, "0 (never) or more")

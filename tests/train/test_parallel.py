@@ -1,71 +1,62 @@
-import os
-import socket
-import subprocess
-import sys
+"""Several processes of one run: the same bits as one, rows that they share, and stops that all make."""
+
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import rows, tiny_model, tiny_recipe
+from moving import moved
 
-from atma.model import Model
-from atma.train.optim import Optimisers
-from atma.train.parallel import Ranks, join, sum_gradients, sum_over
-from atma.train.step import Stepper, generator
+from atma.train.owners import shared_out
+from atma.train.parallel import Ranks, join, sum_over
 from atma.weights import load_tensors
+from tests.harness.processes import group
 
-TWO = """
-import sys
-import torch
-from safetensors.torch import save_file
-from test_parallel import moved_weights
-from atma.train.parallel import join
-ranks = join(torch.device("cpu"))
-loss, weights = moved_weights(ranks)
-save_file(weights | {"loss": loss}, f"{sys.argv[1]}/{ranks.rank}.safetensors")
-torch.distributed.destroy_process_group()
-"""
-
-
-def moved_weights(ranks: Ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of the second step, and the weights after two, of this process's share of the rows."""
-    train = tiny_recipe().train
-    model = Model(tiny_model(), generator(1)).double()
-    stepper = Stepper(model, Optimisers(model, train), train, torch.float32, ranks)
-    for step in range(2):
-        whole = rows(step)
-        share = type(whole)(*(part.chunk(ranks.world)[ranks.rank] for part in whole))
-        outcome = stepper(step, share, 1.0)
-    return torch.tensor(outcome.loss, dtype=torch.float64), model.state_dict()
+HERE = Path(__file__).parent
 
 
 def test_one_process_alone_sums_nothing():
-    ranks, value = join(torch.device("cpu")), torch.ones(2, requires_grad=True)
-    value.grad = torch.ones(2)
-    sum_gradients(ranks, [value])
-    assert ranks == (0, 1) and torch.equal(sum_over(ranks, torch.ones(2)), torch.ones(2))
-    assert torch.equal(value.grad, torch.ones(2))
+    ranks = join(torch.device("cpu"))
+    assert ranks == Ranks() and ranks.replicas == 1 and list(ranks.peers) == [0]
+    assert torch.equal(sum_over(ranks, torch.ones(2)), torch.ones(2))
+
+
+def test_processes_that_cannot_be_in_groups_are_told():
+    with pytest.raises(ValueError, match="'context' 2: 1 process cannot be in groups of 2; start a multiple"):
+        join(torch.device("cpu"), 2)
+
+
+def test_who_moves_what_is_shared_equally_by_what_it_costs():
+    assert shared_out([5, 4, 3, 3, 3], 2) == [0, 1, 1, 0, 1]
+    assert shared_out([1, 1], 4) == [0, 1]
+    assert shared_out([], 2) == []
+
+
+def by_processes(world: int, context: int, dtype: str, folder: Path) -> dict[str, torch.Tensor]:
+    """What `moving` tells of so many processes, which is the same of each but for what it holds."""
+    group(world, ["moving.py", str(folder), str(context), dtype], HERE)
+    told = [load_tensors(folder / f"{rank}.safetensors") for rank in range(world)]
+    states = [int(one.pop("state")) for one in told]
+    for other in told[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in told[0].items())
+    return told[0] | {"state": torch.tensor(states)}
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_move_to_the_bits_of_one_with_as_many_micro_batches(world, tmp_path):
+    """And each holds its share of the optimisers' state alone."""
+    found, whole = by_processes(world, 1, "float32", tmp_path), moved(Ranks(), world)
+    held, all_of_it = found.pop("state"), whole.pop("state")
+    for name, value in whole.items():
+        assert torch.equal(found[name], value), name
+    assert int(held.sum()) == int(all_of_it) and int(held.max()) < 1.5 * int(all_of_it) / world
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_step_of_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO, str(tmp_path)]
-    processes = [
-        subprocess.Popen(command, env=os.environ | group | {"RANK": str(rank)}, cwd=Path(__file__).parent)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    first, second = (load_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    loss, weights = moved_weights(Ranks())
-    # Gradients travel in float32, 6e-8 of their size; AdamW's first steps are near the sign of the gradient.
-    torch.testing.assert_close(first["loss"], loss, rtol=1e-6, atol=0)
-    for name, value in weights.items():
-        torch.testing.assert_close(first[name], value, rtol=0, atol=2e-5)
+@pytest.mark.parametrize(("world", "context"), [(2, 2), (4, 2), (4, 4), (3, 1)])
+def test_processes_that_share_rows_make_the_steps_of_one(world, context, tmp_path):
+    found, whole = by_processes(world, context, "float64", tmp_path), moved(Ranks(), 1, dtype=torch.float64)
+    for name in whole.keys() - {"state"}:
+        torch.testing.assert_close(found[name], whole[name], rtol=1e-9, atol=1e-9)
 
 
 STOPPING = """
@@ -93,16 +84,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_what_one_process_is_told_stops_all_at_one_step_and_what_one_refuses_all_refuse(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", STOPPING, str(tmp_path)]
-    processes = [
-        subprocess.Popen(command, env=os.environ | group | {"RANK": str(rank)}, cwd=Path(__file__).parent)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    group(2, ["-c", STOPPING, str(tmp_path)], HERE)
     first, second = ((tmp_path / f"told-{rank}").read_text().splitlines() for rank in range(2))
     assert first[0] == second[0] == "stopped at step 6 of 12"
     assert "holds a run already" in first[1] and "the first process could not take the run folder" in second[1]

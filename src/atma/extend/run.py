@@ -115,7 +115,7 @@ class ExtendRun(Run):
         new = adopt(self.model, teacher)
         self.way.begin(self.model, teacher, source.train(0).tokens.to(device))
         choose(self.model, settings, new, recipe.train.seed)
-        self.optimisers = Optimisers(self.model, recipe.train)
+        self.optimisers = Optimisers(self.model, recipe.train, ranks)
         self.stepper.optimisers, self.stepper.parameters = self.optimisers, list(self.model.parameters())
         self.stepper = Distiller(self.stepper, teacher, self.way, settings)
 

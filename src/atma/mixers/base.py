@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atma.layers import init_linear
+from atma.mixers.stretches import Stretch, chained
 from atma.strict import from_dict
 
 
@@ -51,6 +52,8 @@ class Call:
     """What a layer leaves for those after it in this call, such as a selection of keys."""
     noise: int | None = None
     """The seed of what layers draw in this call; None, as everywhere but in training: nothing is drawn."""
+    stretch: Stretch | None = None
+    """What of each row this process holds, where rows are shared by several; None: all of them."""
 
 
 class Mixer(nn.Module):
@@ -92,6 +95,13 @@ class Mixer(nn.Module):
         segment_ids (B, T), only without a state: packed documents, of which none sees anything of another.
         """
         raise NotImplementedError(f"{type(self).__name__} computes nothing")
+
+    def forward_shard(self, x: Tensor, stretch: Stretch, call: Call | None = None) -> Tensor:
+        """`forward` of rows that several processes share: x (B, tokens, D) of this one's stretch to y of the same.
+
+        By default the state goes from process to process, which is exact for any mixer (atma.mixers.stretches).
+        """
+        return chained(self, x, stretch, call)
 
     def channels(self) -> dict[str, nn.Linear]:
         """The projections by which the mixer reaches the residual stream, by name; y is the sum of their outputs.

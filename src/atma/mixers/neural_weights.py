@@ -85,9 +85,8 @@ class FastWeights(nn.Module):
         """The rule and the slow weights as the operation takes them."""
         return Memory(self.rule, self.initial(), self.gain, self.shift, self.skip)
 
-    @torch.no_grad()
     def init_state(self, batch: int, capacity: int) -> MemoryState:
-        """Before the first token; nothing grows. A state is a constant of the call that takes it."""
+        """Before the first token; nothing grows. Gradients go through it to W⁰."""
         return empty(self.memory(), batch)
 
     def steady(self) -> bool:

@@ -27,6 +27,7 @@ _FREE = (
     "train.evaluation_tokens",
     "train.init_from",
     "train.epochs",
+    "train.context",
     "train.early_stopping",
     "train.keep_best",
     "train.sample_every",

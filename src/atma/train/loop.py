@@ -19,6 +19,7 @@ from atma.strict import to_dict
 from atma.train.checks import check_fit
 from atma.train.folder import claimed, write_recipe
 from atma.train.optim import Optimisers
+from atma.train.owners import collected
 from atma.train.parallel import Ranks, any_of, join, wait
 from atma.train.precision import choose_precision
 from atma.train.progress import Progress, Silent
@@ -60,7 +61,7 @@ def train(
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"'device' must be cpu or cuda, not {device!r}") from error
-    ranks = join(where)
+    ranks = join(where, recipe.train.context)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     recipe = resolved(recipe)
@@ -102,11 +103,11 @@ class Run:
         whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
         self.model = begun(recipe, weights=not whole).to(device)
         self.trained = Trained(self.model, recipe, out, adapters(recipe, self.model), source.tokenizer)
-        self.optimisers = Optimisers(self.model, recipe.train)
+        self.optimisers = Optimisers(self.model, recipe.train, ranks)
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
-        self.state.here(device)
+        self.state.here(device, ranks.world)
         self.state.evaluation_tokens = recipe.train.evaluation_tokens
         self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
         self._saved = 0
@@ -124,7 +125,10 @@ class Run:
             self.state = load_checkpoint(folder, self.state, self.trained, self.optimisers)
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
-        anew = [*self.state.here(self.model.embed.weight.device), *self.state.rejudge(self.recipe.train, self.best)]
+        anew = [
+            *self.state.here(self.model.embed.weight.device, self.ranks.world),
+            *self.state.rejudge(self.recipe.train, self.best),
+        ]
         if self.ranks.rank == 0:
             cut_record(self.out, self.state.step, self.state.unvalidated)
             cut_samples(self.out, self.state.step)
@@ -251,10 +255,11 @@ class Run:
         progress.show(record.write("event", state.step, {"event": told}))
 
     def _checkpoint(self, record: Record) -> None:
+        tensors = collected(self.ranks, self.optimisers.tensors())
         if self.ranks.rank == 0:
             record.sync()
             keep = self.recipe.train.keep_checkpoints
-            save_checkpoint(self.out, self.state, self.trained, self.optimisers, keep)
+            save_checkpoint(self.out, self.state, self.trained, tensors, keep)
         self._saved = self.state.step
         wait(self.ranks)
 

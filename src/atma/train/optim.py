@@ -16,10 +16,14 @@ from atma.config import TrainConfig
 from atma.lora import FACTORS
 from atma.model import Model
 from atma.ops.dense import newton_schulz
+from atma.train.owners import Owners
+from atma.train.parallel import Ranks
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 _TINY = 1e-7
+ADAMW_COST = 100.0
+"""Multiply-adds in whose time AdamW moves a number: it is the memory's rate that counts."""
 _ADAM = ("embedding", "head", "vector", "adapter")
 """Groups that AdamW always moves."""
 GRAM_NUMBERS = 1 << 22
@@ -163,14 +167,39 @@ def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:
     return groups
 
 
-class Optimisers:
-    """Muon and AdamW over one model, moved together by one rate multiplier."""
+def cost_of(kind: str, parameter: Tensor) -> float:
+    """What a step of a parameter costs, in multiply-adds of a product: so processes share them equally."""
+    if kind != "matrix":
+        return parameter.numel() * ADAMW_COST
+    short, long = sorted(parameter.shape[-2:])
+    return _count(parameter) * (2 * long * short**2 + 3 * _ROUNDS * short**3) + parameter.numel() * ADAMW_COST
 
-    def __init__(self, model: Model, train: TrainConfig) -> None:
+
+class Optimisers:
+    """Muon and AdamW over one model, moved together by one rate multiplier; of several processes each its own part."""
+
+    owners: Owners | None = None
+    """Who moves what, where there are several processes."""
+
+    def __init__(self, model: Model, train: TrainConfig, ranks: Ranks | None = None) -> None:
         groups = parameter_groups(model)
         self.names: dict[Tensor, str] = {
             parameter: name for group in groups.values() for name, parameter in group.items()
         }
+        if not self.names:
+            raise ValueError("nothing of the model is to be trained: every parameter is frozen")
+        self._shapes = {name: parameter.shape for parameter, name in self.names.items()}
+        self._rule = {
+            name: "muon" if kind == "matrix" and train.optimiser != "adamw" else "adamw"
+            for kind, group in groups.items()
+            for name in group
+        }
+        if ranks is not None and ranks.world > 1:
+            costs = {n: cost_of("matrix" if self._rule[n] == "muon" else "", p) for p, n in self.names.items()}
+            trained = {name: p for name, p in model.named_parameters() if name in costs}  # in the model's order
+            self.owners = Owners(ranks, trained, costs)
+            own = self.owners.own
+            groups = {kind: {n: p for n, p in group.items() if n in own} for kind, group in groups.items()}
         self.rates = _rates(train)
         plain = train.optimiser == "adamw"
         matrices = _rows(groups, ["matrix"])
@@ -185,15 +214,18 @@ class Optimisers:
         if adam:
             betas = (train.beta1, train.beta2)
             self._both["adamw"] = torch.optim.AdamW(adam, betas=betas, eps=train.epsilon, weight_decay=0.0, fused=True)
-        if not self._both:
-            raise ValueError("nothing of the model is to be trained: every parameter is frozen")
 
     def step(self, multiplier: float) -> None:
-        """Move every parameter by its gradient, at its rate times `multiplier`, and drop the gradients."""
+        """Move every parameter by its gradient, at its rate times `multiplier`, and drop the gradients.
+
+        Of several processes each moves its own, and takes the others' from those that own them.
+        """
         for optimiser in self._both.values():
             for group in optimiser.param_groups:
                 group["lr"] = self.rates[group["kind"]] * multiplier
             optimiser.step()
+        if self.owners is not None:
+            self.owners.spread()
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -201,7 +233,7 @@ class Optimisers:
             optimiser.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole optimiser state as tensors named "rule/parameter/quantity"."""
+        """The optimiser state, of several processes this one's part, as tensors named "rule/parameter/quantity"."""
         return {
             f"{rule}/{self.names[parameter]}/{quantity}": value
             for rule, optimiser in self._both.items()
@@ -210,7 +242,10 @@ class Optimisers:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor], where: object) -> None:
-        """Restore what `tensors` returned. ValueError names, behind `where`, one of another name, rule or shape."""
+        """Restore what `tensors` returned; what others own is theirs.
+
+        ValueError names, behind `where`, one of another name, rule or shape.
+        """
         known: dict[tuple[str, str], Any] = {
             (rule, self.names[parameter]): parameter
             for rule, optimiser in self._both.items()
@@ -220,12 +255,14 @@ class Optimisers:
         for key, value in tensors.items():
             rule, _, rest = key.partition("/")
             name, _, quantity = rest.rpartition("/")
+            if self._rule.get(name) != rule:
+                raise ValueError(f"{where}: unexpected tensor '{key}': state of another model")
+            if value.ndim and value.shape != self._shapes[name]:
+                found, wanted = tuple(value.shape), tuple(self._shapes[name])
+                raise ValueError(f"{where}: tensor '{key}' is {found}, the model has {wanted}")
             parameter = known.get((rule, name))
             if parameter is None:
-                raise ValueError(f"{where}: unexpected tensor '{key}': state of another model")
-            if value.ndim and value.shape != parameter.shape:
-                found, wanted = tuple(value.shape), tuple(parameter.shape)
-                raise ValueError(f"{where}: tensor '{key}' is {found}, the model has {wanted}")
+                continue
             state: dict[Any, Any] = self._both[rule].state
             state[parameter][quantity] = value.to(parameter.device, copy=True)
 

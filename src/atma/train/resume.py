@@ -8,10 +8,12 @@ step.
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from atma.checkpoint import json_writer, read_json, verify_folder, write_folder
 from atma.config import TrainConfig
@@ -58,11 +60,11 @@ class RunState:
     evaluation_tokens: int = 0
     """What they were measured on, as the recipe has it; 0: not recorded."""
 
-    def here(self, device: torch.device) -> list[str]:
+    def here(self, device: torch.device, world: int = 1) -> list[str]:
         """Take note of what computes from now on; what to tell where it is not what has computed so far."""
-        before = self.threads, self.kernels
-        self.threads, self.kernels = torch.get_num_threads(), native.name(device)
-        pairs = ((before[0], self.threads, " threads"), (before[1], self.kernels, ""))
+        before = self.threads, self.kernels, self.world
+        self.threads, self.kernels, self.world = torch.get_num_threads(), native.name(device), world
+        pairs = zip(before, (self.threads, self.kernels, world), (" threads", "", " processes"), strict=True)
         return [
             f"made with {old}{unit}, goes on with {new}{unit}: equal up to rounding, not to the bit"
             for old, new, unit in pairs
@@ -100,11 +102,14 @@ def kept_step(best: Path) -> int | None:
     return extra.get("step") if isinstance(extra, dict) else None
 
 
-def save_checkpoint(run: Path, state: RunState, trained: Trained, optimisers: Optimisers, keep: int) -> Path:
-    """Write the checkpoint of `state.step`; once it is safely on the disk, drop all but the newest `keep`."""
+def save_checkpoint(run: Path, state: RunState, trained: Trained, tensors: Mapping[str, Tensor], keep: int) -> Path:
+    """Write the checkpoint of `state.step`, with the `tensors` of all processes' optimisers.
+
+    Once it is safely on the disk, all but the newest `keep` are dropped.
+    """
     folder = run / FOLDER / f"step-{state.step:08d}"
     files = trained.checkpoint_files({"recipe": state.recipe, "step": state.step})
-    files["optimizer.safetensors"] = tensor_writer(optimisers.tensors())
+    files["optimizer.safetensors"] = tensor_writer(tensors)
     files["state.json"] = json_writer(asdict(state))
     write_folder(folder, files)
     for _, old in _checkpoints(run)[keep:]:
@@ -138,10 +143,9 @@ def load_checkpoint(folder: Path, expected: RunState, trained: Trained, optimise
         state = from_dict(RunState, read_json(folder / "state.json"))
     except TypeError:
         raise ValueError(f"{folder / 'state.json'}: incomplete") from None
-    for what, mend in (("data", "the data it began with"), ("world", "as many processes")):
-        found, wanted = getattr(state, what), getattr(expected, what)
-        if found != wanted:
-            raise ValueError(f"{folder}: made with {what} {found}, now it is {wanted}; resume with {mend}")
+    if state.data != expected.data:
+        found, wanted = state.data, expected.data
+        raise ValueError(f"{folder}: made with data {found}, now it is {wanted}; resume with the data it began with")
     trained.fill(folder)
     path = folder / "optimizer.safetensors"
     optimisers.load_tensors(load_tensors(path), path)

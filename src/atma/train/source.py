@@ -57,13 +57,13 @@ def open_source(recipe: Recipe, ranks: Ranks) -> Source:
         return _conversations(recipe, tokens, ranks)
     from atma.data.batches import Batches
 
-    training = Batches(tokens, recipe.data, recipe.train, ranks.rank, ranks.world)
+    training = Batches(tokens, recipe.data, recipe.train, ranks.replica, ranks.replicas)
     validation, count = training.batch, 0
     if recipe.train.evaluate_every:
         held_out = TokenSet.open(recipe.data.path, split="validation")
         plain = replace(recipe.data, recall_share=0.0, copy_warmup_tokens=0)
-        settings, count = validation_plan(recipe.train, ranks.world)
-        validation = Batches(held_out, plain, settings, ranks.rank, ranks.world).batch
+        settings, count = validation_plan(recipe.train, ranks.replicas)
+        validation = Batches(held_out, plain, settings, ranks.replica, ranks.replicas).batch
     rows = training.epoch_rows
     return Source(training.batch, validation, count, tokens.hash, tokens.vocab_size, tokens.tokenizer, rows)
 
@@ -73,12 +73,12 @@ def _conversations(recipe: Recipe, tokens: "TokenSet", ranks: Ranks) -> Source:
     from atma.data.dataset import TokenSet
     from atma.data.packing import Conversations
 
-    training = Conversations(tokens, recipe.data, recipe.train, ranks.rank, ranks.world)
+    training = Conversations(tokens, recipe.data, recipe.train, ranks.replica, ranks.replicas)
     validation, count = training.batch, 0
     if recipe.train.evaluate_every:
         held_out = TokenSet.open(recipe.data.path, split="validation")
-        settings, most = validation_plan(recipe.train, ranks.world)
-        held = Conversations(held_out, recipe.data, settings, ranks.rank, ranks.world, once=True)
+        settings, most = validation_plan(recipe.train, ranks.replicas)
+        held = Conversations(held_out, recipe.data, settings, ranks.replica, ranks.replicas, once=True)
         validation, count = held.batch, min(most, -(-len(held.rows) * settings.length // settings.batch_tokens))
     return Source(
         training.batch,

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from atma.config import TrainConfig
+from atma.mixers.stretches import stretch_of
 from atma.model import Model
 from atma.ops.loss import NOT_SCORED
 from atma.train.allocator import keep_freed_memory
 from atma.train.distractor import alignment, core_calls
 from atma.train.objectives import regularise, residual_stream
 from atma.train.optim import Optimisers
-from atma.train.parallel import Ranks, sum_gradients, sum_over
+from atma.train.parallel import Ranks, sum_over
 from atma.train.source import Batch
 
 
@@ -49,20 +50,22 @@ class Stepper:
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
         """Do the 0-based `step` on this process's share of the batch."""
         sums = self._backward(step, batch)
-        sum_gradients(self.ranks, self.parameters)
-        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        owners = self.optimisers.owners
+        own = self.parameters if owners is None else owners.reduce()
+        norm = get_total_norm(self._gradients()) if owners is None else owners.norm()
         values = torch.stack([norm.float(), *sums.values()]).tolist()
         grad_norm, (loss, *extra) = values[0], values[1:]
         moved = math.isfinite(loss) and math.isfinite(grad_norm)
         if moved:
-            clip_grads_with_norm_(self.parameters, self.train.clip, norm)
+            clip_grads_with_norm_(own, self.train.clip, norm)
             self.optimisers.step(multiplier)
         return Outcome(loss, grad_norm, dict(zip(list(sums)[1:], extra, strict=True)), moved)
 
     def _backward(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradients of every micro-batch; the loss and terms of the whole batch, by name."""
-        self.optimisers.zero_grad()
-        scored = sum_over(self.ranks, (batch.targets != NOT_SCORED).sum().to(self.device)).clamp(min=1)
+        for parameter in self.parameters:
+            parameter.grad = None
+        scored = sum_over(self.ranks, (self.own(batch.targets) != NOT_SCORED).sum().to(self.device)).clamp(min=1)
         totals: dict[str, Tensor] = {}
         for turn, part in enumerate(self._parts(batch)):
             parts = self._losses(part, scored, step * self.train.accumulation + turn)
@@ -76,17 +79,32 @@ class Stepper:
         pieces = [value.to(self.device).chunk(self.train.accumulation) for value in whole]
         yield from zip(*pieces, strict=True)
 
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def own(self, x: Tensor) -> Tensor:
+        """This process's stretch of rows (B, T)."""
+        return x.chunk(self.ranks.context, 1)[self.ranks.rank % self.ranks.context]
+
+    def hidden(self, tokens: Tensor, segments: Tensor, noise: int | None = None) -> Tensor:
+        """What the model makes of rows (B, T): hidden (B, T, D), where rows are shared of this process's stretch."""
+        if self.ranks.context == 1:
+            return self.model(tokens, segment_ids=segments, noise=noise)[0]
+        place = self.ranks.rank % self.ranks.context
+        stretch = stretch_of(place, self.ranks.peers, segments, (tokens.shape[0], tokens.shape[1]))
+        return self.model(self.own(tokens), noise=noise, stretch=stretch)[0]
+
     def _losses(self, part: tuple[Tensor, Tensor, Tensor], scored: Tensor, draw: int) -> dict[str, Tensor]:
         """This micro-batch's share of the loss and of each optional term."""
         tokens, targets, segments = part
-        share, seeds = 1 / (self.train.accumulation * self.ranks.world), (self.train.seed, draw, self.ranks.rank)
+        share, seeds = 1 / (self.train.accumulation * self.ranks.world), (self.train.seed, draw, self.ranks.replica)
         with contextlib.ExitStack() as stack:
             stack.enter_context(computing(self.device, self.compute))
             stream = stack.enter_context(residual_stream(self.model)) if self.train.regulariser != "none" else []
             calls = stack.enter_context(core_calls(self.model)) if self.train.distractor_weight else []
             noise = generator(3, *seeds).initial_seed()
-            hidden, _ = self.model(tokens, segment_ids=segments, noise=noise)
-            losses = {"loss": self.model.loss(hidden, targets).sum() / scored}
+            hidden = self.hidden(tokens, segments, noise)
+            losses = {"loss": self.model.loss(hidden, self.own(targets)).sum() / scored}
         if stream:
             losses["regulariser"] = share * regularise(self.train.regulariser, stream, generator(0, *seeds))
         if calls:
@@ -122,9 +140,10 @@ def validation_loss(stepper: Stepper, batches: Iterator[Batch]) -> float:
     device, totals = stepper.device, torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         with computing(device, stepper.compute):
-            hidden, _ = stepper.model(batch.tokens.to(device), segment_ids=batch.segment_ids.to(device))
-            nats = stepper.model.loss(hidden, batch.targets.to(device))
-        totals += torch.stack([nats.double().sum().cpu(), (batch.targets != NOT_SCORED).sum().double()])
+            hidden = stepper.hidden(batch.tokens.to(device), batch.segment_ids.to(device))
+            targets = stepper.own(batch.targets.to(device))
+            nats = stepper.model.loss(hidden, targets)
+        totals += torch.stack([nats.double().sum(), (targets != NOT_SCORED).sum().double()]).cpu()
     nats, count = sum_over(stepper.ranks, totals.to(device)).tolist()
     return nats / max(count, 1)
 

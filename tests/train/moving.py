@@ -1,0 +1,39 @@
+"""Steps of a tiny model by so many processes, or by one with so many micro-batches: python moving.py FOLDER CONTEXT."""
+
+import sys
+from dataclasses import replace
+
+import torch
+from safetensors.torch import save_file
+from tiny_run import LENGTH, Rows, rows, tiny_model, tiny_recipe
+
+from atma.model import Model
+from atma.train.optim import Optimisers
+from atma.train.parallel import Ranks, join
+from atma.train.step import Stepper, generator
+
+ROWS = 12
+"""Of a batch: they can be shared by 1, 2, 3 and 4."""
+
+
+def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtype = torch.float32) -> dict:
+    """The weights after some steps, and the loss and the norm of each."""
+    train = replace(tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, context=ranks.context)
+    model = Model(tiny_model(), generator(1)).to(dtype)
+    stepper = Stepper(model, Optimisers(model, train, ranks), train, torch.float32, ranks)
+    told = []
+    for step in range(steps):
+        share = Rows(*(part.chunk(ranks.replicas)[ranks.replica] for part in rows(step, ROWS)))
+        outcome = stepper(step, share, 1.0)
+        told.append([outcome.loss, outcome.grad_norm])
+    state = sum(x.numel() for x in stepper.optimisers.tensors().values())
+    about = {"told": torch.tensor(told, dtype=torch.float64), "state": torch.tensor(state)}
+    return {name: x.clone() for name, x in model.state_dict().items()} | about
+
+
+if __name__ == "__main__":
+    folder, context, dtype = sys.argv[1:]
+    torch.set_num_threads(1)
+    ours = join(torch.device("cpu"), int(context))
+    save_file(moved(ours, dtype=getattr(torch, dtype)), f"{folder}/{ours.rank}.safetensors")
+    torch.distributed.destroy_process_group()
