@@ -107,7 +107,7 @@ def compare(recipe: Recipe, processes: int, options: argparse.Namespace) -> dict
         pace = measured(costs, processes, options.rounds, 1, options.clock)
         option = next(one for one in plan(costs, processes, pace).options if one.mesh == Mesh(processes))
         assert not option.checkpointing
-        peak = held(costs, option.mesh, False, False, pace.program).peak
+        peak = held(costs, option.mesh, False, pace.program).peak
         found = run(recipe, processes, options.steps)
         found["tokens_per_second"] = found[options.clock]
         turns.append({"predicted": option.tokens_per_second(recipe), "predicted_peak": peak} | found)

@@ -28,8 +28,6 @@ class Where:
     """A device of the table, such as h100, h200, a100-80, l40s or mi300x; cpu: this machine, which is measured."""
     mfu: float | None = None
     """Share of the device's peak that the model's products reach; what was measured on an H100 by default."""
-    owners: bool = False
-    """Each rank keeps and moves a part of the optimisers' state, and not all of it."""
     threads: int = 0
     """Processor threads of each process that measures this machine; as training has them by default."""
 
@@ -63,7 +61,7 @@ def run(
     _check(where)
     chosen = load_run_recipe(recipe, assignments)
     costs = costs_of(chosen, _compute(chosen, where), "auto" if where.device == HERE else "cpu")
-    made = plan(costs, where.gpus, _pace(costs, where), where.owners)
+    made = plan(costs, where.gpus, _pace(costs, where))
     if output is not None:
         output.write_text(json.dumps(rows(made), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     _show(made, most)

@@ -52,25 +52,22 @@ class Plan(NamedTuple):
         raise ValueError(short(self))
 
 
-def plan(costs: Costs, gpus: int, pace: Pace, owners: bool = False) -> Plan:
-    """Every mesh of `gpus` ranks. ValueError: no number of ranks, or the batch divides over no mesh.
-
-    owners: each rank of data keeps and moves a part of the optimisers' state, and not all of it.
-    """
+def plan(costs: Costs, gpus: int, pace: Pace) -> Plan:
+    """Every mesh of `gpus` ranks. ValueError: no number of ranks, or the batch divides over no mesh."""
     ways = [(mesh, again) for mesh in meshes(costs.recipe.train, gpus) for again in (False, True)]
-    options = [_option(costs, mesh, again, pace, owners) for mesh, again in ways]
+    options = [_option(costs, mesh, again, pace) for mesh, again in ways]
     options.sort(key=lambda one: (not one.fits, one.seconds if one.fits else one.held.peak))
-    return Plan(costs, gpus, pace, options, _assumptions(costs, pace, owners))
+    return Plan(costs, gpus, pace, options, _assumptions(costs, pace))
 
 
-def _option(costs: Costs, mesh: Mesh, checkpointing: bool, pace: Pace, owners: bool) -> Option:
+def _option(costs: Costs, mesh: Mesh, checkpointing: bool, pace: Pace) -> Option:
     train = costs.recipe.train
     tokens = train.batch_tokens / mesh.ranks
     compute = pace.compute(tokens, train.length, checkpointing)
-    update = pace.update(1 / (mesh.shard * (mesh.replicas if owners else 1)))
+    update = pace.update(1 / mesh.ranks)
     messages = sent(costs, mesh, checkpointing)
     communication = sum(pace.send(one) for one in messages)
-    memory = held(costs, mesh, checkpointing, owners, pace.program)
+    memory = held(costs, mesh, checkpointing, pace.program)
     seconds = compute + update + communication
     fits = memory.peak <= pace.room
     return Option(mesh, checkpointing, memory, messages, compute, update, communication, seconds, fits)
@@ -93,14 +90,13 @@ def short(plan: Plan) -> str:
     )
 
 
-def _assumptions(costs: Costs, pace: Pace, owners: bool) -> list[str]:
-    whose = "each rank keeps and moves a part of it" if owners else "each rank of data keeps and moves all of it"
+def _assumptions(costs: Costs, pace: Pace) -> list[str]:
     compute = str(costs.compute).removeprefix("torch.")
     return [
         *pace.assumptions(),
         f"a pass computes in {compute}; weights, gradients and optimiser states are float32; the backward pass has "
         "twice the products of the forward pass, and checkpointing one more of the layers",
-        f"optimiser state: {whose}; ranks of shard always a part",
+        "every rank moves an equal part of the parameters, and keeps the optimisers' state of that part alone",
         "activations are what autograd keeps on a CPU, counted at 128 to 512 tokens; blocked operations are taken to "
         "keep the same on every device",
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states are "

@@ -104,7 +104,7 @@ def _pieces(costs: Costs, settings: Settings, found: list[dict[str, Any]]) -> Pi
     }
     small = smallest(costs.recipe)
     there = costs._replace(recipe=small, size=size_of(small, outline(small)))
-    own = held(there, Mesh(), False, False, 0.0).peak
+    own = held(there, Mesh(), False, 0.0).peak
     return Pieces(
         layers=layers,
         ends=max(one["ends"] for one in found),
@@ -119,7 +119,7 @@ def _pieces(costs: Costs, settings: Settings, found: list[dict[str, Any]]) -> Pi
 
 def _told(costs: Costs, settings: Settings, found: list[dict[str, Any]]) -> str:
     lengths = " and ".join(map(str, settings.lengths))
-    several = f", by {len(found)} processes at once that also sum gradients" if len(found) > 1 else ""
+    several = f", by {len(found)} processes at once that also send each other gradients" if len(found) > 1 else ""
     part = f", with {settings.vocabulary:,} of its words" if settings.vocabulary < costs.recipe.model.vocab_size else ""
     return (
         f"this machine, measured: medians of {settings.rounds} steps of models of {', '.join(costs.layers)} with one "

@@ -31,14 +31,13 @@ class Held(NamedTuple):
     """"forward" or "update": when that is."""
 
 
-def held(costs: Costs, mesh: Mesh, checkpointing: bool, owners: bool, program: float) -> Held:
+def held(costs: Costs, mesh: Mesh, checkpointing: bool, program: float) -> Held:
     """By part and at most.
 
-    checkpointing: blocks keep their inputs alone. owners: ranks of data keep their part of the optimisers' state alone.
-    program: bytes of a process before it has a model.
+    checkpointing: blocks keep their inputs alone. program: bytes of a process before it has a model.
     """
-    parts = {"program": program} | _kept(costs, mesh, owners) | _forward(costs, mesh, checkpointing)
-    parts |= _update(costs, mesh, owners)
+    parts = {"program": program} | _kept(costs, mesh) | _forward(costs, mesh, checkpointing)
+    parts |= _update(costs, mesh)
     lasting = parts["program"] + parts["weights"] + parts["optimiser"]
     several = costs.recipe.train.accumulation > 1
     parts["gaps"] = min(parts["gradients"], parts["activations"]) if several else 0.0
@@ -50,12 +49,12 @@ def held(costs: Costs, mesh: Mesh, checkpointing: bool, owners: bool, program: f
     return Held(parts, max(forward, update), "forward" if forward >= update else "update")
 
 
-def _kept(costs: Costs, mesh: Mesh, owners: bool) -> dict[str, float]:
-    size, shares = costs.size, mesh.shard * (mesh.replicas if owners else 1)
+def _kept(costs: Costs, mesh: Mesh) -> dict[str, float]:
+    size = costs.size
     return {
         "weights": FLOAT * size.total / mesh.shard,
         "gradients": FLOAT * size.trained / mesh.shard,
-        "optimiser": (FLOAT * size.moments + FLOAT * size.scalars) / shares,
+        "optimiser": (FLOAT * size.moments + FLOAT * size.scalars) / mesh.ranks,
     }
 
 
@@ -90,9 +89,9 @@ def _layer(costs: Costs, name: str, tokens: float, length: int, mesh: Mesh) -> f
     return saved.at(tokens, length) - (saved.fixed if mesh.shard > 1 else 0)
 
 
-def _update(costs: Costs, mesh: Mesh, owners: bool) -> dict[str, float]:
-    """The flat gradient that ranks sum, and the matrices that Muon works on together with their updates."""
-    message = FLOAT * costs.size.trained / mesh.shard if mesh.replicas > 1 else 0.0
+def _update(costs: Costs, mesh: Mesh) -> dict[str, float]:
+    """The flat gradients that go to their owners and come from all ranks, and what Muon works on at a time."""
+    message = 2 * FLOAT * costs.size.trained / mesh.shard if mesh.replicas > 1 else 0.0
     sides: dict[int, list[int]] = {}
     for rows, columns in costs.size.matrices:
         sides.setdefault(min(rows, columns), []).append(rows * columns)
@@ -101,4 +100,4 @@ def _update(costs: Costs, mesh: Mesh, owners: bool) -> dict[str, float]:
         most = max(1, GRAM_NUMBERS // max(1, side * side))
         some = min(sum(numbers), most * max(numbers))
         together = max(together, FLOAT * (2 * some + 3 * min(len(numbers), most) * side * side))
-    return {"message": message, "update": together / (mesh.shard * (mesh.replicas if owners else 1))}
+    return {"message": message, "update": together / mesh.ranks}

@@ -26,7 +26,7 @@ class Mesh(NamedTuple):
 
     @property
     def replicas(self) -> int:
-        """Ranks that have the same weights, whose gradients are summed."""
+        """Ranks that have the same weights, and share the update of them."""
         return self.data * self.context
 
     def rows(self, train: TrainConfig) -> int:
@@ -75,7 +75,7 @@ def sent(costs: Costs, mesh: Mesh, checkpointing: bool) -> list[Sent]:
     if mesh.replicas > 1:
         whole = FLOAT * size.trained / mesh.shard
         span = mesh.ranks if mesh.data > 1 else mesh.context
-        found.append(Sent("sum of gradients", 2 * _ring(mesh.replicas) * whole, span))
+        found.append(Sent("gradients to their owners, and weights back", 2 * _ring(mesh.replicas) * whole, span))
     if mesh.shard > 1:
         span, gathers = mesh.shard * mesh.context, 2 * train.accumulation
         weights = gathers * _ring(mesh.shard) * costs.compute.itemsize * size.total

@@ -100,7 +100,7 @@ class Pieces(NamedTuple):
     update: float
     """Seconds of an update of all parameters."""
     bytes: float
-    """Bytes a second that a rank sends in a sum of gradients; 0 where there was one process."""
+    """Bytes a second that a rank sends to owners and back; 0 where there was one process."""
     program: float
     """Bytes of a process that has made a step of a small model, without what that model is."""
     room: float

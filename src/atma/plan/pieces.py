@@ -1,4 +1,4 @@
-"""Pieces of a training, measured in this process: real steps of models with few layers, and sums of gradients.
+"""Pieces of a training, measured in this process: real steps of models with few layers, and what ranks send each other.
 
 A model that has one layer of each name, and others with two more of one of them: the differences are what a layer of
 that name takes, and what is left is what the ends take. `python -m atma.plan.pieces FOLDER` does so in every one of
@@ -22,7 +22,8 @@ from atma import threads
 from atma.config import Recipe, TrainConfig, load_recipe
 from atma.model import Model
 from atma.train.optim import Optimisers
-from atma.train.parallel import Ranks, join, sum_gradients, wait
+from atma.train.owners import Owners
+from atma.train.parallel import Ranks, join, wait
 from atma.train.precision import choose_precision
 from atma.train.start import adapters
 from atma.train.step import Stepper, generator
@@ -58,7 +59,9 @@ class _Rows(NamedTuple):
 
 
 class _Timed:
-    """Optimisers whose updates are timed."""
+    """Optimisers whose updates are timed, of a process that moves everything."""
+
+    owners = None
 
     def __init__(self, optimisers: Optimisers, now: Callable[[], float]) -> None:
         self.optimisers, self.now, self.seconds = optimisers, now, 0.0
@@ -143,17 +146,24 @@ def _lengths(
 
 
 def _rate(recipe: Recipe, ranks: Ranks, rounds: int, now: Callable[[], float]) -> float:
-    """Bytes a second that this process sends in a sum of gradients, of as many numbers as there are, up to `SUMMED`."""
+    """Bytes a second that this process sends when gradients go to their owners and weights come back.
+
+    Of as many numbers as a model of one layer has, up to `SUMMED`, as many of each process.
+    """
     numbers = sum(p.numel() for p in Model(recipe.model.changed({"depth": 1})).parameters())
-    summed = torch.zeros(min(SUMMED, numbers))
-    summed.grad = torch.ones_like(summed)
+    each = min(SUMMED, numbers) // ranks.world
+    parameters = {str(rank): torch.nn.Parameter(torch.zeros(each)) for rank in range(ranks.world)}
+    owners = Owners(ranks, parameters, dict.fromkeys(parameters, 1.0))
     taken = []
     for _ in range(rounds + 1):
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
         wait(ranks)
         began = now()
-        sum_gradients(ranks, [summed])
+        owners.reduce()
+        owners.spread()
         taken.append(now() - began)
-    return 2 * (ranks.world - 1) / ranks.world * 4 * summed.numel() / statistics.median(taken[1:])
+    return 2 * (ranks.world - 1) / ranks.world * 4 * each * ranks.world / statistics.median(taken[1:])
 
 
 def _resident(recipe: Recipe) -> int:
