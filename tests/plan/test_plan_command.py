@@ -46,7 +46,7 @@ def test_a_plan_is_tables_and_rows(recipe, tmp_path, capsys):
         (["--device", "h100", "--most", "0"], "--most 0: at least 1"),
         (["--device", "h100", "--set", "train.epochs=2"], "a plan reads no data"),
         (["--device", "rtx-4090", "--set", "train.batch_tokens=536870912"], "nothing fits"),
-        (["--device", "h100", "--set", "train.lengt=3"], "train.length"),
+        (["--device", "h100", "--set", "train.batch_token=3"], "batch_tokens"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line_that_names_it(recipe, arguments, told, capsys):
