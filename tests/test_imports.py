@@ -28,7 +28,7 @@ LAYERS = (
     "data",
     "train",
     "eval",
-    "bench completion compress demo diagnose extend importer layouts info integrations runs sweep",
+    "bench completion compress demo diagnose extend importer layouts info integrations plan runs sweep",
     "compare",
     "commands help_text",
     "__init__",

@@ -27,6 +27,7 @@ SUMMARY = "Language models that train short and run long."
 VERBS: Verbs = {
     "prepare": ("prepare", "turn text files, jsonl, parquet or a data set into token shards"),
     "train": ("train", "train the model that a recipe describes, or resume"),
+    "plan": ("plan", "tell what a training costs before it: memory, speed, hours, and which mesh fits"),
     "eval": ("evaluate", "measure a model: losses and retrieval by length, recall, reasoning, tasks"),
     "diagnose": ("diagnose", "find out why a model fails at length: what each part does there and is worth"),
     "generate": ("generate", "continue a prompt of any length; save the state and go on later"),

@@ -19,6 +19,7 @@ NOT_RUN = {
     r"^make\b": "the targets are what runs this; tests/documents/test_commands.py looks them up",
     r"^python3? (benchmarks/|-m )": "minutes to hours; tests/bench runs the scripts small",
     r"^atma (demo|bench)\b": "minutes; tests/test_demo.py and tests/bench run them small",
+    r"^atma plan\b": "measures the machine or counts large models; tests/plan runs it small",
     r"^tensorboard\b": "goes on until it is stopped",
     r"^atma (serve|chat)\b": "goes on until it is stopped; tests/serve/http and tests/test_generate.py run them",
     r"^torchrun ": "several processes; tests/train/test_parallel.py runs them",

@@ -18,6 +18,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "atma train --resume --out runs/nano",
         "atma train recipes/fine-tune.toml --from nano --out runs/tuned --track tensorboard",
     ),
+    "plan": (
+        "atma plan nano",
+        "atma plan base-published --gpus 8 --device h100 --mfu 0.3 --json plan.json",
+        "atma plan base-published --gpus 1024 --device h200 --set train.length=1048576 train.batch_tokens=134217728",
+    ),
     "eval": (
         "atma eval lengths nano",
         "atma eval retrieval runs/mine --budget 10m --page retrieval.html",

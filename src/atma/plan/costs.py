@@ -1,0 +1,82 @@
+"""All that is counted of a recipe before anything is known of a machine: numbers, multiply-adds, bytes kept."""
+
+from typing import NamedTuple
+
+import torch
+
+from atma.config import Recipe
+from atma.ops.backend import use_backend
+from atma.plan.activations import Saved, ends_saved, layer_saved
+from atma.plan.work import LayerWork, Size, layer_works, outline, size_of
+
+NEWTON_SCHULZ = 5
+"""Rounds of Muon's orthogonalisation."""
+
+
+class Costs(NamedTuple):
+    """Of one recipe, computed in one type."""
+
+    recipe: Recipe
+    compute: torch.dtype
+    size: Size
+    layers: dict[str, LayerWork]
+    saved: dict[str, Saved]
+    """What a layer of each name keeps for its backward pass."""
+    ends: Saved
+    """What embedding, last norm and loss keep."""
+
+    @property
+    def head(self) -> int:
+        """Multiply-adds of a token in the head."""
+        return self.recipe.model.width * self.recipe.model.vocab_size
+
+    def products(self, length: float) -> dict[str, float]:
+        """Multiply-adds of a token's forward pass, by part."""
+        layers = self.layers.values()
+        return {
+            "dense products": float(sum(one.count * one.dense for one in layers)),
+            "head": float(self.head),
+            "attention": sum(one.count * one.attention(length) for one in layers),
+            "memories, recurrences, convolutions": sum(one.count * one.fixed for one in layers),
+        }
+
+    def overtakes(self, most: int = 1 << 30) -> int | None:
+        """The length in tokens at which attention's multiply-adds are those of the dense products and the head.
+
+        None where they never are, up to `most`.
+        """
+
+        def over(length: int) -> bool:
+            parts = self.products(length)
+            return parts["attention"] >= parts["dense products"] + parts["head"]
+
+        if not over(most):
+            return None
+        low, high = 1, most
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if over(middle) else (middle + 1, high)
+        return low
+
+    def update(self) -> float:
+        """Operations of one update, of which only Muon's products count: five rounds on each matrix's smaller side."""
+        sides = ((min(matrix), max(matrix)) for matrix in self.size.matrices)
+        return 2.0 * NEWTON_SCHULZ * sum(2 * low * low * high + low**3 for low, high in sides)
+
+
+def costs_of(recipe: Recipe, compute: torch.dtype, backend: str = "auto") -> Costs:
+    """Count it. ValueError: the recipe counts in epochs, whose tokens only its data tell.
+
+    backend: whose activations are counted; "cpu", blocked PyTorch, is nearest to what a GPU keeps.
+    """
+    if recipe.train.epochs:
+        raise ValueError(
+            f"'epochs' {recipe.train.epochs:g}: a plan reads no data; say how many tokens: "
+            "--set train.epochs=0 train.tokens=NUMBER"
+        )
+    model = outline(recipe)
+    layers = layer_works(recipe.model)
+    with use_backend(backend):
+        saved = {name: layer_saved(recipe.model, name, compute) for name in layers}
+        ends = ends_saved(recipe.model, compute)
+    return Costs(recipe, compute, size_of(recipe, model), layers, saved, ends)

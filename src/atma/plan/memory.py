@@ -1,0 +1,103 @@
+"""What one rank of a mesh holds, by part, and the most at one time.
+
+A step holds most either when its forward pass ends, with all that the backward pass needs, or when it updates, with
+every gradient and the optimisers' own buffers. Where micro-batches accumulate, gradients settle where activations of
+the first had been, and those of the next find no room between them: 80 MiB beside 86 MiB of gradients in a model of
+22.6M parameters on a CPU, and none without accumulation (benchmarks/plan.py). They count as gaps.
+"""
+
+from typing import NamedTuple
+
+from atma.plan.costs import Costs
+from atma.plan.meshes import Mesh
+from atma.train.optim import GRAM_NUMBERS
+
+FLOAT = 4
+"""Bytes of a number of weights, gradients and optimiser states, which are float32."""
+LOSS_BLOCKS = 4
+"""Blocks of logits of the loss that are there at a time, with their intermediate values."""
+BLOCK_LOGITS = 1 << 21
+"""Logits of a block."""
+_BACK = "backward pass of a layer"
+
+
+class Held(NamedTuple):
+    """Bytes of one rank."""
+
+    parts: dict[str, float]
+    peak: float
+    """The most at one time."""
+    when: str
+    """"forward" or "update": when that is."""
+
+
+def held(costs: Costs, mesh: Mesh, checkpointing: bool, program: float) -> Held:
+    """By part and at most.
+
+    checkpointing: blocks keep their inputs alone. program: bytes of a process before it has a model.
+    """
+    parts = {"program": program} | _kept(costs, mesh) | _forward(costs, mesh, checkpointing)
+    parts |= _update(costs, mesh)
+    lasting = parts["program"] + parts["weights"] + parts["optimiser"]
+    several = costs.recipe.train.accumulation > 1
+    parts["gaps"] = min(parts["gradients"], parts["activations"]) if several else 0.0
+    own = ("activations", _BACK, "loss", "gathered weights", "context", "gaps")
+    earlier = parts["gradients"] if several else parts["first gradients"]
+    forward = lasting + sum(parts[name] for name in own) + earlier
+    update = lasting + parts["gradients"] + max(parts["message"], parts["update"])
+    del parts["first gradients"]
+    return Held(parts, max(forward, update), "forward" if forward >= update else "update")
+
+
+def _kept(costs: Costs, mesh: Mesh) -> dict[str, float]:
+    size = costs.size
+    return {
+        "weights": FLOAT * size.total / mesh.shard,
+        "gradients": FLOAT * size.trained / mesh.shard,
+        "optimiser": (FLOAT * size.moments + FLOAT * size.scalars) / mesh.ranks,
+    }
+
+
+def _forward(costs: Costs, mesh: Mesh, checkpointing: bool) -> dict[str, float]:
+    """What there is when the forward pass ends, besides what always is."""
+    rows, length, width = mesh.rows(costs.recipe.train), costs.recipe.train.length, costs.recipe.model.width
+    tokens = rows * length / mesh.context
+    layers = {name: _layer(costs, name, tokens, length, mesh) for name in costs.layers}
+    activations = sum(costs.layers[name].count * each for name, each in layers.items())
+    largest = max(layers.values())
+    if checkpointing:
+        activations = FLOAT * width * tokens * costs.recipe.model.depth + largest
+    context = 0.0
+    if mesh.context > 1:
+        gathered = max(one.gathered for one in costs.layers.values()) * rows * length * costs.compute.itemsize
+        context = 2 * gathered + FLOAT * rows * max(one.carried for one in costs.layers.values())
+    whole = 2 * costs.compute.itemsize * costs.size.largest if mesh.shard > 1 else 0.0
+    logits = LOSS_BLOCKS * FLOAT * min(BLOCK_LOGITS, tokens * costs.recipe.model.vocab_size)
+    return {
+        "activations": activations,
+        _BACK: largest,
+        "loss": costs.ends.at(tokens, length) + logits,
+        "gathered weights": whole,
+        "context": context,
+        "first gradients": FLOAT * min(costs.head, costs.size.trained) / mesh.shard,
+    }
+
+
+def _layer(costs: Costs, name: str, tokens: float, length: int, mesh: Mesh) -> float:
+    """Bytes that a layer keeps; where weights are sharded, the copies that it computes with are gathered anew."""
+    saved = costs.saved[name]
+    return saved.at(tokens, length) - (saved.fixed if mesh.shard > 1 else 0)
+
+
+def _update(costs: Costs, mesh: Mesh) -> dict[str, float]:
+    """The flat gradients that go to their owners and come from all ranks, and what Muon works on at a time."""
+    message = 2 * FLOAT * costs.size.trained / mesh.shard if mesh.replicas > 1 else 0.0
+    sides: dict[int, list[int]] = {}
+    for rows, columns in costs.size.matrices:
+        sides.setdefault(min(rows, columns), []).append(rows * columns)
+    together = 0.0
+    for side, numbers in sides.items():
+        most = max(1, GRAM_NUMBERS // max(1, side * side))
+        some = min(sum(numbers), most * max(numbers))
+        together = max(together, FLOAT * (2 * some + 3 * min(len(numbers), most) * side * side))
+    return {"message": message, "update": together / mesh.ranks}
