@@ -6,23 +6,30 @@ which begins at once because nothing imported here is large).
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from atma.chat.renderer import Renderer
-from atma.chat.template import BUILT_IN, Template, built_in
-from atma.data.answers import Answers, Told
-from atma.data.conversations import MARK, messages_in
 from atma.data.left_out import Document, LeftOut
 from atma.hub_files import TEMPLATE
 from atma.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from atma.chat.template import Template
+    from atma.data.chat_writer import ChatWriter
+
 RECORD = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("hash", "<u8"), ("held_out", "?")])
 """What is kept of a document beside its tokens: how many, the bytes and a hash of its text, whether for validation."""
+
+
+class Told(NamedTuple):
+    """A document as it is learned: token ids (n,) int64, and of a conversation which are answers (n,) bool."""
+
+    ids: np.ndarray
+    answers: np.ndarray
 
 
 class Encoded(NamedTuple):
@@ -71,43 +78,11 @@ class Writer:
         return self.tokenizer.without_unknown(text) if lost else text
 
 
-class ChatWriter:
-    """Encodes conversations through a chat template. Use it with `with`."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, template: Template, most: int, left_out: LeftOut, ends: Collection[int] = ()
-    ) -> None:
-        self.tokenizer, self.template, self.left_out = tokenizer, template, left_out
-        self._answers = Answers(Renderer(template), tokenizer, most, ends)
-
-    def __enter__(self) -> "ChatWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._answers.renderer.close()
-
-    def encode(self, documents: Sequence[Document]) -> list[Told | None]:
-        """Ids and answers of each conversation; None for one that is left out, which is noted. ValueError: as there."""
-        return [self._one(document) for document in documents]
-
-    def _one(self, document: Document) -> Told | None:
-        if not document.text.startswith(MARK):
-            self.left_out.row("no conversation")
-            return None
-        try:
-            return self._answers(messages_in(document.text))
-        except ValueError as error:
-            if not self.left_out.skips_bad:
-                raise ValueError(f"{document.name}: {error}; --skip-bad leaves such conversations out") from None
-            self.left_out.row("conversations that the template or the tokenizer refuses")
-            return None
-
-
 class Encoding(NamedTuple):
     """How documents are encoded: texts, or conversations where there is a template. A process is told it as JSON."""
 
     tokenizer: Tokenizer
-    template: Template | None = None
+    template: "Template | None" = None
     most: int = 0
     """The ids that the model has."""
     ends: tuple[int, ...] = ()
@@ -115,18 +90,22 @@ class Encoding(NamedTuple):
     skips_bad: bool = False
     """Whether conversations that cannot be used are counted instead of ending the preparation."""
 
-    def writer(self) -> Writer | ChatWriter:
+    def writer(self) -> "Writer | ChatWriter":
         """What encodes so; use it with `with`. ValueError: the template cannot be read."""
         left_out = LeftOut()
         left_out.skips_bad = self.skips_bad
         if self.template is None:
             return Writer(self.tokenizer, left_out)
+        from atma.data.chat_writer import ChatWriter  # imports PyTorch, and texts need it not
+
         return ChatWriter(self.tokenizer, self.template, self.most, left_out, self.ends)
 
     def manifest(self) -> dict[str, Any]:
         """What the manifest says of the template."""
         if self.template is None:
             return {}
+        from atma.chat.template import BUILT_IN, built_in
+
         text, digest = self.template.text, hashlib.sha256(self.template.text.encode()).hexdigest()
         built = next((name for name in BUILT_IN if built_in(name).text == text), None)
         return {"conversations": {"template": built, "sha256": digest, "names": self.template.names}}
@@ -147,7 +126,10 @@ class Encoding(NamedTuple):
     def heard(data: bytes) -> "Encoding":
         """What `told` wrote."""
         (backend, *tokens), template, most, ends, skips_bad = json.loads(data)
-        template = None if template is None else Template(*template)
+        if template is not None:
+            from atma.chat.template import Template
+
+            template = Template(*template)
         return Encoding(Tokenizer(Backend.from_str(backend), *tokens), template, most, tuple(ends), skips_bad)
 
 

@@ -76,7 +76,8 @@ def prepare(
     tokenizer, size = _tokenizer(source, options, progress)
     encoding = encoding_for(source, tokenizer, options)
     layout, left_out = layout_for(tokenizer.vocab_size), LeftOut()
-    with staged(out) as folder, Spool(out, _key(source, options, encoding), restart, say) as spool:
+    left_out.skips_bad = options.skip_bad
+    with Spool(out, _key(source, options, encoding), restart, say) as spool, staged(out) as folder:
         if spool.batches:
             told = sum(batch["documents"] for batch in spool.batches)
             say(f"going on with an unfinished preparation: {told:,} documents are tokenised")

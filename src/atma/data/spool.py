@@ -6,6 +6,7 @@ with it, and a hash of what it added. The files are forced to the disk before th
 is in the journal is in the files; and every hash is checked before it is believed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -61,7 +62,8 @@ class Spool:
                 self._commit()
         finally:
             for file in self._files:
-                file.close()
+                with contextlib.suppress(OSError):  # of a full disk, which was told
+                    file.close()
             if not stopped or not self.batches:
                 shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._handle)
