@@ -1,4 +1,4 @@
-"""Byte-level BPE a word at a time, each word once: tokenising English or code in about a seventh of the time.
+"""Byte-level BPE a word at a time, each word once: tokenising English or code in about a fifth of the time.
 
 Such a tokenizer cuts a text into words by a regular expression and then merges within each word alone, so equal words
 have equal ids. Texts repeat their words, yet `tokenizers` finds and writes out every one anew. Here Python's `re` finds

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+import atma
 from atma.config import DataConfig, TrainConfig
 from atma.data import remote as elsewhere
 from atma.data.batches import Batches
@@ -65,6 +66,29 @@ def test_a_batch_is_a_function_of_its_step_alone(prepared, name, tmp_path):
     resumed = Batches(TokenSet.open(name), DataConfig(), TRAIN)
     for step in (7, 3, 120):
         assert all(map(np.array_equal, resumed.batch(step), wanted.batch(step)))
+
+
+def test_a_run_that_was_stopped_goes_on_from_an_empty_cache_to_the_weights_of_a_run_here(
+    name, prepared, tmp_path, monkeypatch
+):
+    recipe = {"name": "small", "model": {"preset": "nano-test"}, "train": {"length": 64}}
+    settings = {"train.tokens": 1536, "train.batch_tokens": 256, "train.evaluate_every": 2, "train.checkpoint_every": 2}
+    here = atma.train_model(recipe, tmp_path / "here", set=settings | {"data.path": str(prepared)}, threads=1)
+    real, rows = TokenSet.rows, []
+
+    def stopping(self, starts, length):
+        rows.append(starts)
+        if len(rows) == 6:
+            raise KeyboardInterrupt
+        return real(self, starts, length)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TokenSet, "rows", stopping)
+        atma.train_model(recipe, tmp_path / "there", set=settings | {"data.path": name}, threads=1)
+    shutil.rmtree(tmp_path / "cache")
+    there = atma.train_model(recipe, tmp_path / "there", set=settings | {"data.path": name}, threads=1, resume=True)
+    first, second = (run.folder / "final" / "model.safetensors" for run in (here, there))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_what_was_read_once_is_not_read_again_and_a_batch_is_fetched_together(name, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from atma.cli import main
 from atma.data import prepare as preparing
 from atma.data import spool as spooling
 from atma.data.prepare import Preparation, prepare
@@ -212,6 +213,14 @@ def test_an_interrupt_leaves_what_was_done(corpus, tmp_path):
     prepare(corpus, tmp_path / "out", workers=1, say=said.append)
     assert said[0].startswith("going on with an unfinished preparation")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_command_goes_on_and_restarts(corpus, tmp_path, capsys):
+    for restart in ((), ("--restart",)):
+        stopped(corpus, tmp_path / "out", Preparation())
+        assert main(["prepare", str(corpus), "--out", str(tmp_path / "out"), "--workers", "1", *restart]) == 0
+        assert ("going on with an unfinished preparation" in capsys.readouterr().out) == (not restart)
+    assert main(["prepare", str(corpus), "--out", str(tmp_path / "out"), "--workers", "-1"]) == 2
 
 
 def test_two_preparations_of_one_folder_do_not_share_a_spool(corpus, tmp_path):
