@@ -247,3 +247,8 @@ def test_the_disk_is_waited_for_before_the_journal_vouches(corpus, tmp_path, mon
 def test_a_negative_number_of_workers_is_refused(corpus, tmp_path):
     with pytest.raises(ValueError, match=r"'workers' must be 0 \(one a core\) or more, not -1"):
         prepare(corpus, tmp_path / "out", workers=-1)
+
+
+def test_a_process_that_tokenises_texts_begins_without_large_libraries():
+    code = "import sys, atma.data.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
