@@ -59,9 +59,9 @@ def describe(source: str | Path) -> str:
 
 def size_of(source: str | Path) -> int | None:
     """Bytes of a source's files, of which texts are the most; None where they are compressed, or not files."""
-    if str(source) == STDLIB or str(source).startswith(HUB):
-        return None
     path = Path(source)
+    if str(source) == STDLIB or str(source).startswith(HUB) or not path.exists():
+        return None
     files = files_below(path, LeftOut()) if path.is_dir() else [path]
     if any(one.is_dir() or one.name.lower().endswith((*COMPRESSED, *ARCHIVES, ".parquet")) for one in files):
         return None
