@@ -4,7 +4,7 @@ import io
 import re
 import sys
 
-from atma.bars import NARROW, TAKEN, Lines, _columns, bars, clock
+from atma.bars import NARROW, TAKEN, Lines, _columns, bars, clock, rate
 
 LONG = "a stage with a name that is longer than the line has room for it"
 
@@ -23,9 +23,9 @@ def test_a_line_comes_every_so_many_seconds_and_says_what_is_left():
     for done in range(0, 101, 5):
         tell("reading", done, 100)
         now.now += 5
-    assert said[0] == "reading: 15 of 100 (15%), 1:25 left"
+    assert said[0] == "reading: 15 of 100 (15%), 1.00/s, 1:25 left"
     assert len(said) == 6
-    assert said[-1] == "reading: 90 of 100 (90%), 0:10 left"
+    assert said[-1] == "reading: 90 of 100 (90%), 1.00/s, 0:10 left"
 
 
 def test_a_new_stage_begins_its_own_time_and_an_unknown_end_is_not_guessed():
@@ -36,7 +36,7 @@ def test_a_new_stage_begins_its_own_time_and_an_unknown_end_is_not_guessed():
     tell("two", 0, None)
     now.now += 20
     tell("two", 7000, None)
-    assert said == ["two: 0 done", "two: 7,000 done"]
+    assert said == ["two: 0 done", "two: 7,000 done, 350/s"]
 
 
 def test_a_job_that_ends_soon_says_nothing_and_needs_no_stderr(capsys, monkeypatch):
@@ -65,3 +65,8 @@ def test_a_bar_stays_on_one_line_of_a_narrow_terminal():
 def test_times_are_told_as_people_do():
     assert [clock(seconds) for seconds in (0, 61.4, 3723)] == ["0:00", "1:01", "1:02:03"]
     assert [clock(seconds) for seconds in (float("inf"), float("nan"))] == ["–", "–"]
+
+
+def test_a_rate_has_three_digits_and_a_unit():
+    told = [rate(each) for each in (0.25, 7.254, 350.4, 999.9, 31_400, 2e6, 512e6, 3e9)]
+    assert told == ["0.250/s", "7.25/s", "350/s", "1.00k/s", "31.4k/s", "2.00M/s", "512M/s", "3.00G/s"]

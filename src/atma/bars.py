@@ -69,11 +69,22 @@ class Lines:
             return
         self._last = now
         if not total:
-            self._say(f"{stage}: {done:,} done")
+            self._say(f"{stage}: {done:,} done{self._pace(now, done)}")
             return
         moved = done - self._first
         left = f", {clock((now - self._began) / moved * (total - done))} left" if moved > 0 else ""
-        self._say(f"{stage}: {done:,} of {total:,} ({min(done / total, 1):.0%}){left}")
+        self._say(f"{stage}: {done:,} of {total:,} ({min(done / total, 1):.0%}){self._pace(now, done)}{left}")
+
+    def _pace(self, now: float, done: int) -> str:
+        return f", {rate((done - self._first) / (now - self._began))}" if done > self._first else ""
+
+
+def rate(each: float) -> str:
+    """So many a second, in three digits: 7.25/s, 31.4k/s, 2.00M/s."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if each >= 0.9995 * size:
+            return f"{each / size:#.3g}{unit}/s".replace("./", "/").replace(f".{unit}", unit)
+    return f"{each:#.3g}/s".replace("./", "/")
 
 
 def clock(seconds: float) -> str:
@@ -87,13 +98,18 @@ def clock(seconds: float) -> str:
 
 def _columns(width: int) -> "list[ProgressColumn]":
     """What a bar consists of on a terminal of so many columns: one line in any case."""
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.table import Column
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(rate(task.speed) if task.speed else "", no_wrap=True)
 
     described = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
     share = TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4))
     left = TimeRemainingColumn(compact=width < NARROW, table_column=Column(no_wrap=True, min_width=5))
-    return [described, share, left] if width < NARROW else [described, BarColumn(), share, left]
+    return [described, share, left] if width < NARROW else [described, BarColumn(), share, Rate(), left]
 
 
 def _to_stderr(text: str) -> None:

@@ -13,14 +13,19 @@ from pathlib import Path
 
 from atma.disk import LOST, destination, sync
 
-_AWAY, _OLD, _NEW = ".atma.away", ".atma.old", ".atma.new"
-OURS = {_AWAY, _OLD, _NEW, LOST}
+_AWAY, _OLD, _NEW, _UNFINISHED = ".atma.away", ".atma.old", ".atma.new", ".atma.unfinished"
+OURS = {_AWAY, _OLD, _NEW, _UNFINISHED, LOST}
 """Names that are no content of a folder."""
 
 
 def staging_place(folder: Path, suffix: str) -> Path:
     """The path, on the disk of `folder` (a `destination`), where what will replace it is to be filled."""
     return folder / _NEW if stays(folder) else folder.parent / f".{folder.name}.{suffix}"
+
+
+def unfinished_place(folder: Path) -> Path:
+    """Where what will become `folder` (a `destination`) gathers, to outlive the process that gathers it."""
+    return folder / _UNFINISHED if stays(folder) else folder.parent / f".{folder.name}.unfinished"
 
 
 def swap(staging: Path, folder: Path) -> None:

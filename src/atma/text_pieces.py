@@ -11,7 +11,8 @@ from atma.token_bytes import kinds
 
 CUT = re.compile(r"(?<=[^\W\d_])(?=\n)")
 """Between a letter and a line end byte-level tokenizers start a new word: long texts are cut there."""
-PIECE = 1 << 17
+PIECE = 1 << 12
+"""Characters: so few that most pieces of an English text are ASCII, which `atma.words` is quick with."""
 _PROBE = "word\nword word\n\nword\n  Word\nword"
 _HARMLESS = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
 

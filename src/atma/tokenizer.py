@@ -32,6 +32,7 @@ from atma.tokenizer_file import (
     recorded_beginning,
     written,
 )
+from atma.words import Words, words_of
 
 PROBE = "".join(map(chr, range(1, 0x300))) + "a  b\t\tc \n\n d\r\n\u4e16\u754c \U0001f642 "
 """A text that shows whether a tokenizer drops characters."""
@@ -83,10 +84,15 @@ class Tokenizer:
         if self._raw:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         groups = [pieces(text) if self._cuttable else [text] for text in texts]
-        flat = [piece for group in groups for piece in group]
+        known = self._words
+        flat = [piece for group in groups for piece in group if known is None or not piece.isascii()]
         with self._refusals(texts):
-            encoded = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False))
-        return [_joined([next(encoded).ids for _ in group]) for group in groups]
+            encoded = iter(self.backend.encode_batch_fast(flat, add_special_tokens=False) if flat else ())
+
+        def ids(piece: str) -> np.ndarray:
+            return _array(next(encoded).ids) if known is None or not piece.isascii() else known.encode(piece)
+
+        return [np.concatenate([ids(piece) for piece in group]) for group in groups]
 
     def encode_rendered(self, text: str, hidden: Mapping[str, str]) -> tuple[list[int], list[int]]:
         """Ids of a text in which special tokens are what they spell, and where each begins; see `atma.rendered`.
@@ -212,6 +218,10 @@ class Tokenizer:
         return bare
 
     @cached_property
+    def _words(self) -> Words | None:
+        return words_of(self.backend, self._settings) if self._cuttable else None
+
+    @cached_property
     def _cuttable(self) -> bool:
         return cuttable(self.backend, self._settings)
 
@@ -276,5 +286,5 @@ def _require_utf8(text: str) -> None:
         raise ValueError(f"text holds {bad!r} at character {error.start}, which UTF-8 cannot encode") from None
 
 
-def _joined(parts: list[list[int]]) -> np.ndarray:
-    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+def _array(ids: list[int]) -> np.ndarray:
+    return np.asarray(ids, np.int32)

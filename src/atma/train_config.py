@@ -19,7 +19,7 @@ class DataConfig:
     """Where tokens come from. Shares are fractions of the rows of a batch."""
 
     path: str = "data/stdlib"
-    """A folder made by `atma prepare`, or of .bin token shards."""
+    """A folder made by `atma prepare`, here or elsewhere (`s3://…`), or of .bin token shards."""
     recall_share: float = 0.0
     """Share of rows that are synthetic recall sequences: spans, keys and values to be repeated later."""
     recall_vocabulary: int = 0

@@ -17,6 +17,8 @@ def run(
     /,
     out: Path | None = None,
     preparation: Annotated[Preparation, tyro.conf.OmitArgPrefixes] = Preparation(),  # noqa: B008
+    workers: int = 0,
+    restart: bool = False,
 ) -> None:
     """Turn text into token shards for training and evaluation.
 
@@ -28,6 +30,8 @@ def run(
             hf:NAME. docs/data.md tells more.
         out: The folder to write; data/ and the source's name by default.
         preparation: How to prepare it. The tokenizer may also be a packaged model's name, for data to evaluate it on.
+        workers: Processes that tokenise, which changes no byte: 0 for one a core, 1 for no more than this.
+        restart: Begin anew, whatever an interrupted preparation of this folder left.
     """
     folder = out or Path("data") / (Path(source).name.split(":")[-1].split(".")[0] or "text")
     known = packaged()
@@ -36,7 +40,7 @@ def run(
     elif preparation.tokenizer != "bpe" and preparation.vocab_size != Preparation.vocab_size:
         raise ValueError(f"--vocab-size {preparation.vocab_size} is for --tokenizer bpe, not {preparation.tokenizer}")
     with bars() as progress:
-        manifest = prepare(source, folder, preparation, progress)
+        manifest = prepare(source, folder, preparation, progress, workers=workers, restart=restart, say=print)
     print(f"prepared: {folder} from {manifest['source']}, {manifest['tokenizer']['name']} tokenizer")
     for line in lines(manifest):
         print(f"  {line}")

@@ -94,7 +94,11 @@ def measured(recipe: Recipe, folder: Path, device: str | None, evaluates: bool) 
 
 def _conversations(recipe: Recipe) -> bool:
     """Whether the data are conversations, whose model no evaluation by length fits."""
-    return (Path(recipe.data.path) / "chat_template.jinja").is_file()
+    from atma.data.dataset import TokenSet
+    from atma.data.remote import is_remote
+
+    path = recipe.data.path
+    return bool(TokenSet.open(path).masks) if is_remote(path) else (Path(path) / "chat_template.jinja").is_file()
 
 
 def _first() -> bool:

@@ -10,13 +10,13 @@ guessed: where none of the ways holds, it is an error.
 
 import re
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from atma.chat.renderer import Renderer
 from atma.chat.template import Specials
 from atma.data.conversations import Message
+from atma.data.encoders import Told
 from atma.hub_files import end_of_turn
 from atma.tokenizer import Tokenizer
 
@@ -26,13 +26,6 @@ THOUGHT = "</think>"
 MARK_THEM = "; mark them in it with {% generation %} … {% endgeneration %}"
 Span = tuple[int, int]
 """First character of an answer and the one behind its end."""
-
-
-class Told(NamedTuple):
-    """A conversation as it is learned: token ids (n,) int64, and which are answers (n,) bool."""
-
-    ids: np.ndarray
-    answers: np.ndarray
 
 
 class Answers:

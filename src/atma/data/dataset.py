@@ -11,6 +11,7 @@ model learns where documents end; and a row needs no index to know its boundarie
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import numpy as np
 
 from atma.checkpoint import file_hash
 from atma.data.document_index import read_index
+from atma.data.remote import Cache, Remote, RemoteShard, cache_place, is_remote, put
 from atma.data.shards import mask_bits, read_mask, read_shard, scan
 from atma.replacing import recover_folder
 from atma.tokenizer import Tokenizer, load_tokenizer
@@ -31,7 +33,9 @@ MANIFEST = "manifest.json"
 CHATS = "conversations"
 """The key of a manifest that says how conversations were written."""
 FORMAT = "atma token shards"
-PUBLISHED_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val")}
+
+
+Shard = np.ndarray | RemoteShard
 
 
 class TokenSet:
@@ -41,7 +45,7 @@ class TokenSet:
     """
 
     def __init__(
-        self, path: Path, shards: list[np.ndarray], starts: np.ndarray, manifest: dict[str, Any], hash: str
+        self, path: Path, shards: Sequence[Shard], starts: np.ndarray, manifest: dict[str, Any], hash: str
     ) -> None:
         """starts: where documents begin in the stream of all shards, int64, rising from 0."""
         self.path = path
@@ -67,23 +71,28 @@ class TokenSet:
         eot: int | None = None,
         verify: bool = False,
     ) -> "TokenSet":
-        """Open a prepared folder, a folder of published shards, or one published shard.
+        """Open a prepared folder, here or elsewhere (s3://…: `atma.data.remote`), or published shards: a folder or one.
 
         vocab_size, eot: for published shards only. Left out, they are those of a tokenizer.json beside the shards, or
         else GPT-2's for uint16 shards and Llama 3's for uint32 ones. verify: also hash every file of the split against
         the manifest and check every id (reads all of it). ValueError names the file and what is wrong with it.
         """
-        folder = Path(folder)
         if split not in SPLITS:
             raise ValueError(f"split must be train or validation, not {split!r}")
-        recover_folder(folder)
-        if not folder.exists():
+        folder = folder if is_remote(folder) else Path(folder)
+        if isinstance(folder, Path):
+            recover_folder(folder)
+        if isinstance(folder, Path) and not folder.exists():
             raise ValueError(f"{folder}: no such data; make it with `atma prepare`")
-        if not (folder / MANIFEST).is_file():
-            return _open_published(folder, split, vocab_size, eot, verify)
+        if isinstance(folder, Path) and not (folder / MANIFEST).is_file():
+            from atma.data.published import open_published
+
+            return open_published(folder, split, vocab_size, eot, verify)
         if vocab_size is not None or eot is not None:
             raise ValueError(f"{folder}: vocab_size and eot are for shards without a {MANIFEST}, which this folder has")
-        return _open_prepared(folder, split, verify)
+        return (
+            _open_prepared(folder, split, verify) if isinstance(folder, Path) else _open_remote(folder, split, verify)
+        )
 
     @property
     def documents(self) -> int:
@@ -109,7 +118,10 @@ class TokenSet:
         if not self.masks:
             return None
         known = self.manifest.get(CHATS, {}).get("template")
-        return "" if known in ("plain", "text") else _template(self.path / "chat_template.jinja")
+        path = self.path / "chat_template.jinja"
+        if known not in ("plain", "text") and not path.is_file():
+            raise ValueError(f"{path}: no such chat template; prepare the data again")
+        return "" if known in ("plain", "text") else path.read_text(encoding="utf-8")
 
     def answers(self, i: int) -> np.ndarray:
         """Which tokens (n,) bool of document i, a conversation, are answers."""
@@ -136,34 +148,71 @@ class TokenSet:
 
     def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens (n, length) int64 of the stream from each of n start positions."""
+        self._want([(start, start + length) for start in starts.tolist()])
         return np.stack([self.read(start, start + length) for start in starts.tolist()])
 
+    def _want(self, spans: list[tuple[int, int]]) -> None:
+        """Have what lies elsewhere fetched together."""
+        for shard, bound in zip(self._shards, self._bounds.tolist(), strict=False):
+            if isinstance(shard, RemoteShard):
+                inside = [(max(low - bound, 0), min(high - bound, len(shard))) for low, high in spans]
+                shard.want((low, high) for low, high in inside if low < high)
 
-def _open_prepared(folder: Path, split: Split, verify: bool) -> TokenSet:
+
+def _open_prepared(folder: Path, split: Split, verify: bool, remote: Remote | None = None) -> TokenSet:
+    """Open a folder; with `remote`, one that holds what is small of it, and blocks of its shards."""
     manifest, digest = read_manifest(folder)
-    part = manifest["splits"].get(split)
-    if part is None:
-        raise ValueError(f"{folder}: no {split} split; it has {', '.join(manifest['splits'])}")
-    shards, starts, base = [], [], 0
-    if verify:
+    part = _part(folder if remote is None else remote.name, manifest, split)
+    elsewhere = None if remote is None else (remote, Cache(folder.parent / "blocks", cache_place()[1]))
+    shards: list[Shard] = []
+    starts, base = [], 0
+    if verify and remote is None:
         _require_listed(folder, manifest)
     for entry in part["shards"]:
-        shard, index = _open_entry(folder, entry, verify)
+        shard = RemoteShard(*elsewhere, entry) if elsewhere else _open_shard(folder / entry["file"], entry)
+        index = _open_index(folder, entry, verify)
         if verify:
-            scan(folder / entry["file"], shard, manifest["vocab_size"], manifest["eot"])
+            _verify(folder / entry["file"], shard, entry, manifest)
         shards.append(shard)
         starts.append(index + base)
         base += len(shard)
     token_set = TokenSet(folder, shards, np.concatenate(starts), manifest, digest)
     if CHATS in manifest:
         token_set.masks = [_open_mask(folder, entry, verify) for entry in part["shards"]]
-    path = folder / "tokenizer.json"
-    token_set.tokenizer = load_tokenizer(path)
-    if (token_set.tokenizer.eot, token_set.tokenizer.vocab_size) != (token_set.eot, token_set.vocab_size):
-        raise ValueError(f"{path}: another end of text or vocabulary than {MANIFEST} says; prepare the data again")
-    if file_hash(path) != manifest["tokenizer"]["sha256"]:
-        raise ValueError(f"{path}: not the tokenizer that {MANIFEST} names, or damaged; prepare the data again")
+    token_set.tokenizer = _own_tokenizer(folder / "tokenizer.json", token_set)
     return token_set
+
+
+def _open_remote(name: str, split: Split, verify: bool) -> TokenSet:
+    """Fetch what is small of a folder elsewhere and open it."""
+    remote, (cache, _) = Remote(name), cache_place()
+    data = remote.read(MANIFEST)
+    folder = cache / hashlib.sha256(name.encode() + data).hexdigest()[:32]
+    put(folder / MANIFEST, data)
+    manifest, _ = read_manifest(folder)
+    remote.whole("tokenizer.json", folder, manifest["tokenizer"]["sha256"])
+    if CHATS in manifest:
+        remote.whole("chat_template.jinja", folder, manifest[CHATS]["sha256"])
+    for entry in _part(name, manifest, split)["shards"]:
+        for kind in ("index", "mask") if CHATS in manifest else ("index",):
+            remote.whole(entry[kind], folder, entry[f"{kind}_sha256"])
+    return _open_prepared(folder, split, verify, remote)
+
+
+def _part(name: object, manifest: dict[str, Any], split: Split) -> dict[str, Any]:
+    if split not in manifest["splits"]:
+        raise ValueError(f"{name}: no {split} split; it has {', '.join(manifest['splits'])}")
+    return manifest["splits"][split]
+
+
+def _own_tokenizer(path: Path, token_set: TokenSet) -> Tokenizer:
+    """The tokenizer of prepared data. ValueError: another than the manifest names."""
+    tokenizer = load_tokenizer(path)
+    if (tokenizer.eot, tokenizer.vocab_size) != (token_set.eot, token_set.vocab_size):
+        raise ValueError(f"{path}: another end of text or vocabulary than {MANIFEST} says; prepare the data again")
+    if file_hash(path) != token_set.manifest["tokenizer"]["sha256"]:
+        raise ValueError(f"{path}: not the tokenizer that {MANIFEST} names, or damaged; prepare the data again")
+    return tokenizer
 
 
 def _require_listed(folder: Path, manifest: dict[str, Any]) -> None:
@@ -177,34 +226,39 @@ def _require_listed(folder: Path, manifest: dict[str, Any]) -> None:
         raise ValueError(f"{folder / others[0]}: {MANIFEST} does not list it, so nothing vouches for it: remove it")
 
 
-def _open_entry(folder: Path, entry: dict[str, Any], verify: bool) -> tuple[np.ndarray, np.ndarray]:
-    path, index_path = folder / entry["file"], folder / entry["index"]
+def _open_shard(path: Path, entry: dict[str, Any]) -> np.ndarray:
     shard, _ = read_shard(path)
     if len(shard) != entry["tokens"]:
         raise ValueError(f"{path}: {len(shard):,} tokens, but {MANIFEST} says {entry['tokens']:,}")
-    index = read_index(index_path, len(shard))
+    return shard
+
+
+def _open_index(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
+    path = folder / entry["index"]
+    index = read_index(path, entry["tokens"])
     if len(index) != entry["documents"]:
-        raise ValueError(f"{index_path}: {len(index):,} documents, but {MANIFEST} says {entry['documents']:,}")
+        raise ValueError(f"{path}: {len(index):,} documents, but {MANIFEST} says {entry['documents']:,}")
     if verify:
-        for checked, expected in ((path, entry["sha256"]), (index_path, entry["index_sha256"])):
-            if file_hash(checked) != expected:
-                raise ValueError(f"{checked}: damaged: not the SHA-256 that {MANIFEST} says; prepare the data again")
-    return shard, index
+        _require_hash(path, file_hash(path), entry["index_sha256"])
+    return index
+
+
+def _verify(path: Path, shard: Shard, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
+    _require_hash(path, shard.hash if isinstance(shard, RemoteShard) else file_hash(path), entry["sha256"])
+    scan(path, shard, manifest["vocab_size"], manifest["eot"])
+
+
+def _require_hash(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(f"{path}: damaged: not the SHA-256 that {MANIFEST} says; prepare the data again")
 
 
 def _open_mask(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
     path = folder / entry["mask"]
     mask = read_mask(path, entry["tokens"])
-    if verify and file_hash(path) != entry["mask_sha256"]:
-        raise ValueError(f"{path}: damaged: not the SHA-256 that {MANIFEST} says; prepare the data again")
+    if verify:
+        _require_hash(path, file_hash(path), entry["mask_sha256"])
     return mask
-
-
-def _template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such chat template; prepare the data again") from None
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], str]:
@@ -241,57 +295,3 @@ def _require_manifest(manifest: dict[str, Any]) -> None:
         sound = sound and len(split["shards"]) > 0
     if not sound:
         raise ValueError
-
-
-def _published_files(folder: Path, split: Split) -> list[Path]:
-    if folder.is_file():
-        return [folder]
-    files = sorted(folder.glob("*.bin"))
-    if not files:
-        raise ValueError(f"{folder}: neither {MANIFEST} nor .bin shards in it; make them with `atma prepare`")
-    chosen = [path for path in files if any(name in path.stem for name in PUBLISHED_NAMES[split])]
-    if not chosen:
-        names = "' or '".join(PUBLISHED_NAMES[split])
-        raise ValueError(f"{folder}: no {split} shard; none of its {len(files)} .bin files has '{names}' in its name")
-    return chosen
-
-
-def _open_published(folder: Path, split: Split, vocab_size: int | None, eot: int | None, verify: bool) -> TokenSet:
-    paths = _published_files(folder, split)
-    if verify:
-        raise ValueError(f"{folder}: nothing to verify against: no {MANIFEST} beside the shards")
-    opened = [read_shard(path) for path in paths]
-    layout = opened[0][1]
-    for path, (_, other) in zip(paths, opened, strict=True):
-        if other != layout:
-            raise ValueError(f"{path}: magic {other.magic}, but {paths[0].name} has {layout.magic}; keep them apart")
-    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
-    known = tokenizer or layout
-    vocab_size = known.vocab_size if vocab_size is None else vocab_size
-    eot = known.eot if eot is None else eot
-    shards = [shard for shard, _ in opened]
-    manifest = {"vocab_size": vocab_size, "eot": eot, "source": ", ".join(path.name for path in paths)}
-    token_set = TokenSet(folder, shards, _boundaries(paths, shards, vocab_size, eot), manifest, _fingerprint(paths))
-    token_set.tokenizer = tokenizer
-    return token_set
-
-
-def _boundaries(paths: list[Path], shards: list[np.ndarray], vocab_size: int, eot: int) -> np.ndarray:
-    """Starts of documents in all shards together. The first shard may begin inside a document, others continue one."""
-    starts, base = [], 0
-    for path, shard in zip(paths, shards, strict=True):
-        starts.append(scan(path, shard, vocab_size, eot) + base)
-        base += len(shard)
-    found = np.concatenate(starts)
-    return found if len(found) and found[0] == 0 else np.concatenate([[0], found])
-
-
-def _fingerprint(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size}\n".encode() + file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()

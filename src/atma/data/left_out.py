@@ -1,6 +1,7 @@
 """What a source holds that did not become data: files by name, rows and documents by number, each with its reason."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -39,6 +40,11 @@ class LeftOut:
     def row(self, reason: str) -> None:
         """Leave out one row or document."""
         self.counts[reason] += 1
+
+    def add(self, counts: Mapping[str, int], characters: Mapping[str, int]) -> None:
+        """What was left out of another part."""
+        self.counts.update(counts)
+        self.characters.update(characters)
 
     def told(self) -> str:
         """All counts in one line."""

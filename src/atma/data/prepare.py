@@ -1,78 +1,114 @@
 """From a source to a folder of token shards: tokenise, hold documents out, write, vouch. What `atma prepare` does.
 
-One pass over the source writes the token ids of every document to a spool file; a trained tokenizer needs a pass before
-it for a sample. Then all lengths are known, the validation documents are chosen (`atma.data.split`) and both splits are
-written, in the order of the documents' hashes, so that neighbours in the source are not neighbours in a shard. Memory
-holds a batch of texts and a few numbers per document, whatever the size of the source.
+One pass over the source writes the token ids of every document to a spool on the disk; a trained tokenizer needs a pass
+before it for a sample. Then all lengths are known, the validation documents are chosen (`atma.data.split`) and both
+splits are written, in the order of the documents' hashes, so that neighbours in the source are not neighbours in a
+shard. Memory holds a few batches of texts and a few numbers per document, whatever the size of the source.
 
-Tokenising uses every core through the threads of the `tokenizers` library. A process that forks afterwards makes that
-library write a remark about TOKENIZERS_PARALLELISM; set that variable to "false" to keep to one thread without it.
+This process reads, and others tokenise (`atma.data.worker`), a batch each; what they return is put down in order, so
+their number changes no byte. A preparation that was killed reads its source again from the beginning, which takes
+little of the time, and tokenises none of the batches that its spool holds and that are what they were.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
 import os
-from array import array
-from collections.abc import Iterator
-from itertools import islice
+import platform
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from atma.data.conversations import CONVERSATIONS, said
 from atma.data.corpus import Corpus, Progress, write_split
 from atma.data.dataset import FORMAT, MANIFEST, SPLITS
+from atma.data.encoders import Encoding, encode_batch
 from atma.data.preparation import Preparation
 from atma.data.sample import sample_texts
 from atma.data.shards import layout_for
-from atma.data.sources import STDLIB, Document, LeftOut, describe, documents
+from atma.data.sources import STDLIB, Document, LeftOut, describe, documents, size_of
 from atma.data.split import RULE, cut, held_out, mix
+from atma.data.spool import Spool
 from atma.data.staging import staged
-from atma.data.writer import ChatWriter, Writer, resolved, writer_for
+from atma.data.worker import Batch, Workers
+from atma.data.writer import encoding_for, resolved
+from atma.hashes import code_hash
 from atma.replacing import OURS
+from atma.threads import cores
 from atma.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 
-BATCH_CHARACTERS = 1 << 22
+BATCH_CHARACTERS = 1 << 21
+FEW = 4
+"""Batches of a source that is not worth beginning processes for."""
 
 
 def prepare(
-    source: str | Path, out: str | Path, options: Preparation | None = None, progress: Progress | None = None
+    source: str | Path,
+    out: str | Path,
+    options: Preparation | None = None,
+    progress: Progress | None = None,
+    *,
+    workers: int = 0,
+    restart: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Turn a source (see `atma.data.sources`) into the folder `out` and return its manifest.
 
-    An older prepared folder is replaced at once at the end. ValueError for a bad source or option, or an `out` that
-    holds something else; OSError for a full disk. Then what was there before is untouched. Same source, options and
-    version of `tokenizers`: same bytes.
+    workers: processes that tokenise; 0 for one a core, 1 for none but this. restart: do not go on from what an
+    interrupted preparation left. say: gets a line where it does. An older prepared folder is replaced at once at the
+    end. ValueError for a bad source or option, or an `out` that holds something else; OSError for a full disk. Then
+    what was there before is untouched. Same source, options and version of `tokenizers`: same bytes, whatever the
+    number of workers and the interruptions.
     """
-    options, progress = options or Preparation(), progress or _silent
+    options, progress, say = options or Preparation(), progress or _silent, say or _unsaid
+    if workers < 0:
+        raise ValueError(f"'workers' must be 0 (one a core) or more, not {workers}")
     out = Path(out)
     _require_replaceable(out, source)
-    left_out = LeftOut()
     options = resolved(source, options)
-    left_out.skips_bad = options.skip_bad
     tokenizer, size = _tokenizer(source, options, progress)
-    layout = layout_for(tokenizer.vocab_size)
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(writer_for(source, tokenizer, options, left_out))
-        folder = stack.enter_context(staged(out))
-        spool = folder / "spool"
-        corpus = _tokenise(spool, _marked(source, options, left_out), writer, options, _Meter(progress, size))
-        manifest = _manifest(source, options, tokenizer, left_out) | writer.manifest()
+    encoding = encoding_for(source, tokenizer, options)
+    layout, left_out = layout_for(tokenizer.vocab_size), LeftOut()
+    left_out.skips_bad = options.skip_bad
+    with Spool(out, _key(source, options, encoding), restart, say) as spool, staged(out) as folder:
+        if spool.batches:
+            told = sum(batch["documents"] for batch in spool.batches)
+            say(f"going on with an unfinished preparation: {told:,} documents are tokenised")
+        meter = _Meter(progress, size or size_of(source))
+        _fill(spool, _batched(_marked(source, options, left_out)), encoding, workers or cores(), left_out, meter)
+        corpus = _corpus(spool, options, layout.dtype, left_out)
+        manifest = _manifest(source, options, tokenizer, left_out) | encoding.manifest()
         for name in SPLITS:
             chosen = corpus.validation == (name == "validation")
             if chosen.any():
                 most = options.shard_tokens
                 manifest["splits"][name] = write_split(folder, name, corpus, chosen, layout, most, progress)
-        for path in (spool, _beside(spool)):
-            path.unlink(missing_ok=True)
-        tokenizer.save(folder / "tokenizer.json")
-        writer.save(folder)
+        encoding.save(folder)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
     return manifest
+
+
+def _unsaid(line: str) -> None:
+    pass
+
+
+def _key(source: str | Path, options: Preparation, encoding: Encoding) -> dict[str, Any]:
+    """What decides the bytes, so that an unfinished preparation may be gone on with; but for the source's content."""
+    return {
+        "source": describe(source),
+        "options": dataclasses.asdict(options),
+        "tokenizer": encoding.tokenizer.hash(),
+        "template": encoding.manifest() | {"most": encoding.most, "ends": encoding.ends},
+        "code": [code_hash(), tokenizers.__version__, platform.python_version()],
+    }
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
@@ -130,52 +166,77 @@ def _marked(source: str | Path, options: Preparation, left_out: LeftOut) -> Iter
     yield from ((document, False) for document in stream)
 
 
-def _tokenise(
-    spool: Path,
-    marked: Iterator[tuple[Document, bool]],
-    writer: Writer | ChatWriter,
-    options: Preparation,
-    meter: _Meter,
-) -> Corpus:
-    """Write the ids of every document to the spool, each after end-of-text, and choose the validation documents."""
-    tokenizer = writer.tokenizer
-    dtype = layout_for(tokenizer.vocab_size).dtype
-    lengths, sizes, hashes, marks = array("q"), array("q"), array("Q"), array("b")
-    with spool.open("wb") as file, _beside(spool).open("wb") as answers:
-        for batch in _batched(marked):
-            read = 0
-            for (document, mark), told in zip(batch, writer.encode([document for document, _ in batch]), strict=True):
-                data = document.text.encode()
-                read += len(data)
-                if told is None:
-                    continue
-                file.write(told.ids.astype(dtype).tobytes())
-                answers.write(told.answers.tobytes())
-                lengths.append(len(told.ids))
-                sizes.append(len(data))
-                hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
-                marks.append(mark)
-            meter.add(read)
-    if not lengths:
-        raise ValueError(f"no document is left (left out: {writer.left_out.told()})")
-    counts, validation = np.array(lengths, np.int64), np.array(marks, bool)
-    mixed = mix(np.array(hashes, np.uint64), options.seed)
+def _fill(
+    spool: Spool, batches: Iterator[Batch], encoding: Encoding, workers: int, left_out: LeftOut, meter: _Meter
+) -> None:
+    """Tokenise into the spool what it does not hold yet, and note all that is left out."""
+    read: deque[tuple[str, int]] = deque()
+    fresh = _unread(spool, batches, read, left_out, meter)
+    dtype = layout_for(encoding.tokenizer.vocab_size).dtype
+    first = list(islice(fresh, FEW if workers > 1 else 0))
+    with contextlib.ExitStack() as stack:
+        if workers > 1 and len(first) == FEW:
+            encoded = stack.enter_context(Workers(encoding, dtype, workers)).encode(chain(first, fresh))
+        else:
+            writer = stack.enter_context(encoding.writer())
+            encoded = (encode_batch(writer, batch, dtype) for batch in chain(first, fresh))
+        for batch in encoded:
+            digest, size = read.popleft()
+            spool.append(digest, batch)
+            left_out.add(batch.counts, batch.characters)
+            meter.add(size)
+
+
+def _unread(
+    spool: Spool, batches: Iterator[Batch], read: deque[tuple[str, int]], left_out: LeftOut, meter: _Meter
+) -> Iterator[Batch]:
+    """The batches that the spool does not hold; `read` gets the hash and bytes of each."""
+    held, kept = [*spool.batches], 0
+    for batch in batches:
+        digest, size = _read(batch)
+        if kept < len(held) and held[kept]["read"] == digest:
+            left_out.add(held[kept]["counts"], held[kept]["characters"])
+            meter.add(size)
+            kept += 1
+            continue
+        if held:
+            spool.keep(kept)
+            held = []
+        read.append((digest, size))
+        yield batch
+    if held:
+        spool.keep(kept)
+
+
+def _read(batch: Batch) -> tuple[str, int]:
+    """A hash of the texts of a batch, and their bytes."""
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    for document, mark in batch:
+        data = document.text.encode("utf-8", "surrogatepass")
+        size += len(data)
+        digest.update(f"{len(data)} {mark}\n".encode() + data)
+    return digest.hexdigest(), size
+
+
+def _corpus(spool: Spool, options: Preparation, dtype: np.dtype, left_out: LeftOut) -> Corpus:
+    """All that was tokenised, with the validation documents chosen."""
+    records = spool.records()
+    if not len(records):
+        raise ValueError(f"no document is left (left out: {left_out.told()})")
+    counts, validation = records["tokens"].astype(np.int64), records["held_out"].copy()
+    mixed, chats = mix(records["hash"], options.seed), options.read == "conversations"
     if options.validation_share and not validation.any():
         validation = held_out(counts, mixed, options.validation_share)
-    if options.validation_share and options.read == "conversations" and len(counts) > 1 and not validation.any():
+    if options.validation_share and chats and len(counts) > 1 and not validation.any():
         validation[np.argmin(mixed)] = True  # of few, one
-    stream = np.memmap(spool, dtype, "r")
-    scored = np.memmap(_beside(spool), bool, "r") if options.read == "conversations" else None
-    return Corpus(stream, scored, np.cumsum(counts) - counts, counts, np.array(sizes, np.int64), mixed, validation)
+    scored = spool.stream(np.dtype(bool), "answers") if chats else None
+    sizes = records["bytes"].astype(np.int64)
+    return Corpus(spool.stream(dtype), scored, np.cumsum(counts) - counts, counts, sizes, mixed, validation)
 
 
-def _beside(spool: Path) -> Path:
-    """The spool of which tokens are answers."""
-    return spool.with_name("spool.answers")
-
-
-def _batched(marked: Iterator[tuple[Document, bool]]) -> Iterator[list[tuple[Document, bool]]]:
-    batch, characters = [], 0
+def _batched(marked: Iterator[tuple[Document, bool]]) -> Iterator[Batch]:
+    batch: list[tuple[Document, bool]] = []
+    characters = 0
     for item in marked:
         batch.append(item)
         characters += len(item[0].text)

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,13 @@ class Layout(NamedTuple):
     dtype: np.dtype
     vocab_size: int
     eot: int
+
+
+class Tokens(Protocol):
+    """The tokens of a shard, wherever they lie."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
 SHORT = Layout(20240520, 1, np.dtype("<u2"), 50_257, 50_256)
@@ -97,24 +104,31 @@ def read_shard(path: Path) -> tuple[np.ndarray, Layout]:
         size = path.stat().st_size
     except FileNotFoundError:
         raise ValueError(f"{path}: no such token shard") from None
-    if size < HEADER_BYTES:
-        raise ValueError(f"{path}: truncated: {size:,} bytes, and the header alone has {HEADER_BYTES:,}")
-    header = np.fromfile(path, "<i4", HEADER_INTS)
+    with path.open("rb") as file:
+        layout, tokens = layout_of(path, file.read(HEADER_BYTES), size)
+    return np.asarray(np.memmap(path, layout.dtype, "r", HEADER_BYTES, (tokens,))), layout
+
+
+def layout_of(name: object, head: bytes, size: int) -> tuple[Layout, int]:
+    """Layout and number of tokens of a shard of `size` bytes that begins with `head`. ValueError: what is wrong."""
+    if size < HEADER_BYTES or len(head) < HEADER_BYTES:
+        raise ValueError(f"{name}: truncated: {size:,} bytes, and the header alone has {HEADER_BYTES:,}")
+    header = np.frombuffer(head, "<i4", HEADER_INTS)
     layout = LAYOUTS.get(int(header[0]))
     if layout is None:
         known = " or ".join(str(magic) for magic in LAYOUTS)
-        raise ValueError(f"{path}: wrong magic {header[0]}; a token shard begins with {known}")
+        raise ValueError(f"{name}: wrong magic {header[0]}; a token shard begins with {known}")
     if header[1] != layout.version:
-        raise ValueError(f"{path}: wrong version {header[1]}; magic {layout.magic} goes with version {layout.version}")
+        raise ValueError(f"{name}: wrong version {header[1]}; magic {layout.magic} goes with version {layout.version}")
     tokens = int(header[2])
     expected = HEADER_BYTES + tokens * layout.dtype.itemsize
     if tokens < 1 or size != expected:
         kind = "truncated" if 0 < size < expected else "wrong size"
-        raise ValueError(f"{path}: {kind}: {size:,} bytes, but its header announces {tokens:,} tokens = {expected:,}")
-    return np.asarray(np.memmap(path, layout.dtype, "r", HEADER_BYTES, (tokens,))), layout
+        raise ValueError(f"{name}: {kind}: {size:,} bytes, but its header announces {tokens:,} tokens = {expected:,}")
+    return layout, tokens
 
 
-def scan(path: Path, tokens: np.ndarray, vocab_size: int, eot: int) -> np.ndarray:
+def scan(path: Path, tokens: Tokens, vocab_size: int, eot: int) -> np.ndarray:
     """Check every id of a shard and find the end-of-text ids: their positions, int64. Bounded memory.
 
     ValueError names the first id that is outside the vocabulary and where it stands.

@@ -14,9 +14,9 @@ from typing import Any
 from atma.data.folders import SAVED, choose_split, files_below
 from atma.data.left_out import Document, LeftOut, NoField, readable
 from atma.data.records import reader_of, rows_of
-from atma.data.streams import read_text
+from atma.data.streams import COMPRESSED, read_text
 
-__all__ = ["HUB", "STDLIB", "Document", "LeftOut", "describe", "documents"]
+__all__ = ["HUB", "STDLIB", "Document", "LeftOut", "describe", "documents", "size_of"]
 
 STDLIB = "stdlib"
 HUB = "hf:"
@@ -55,6 +55,17 @@ def describe(source: str | Path) -> str:
     if str(source) == STDLIB:
         return f"standard library of {platform.python_implementation()} {platform.python_version()}"
     return readable(str(source))
+
+
+def size_of(source: str | Path) -> int | None:
+    """Bytes of a source's files, of which texts are the most; None where they are compressed, or not files."""
+    path = Path(source)
+    if str(source) == STDLIB or str(source).startswith(HUB) or not path.exists():
+        return None
+    files = files_below(path, LeftOut()) if path.is_dir() else [path]
+    if any(one.is_dir() or one.name.lower().endswith((*COMPRESSED, *ARCHIVES, ".parquet")) for one in files):
+        return None
+    return sum(one.stat().st_size for one in files)
 
 
 def _every_document(source: str | Path, field: str, left_out: LeftOut, split: str | None) -> Iterator[Document]:

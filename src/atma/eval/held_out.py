@@ -16,6 +16,7 @@ from typing import Any
 from atma import notebook
 from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Preparation, Progress, prepare
+from atma.data.remote import is_remote
 from atma.data.sources import STDLIB
 from atma.eval.loaded import check_tokenizer, tokenizer_of
 from atma.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def _own(loaded: Any, tokenizer: Tokenizer) -> TokenSet | None:
     """What the model was trained on, if its folder says where, and that is here and still of its tokenizer."""
     recipe = loaded.info.get("extra", {}).get("recipe", {})
     path = recipe.get("data", {}).get("path") if isinstance(recipe, dict) else None
-    if path is None or not (Path(path) / MANIFEST).is_file():
+    if path is None or is_remote(path) or not (Path(path) / MANIFEST).is_file():
         return None
     token_set = TokenSet.open(path, "validation")
     return token_set if token_set.tokenizer is not None and token_set.tokenizer.hash() == tokenizer.hash() else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from atma.config import EvaluationConfig
 from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Progress, prepare
+from atma.data.remote import is_remote
 from atma.eval.lengths import check_recipe, check_without_data
 from atma.sweep.cells import Sweep
 from atma.sweep.ledger import Ledger
@@ -25,7 +26,7 @@ def data_paths(sweep: Sweep) -> list[str]:
 
 def prepare_data(sweep: Sweep, progress: Progress | None = None, say: Callable[[str], None] = print) -> None:
     """Make what data is missing as `[sweep.prepare]` says. ValueError where it does not say, or the source is bad."""
-    paths = [Path(path) for path in data_paths(sweep)]
+    paths = [Path(path) for path in data_paths(sweep) if not is_remote(path)]
     missing = [path for path in paths if not path.exists()]
     if missing and sweep.source is None:
         raise ValueError(
@@ -55,7 +56,7 @@ def check_evaluations(sweep: Sweep) -> list[str]:
         if key in seen:
             continue
         try:
-            if Path(key[0]).exists():
+            if is_remote(key[0]) or Path(key[0]).exists():
                 seen[key] = check_recipe(cell.recipe, True)
                 check_suites(cell.suites, key[0])
             else:

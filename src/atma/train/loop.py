@@ -33,8 +33,7 @@ from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
 from atma.train.together import agreeing, answering, goes_on, require_same_run
 from atma.train.trained import Trained
 
-PATIENCE = 3
-"""Non-finite steps in a row that end a run."""
+PATIENCE = 3  # non-finite steps in a row that end a run
 
 
 class Stopped(Exception):
