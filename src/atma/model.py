@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from atma.config import ModelConfig
 from atma.display import count_text, facts_html, facts_text
@@ -75,6 +76,8 @@ class Model(nn.Module):
         self.config = config
         self.selection: str | None = None
         """The selection policy that is set on it, with its options; None: every key is read (`atma.select`)."""
+        self.checkpointing = False
+        """In training, keep of each block only what it reads, and compute the rest again for its gradients."""
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_epsilon, config.norm_plus_one)
@@ -134,7 +137,13 @@ class Model(nn.Module):
         x = self.enter(tokens)
         call, states = Call(x, noise=noise, stretch=stretch), []
         for i, block in enumerate(self.blocks):
-            x, after = block(x, None if state is None else state.blocks[i], segment_ids=segment_ids, call=call)
+            before = None if state is None else state.blocks[i]
+            if self.checkpointing and state is None and torch.is_grad_enabled():
+                # A block that is computed again must come to its end where it hands its state to another process.
+                run = functools.partial(checkpoint, block, use_reentrant=False, early_stop=stretch is None)
+                x, after = run(x, before, segment_ids=segment_ids, call=call, preserve_rng_state=False)
+            else:
+                x, after = block(x, before, segment_ids=segment_ids, call=call)
             states.append(after)
         hidden = self.norm(x)
         return hidden, None if state is None else ModelState(state.length + tokens.shape[1], tuple(states))

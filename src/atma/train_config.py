@@ -112,6 +112,8 @@ class TrainConfig:
     """The rate of adapters, which AdamW moves under either optimiser."""
     context: int = field(default=1, metadata=LATER)
     """Neighbouring processes that share each row, for rows longer than one device can hold."""
+    checkpointing: bool = field(default=False, metadata=LATER)
+    """Keep of each block only what it reads, and compute the rest again for its gradients: less memory, more time."""
     hang_seconds: float = field(default=600.0, metadata=LATER)
     """Of several processes: how long the others wait for one before they end."""
     early_stopping: int = field(default=0, metadata=LATER)

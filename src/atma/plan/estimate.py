@@ -63,7 +63,9 @@ def plan(costs: Costs, gpus: int, pace: Pace) -> Plan:
 def _option(costs: Costs, mesh: Mesh, checkpointing: bool, pace: Pace) -> Option:
     train = costs.recipe.train
     tokens = train.batch_tokens / mesh.ranks
-    compute = pace.compute(tokens, train.length, checkpointing)
+    layers = costs.recipe.model.depth
+    waiting = (layers + mesh.context - 1) / layers  # a stretch of a row begins a layer after the one before it
+    compute = waiting * pace.compute(tokens, train.length, checkpointing)
     update = pace.update(1 / mesh.ranks)
     messages = sent(costs, mesh, checkpointing)
     communication = sum(pace.send(one) for one in messages)
@@ -99,8 +101,9 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         "every rank moves an equal part of the parameters, and keeps the optimisers' state of that part alone",
         "activations are what autograd keeps on a CPU, counted at 128 to 512 tokens; blocked operations are taken to "
         "keep the same on every device",
-        "communication is on a ring, whole and not hidden behind computing, without latency; a context's states are "
-        "passed on in parallel prefixes, and its ranks have equal work",
+        "communication is on a ring, whole and not hidden behind computing, without latency; a context's states go "
+        "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one; its ranks have equal work",
+        "what is sharded is planned only: `atma train` has data and context ranks, and no shards yet",
         "reading data, validation and checkpoints are left out",
         *(["activations are those of training every weight; adapters keep less"] if costs.recipe.lora else []),
     ]

@@ -27,6 +27,7 @@ _FREE = (
     "train.evaluation_tokens",
     "train.init_from",
     "train.epochs",
+    "train.checkpointing",
     "train.context",
     "train.hang_seconds",
     "train.early_stopping",

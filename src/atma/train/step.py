@@ -44,6 +44,7 @@ class Stepper:
         self.model, self.optimisers, self.train, self.compute, self.ranks = model, optimisers, train, compute, ranks
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = model.embed.weight.device
+        model.checkpointing = train.checkpointing
         if self.device.type == "cpu":
             keep_freed_memory()
 

@@ -1,0 +1,125 @@
+"""What several processes gain: the optimisers' step shared by who owns what, and long rows shared by a context.
+
+    torchrun --nproc-per-node 2 benchmarks/processes.py --preset nano --length 16384
+
+One thread a process. In turns: the first process alone (the others wait), and all of them together. *Update*: summing
+gradients at their owners, moving, and spreading, beside the whole update in one process, as each made it before ranks
+owned anything. *Row*: forward and backward pass of one row of --length tokens. Medians, and their ratio. Losses are
+compared first, to 1e-4; nothing is printed where they differ.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from atma.config import TrainConfig
+from atma.mixers.stretches import stretch_of
+from atma.model import Model
+from atma.presets import preset
+from atma.train.optim import Optimisers
+from atma.train.parallel import Ranks, join, sum_over
+from atma.train.step import generator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--length", type=int, default=16384)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    ranks = join(torch.device("cpu"))
+    if ranks.world == 1:
+        raise SystemExit("start it by torchrun, with two processes or more")
+    model = Model(preset(given.preset), generator(1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator(2)))
+    lines = [f"{given.preset}, {ranks.world} processes of one thread each, medians of {given.rounds} rounds in turns"]
+    lines.append(told("update", compared(ranks, given.rounds, *updates(model, ranks))))
+    name = f"row of {given.length:,} tokens"
+    lines.append(told(name, compared(ranks, given.rounds, *rows(model, ranks, given.length))))
+    if ranks.rank == 0:
+        print("\n".join(lines), flush=True)
+    dist.destroy_process_group()
+
+
+def updates(model: Model, ranks: Ranks) -> tuple[Callable[[], None], Callable[[], None]]:
+    train = TrainConfig()
+    whole, shared = Optimisers(model, train), Optimisers(model, train, ranks)
+    parameters = list(model.parameters())
+    gradients = [0.01 * torch.randn(p.shape, generator=generator(3)) for p in parameters]
+    owners = shared.owners
+    assert owners is not None
+
+    def alone() -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        whole.step(1.0)
+
+    def together() -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        owners.reduce()
+        shared.step(1.0)
+
+    return alone, together
+
+
+def rows(model: Model, ranks: Ranks, length: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    tokens = torch.randint(0, model.config.vocab_size, (1, length + 1), generator=generator(4))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    stretch = stretch_of(ranks.rank, range(ranks.world), None, (1, length))
+    some = slice(ranks.rank * stretch.tokens, (ranks.rank + 1) * stretch.tokens)
+    losses: dict[str, float] = {}
+
+    def alone() -> None:
+        model.zero_grad(set_to_none=True)
+        loss = model.loss(model(inputs)[0], targets).sum() / length
+        loss.backward()
+        losses["alone"] = float(loss.detach())
+
+    def together() -> None:
+        model.zero_grad(set_to_none=True)
+        loss = model.loss(model(inputs[:, some], stretch=stretch)[0], targets[:, some]).sum() / length
+        loss.backward()
+        total = float(sum_over(ranks, loss.detach()))
+        if abs(total - losses.get("alone", total)) > 1e-4:
+            raise SystemExit(f"losses differ: {losses['alone']} alone, {total} together")
+
+    return alone, together
+
+
+def compared(ranks: Ranks, rounds: int, alone: Callable[[], None], together: Callable[[], None]) -> tuple[float, float]:
+    """Median seconds of the first process alone, and of all."""
+    times: list[tuple[float, float]] = []
+    for turn in range(rounds + 1):
+        if ranks.rank == 0:
+            first = seconds(alone)
+        else:
+            first = 0.0
+        dist.barrier()
+        second = seconds(together)
+        dist.barrier()
+        if turn:  # the first warms up
+            times.append((first, second))
+    return statistics.median(x for x, _ in times), statistics.median(x for _, x in times)
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def told(what: str, both: tuple[float, float]) -> str:
+    alone, together = both
+    return f"{what}: alone {1e3 * alone:.1f} ms, together {1e3 * together:.1f} ms, ratio {together / alone:.2f}"
+
+
+if __name__ == "__main__":
+    main()

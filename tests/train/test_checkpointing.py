@@ -1,0 +1,46 @@
+"""Blocks of which only the inputs are kept: the same bits, and less that is held."""
+
+import pytest
+import torch
+from tiny_run import rows, tiny_model
+
+from atma.config import ModelConfig
+from atma.mixers.table import names, small
+from atma.model import Model
+from atma.train.step import generator
+
+
+def gradients(model: Model, batch) -> list[torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    hidden, _ = model(batch.tokens, segment_ids=batch.segment_ids, noise=3)
+    model.loss(hidden, batch.targets).sum().backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", names())
+def test_gradients_have_the_same_bits(kind):
+    config = ModelConfig(32, width=16, depth=2, pattern=(kind,), **small(kind)[0])
+    model, batch = Model(config, generator(1)), rows(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(2)))
+    whole = gradients(model, batch)
+    model.checkpointing = True
+    for one, other in zip(whole, gradients(model, batch), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_less_is_held_between_the_passes():
+    model, batch, held = Model(tiny_model(), generator(1)), rows(0), []
+    for model.checkpointing in (False, True):
+        seen = {}
+
+        def keep(x: torch.Tensor, seen: dict = seen) -> torch.Tensor:
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            hidden, _ = model(batch.tokens, segment_ids=batch.segment_ids)
+        held.append(sum(seen.values()))
+        del hidden
+    assert held[1] < 0.5 * held[0]
