@@ -98,10 +98,7 @@ def compared(ranks: Ranks, rounds: int, alone: Callable[[], None], together: Cal
     """Median seconds of the first process alone, and of all."""
     times: list[tuple[float, float]] = []
     for turn in range(rounds + 1):
-        if ranks.rank == 0:
-            first = seconds(alone)
-        else:
-            first = 0.0
+        first = seconds(alone) if ranks.rank == 0 else 0.0
         dist.barrier()
         second = seconds(together)
         dist.barrier()
