@@ -87,12 +87,14 @@ def run(
         folder = out or Path("runs") / chosen.name
         announce(chosen, watching.evaluate)
         progress = _progress(watching, chosen, folder)
-        print(processor_threads.settle(machine.threads, recorded_threads(folder) if resume else 0), flush=True)
+        settled = processor_threads.settle(machine.threads, recorded_threads(folder) if resume else 0)
+        if _speaks():
+            print(settled, flush=True)
         try:
             with progress:
                 final = train(chosen, folder, resume, progress, machine.device, asked)
         except Stopped as stopped:
-            if os.environ.get("RANK", "0") == "0":
+            if _speaks():
                 again = f"atma train --resume --out {shlex.quote(str(folder))}"
                 print(f"atma: {stopped}; go on with: {again}", file=sys.stderr)
             raise SystemExit(asked.status) from None
@@ -102,10 +104,17 @@ def run(
 def _progress(watching: Watching, recipe: Recipe, folder: Path) -> "Followed":
     """What shows the run, and tells the trackers of it where this process speaks for all."""
     from atma.train import terminal_progress
+    from atma.train.progress import Silent
     from atma.train.trackers import followed
 
-    speaks = os.environ.get("RANK", "0") == "0"
-    return followed(terminal_progress(), watching.trackers if speaks else [], recipe, folder)
+    if not _speaks():
+        return followed(Silent(), [], recipe, folder)
+    return followed(terminal_progress(), watching.trackers, recipe, folder)
+
+
+def _speaks() -> bool:
+    """Whether this process speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _with_start(assignments: tuple[str, ...], start: str | None) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from typing import Any
 from atma.config import Recipe, dump_toml, load_recipe
 from atma.disk import content, destination, lock, sync
 from atma.strict import to_dict
-from atma.train.parallel import Ranks, any_of
+from atma.train.parallel import Ranks
+from atma.train.together import agreeing
 
 RECIPE = "recipe.toml"
 _LOCK = ".lock"
@@ -48,15 +49,11 @@ def claimed(recipe: Recipe, out: Path, resume: bool, ranks: Ranks | None = None)
     ValueError, in every process, when another one is training there, it holds another run or something else, or there
     is nothing to resume.
     """
-    ranks, notes, problem = ranks or Ranks(), [], None
+    ranks, notes = ranks or Ranks(), []
     with contextlib.ExitStack() as held:
-        if ranks.rank == 0:
-            try:
+        with agreeing(ranks):
+            if ranks.rank == 0:
                 notes = held.enter_context(_held(recipe, destination(out), resume))
-            except (ValueError, OSError) as error:
-                problem = error
-        if any_of(ranks, problem is not None):
-            raise problem or ValueError("the first process could not take the run folder and says why")
         yield notes
 
 

@@ -17,10 +17,10 @@ import torch
 from atma.config import Recipe, identity
 from atma.strict import to_dict
 from atma.train.checks import check_fit
-from atma.train.folder import claimed, write_recipe
+from atma.train.folder import RECIPE, claimed, write_recipe
 from atma.train.optim import Optimisers
 from atma.train.owners import collected
-from atma.train.parallel import Ranks, any_of, join, wait
+from atma.train.parallel import Ranks, any_of, join, own_device, wait
 from atma.train.precision import choose_precision
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record, cut_record
@@ -61,14 +61,13 @@ def train(
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"'device' must be cpu or cuda, not {device!r}") from error
-    ranks = join(where, recipe.train.context, recipe.train.hang_seconds)
-    if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    ranks, where = join(where, recipe.train.context, recipe.train.hang_seconds), own_device(where)
     with agreeing(ranks):
         recipe = resolved(recipe)
         source = open_source(recipe, ranks)
     require_same_run(ranks, recipe, source.hash)
-    return fit(recipe, Path(out), source, resume or goes_on(ranks, Path(out)), progress, where, ranks, stop)
+    resume = resume or goes_on(ranks, Path(out) / RECIPE)
+    return fit(recipe, Path(out), source, resume, progress, where, ranks, stop)
 
 
 def fit(

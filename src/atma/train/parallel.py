@@ -96,6 +96,13 @@ def any_of(ranks: Ranks, flag: bool) -> bool:
     return bool(sum_over(ranks, torch.tensor(float(flag), device=where())).item())
 
 
+def own_device(device: torch.device) -> torch.device:
+    """Of this process: a GPU that is not said is that of its number on the machine."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def all_here(ranks: Ranks, seconds: float) -> None:
     """Let every process arrive here before any goes on. RuntimeError names one that does not come in so many seconds,
     where processes speak by gloo; NCCL has a watch of its own."""
@@ -105,8 +112,7 @@ def all_here(ranks: Ranks, seconds: float) -> None:
 
 def where() -> torch.device:
     """Of what is sent: a GPU where that is how processes speak."""
-    nccl = dist.get_backend() == "nccl"
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if nccl else torch.device("cpu")
+    return own_device(torch.device("cuda" if dist.get_backend() == "nccl" else "cpu"))
 
 
 def wait(ranks: Ranks) -> None:

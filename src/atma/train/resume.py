@@ -62,13 +62,14 @@ class RunState:
 
     def here(self, device: torch.device, world: int = 1) -> list[str]:
         """Take note of what computes from now on; what to tell where it is not what has computed so far."""
-        before = self.threads, self.kernels, self.world
+        before = f"{self.threads} threads", self.kernels, f"{self.world} process{'' if self.world == 1 else 'es'}"
+        known = self.threads > 0, self.kernels != "", True
         self.threads, self.kernels, self.world = torch.get_num_threads(), native.name(device), world
-        pairs = zip(before, (self.threads, self.kernels, world), (" threads", "", " processes"), strict=True)
+        now = f"{self.threads} threads", self.kernels, f"{world} process{'' if world == 1 else 'es'}"
         return [
-            f"made with {old}{unit}, goes on with {new}{unit}: equal up to rounding, not to the bit"
-            for old, new, unit in pairs
-            if old not in (0, "", new)
+            f"made with {old}, goes on with {new}: equal up to rounding, not to the bit"
+            for old, new, told in zip(before, now, known, strict=True)
+            if told and old != new
         ]
 
     def judge(self, loss: float) -> bool:

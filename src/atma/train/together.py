@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from atma.config import Recipe, identity
 from atma.hashes import code_hash
-from atma.train.folder import RECIPE
 from atma.train.parallel import Ranks, any_of, where
 
 MOST_BYTES = 2000
@@ -62,10 +61,10 @@ def require_same_run(ranks: Ranks, recipe: Recipe, data: str) -> None:
             raise (ToldByFirst if ranks.rank else ValueError)(f"{words}: start all of them with the same")
 
 
-def goes_on(ranks: Ranks, out: Path) -> bool:
+def goes_on(ranks: Ranks, recipe: Path) -> bool:
     """Whether torchrun has started these processes again, one having failed (--max-restarts), and the run has begun."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return any_of(ranks, ranks.rank == 0 and again and (out / RECIPE).is_file())
+    return any_of(ranks, ranks.rank == 0 and again and recipe.is_file())
 
 
 def _texts(ranks: Ranks, text: str) -> list[str]:
