@@ -51,7 +51,7 @@ class TrainConfig:
     length: int = 256
     """Tokens of a row, the length that the model is trained at."""
     batch_tokens: int = 8192
-    """Tokens per optimiser step, of all processes; a multiple of length × accumulation × ranks / context."""
+    """Tokens per optimiser step, of all processes; a multiple of length × accumulation × ranks / context_ranks."""
     tokens: int = 2_000_000
     """Training tokens in all, rounded up to whole steps."""
     accumulation: int = 1
@@ -110,7 +110,7 @@ class TrainConfig:
     """The rate of every parameter under optimiser = "adamw"."""
     lora_rate: float = field(default=2e-4, metadata=LATER)
     """The rate of adapters, which AdamW moves under either optimiser."""
-    context: int = field(default=1, metadata=LATER)
+    context_ranks: int = field(default=1, metadata=LATER)
     """Neighbouring processes that share each row, for rows longer than one device can hold."""
     checkpointing: bool = field(default=False, metadata=LATER)
     """Keep of each block only what it reads, and compute the rest again for its gradients: less memory, more time."""
@@ -133,9 +133,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
-        for name in (*sizes, "evaluation_tokens", "sample_tokens", "context"):
+        for name in (*sizes, "evaluation_tokens", "sample_tokens", "context_ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.length % self.context == 0, "length", self.length, f"a multiple of context = {self.context}")
+        require(
+            self.length % self.context_ranks == 0,
+            "length",
+            self.length,
+            f"a multiple of context_ranks = {self.context_ranks}",
+        )
         require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         require(self.early_stopping >= 0, "early_stopping", self.early_stopping, "0 (never) or more")

@@ -18,7 +18,9 @@ ROWS = 12
 
 def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtype = torch.float32) -> dict:
     """The weights after some steps, and the loss and the norm of each."""
-    train = replace(tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, context=ranks.context)
+    train = replace(
+        tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, context_ranks=ranks.context
+    )
     model = Model(tiny_model(), generator(1)).to(dtype)
     stepper = Stepper(model, Optimisers(model, train, ranks), train, torch.float32, ranks)
     told = []

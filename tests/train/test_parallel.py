@@ -21,7 +21,7 @@ def test_one_process_alone_sums_nothing():
 
 
 def test_processes_that_cannot_be_in_groups_are_told():
-    with pytest.raises(ValueError, match="'context' 2: 1 process cannot be in groups of 2; start a multiple"):
+    with pytest.raises(ValueError, match="'context_ranks' 2: 1 process cannot be in groups of 2; start a multiple"):
         join(torch.device("cpu"), 2)
 
 

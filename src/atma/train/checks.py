@@ -17,18 +17,20 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
             f"set model.vocab_size={source.vocab_size}"
         )
     train = recipe.train
-    if train.context != ranks.context:
-        raise ValueError(f"'context' {train.context}: rows are shared in `atma train` alone; leave it out here")
+    if train.context_ranks != ranks.context:
+        raise ValueError(
+            f"'context_ranks' {train.context_ranks}: rows are shared in `atma train` alone; leave it out here"
+        )
     further = [
         key
         for key, on in (("regulariser", train.regulariser != "none"), ("distractor_weight", train.distractor_weight))
         if on
     ]
-    if train.context > 1 and further:
+    if train.context_ranks > 1 and further:
         raise ValueError(
-            f"'{further[0]}' reads whole rows, which processes share ('context' {train.context}); leave one out"
+            f"'{further[0]}' reads whole rows, which processes share ('context_ranks' {train.context_ranks}); leave one out"
         )
     unit = train.length * train.accumulation * ranks.replicas
     if train.batch_tokens % unit:
-        wanted = f"length × accumulation × processes{' / context' if train.context > 1 else ''} = {unit}"
+        wanted = f"length × accumulation × processes{' / context_ranks' if train.context_ranks > 1 else ''} = {unit}"
         raise ValueError(f"'batch_tokens' must be a multiple of {wanted}, not {train.batch_tokens}")

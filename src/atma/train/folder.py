@@ -29,7 +29,7 @@ _FREE = (
     "train.init_from",
     "train.epochs",
     "train.checkpointing",
-    "train.context",
+    "train.context_ranks",
     "train.hang_seconds",
     "train.early_stopping",
     "train.keep_best",

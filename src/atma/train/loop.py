@@ -61,7 +61,7 @@ def train(
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"'device' must be cpu or cuda, not {device!r}") from error
-    ranks, where = join(where, recipe.train.context, recipe.train.hang_seconds), own_device(where)
+    ranks, where = join(where, recipe.train.context_ranks, recipe.train.hang_seconds), own_device(where)
     with agreeing(ranks):
         recipe = resolved(recipe)
         source = open_source(recipe, ranks)
@@ -85,7 +85,8 @@ def fit(
     with agreeing(ranks):
         recipe, told = in_epochs(recipe, source)
         check_fit(recipe, source, ranks)
-        check_tokenizer(recipe, None if resume else source.tokenizer)
+        if not resume:
+            check_tokenizer(recipe, source.tokenizer)
     with claimed(recipe, out, resume, ranks) as notes:
         run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
         notes += run.restore() if resume else [*told, *run.told()]
