@@ -28,7 +28,8 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
     ]
     if train.context_ranks > 1 and further:
         raise ValueError(
-            f"'{further[0]}' reads whole rows, which processes share ('context_ranks' {train.context_ranks}); leave one out"
+            f"'{further[0]}' reads whole rows, which processes share ('context_ranks' {train.context_ranks}); "
+            "leave one out"
         )
     unit = train.length * train.accumulation * ranks.replicas
     if train.batch_tokens % unit:

@@ -71,8 +71,8 @@ def _begin(backend: str, patience: datetime.timedelta) -> None:
 def _grouped(rank: int, world: int, context: int) -> Ranks:
     if world % context:
         raise ValueError(
-            f"'context_ranks' {context}: {world} process{'' if world == 1 else 'es'} cannot be in groups of {context}; start "
-            f"a multiple: torchrun --nproc-per-node {context} -m atma train …"
+            f"'context_ranks' {context}: {world} process{'' if world == 1 else 'es'} cannot be in groups of {context}; "
+            f"start a multiple: torchrun --nproc-per-node {context} -m atma train …"
         )
     return Ranks(rank, world, context)
 
