@@ -27,7 +27,14 @@ def make(step: int) -> Rows:
 
 
 try:
-    fit(recipe, folder / "run", tiny_source(make), goes_on(ranks, folder / "run" / "recipe.toml"), ranks=ranks)
+    fit(
+        recipe,
+        folder / "run",
+        tiny_source(make),
+        goes_on(ranks, folder / "run" / "recipe.toml"),
+        ranks=ranks,
+        stop=bool,
+    )
 except ValueError as error:
     (folder / f"told-{ranks.rank}").write_text(str(error))
     os._exit(3)

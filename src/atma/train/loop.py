@@ -92,7 +92,11 @@ def fit(
         notes += run.restore() if resume else [*told, *run.told()]
         if ranks.rank == 0:
             run.trained.keep(source.template)
-        with Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record:
+        patience = recipe.train.hang_seconds
+        with (
+            Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record,
+            answering(ranks, patience, lambda: run.state.step),
+        ):
             return run.go(record, progress or Silent(), notes, stop)
 
 
@@ -153,8 +157,7 @@ class Run:
                 self._sample(progress)
             while self.state.step < steps and not self._ended():
                 if not self.state.unvalidated:
-                    with answering(self.ranks, self.recipe.train.hang_seconds, f"step {self.state.step}"):
-                        self._advance(record, progress)
+                    self._advance(record, progress)
                 if self.state.step < steps and self._told():
                     if self.state.step != self._saved:
                         self._checkpoint(record)

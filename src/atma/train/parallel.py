@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Ranks(NamedTuple):
@@ -62,6 +60,8 @@ def _begin(backend: str, patience: datetime.timedelta) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, timeout=patience)
         return
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore (not in every build)
+
     shared = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
     store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -6,7 +6,7 @@ connections, and one that hangs does not come to the next step in time: the othe
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def _texts(ranks: Ranks, text: str) -> list[str]:
 
 
 @contextmanager
-def answering(ranks: Ranks, seconds: float, what: str) -> Iterator[None]:
+def answering(ranks: Ranks, seconds: float, step: Callable[[], int]) -> Iterator[None]:
     """Inside, a process that is lost, or that does not answer for so many seconds, is a ValueError of one line."""
     if ranks.world == 1:
         yield
@@ -90,7 +90,7 @@ def answering(ranks: Ranks, seconds: float, what: str) -> Iterator[None]:
         cause = _cause(str(error), seconds)
         if cause is None:
             raise
-        raise ValueError(f"process {ranks.rank}, {what}: {cause}; go on with --resume") from error
+        raise ValueError(f"process {ranks.rank}, step {step()}: {cause}; go on with --resume") from error
 
 
 def _cause(text: str, seconds: float) -> str | None:
@@ -102,7 +102,7 @@ def _cause(text: str, seconds: float) -> str | None:
         return f"process {named[1].strip() if named else 0} did not answer for {seconds:g} s"
     if any(word in text for word in ("Timed out", "timed out", "timeout")):
         return f"{who} did not answer for {seconds:g} s"
-    lost = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "connection was", "NCCL", "peer")
+    lost = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "NCCL communicator")
     return f"{who} was lost" if any(word in text for word in lost) else None
 
 
