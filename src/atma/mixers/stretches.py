@@ -21,67 +21,79 @@ if TYPE_CHECKING:
     from atma.mixers.base import Call, Mixer
 
 
+class Part(NamedTuple):
+    """Rows of a stretch whose documents begin and end alike."""
+
+    rows: Tensor
+    """Which, (n,) int64, ascending."""
+    begun: int
+    """Tokens at the beginning that go on with a document of the stretch before."""
+    open: int
+    """Where the last document begins, if it goes on in the next stretch and began in this one; else all tokens."""
+    goes_on: bool
+    """Whether the last document goes on in the next stretch."""
+
+
 class Stretch(NamedTuple):
-    """What of each row this process holds."""
+    """What of each row this process holds, from `stretch_of`."""
 
     index: int
     """Which of the row's stretches, from 0."""
     peers: tuple[int, ...]
     """The processes that hold the stretches of these rows, in order, by their number in the whole group."""
     segments: Tensor
-    """(B, whole length) int: the documents of the whole rows, a number each, ascending."""
+    """(B, tokens) int: the documents of this stretch."""
+    parts: tuple[Part, ...]
+    before: Tensor
+    """Rows, (n,) int64, whose first document was begun in the stretch before."""
 
     @property
     def tokens(self) -> int:
         """Of a stretch."""
-        return self.segments.shape[1] // len(self.peers)
-
-    def over(self, edge: int) -> Tensor:
-        """Whether the document of each row goes on over the beginning of stretch `edge`: (B,) bool."""
-        at = edge * self.tokens
-        if not 0 < at < self.segments.shape[1]:
-            return torch.zeros(len(self.segments), dtype=torch.bool, device=self.segments.device)
-        return self.segments[:, at - 1] == self.segments[:, at]
+        return self.segments.shape[1]
 
     @property
-    def own(self) -> Tensor:
-        """(B, tokens): the documents of this stretch."""
-        return self.segments[:, self.index * self.tokens : (self.index + 1) * self.tokens]
+    def seen(self) -> int:
+        """Tokens of a row up to the end of this stretch: the most that a state here holds."""
+        return (self.index + 1) * self.tokens
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether a document goes on in the next stretch."""
+        return any(part.goes_on for part in self.parts)
 
 
 def stretch_of(index: int, peers: Sequence[int], segments: Tensor | None, shape: tuple[int, int]) -> Stretch:
-    """The stretch of rows (B, whole length) of `shape`; no segments: each row is one document. ValueError: the length
-    is no multiple of the number of processes."""
-    if shape[1] % len(peers):
+    """The stretch of rows (B, whole length) of `shape`, of documents with a number each, ascending; no segments: each
+    row is one document. ValueError: the length is no multiple of the number of processes."""
+    tokens, over = divmod(shape[1], len(peers))
+    if over:
         raise ValueError(f"rows of {shape[1]} tokens cannot be shared by {len(peers)} processes: choose a multiple")
     whole = torch.zeros(shape, dtype=torch.int32) if segments is None else segments
-    return Stretch(index, tuple(peers), whole)
+    own = whole[:, index * tokens : (index + 1) * tokens]
+    before, after = (_over(whole, edge * tokens) for edge in (index, index + 1))
+    return Stretch(index, tuple(peers), own, tuple(_parts(own, before, after)), before.nonzero()[:, 0])
 
 
-class Part(NamedTuple):
-    """Rows of a stretch whose documents begin and end alike."""
-
-    rows: Tensor
-    """Which, (n,) int64."""
-    begun: int
-    """Tokens at the beginning that go on with a document of the stretch before."""
-    open: int
-    """Where the last document begins, if it goes on in the next stretch and began in this one; else all tokens."""
+def _over(segments: Tensor, at: int) -> Tensor:
+    """Whether the document of each row goes on over the place before token `at`: (B,) bool."""
+    if not 0 < at < segments.shape[1]:
+        return torch.zeros(len(segments), dtype=torch.bool, device=segments.device)
+    return segments[:, at - 1] == segments[:, at]
 
 
-def parts_of(stretch: Stretch) -> Iterator[Part]:
+def _parts(own: Tensor, before: Tensor, after: Tensor) -> Iterator[Part]:
     """The rows of a stretch by where their first document ends and their last begins."""
-    before, after, own = stretch.over(stretch.index), stretch.over(stretch.index + 1), stretch.own
-    tokens = stretch.tokens
+    tokens = own.shape[1]
     first = (own == own[:, :1]).sum(1)
     last = tokens - (own == own[:, -1:]).sum(1)
     begun = torch.where(before, first, 0)
     # A document that fills the stretch and was begun before is no new one.
     opened = torch.where(after & (last >= begun), last, tokens)
-    places = torch.stack([begun, opened], 1).tolist()
-    for begin, end in sorted(set(map(tuple, places))):
-        rows = [i for i, place in enumerate(places) if tuple(place) == (begin, end)]
-        yield Part(torch.tensor(rows, device=own.device), begin, end)
+    places = [tuple(place) for place in torch.stack([begun, opened, after.long()], 1).tolist()]
+    for begin, end, goes_on in sorted(set(places)):
+        rows = [i for i, place in enumerate(places) if place == (begin, end, goes_on)]
+        yield Part(torch.tensor(rows, device=own.device), begin, end, bool(goes_on))
 
 
 def chained(mixer: "Mixer", x: Tensor, stretch: Stretch, call: "Call | None") -> Tensor:
@@ -89,46 +101,38 @@ def chained(mixer: "Mixer", x: Tensor, stretch: Stretch, call: "Call | None") ->
 
     Gradients cross over in `backward`; `torch.autograd.grad` of some inputs alone does not reach what crosses.
     """
-    whole = stretch.segments.shape[1]
-    before, after = (stretch.over(edge).nonzero()[:, 0] for edge in (stretch.index, stretch.index + 1))
-    given, received = None, ()
-    if len(before):
-        given, received = _receive(mixer.init_state(len(before), whole), stretch)
-    outputs, order, handed, handed_rows = [], [], [], []
-    for part in parts_of(stretch):
-        state = None if not part.begun else _rows(given, torch.searchsorted(before, part.rows))
-        y, state = _run(mixer, x[part.rows], part, (state, stretch), call)
+    given, received = _receive(mixer, stretch) if len(stretch.before) else (None, ())
+    outputs, handed = [], []
+    for part in stretch.parts:
+        state = _rows(given, torch.searchsorted(stretch.before, part.rows)) if part.begun else None
+        y, state = _run(mixer, _chosen(x, part.rows), part, (state, stretch), call)
         outputs.append(y)
-        order.append(part.rows)
-        if state is not None:
+        if part.goes_on:
             handed.append(state)
-            handed_rows.append(part.rows)
-    y = torch.cat(outputs)[torch.cat(order).argsort()]
+    y = _in_order(outputs, [part.rows for part in stretch.parts])
     if received:
         y = _Joined.apply(y, *received)
-    if len(after):
-        y = _hand_over(
-            y, _rows(states.stack(handed), torch.cat(handed_rows).argsort()), mixer.init_state(1, 1), stretch
-        )
+    if stretch.hands_over:
+        order = torch.cat([part.rows for part in stretch.parts if part.goes_on]).argsort()
+        y = _hand_over(y, _rows(states.stack(handed) if len(handed) > 1 else handed[0], order), mixer, stretch)
     return y
 
 
 def _run(mixer: "Mixer", x: Tensor, part: Part, before: tuple[Any, Stretch], call: "Call | None") -> tuple[Tensor, Any]:
     """Rows that are cut alike: the document begun before, those that are whole here, and the one that goes on."""
-    (state, stretch), tokens, outputs = before, x.shape[1], []
-    goes_on = bool(stretch.over(stretch.index + 1)[part.rows[0]])
+    (state, stretch), outputs = before, []
     if part.begun:
         y, state = _called(mixer, x, slice(0, part.begun), (state, None), (part, call))
         outputs.append(y)
     if part.begun < part.open:
-        own = stretch.own[part.rows, part.begun : part.open]
+        own = _chosen(stretch.segments, part.rows)[:, part.begun : part.open]
         y, _ = _called(mixer, x, slice(part.begun, part.open), (None, own), (part, call))
         outputs.append(y)
-    if part.open < tokens:
-        fresh = mixer.init_state(len(x), stretch.segments.shape[1])
-        y, state = _called(mixer, x, slice(part.open, tokens), (fresh, None), (part, call))
+    if part.open < stretch.tokens:
+        fresh = mixer.init_state(len(x), stretch.seen)
+        y, state = _called(mixer, x, slice(part.open, stretch.tokens), (fresh, None), (part, call))
         outputs.append(y)
-    return torch.cat(outputs, 1), state if goes_on else None
+    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
 
 
 def _called(
@@ -146,39 +150,37 @@ def _called(
     return mixer(x[:, some], state, **more)
 
 
+def _chosen(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of x (B, …), distinct and ascending: x itself where they are all."""
+    return x if len(rows) == len(x) else x[rows]
+
+
+def _in_order(parts: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts as they were."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))[torch.cat(list(rows)).argsort()]
+
+
 def _rows(state: Any, index: Tensor) -> Any:
-    """The chosen rows of a state, through which gradients go."""
-    return states.transform(state, lambda _, x: x[index])
+    """The chosen rows of a state, in that order, through which gradients go; the state itself where nothing changes."""
+    same = torch.equal(index, torch.arange(len(index), device=index.device))
+    return states.transform(state, lambda _, x: x if same and len(x) == len(index) else x[index])
 
 
-def _sent(state: Any, tokens: int) -> list[Tensor]:
-    """The tensors of a state; of what grows the first `tokens`."""
-    return [x.tensor if x.axis is None else x.tensor.narrow(x.axis, 0, tokens) for x in states.leaves(state)]
-
-
-def _receive(template: Any, stretch: Stretch) -> tuple[Any, tuple[Tensor, ...]]:
-    """The state that the process before hands over, of the shapes of `template`; its tensors with gradients."""
-    known = stretch.index * stretch.tokens
-    like = [x.detach() for x in _sent(template, known)]
+def _receive(mixer: "Mixer", stretch: Stretch) -> tuple[Any, tuple[Tensor, ...]]:
+    """The state that the process before hands over, with room for this stretch; its tensors with gradients."""
+    template = mixer.init_state(len(stretch.before), stretch.seen - stretch.tokens)
     anchor = torch.empty(0, requires_grad=torch.is_grad_enabled())
+    like = [x.detach() for x in states.tensors(template)]
     found = _Receive.apply(anchor, stretch.peers[stretch.index - 1], *like)
     fill = iter(found)
-
-    def put(leaf: states.Leaf) -> Tensor:
-        x = next(fill)
-        if leaf.axis is None:
-            return x
-        shape = list(x.shape)
-        shape[leaf.axis] = leaf.tensor.shape[leaf.axis] - known
-        return torch.cat([x, x.new_zeros(shape)], leaf.axis)
-
-    return states.replaced(template, put), tuple(x for x in found if x.requires_grad)
+    state = states.transform(template, lambda *_: next(fill))
+    return states.grow(state, stretch.seen), tuple(x for x in found if x.requires_grad)
 
 
-def _hand_over(y: Tensor, state: Any, template: Any, stretch: Stretch) -> Tensor:
-    """y, and the state to the process behind, in the dtypes of `template`, which that process expects."""
-    known = (stretch.index + 1) * stretch.tokens
-    sent = [x.to(own.dtype) for x, own in zip(_sent(state, known), states.tensors(template), strict=True)]
+def _hand_over(y: Tensor, state: Any, mixer: "Mixer", stretch: Stretch) -> Tensor:
+    """y, and the state to the process behind, in the dtypes that it expects, whatever the call computed in."""
+    expected = (x.dtype for x in states.tensors(mixer.init_state(1, 1)))
+    sent = [x.to(dtype) for x, dtype in zip(states.tensors(state), expected, strict=True)]
     return _HandOver.apply(y, stretch.peers[stretch.index + 1], *sent)
 
 
@@ -245,4 +247,4 @@ def _received(like: Tensor, peer: int) -> Tensor:
     return found
 
 
-__all__ = ["Part", "Stretch", "chained", "parts_of", "stretch_of"]
+__all__ = ["Part", "Stretch", "chained", "stretch_of"]
