@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from tiny_run import LENGTH, Rows, rows, tiny_recipe, tiny_source
 
+from atma.train.folder import goes_on
 from atma.train.loop import fit
 from atma.train.parallel import join
-from atma.train.together import goes_on
 
 folder, how, at, who, seconds = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ try:
         recipe,
         folder / "run",
         tiny_source(make),
-        goes_on(ranks, folder / "run" / "recipe.toml"),
+        goes_on(ranks, folder / "run"),
         ranks=ranks,
         stop=bool,
     )

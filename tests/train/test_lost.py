@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import tiny_recipe, tiny_source
 
+from atma.train.folder import goes_on
+from atma.train.loop import fit
+from atma.train.parallel import Ranks
 from atma.weights import load_tensors
 from tests.harness.processes import ROOT, begun, group
 
@@ -78,3 +82,13 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     group(3, ["lost.py", str(folder), "kill", NEVER, "0", "60"], HERE)
     return folder
+
+
+def test_only_the_call_of_torchrun_that_began_a_run_goes_on_with_it_unasked(tmp_path, monkeypatch):
+    fit(tiny_recipe(), tmp_path / "run", tiny_source())
+    assert not goes_on(Ranks(), tmp_path / "run")  # started for the first time
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert goes_on(Ranks(), tmp_path / "run")
+    assert not goes_on(Ranks(), tmp_path / "other")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert not goes_on(Ranks(), tmp_path / "run")

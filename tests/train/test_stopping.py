@@ -63,11 +63,11 @@ def test_a_signal_writes_a_checkpoint_and_ends_as_signals_do(tmp_path, command, 
 
 
 def test_a_step_that_has_its_checkpoint_is_not_saved_twice(command, monkeypatch):
-    from atma.train import loop
+    from atma.train import run as steps
 
-    saved, real = [], loop.save_checkpoint
+    saved, real = [], steps.save_checkpoint
     monkeypatch.setattr(
-        loop, "save_checkpoint", lambda run, state, *rest: saved.append(state.step) or real(run, state, *rest)
+        steps, "save_checkpoint", lambda run, state, *rest: saved.append(state.step) or real(run, state, *rest)
     )
     with pytest.raises(SystemExit):
         command(told_at(7, signal.SIGTERM), "tiny.toml", "--out", "run")

@@ -20,11 +20,11 @@ from atma.strict import plain
 from atma.talk import talk_of
 from atma.train.checks import check_fit
 from atma.train.folder import claimed
-from atma.train.loop import Run
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record
+from atma.train.run import Run
 from atma.train.source import Source, open_source
 from atma.train.start import require_same, weights_hash_of
 from atma.train.step import generator

@@ -1,7 +1,8 @@
 """Training: `train(recipe, out)` runs a recipe into a run folder and `train(..., resume=True)` goes on after any stop.
 
-Reading order: loop.py (the run), step.py (one optimiser step), optim.py and schedule.py (how parameters move),
-objectives.py and distractor.py (optional loss terms), resume.py and record.py (what is kept on disk).
+Reading order: loop.py (how a run begins), run.py (the run), step.py (one optimiser step), optim.py and schedule.py (how
+parameters move), objectives.py and distractor.py (optional loss terms), parallel.py, owners.py and together.py (several
+processes), resume.py and record.py (what is kept on disk).
 """
 
 from atma.train.loop import Stopped, train

@@ -12,7 +12,7 @@ from typing import Any
 from atma.config import Recipe, dump_toml, load_recipe
 from atma.disk import content, destination, lock, sync
 from atma.strict import to_dict
-from atma.train.parallel import Ranks
+from atma.train.parallel import Ranks, any_of
 from atma.train.together import agreeing
 
 RECIPE = "recipe.toml"
@@ -62,6 +62,27 @@ def recipe_of(out: Path) -> Recipe:
     if not (out / RECIPE).is_file():
         raise ValueError(f"{out}: nothing to resume: no {RECIPE} there; start the run without resuming")
     return load_recipe(out / RECIPE)
+
+
+def goes_on(ranks: Ranks, out: Path) -> bool:
+    """Whether torchrun has started these processes again, one having failed (--max-restarts), and it is they who began
+    the run in the folder: a run of somebody else is to be resumed by name."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return any_of(ranks, ranks.rank == 0 and again and (out / RECIPE).is_file() and _launched(out) == _launch())
+
+
+def _launch() -> str:
+    """By which call of torchrun this process runs: its name for the call, or it itself."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name != "none" else f"{socket.gethostname()} {os.getppid()}"
+
+
+def _launched(out: Path) -> str:
+    """By which call the process ran that was the last to train in the folder; "" where that is not known."""
+    try:
+        return str(json.loads((out / _LOCK).read_text(encoding="utf-8"))["launch"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def write_recipe(recipe: Recipe, out: Path) -> None:
@@ -116,7 +137,8 @@ def _held(recipe: Recipe, out: Path, resume: bool) -> Iterator[list[str]]:
         if mine is None:
             notes.append("this disk has no file locks: nothing keeps a second process out of the run folder")
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        own = {"process": os.getpid(), "host": socket.gethostname(), "launch": _launch()}
+        os.pwrite(handle, json.dumps(own).encode(), 0)
         _check(recipe, out, resume)  # again, for another may have come and gone
         if not resume:
             write_recipe(recipe, out)

@@ -4,18 +4,16 @@ A problem of one of them at the start ends all, and the first says what it is. L
 connections, and one that hangs does not come to the next step in time: the others then end, each with one line.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from atma.config import Recipe, identity
 from atma.hashes import code_hash
-from atma.train.parallel import Ranks, any_of, where
+from atma.train.parallel import Ranks, where
 
 MOST_BYTES = 2000
 """Of a problem's text as processes tell it to each other."""
@@ -61,12 +59,6 @@ def require_same_run(ranks: Ranks, recipe: Recipe, data: str) -> None:
             raise (ToldByFirst if ranks.rank else ValueError)(f"{words}: start all of them with the same")
 
 
-def goes_on(ranks: Ranks, recipe: Path) -> bool:
-    """Whether torchrun has started these processes again, one having failed (--max-restarts), and the run has begun."""
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return any_of(ranks, ranks.rank == 0 and again and recipe.is_file())
-
-
 def _texts(ranks: Ranks, text: str) -> list[str]:
     """What each process tells, in their order."""
     data = text.encode()[:MOST_BYTES]
@@ -106,4 +98,4 @@ def _cause(text: str, seconds: float) -> str | None:
     return f"{who} was lost" if any(word in text for word in lost) else None
 
 
-__all__ = ["ToldByFirst", "agreeing", "answering", "goes_on", "require_same_run"]
+__all__ = ["ToldByFirst", "agreeing", "answering", "require_same_run"]

@@ -24,10 +24,10 @@ from atma.eval.suite import sha256
 from atma.ops.loss import NOT_SCORED
 from atma.strict import check_fields
 from atma.train.folder import claimed
-from atma.train.loop import Run
 from atma.train.parallel import Ranks
 from atma.train.progress import Progress, Silent
 from atma.train.record import NAME, Record
+from atma.train.run import Run
 from atma.train.source import Source
 
 SAMPLES = 1 << 31
