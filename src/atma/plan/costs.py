@@ -8,9 +8,7 @@ from atma.config import Recipe
 from atma.ops.backend import use_backend
 from atma.plan.activations import Saved, ends_saved, layer_saved
 from atma.plan.work import LayerWork, Size, layer_works, outline, size_of
-
-NEWTON_SCHULZ = 5
-"""Rounds of Muon's orthogonalisation."""
+from atma.train.optim import ROUNDS
 
 
 class Costs(NamedTuple):
@@ -61,7 +59,7 @@ class Costs(NamedTuple):
     def update(self) -> float:
         """Operations of one update, of which only Muon's products count: five rounds on each matrix's smaller side."""
         sides = ((min(matrix), max(matrix)) for matrix in self.size.matrices)
-        return 2.0 * NEWTON_SCHULZ * sum(2 * low * low * high + low**3 for low, high in sides)
+        return 2.0 * ROUNDS * sum(2 * low * low * high + low**3 for low, high in sides)
 
 
 def costs_of(recipe: Recipe, compute: torch.dtype, backend: str = "auto") -> Costs:

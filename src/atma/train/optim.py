@@ -20,7 +20,7 @@ from atma.train.owners import Owners
 from atma.train.parallel import Ranks
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_ROUNDS = 5
+ROUNDS = 5
 _TINY = 1e-7
 ADAMW_COST = 100.0
 """Multiply-adds in whose time AdamW moves a number: it is the memory's rate that counts."""
@@ -136,7 +136,7 @@ def orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
     each = [x.mT @ x if high else x @ x.mT for x, high in zip(matrices, tall, strict=True)]
     grams = torch.cat([gram if gram.ndim == 3 else gram[None] for gram in each])
     norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=_TINY)[:, None, None]
-    factors = newton_schulz(grams / norms.square(), _COEFFICIENTS, _ROUNDS) / norms
+    factors = newton_schulz(grams / norms.square(), _COEFFICIENTS, ROUNDS) / norms
     shares = [f.view_as(gram) for f, gram in zip(factors.split([_count(x) for x in matrices]), each, strict=True)]
     return [x @ f if high else f @ x for x, f, high in zip(matrices, shares, tall, strict=True)]
 
@@ -172,7 +172,7 @@ def cost_of(kind: str, parameter: Tensor) -> float:
     if kind != "matrix":
         return parameter.numel() * ADAMW_COST
     short, long = sorted(parameter.shape[-2:])
-    return _count(parameter) * (2 * long * short**2 + 3 * _ROUNDS * short**3) + parameter.numel() * ADAMW_COST
+    return _count(parameter) * (2 * long * short**2 + 3 * ROUNDS * short**3) + parameter.numel() * ADAMW_COST
 
 
 class Optimisers:
