@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 benchmarks/processes.py --preset nano --length 16384
 
-One thread a process. In turns: the first process alone (the others wait), and all of them together. *Update*: summing
-gradients at their owners, moving, and spreading, beside the whole update in one process, as each made it before ranks
-owned anything. *Row*: forward and backward pass of one row of --length tokens. Medians, and their ratio. Losses are
-compared first, to 1e-4; nothing is printed where they differ.
+One thread a process, both sides in turns. *Update*: summing gradients at their owners, moving, and spreading, beside
+summing them everywhere and the whole update in each process. *Row*: forward and backward pass of one row of --length
+tokens, by all and by the first process alone (the others wait). Medians, and their ratio. Losses are compared first,
+to 1e-4; nothing is printed where they differ.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from atma.config import TrainConfig
 from atma.mixers.stretches import stretch_of
 from atma.model import Model
 from atma.presets import preset
+from atma.train.allocator import keep_freed_memory
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join, sum_over
 from atma.train.step import generator
@@ -39,12 +40,14 @@ def main() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator(2)))
-    lines = [f"{given.preset}, {ranks.world} processes of one thread each, medians of {given.rounds} rounds in turns"]
-    lines.append(told("update", compared(ranks, given.rounds, *updates(model, ranks))))
-    name = f"row of {given.length:,} tokens"
-    lines.append(told(name, compared(ranks, given.rounds, *rows(model, ranks, given.length))))
+    keep_freed_memory()
+    update = compared(ranks, given.rounds, *updates(model, ranks))
+    alone, together = rows(model, ranks, given.length)
+    row = compared(ranks, given.rounds, alone if ranks.rank == 0 else lambda: None, together)
     if ranks.rank == 0:
-        print("\n".join(lines), flush=True)
+        print(f"{given.preset}, {ranks.world} processes of one thread each, medians of {given.rounds} rounds in turns")
+        print(told("update", ("each the whole", "shared"), update))
+        print(told(f"row of {given.length:,} tokens", ("alone", "together"), row), flush=True)
     dist.destroy_process_group()
 
 
@@ -56,9 +59,12 @@ def updates(model: Model, ranks: Ranks) -> tuple[Callable[[], None], Callable[[]
     owners = shared.owners
     assert owners is not None
 
-    def alone() -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.clone()
+    def each() -> None:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
         whole.step(1.0)
 
     def together() -> None:
@@ -67,7 +73,7 @@ def updates(model: Model, ranks: Ranks) -> tuple[Callable[[], None], Callable[[]
         owners.reduce()
         shared.step(1.0)
 
-    return alone, together
+    return each, together
 
 
 def rows(model: Model, ranks: Ranks, length: int) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -94,28 +100,27 @@ def rows(model: Model, ranks: Ranks, length: int) -> tuple[Callable[[], None], C
     return alone, together
 
 
-def compared(ranks: Ranks, rounds: int, alone: Callable[[], None], together: Callable[[], None]) -> tuple[float, float]:
-    """Median seconds of the first process alone, and of all."""
+def compared(ranks: Ranks, rounds: int, one: Callable[[], None], other: Callable[[], None]) -> tuple[float, float]:
+    """Median seconds of each, as the first process finds them."""
     times: list[tuple[float, float]] = []
     for turn in range(rounds + 1):
-        first = seconds(alone) if ranks.rank == 0 else 0.0
-        dist.barrier()
-        second = seconds(together)
-        dist.barrier()
+        both = (seconds(one), seconds(other))
         if turn:  # the first warms up
-            times.append((first, second))
+            times.append(both)
     return statistics.median(x for x, _ in times), statistics.median(x for _, x in times)
 
 
 def seconds(run: Callable[[], None]) -> float:
+    dist.barrier()
     start = time.perf_counter()
     run()
+    dist.barrier()
     return time.perf_counter() - start
 
 
-def told(what: str, both: tuple[float, float]) -> str:
-    alone, together = both
-    return f"{what}: alone {1e3 * alone:.1f} ms, together {1e3 * together:.1f} ms, ratio {together / alone:.2f}"
+def told(what: str, names: tuple[str, str], times: tuple[float, float]) -> str:
+    first, second = times
+    return f"{what}: {names[0]} {1e3 * first:.1f} ms, {names[1]} {1e3 * second:.1f} ms, ratio {second / first:.2f}"
 
 
 if __name__ == "__main__":

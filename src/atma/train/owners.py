@@ -74,24 +74,20 @@ class Owners:
     @torch.no_grad()
     def spread(self) -> None:
         """Give every process what the owners have made of their parameters."""
-        for dtype in dict.fromkeys(p.dtype for p in self.parameters):
-            by_owner = [
-                [p for p, owner in zip(self.parameters, self.owner, strict=True) if owner == rank and p.dtype == dtype]
-                for rank in range(self.ranks.world)
-            ]
-            sizes = [sum(p.numel() for p in some) for some in by_owner]
-            mine = by_owner[self.ranks.rank]
-            sent = self.parameters[0].new_zeros(max(sizes), dtype=dtype)
-            if mine:
-                sent[: sizes[self.ranks.rank]] = torch.cat([p.detach().flatten() for p in mine])
-            found = sent.new_empty(self.ranks.world * max(sizes))
-            dist.all_gather(list(found.split(max(sizes))), sent)
-            for rank, (part, some) in enumerate(zip(found.split(max(sizes)), by_owner, strict=True)):
-                if rank != self.ranks.rank:
-                    for parameter, values in zip(
-                        some, part[: sizes[rank]].split([p.numel() for p in some]), strict=True
-                    ):
-                        parameter.copy_(values.view_as(parameter))
+        for rank in range(self.ranks.world):
+            owned = [p for p, owner in zip(self.parameters, self.owner, strict=True) if owner == rank]
+            for dtype in dict.fromkeys(p.dtype for p in owned):
+                self._spread([p for p in owned if p.dtype == dtype], rank)
+
+    def _spread(self, owned: Sequence[nn.Parameter], rank: int) -> None:
+        if rank == self.ranks.rank:
+            dist.broadcast(torch.cat([p.flatten() for p in owned]), rank)
+            return
+        sizes = [p.numel() for p in owned]
+        found = owned[0].new_empty(sum(sizes))
+        dist.broadcast(found, rank)
+        for parameter, values in zip(owned, found.split(sizes), strict=True):
+            parameter.copy_(values.view_as(parameter))
 
 
 def shared_out(costs: Sequence[float], count: int) -> list[int]:
