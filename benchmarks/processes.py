@@ -30,6 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--length", type=int, default=16384)
+    parser.add_argument(
+        "--shares", type=float, nargs="*", default=[], help="of a row for each process (default: equal)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -42,7 +45,7 @@ def main() -> None:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator(2)))
     keep_freed_memory()
     update = compared(ranks, given.rounds, *updates(model, ranks))
-    alone, together = rows(model, ranks, given.length)
+    alone, together = rows(model, ranks, given.length, given.shares)
     row = compared(ranks, given.rounds, alone if ranks.rank == 0 else lambda: None, together)
     if ranks.rank == 0:
         print(f"{given.preset}, {ranks.world} processes of one thread each, medians of {given.rounds} rounds in turns")
@@ -76,11 +79,11 @@ def updates(model: Model, ranks: Ranks) -> tuple[Callable[[], None], Callable[[]
     return each, together
 
 
-def rows(model: Model, ranks: Ranks, length: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def rows(model: Model, ranks: Ranks, length: int, shares: list[float]) -> tuple[Callable[[], None], Callable[[], None]]:
     tokens = torch.randint(0, model.config.vocab_size, (1, length + 1), generator=generator(4))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    stretch = stretch_of(ranks.rank, range(ranks.world), None, (1, length))
-    some = slice(ranks.rank * stretch.tokens, (ranks.rank + 1) * stretch.tokens)
+    stretch = stretch_of(ranks.rank, range(ranks.world), None, (1, length), shares)
+    some = slice(stretch.start, stretch.seen)
     losses: dict[str, float] = {}
 
     def alone() -> None:

@@ -112,6 +112,8 @@ class TrainConfig:
     """The rate of adapters, which AdamW moves under either optimiser."""
     context_ranks: int = field(default=1, metadata=LATER)
     """Neighbouring processes that share each row, for rows longer than one device can hold."""
+    context_shares: tuple[float, ...] = field(default=(), metadata=LATER)
+    """What each of them takes of a row, in proportion; (): equal stretches. Attention makes later tokens dearer."""
     shard_ranks: int = field(default=1, metadata=LATER)
     """Neighbouring processes that keep a part of every weight each, for models larger than one device can hold."""
     checkpointing: bool = field(default=False, metadata=LATER)
@@ -137,12 +139,12 @@ class TrainConfig:
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
         for name in (*sizes, "evaluation_tokens", "sample_tokens", "context_ranks", "shard_ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        ranks, shares = self.context_ranks, self.context_shares
         require(
-            self.length % self.context_ranks == 0,
-            "length",
-            self.length,
-            f"a multiple of context_ranks = {self.context_ranks}",
+            bool(shares) or self.length % ranks == 0, "length", self.length, f"a multiple of context_ranks = {ranks}"
         )
+        right = len(shares) in (0, ranks) and all(share > 0 for share in shares)
+        require(right, "context_shares", shares, f"() or {ranks} numbers above 0, one for each of context_ranks")
         require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (never) or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         require(self.early_stopping >= 0, "early_stopping", self.early_stopping, "0 (never) or more")

@@ -23,6 +23,8 @@ from tests.laws.conftest import randomise
 
 VOCABULARY, TOKENS = 16, 12
 """Ids, and tokens of a stretch."""
+SHARES = {2: (5.0, 3.0), 4: (4.0, 3.0, 2.0, 1.0)}
+"""Of a row for each of its processes, where weights are shared too."""
 
 
 def documents(rows: str, world: int) -> torch.Tensor | None:
@@ -88,8 +90,9 @@ def own_loss(
     if ranks.context == 1:
         return model.loss(model(tokens, segment_ids=segments)[0], targets).sum()
     place = ranks.rank % ranks.context
-    stretch = stretch_of(place, ranks.peers, segments, tuple(tokens.shape))
-    some = slice(place * TOKENS, (place + 1) * TOKENS)
+    shares = SHARES[ranks.context] if ranks.shard > 1 else ()
+    stretch = stretch_of(place, ranks.peers, segments, tuple(tokens.shape), shares)
+    some = slice(stretch.start, stretch.seen)
     return model.loss(model(tokens[:, some], stretch=stretch)[0], targets[:, some]).sum()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from atma.mixers.stretches import stretch_of
+from atma.mixers.stretches import edges_of, stretch_of
 from atma.mixers.table import names
 from tests.harness.processes import group
 
@@ -46,6 +46,14 @@ def test_where_documents_begin_and_end_in_a_stretch():
     assert parts(rows, 0) == [([0, 3], 0, 0), ([2], 0, 3), ([1], 0, 4)]
     assert parts(rows, 1) == [([1], 0, 4), ([3], 1, 4), ([0, 2], 4, 4)]
     assert parts([[0] * 9, [0, 1, 1, 1, 2, 2, 2, 2, 2]], 1, 3) == [([1], 1, 1), ([0], 3, 3)]
+
+
+def test_shares_make_stretches_of_unequal_length():
+    assert edges_of(24, 2, (5, 3)) == [0, 15, 24] and edges_of(24, 2) == [0, 12, 24] and edges_of(7, 1) == [0, 7]
+    made = stretch_of(1, range(2), None, (1, 24), (5, 3))
+    assert (made.start, made.tokens, made.seen) == (15, 9, 24)
+    with pytest.raises(ValueError, match=r"shares \[1, 1e-06\] of 10 tokens leave a process none"):
+        edges_of(10, 2, [1, 1e-6])
 
 
 def test_a_length_that_cannot_be_shared_is_told():

@@ -1,7 +1,6 @@
 """The global mixer: projections, Canon, gate and memory around an attention core (maths.md, section 3)."""
 
-from collections.abc import Mapping
-from dataclasses import Field, fields
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -11,24 +10,25 @@ from torch import Tensor, nn
 from atma.layers import Linear, init_linear
 from atma.mixers.attention_config import AttentionConfig, Settings
 from atma.mixers.base import Call, Place
+from atma.mixers.composed import Composed
 from atma.mixers.gated_conv import advance, init_taps
-from atma.mixers.heads import Attended, Attending, Core, Heads, Memory, Projected
+from atma.mixers.heads import Attended, Core, Heads, Memory, Projected
 from atma.mixers.held import GlobalState, SelectingState, WithSinks, behind
-from atma.mixers.parts import name_of, open_options, part_of
+from atma.mixers.parts import part_of
 from atma.mixers.policies.base import New, Policy
 from atma.mixers.selecting import selected_afresh
 from atma.mixers.sinks import SinkState, read_with_sinks
 from atma.mixers.starts import share_projection, start_at_previous, start_scaled
-from atma.mixers.table import Found, names
+from atma.mixers.stretches import Stretch
+from atma.mixers.stretches_ahead import ahead
 from atma.mixers.window import WindowState
 from atma.ops import causal_conv
 from atma.ops.backend import backend_for
 from atma.ops.dense import rms_norm
 from atma.ops.rows import gate
-from atma.strict import from_dict, require
 
 
-class Attention(Attending):
+class Attention(Composed):
     """q, k, v and gate → RMS → Canon → core → gate → out_proj, plus the core's and the memory's channel."""
 
     Config = AttentionConfig
@@ -164,18 +164,47 @@ class Attention(Attending):
         y, memory = self.output(x, projected, (read, added), state, segment_ids)
         return y, None if state is None else self._advance(state, held, projected.inputs, memory)
 
+    def forward_shard(self, x: Tensor, stretch: Stretch, call: Call | None = None) -> Tensor:
+        """`Mixer.forward_shard`: keys of the whole text go to the next process before they are read."""
+        if self.policy is not None or self.config.window is not None or type(self).forward is not Attention.forward:
+            return super().forward_shard(x, stretch, call)
+        return ahead(self, x, stretch, call)
+
+    def ahead(self, x: Tensor, state: GlobalState) -> tuple[GlobalState, Callable[[GlobalState], Tensor]]:
+        """x (B, T, D) to the state moved on, and what makes y (B, T, D) of it."""
+        projected = self.project(x, state)
+        q, keys = self.core.turn(projected.q, projected.k, state.length, None)
+        seen = self.attended(state, keys, projected.v)
+        written, memory = self.remembered(x, projected, state, None)
+
+        def finish(after: GlobalState) -> Tensor:
+            read = self.read(q, seen._replace(keys=after.keys, values=after.values), None)
+            return self._joined(read, projected.gate, written)
+
+        after = self._advance(state, seen, projected.inputs, memory)
+        assert isinstance(after, GlobalState)
+        return after, finish
+
     def output(
         self, x: Tensor, given: Projected, read: tuple[Tensor, Tensor | None], state: Any, segment_ids: Tensor | None
     ) -> tuple[Tensor, Any]:
         """y (B, T, D) of what the core reads and adds, the memory's channel with it, and what the memory then holds."""
-        y = self.out_proj(self.gated(read[0], given.gate))
-        if read[1] is not None:
-            y = y + read[1]
+        written, memory = self.remembered(x, given, state, segment_ids)
+        return self._joined(read, given.gate, written), memory
+
+    def remembered(self, x: Tensor, given: Projected, state: Any, segment_ids: Tensor | None) -> tuple[Any, Any]:
+        """The memory's channel (B, T, D), and what it then holds; None without a memory."""
         if self.memory is None:
-            return y, None
+            return None, None
         before = None if state is None else state.memory
         written, memory = self.memory(x, given.q, given.k, given.v, before, segment_ids=segment_ids)
-        return y + (written if self.alpha is None else written * self.alpha.to(written.dtype)), memory
+        return written if self.alpha is None else written * self.alpha.to(written.dtype), memory
+
+    def _joined(self, read: tuple[Tensor, Tensor | None], opening: Tensor | None, written: Tensor | None) -> Tensor:
+        y = self.out_proj(self.gated(read[0], opening))
+        for more in (read[1], written):
+            y = y if more is None else y + more
+        return y
 
     def read(self, q: Tensor, seen: Attended, segment_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the core reads for q (B, H, T, K), and what it adds, of what is seen."""
@@ -239,49 +268,6 @@ class Attention(Attending):
     def retention(self) -> nn.Module | None:
         """`Mixer.retention`: the memory, where it has decays."""
         return self.memory if self.memory is not None and self.memory.forgets else None
-
-    @classmethod
-    def takes(cls, options: Mapping[str, Any]) -> dict[str, Field[Any]]:
-        """`Mixer.takes`: its own options and those of its core and its memory."""
-        own = {field.name: field for field in fields(cls.Config)}
-        core, memory = (options.get(name, own[name].default) for name in ("core", "memory"))
-        parts = [
-            part_of(what, name) for what, name in (("core", core), ("memory", memory)) if name_of(name) in names(what)
-        ]
-        return own | {name: field for part in parts for name, field in open_options(part).items()}
-
-    @classmethod
-    def configure(cls, options: Mapping[str, Any], where: str = "") -> Settings:
-        """`Mixer.configure`."""
-
-        def chosen(part: Found) -> Any:
-            given = {name: options[name] for name in open_options(part) if name in options}
-            return from_dict(part.cls.Config, {**given, **part.fixed}, where)
-
-        known = {field.name: options[field.name] for field in fields(cls.Config) if field.name in options}
-        own = from_dict(cls.Config, known, where)
-        core = part_of("core", own.core, where)
-        memory = chosen(part_of("memory", own.memory, where)) if own.memory else None
-        config = Settings(own, chosen(core), memory)
-        single = own.canon_taps == 1 and own.canon_init == "previous" and core.cls.canon(config.core)
-        summed = core.cls.plain_softmax or not own.window_sinks
-        require(
-            summed, f"{where}window_sinks", own.window_sinks, f'0 with core = "{own.core}", which is no plain softmax'
-        )
-        scaled = bool(own.memory) or not own.memory_scale
-        require(scaled, f"{where}memory_scale", own.memory_scale, "false without a memory")
-        require(not single, "canon_taps", 1, 'at least 2 for canon_init = "previous" ("uniform" takes one)')
-        return config
-
-    @classmethod
-    def options(cls, config: Settings) -> dict[str, Any]:
-        """`Mixer.options`."""
-        own = config.own
-        parts = [(config.core, part_of("core", own.core))]
-        if own.memory:
-            parts.append((config.memory, part_of("memory", own.memory)))
-        told = {field.name: getattr(own, field.name) for field in fields(own)}
-        return told | {name: getattr(chosen, name) for chosen, part in parts for name in open_options(part)}
 
 
 _TINY = {"query_heads": 2, "key_value_heads": 1, "head_width": 8}

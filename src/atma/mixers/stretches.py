@@ -1,6 +1,7 @@
 """Rows longer than one device: each process holds a stretch of every row, and hands on what a mixer knows at its end.
 
-Processes of one context hold consecutive stretches of equal length. By default a mixer runs on each as it is and its
+Processes of one context hold consecutive stretches, of equal length or of shares that make equal work where attention
+reads more for later tokens. By default a mixer runs on each as it is and its
 state goes from one process to the next, gradients the other way: `y, state = f(x, state)` is all that this needs, so it
 is exact for every mixer, of other packages too. A layer of one stretch waits for the same layer of the stretch before,
 and no longer: once the first stretch is two layers ahead, all processes work at once, so that of L layers on N
@@ -8,6 +9,7 @@ processes L of L + N − 1 turns are work. Documents of packed rows may end insi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +43,8 @@ class Stretch(NamedTuple):
     """Which of the row's stretches, from 0."""
     peers: tuple[int, ...]
     """The processes that hold the stretches of these rows, in order, by their number in the whole group."""
+    start: int
+    """Tokens of a row before this stretch."""
     segments: Tensor
     """(B, tokens) int: the documents of this stretch."""
     parts: tuple[Part, ...]
@@ -55,7 +59,7 @@ class Stretch(NamedTuple):
     @property
     def seen(self) -> int:
         """Tokens of a row up to the end of this stretch: the most that a state here holds."""
-        return (self.index + 1) * self.tokens
+        return self.start + self.tokens
 
     @property
     def hands_over(self) -> bool:
@@ -63,16 +67,30 @@ class Stretch(NamedTuple):
         return any(part.goes_on for part in self.parts)
 
 
-def stretch_of(index: int, peers: Sequence[int], segments: Tensor | None, shape: tuple[int, int]) -> Stretch:
+def edges_of(length: int, count: int, shares: Sequence[float] = ()) -> list[int]:
+    """Where each of `count` stretches of a row begins, and where the last ends: in proportion to `shares`, or equal.
+
+    ValueError: the length is no multiple of the count, or a share is less than a token.
+    """
+    if not shares and length % count:
+        raise ValueError(f"rows of {length} tokens cannot be shared by {count} processes: choose a multiple")
+    shares = shares or [1.0] * count
+    edges = [round(length * sum(shares[:i]) / sum(shares)) for i in range(count + 1)]
+    if any(edge >= after for edge, after in itertools.pairwise(edges)):
+        raise ValueError(f"shares {list(shares)} of {length} tokens leave a process none: choose others")
+    return edges
+
+
+def stretch_of(
+    index: int, peers: Sequence[int], segments: Tensor | None, shape: tuple[int, int], shares: Sequence[float] = ()
+) -> Stretch:
     """The stretch of rows (B, whole length) of `shape`, of documents with a number each, ascending; no segments: each
-    row is one document. ValueError: the length is no multiple of the number of processes."""
-    tokens, over = divmod(shape[1], len(peers))
-    if over:
-        raise ValueError(f"rows of {shape[1]} tokens cannot be shared by {len(peers)} processes: choose a multiple")
+    row is one document. Shares and ValueError as for `edges_of`."""
+    start, end = edges_of(shape[1], len(peers), shares)[index : index + 2]
     whole = torch.zeros(shape, dtype=torch.int32) if segments is None else segments
-    own = whole[:, index * tokens : (index + 1) * tokens]
-    before, after = (_over(whole, edge * tokens) for edge in (index, index + 1))
-    return Stretch(index, tuple(peers), own, tuple(_parts(own, before, after)), before.nonzero()[:, 0])
+    own = whole[:, start:end]
+    before, after = (_over(whole, edge) for edge in (start, end))
+    return Stretch(index, tuple(peers), start, own, tuple(_parts(own, before, after)), before.nonzero()[:, 0])
 
 
 def _over(segments: Tensor, at: int) -> Tensor:
@@ -101,20 +119,20 @@ def chained(mixer: "Mixer", x: Tensor, stretch: Stretch, call: "Call | None") ->
 
     Gradients cross over in `backward`; `torch.autograd.grad` of some inputs alone does not reach what crosses.
     """
-    given, received = _receive(mixer, stretch) if len(stretch.before) else (None, ())
+    given, received = receive(mixer, stretch) if len(stretch.before) else (None, ())
     outputs, handed = [], []
     for part in stretch.parts:
-        state = _rows(given, torch.searchsorted(stretch.before, part.rows)) if part.begun else None
-        y, state = _run(mixer, _chosen(x, part.rows), part, (state, stretch), call)
+        state = rows_of(given, torch.searchsorted(stretch.before, part.rows)) if part.begun else None
+        y, state = _run(mixer, chosen(x, part.rows), part, (state, stretch), call)
         outputs.append(y)
         if part.goes_on:
             handed.append(state)
-    y = _in_order(outputs, [part.rows for part in stretch.parts])
+    y = in_order(outputs, [part.rows for part in stretch.parts])
     if received:
-        y = _Joined.apply(y, *received)
+        y = Joined.apply(y, *received)
     if stretch.hands_over:
         order = torch.cat([part.rows for part in stretch.parts if part.goes_on]).argsort()
-        y = _hand_over(y, _rows(states.stack(handed) if len(handed) > 1 else handed[0], order), mixer, stretch)
+        y = _hand_over(y, rows_of(states.stack(handed) if len(handed) > 1 else handed[0], order), mixer, stretch)
     return y
 
 
@@ -122,20 +140,20 @@ def _run(mixer: "Mixer", x: Tensor, part: Part, before: tuple[Any, Stretch], cal
     """Rows that are cut alike: the document begun before, those that are whole here, and the one that goes on."""
     (state, stretch), outputs = before, []
     if part.begun:
-        y, state = _called(mixer, x, slice(0, part.begun), (state, None), (part, call))
+        y, state = called(mixer, x, slice(0, part.begun), (state, None), (part, call))
         outputs.append(y)
     if part.begun < part.open:
-        own = _chosen(stretch.segments, part.rows)[:, part.begun : part.open]
-        y, _ = _called(mixer, x, slice(part.begun, part.open), (None, own), (part, call))
+        own = chosen(stretch.segments, part.rows)[:, part.begun : part.open]
+        y, _ = called(mixer, x, slice(part.begun, part.open), (None, own), (part, call))
         outputs.append(y)
     if part.open < stretch.tokens:
         fresh = mixer.init_state(len(x), stretch.seen)
-        y, state = _called(mixer, x, slice(part.open, stretch.tokens), (fresh, None), (part, call))
+        y, state = called(mixer, x, slice(part.open, stretch.tokens), (fresh, None), (part, call))
         outputs.append(y)
     return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
 
 
-def _called(
+def called(
     mixer: "Mixer",
     x: Tensor,
     some: slice,
@@ -150,25 +168,25 @@ def _called(
     return mixer(x[:, some], state, **more)
 
 
-def _chosen(x: Tensor, rows: Tensor) -> Tensor:
+def chosen(x: Tensor, rows: Tensor) -> Tensor:
     """Rows of x (B, …), distinct and ascending: x itself where they are all."""
     return x if len(rows) == len(x) else x[rows]
 
 
-def _in_order(parts: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+def in_order(parts: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     """The rows of all parts as they were."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))[torch.cat(list(rows)).argsort()]
 
 
-def _rows(state: Any, index: Tensor) -> Any:
+def rows_of(state: Any, index: Tensor) -> Any:
     """The chosen rows of a state, in that order, through which gradients go; the state itself where nothing changes."""
     same = torch.equal(index, torch.arange(len(index), device=index.device))
     return states.transform(state, lambda _, x: x if same and len(x) == len(index) else x[index])
 
 
-def _receive(mixer: "Mixer", stretch: Stretch) -> tuple[Any, tuple[Tensor, ...]]:
+def receive(mixer: "Mixer", stretch: Stretch) -> tuple[Any, tuple[Tensor, ...]]:
     """The state that the process before hands over, with room for this stretch; its tensors with gradients."""
-    template = mixer.init_state(len(stretch.before), stretch.seen - stretch.tokens)
+    template = mixer.init_state(len(stretch.before), stretch.start)
     anchor = torch.empty(0, requires_grad=torch.is_grad_enabled())
     like = [x.detach() for x in states.tensors(template)]
     found = _Receive.apply(anchor, stretch.peers[stretch.index - 1], *like)
@@ -190,7 +208,7 @@ class _Receive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, peer: int, *like: Tensor) -> tuple[Tensor, ...]:
         ctx.peer = peer
-        found = tuple(_received(x, peer) for x in like)
+        found = tuple(received_from(x, peer) for x in like)
         ctx.mark_non_differentiable(*(x for x in found if not x.is_floating_point()))
         return found
 
@@ -198,7 +216,7 @@ class _Receive(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         floats = [x for x in gradients if x is not None and x.is_floating_point()]
         for x in floats:
-            _send(x, ctx.peer)
+            send(x, ctx.peer)
         return (None,) * (2 + len(gradients))
 
 
@@ -209,16 +227,16 @@ class _HandOver(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, peer: int, *tensors: Tensor) -> Tensor:
         ctx.peer, ctx.like = peer, [(x.shape, x.dtype) if x.is_floating_point() else None for x in tensors]
         for x in tensors:
-            _send(x.detach(), peer)
+            send(x.detach(), peer)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         like = (None if x is None else gradient.new_empty(x[0], dtype=x[1]) for x in ctx.like)
-        return gradient, None, *(None if x is None else _received(x, ctx.peer) for x in like)
+        return gradient, None, *(None if x is None else received_from(x, ctx.peer) for x in like)
 
 
-class _Joined(torch.autograd.Function):
+class Joined(torch.autograd.Function):
     """y as it is, of which the tensors are a part with gradient zero: so that their sender is always answered."""
 
     @staticmethod
@@ -231,14 +249,22 @@ class _Joined(torch.autograd.Function):
         return gradient, *(None,) * ctx.count
 
 
-def _send(x: Tensor, peer: int) -> None:
+_on_their_way: list[tuple[Any, Tensor]] = []
+"""What was sent and has perhaps not arrived: whoever sends goes on at once."""
+
+
+def send(x: Tensor, peer: int) -> None:
+    """Let a tensor go to a process, which takes what comes in its order."""
+    _on_their_way[:] = [one for one in _on_their_way if not one[0].is_completed()]
+    whole = x.contiguous()
     try:
-        dist.send(x.contiguous(), peer)
+        _on_their_way.append((dist.isend(whole, peer), whole))
     except RuntimeError as error:
         raise RuntimeError(f"process {peer}: {error}") from error
 
 
-def _received(like: Tensor, peer: int) -> Tensor:
+def received_from(like: Tensor, peer: int) -> Tensor:
+    """What a process has sent, which is like this."""
     found = torch.empty_like(like, memory_format=torch.contiguous_format)
     try:
         dist.recv(found, peer)
@@ -247,4 +273,18 @@ def _received(like: Tensor, peer: int) -> Tensor:
     return found
 
 
-__all__ = ["Part", "Stretch", "chained", "stretch_of"]
+__all__ = [
+    "Joined",
+    "Part",
+    "Stretch",
+    "called",
+    "chained",
+    "chosen",
+    "edges_of",
+    "in_order",
+    "receive",
+    "received_from",
+    "rows_of",
+    "send",
+    "stretch_of",
+]

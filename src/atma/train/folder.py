@@ -30,6 +30,7 @@ _FREE = (
     "train.epochs",
     "train.checkpointing",
     "train.context_ranks",
+    "train.context_shares",
     "train.shard_ranks",
     "train.hang_seconds",
     "train.early_stopping",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from atma.config import TrainConfig
-from atma.mixers.stretches import stretch_of
+from atma.mixers.stretches import edges_of, stretch_of
 from atma.model import Model
 from atma.ops.loss import NOT_SCORED
 from atma.train.allocator import keep_freed_memory
@@ -94,14 +94,17 @@ class Stepper:
 
     def own(self, x: Tensor) -> Tensor:
         """This process's stretch of rows (B, T)."""
-        return x.chunk(self.ranks.context, 1)[self.ranks.rank % self.ranks.context]
+        place = self.ranks.rank % self.ranks.context
+        edges = edges_of(x.shape[1], self.ranks.context, self.train.context_shares)
+        return x[:, edges[place] : edges[place + 1]]
 
     def hidden(self, tokens: Tensor, segments: Tensor, noise: int | None = None) -> Tensor:
         """What the model makes of rows (B, T): hidden (B, T, D), where rows are shared of this process's stretch."""
         if self.ranks.context == 1:
             return self.model(tokens, segment_ids=segments, noise=noise)[0]
         place = self.ranks.rank % self.ranks.context
-        stretch = stretch_of(place, self.ranks.peers, segments, (tokens.shape[0], tokens.shape[1]))
+        shape, shares = (tokens.shape[0], tokens.shape[1]), self.train.context_shares
+        stretch = stretch_of(place, self.ranks.peers, segments, shape, shares)
         return self.model(self.own(tokens), noise=noise, stretch=stretch)[0]
 
     def _losses(self, part: tuple[Tensor, Tensor, Tensor], scored: Tensor, draw: int) -> dict[str, Tensor]:
