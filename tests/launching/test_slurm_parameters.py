@@ -26,7 +26,7 @@ def slurm(tmp_path, monkeypatch):
 
 def test_a_job_asks_slurm_for_its_nodes_processes_cores_and_a_warning(slurm, tmp_path):
     options = ("nodes=2", "gpus_per_node=8", "slurm_partition=gpu", "timeout_min=600", "slurm_signal_delay_s=300")
-    jobs = start(read("slurm", options), Work("atma-train", WORK, tmp_path / "logs", 3))
+    jobs = start(read("slurm", (*options, "slurm_max_num_timeout=9")), Work("atma-train", WORK, tmp_path / "logs", 3))
     asked = slurm.read_text().splitlines()
     wanted = "nodes=2 ntasks-per-node=8 gpus-per-node=8 cpus-per-task=3 partition=gpu time=600 job-name=atma-train"
     assert [f"#SBATCH --{one}" for one in wanted.split() if f"#SBATCH --{one}" not in asked] == []

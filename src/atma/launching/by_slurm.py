@@ -98,8 +98,9 @@ def submit(request: Request, work: Work) -> Jobs:
     wanted: dict[str, Any] = {"name": work.name, "cpus_per_task": work.threads, "timeout_min": DAY}
     wanted |= {"nodes": request.nodes, "tasks_per_node": request.processes_per_node} | request.options
     cluster = wanted.pop("cluster", "slurm")
+    own = {key: wanted.pop(key) for key in ("slurm_max_num_timeout",) if key in wanted}
     try:
-        executor = submitit.AutoExecutor(folder=work.folder / str(cluster), cluster=cluster)
+        executor = submitit.AutoExecutor(folder=work.folder / str(cluster), cluster=cluster, **own)
         executor.update_parameters(**wanted)
     except RuntimeError as error:
         raise ValueError(f"--launch slurm: {error} --job cluster=local tries it on this machine") from None
