@@ -13,10 +13,16 @@ class Lost(Exception):
     """What Ray raises for a task whose actor is gone."""
 
 
+class Failed(Lost):
+    """What Ray raises for a task that has raised `cause`."""
+
+    cause = FileNotFoundError(2, "No such file or directory", "runs/own/.jobs/ray-1-0-0.log")
+
+
 class Ray:
     """Places actors on machines in turn; what `statuses` has next for a start is what becomes of its processes."""
 
-    exceptions = SimpleNamespace(RayError=Lost)
+    exceptions = SimpleNamespace(RayError=Lost, RayTaskError=Failed)
 
     def __init__(self, machines, *statuses):
         self.machines, self.statuses, self.started, self.groups = itertools.cycle(machines), iter(statuses), [], 0
@@ -54,8 +60,8 @@ class Ray:
         return done, [task for task in tasks if task == "runs"]
 
     def get(self, task):
-        if task == "lost":
-            raise Lost
+        if task in ("lost", "failed"):
+            raise {"lost": Lost, "failed": Failed}[task]
         return task
 
     def kill(self, actor):
@@ -115,3 +121,10 @@ def test_one_that_was_told_to_stop_is_not_started_again(tmp_path):
     ray = Ray(["a"], ["lost", 2], [143, 143])
     assert run(ray, tmp_path).failure == "process 0 ended with status 143"
     assert len(ray.started) == 2
+
+
+def test_a_machine_that_does_not_see_the_folder_is_told(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"process 1 could not be started: .*No such file or directory: 'runs/own/.jobs"
+    ):
+        run(Ray(["a"], [0, "failed"]), tmp_path)

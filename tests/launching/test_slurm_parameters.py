@@ -31,7 +31,7 @@ def test_a_job_asks_slurm_for_its_nodes_processes_cores_and_a_warning(slurm, tmp
     wanted = "nodes=2 ntasks-per-node=8 gpus-per-node=8 cpus-per-task=3 partition=gpu time=600 job-name=atma-train"
     assert [f"#SBATCH --{one}" for one in wanted.split() if f"#SBATCH --{one}" not in asked] == []
     assert "#SBATCH --signal=USR2@300" in asked
-    assert jobs.told() == "job 12" and len(jobs.logs()) == 16
+    assert jobs.told() == "job 12" and len(jobs.logs()) == 2 * 16
 
 
 @pytest.mark.parametrize(

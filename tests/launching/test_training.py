@@ -221,7 +221,7 @@ def test_the_real_launchers_train_on_two_processes_and_lose_nothing_when_one_is_
         pytest.skip(f"the package for {kind} is not installed (pip install 'atma-lm[cluster]')")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(folder / "data")
-    (tmp_path / "tiny.toml").write_text(TINY.replace("tokens = 1280\n", "tokens = 51200\n"))
+    (tmp_path / "tiny.toml").write_text(TINY.replace("tokens = 1280\n", "tokens = 25600\n"))
     command = launched(kind)
     record, until = Path("run/metrics.jsonl"), time.monotonic() + 300
     while not (record.is_file() and record.read_bytes().count(b"\n") > 20):

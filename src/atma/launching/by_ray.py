@@ -52,7 +52,7 @@ class Asked(NamedTuple):
     resources: dict[str, float]
     """Of each process, as a placement has them."""
     options: dict[str, Any]
-    """Of each process, as an actor has them."""
+    """Of each process, as an actor has them; it can be told to stop while it runs."""
     processes: int
     max_failures: int
 
@@ -97,7 +97,7 @@ class Job:
         ray, asked = self._ray, self._asked
         self._group = ray.util.placement_group([asked.resources] * asked.processes, strategy="PACK")
         within = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-        actor = ray.remote(**asked.options, max_concurrency=2)(Actor)
+        actor = ray.remote(**asked.options)(Actor)
         places = [within(self._group, placement_group_bundle_index=i) for i in range(asked.processes)]
         self._actors = [actor.options(scheduling_strategy=place).remote() for place in places]
         self._found = [one.here.remote() for one in self._actors]
@@ -121,11 +121,16 @@ class Job:
         self._statuses = [None] * len(found)
 
     def _look(self) -> None:
-        """Take note of who has ended, and how: by its status, or with its actor, as if it were killed."""
+        """Take note of who has ended, and how: by its status, or with its actor, as if it were killed.
+
+        ValueError: one has not begun, as where its machine does not see the folders.
+        """
         for rank, task in enumerate(self._running):
             if self._statuses[rank] is None and self._ray.wait([task], timeout=0)[0]:
                 try:
                     self._statuses[rank] = self._ray.get(task)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise ValueError(f"process {rank} could not be started: {error.cause}") from None
                 except self._ray.exceptions.RayError:
                     self._statuses[rank] = -9
 
@@ -186,7 +191,7 @@ def submit(request: Request, work: Work) -> Jobs:
     ray = importlib.import_module("ray")
     for module in ("placement_group", "scheduling_strategies"):
         importlib.import_module(f"ray.util.{module}")
-    options: dict[str, Any] = {"num_cpus": work.threads} | request.options
+    options: dict[str, Any] = {"num_cpus": work.threads} | request.options | {"max_concurrency": 2}
     address = options.pop("address", None)
     own = {} if address else {"include_dashboard": False}
     try:
@@ -195,6 +200,7 @@ def submit(request: Request, work: Work) -> Jobs:
     except (ConnectionError, TypeError, ValueError) as error:
         raise ValueError(f"--launch ray: {error}") from None
     resources = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus", 0), **options.get("resources", {})}
-    asked = Asked({name: many for name, many in resources.items() if many}, options, request.processes, 0)
-    asked = asked._replace(max_failures=request.max_failures if asked.processes > 1 else 0)
+    asked = Asked(
+        {name: many for name, many in resources.items() if many}, options, request.processes, request.max_failures
+    )
     return Placed([Job(ray, asked, line, work.folder, number) for number, line in enumerate(work.lines)])

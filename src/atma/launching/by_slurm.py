@@ -85,7 +85,7 @@ class Submitted:
 
     def logs(self) -> list[Path]:
         tasks = [job.task(number) for job in self._jobs for number in range(job.num_tasks)]
-        return [task.paths.stderr for task in tasks]
+        return [path for task in tasks for path in (task.paths.stderr, task.paths.stdout)]
 
 
 def _errors(job: Any) -> list[Any]:
