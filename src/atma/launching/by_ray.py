@@ -179,8 +179,7 @@ class Placed:
         return [job.failure for job in self._jobs if job.failure is not None]
 
     def told(self) -> str:
-        many = len(self._jobs) != 1
-        return f"{len(self._jobs)} job{'s' if many else ''} of Ray, as long as this command runs"
+        return "job of Ray" if len(self._jobs) == 1 else f"{len(self._jobs)} jobs of Ray"
 
     def logs(self) -> list[Path]:
         return [log for job in self._jobs for log in job.logs()]
