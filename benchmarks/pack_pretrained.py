@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import atma
-from atma.checkpoint import file_hash, load_info, load_model, model_files, write_folder
+from atma.checkpoint import load_info, load_model, model_files
 from atma.config import Recipe, identity, load_recipe, to_dict
+from atma.folders import file_hash, write_folder
 from atma.model import Model
 
 LARGEST = 6_000_000

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atma import checkpoint
-from atma.checkpoint import load_info, load_model, save_model, write_folder
+from atma.checkpoint import load_info, load_model, save_model
 from atma.config import ModelConfig
+from atma.folders import json_writer, write_folder
 from atma.model import Model
 from atma.tokenizer import byte_tokenizer, train_bpe
 
@@ -256,7 +256,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(folder):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with pytest.raises(OSError, match="No space left on device"):
-        write_folder(folder, {"config.json": checkpoint.json_writer({}), "model.safetensors": full})
+        write_folder(folder, {"config.json": json_writer({}), "model.safetensors": full})
     assert (folder / "model.safetensors").read_bytes() == before and names(folder.parent) == ["model"]
     assert load_model(folder)[0].config.width == 16
 

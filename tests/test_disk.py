@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from atma import replacing
-from atma.checkpoint import json_writer, write_folder
 from atma.data.staging import staged
 from atma.disk import destination, lock, sync
+from atma.folders import json_writer, write_folder
 from atma.sweep.files import create_once
 
 

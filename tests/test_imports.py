@@ -15,7 +15,7 @@ SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
     "arguments bars deprecation device disk display launching model_argument notebook replacing saved_state settings "
     "shipped signals statistics strict weights",
-    "bpe hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file words",
+    "bpe folders hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file words",
     "ops",
     "layers state threads",
     "mixers",

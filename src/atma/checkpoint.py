@@ -1,16 +1,10 @@
-"""Folders on disk that are either whole or not there: models, and the base of training checkpoints.
+"""Model folders, written and read as atma.folders has it: the base of training checkpoints too. No pickle.
 
 A model folder holds `config.json`, `model.safetensors`, `tokenizer.json` and `manifest.json` with the size and SHA-256
 of each, and beside them what Hugging Face's libraries read (atma.hub_files), which nothing here reads or vouches for.
-It is written beside its final place, forced to the disk and renamed, so that a crash or a full disk leaves what was
-there before. Reading checks everything and says in one line which file is wrong and how. No pickle.
 """
 
-import contextlib
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atma.config import ModelConfig
-from atma.disk import destination, sync
+from atma.folders import MANIFEST, Writer, json_writer, read_json, text_writer, verify_folder, write_folder
 from atma.hub_files import (
     SHIM,
     SHIM_TEXT,
@@ -29,7 +23,7 @@ from atma.hub_files import (
     token_keys,
     tokenizer_settings,
 )
-from atma.replacing import OURS, recover_folder, staging_place, swap
+from atma.replacing import OURS, recover_folder
 from atma.strict import from_dict, to_dict
 from atma.talk import talk_of
 from atma.tokenizer_file import BEGINNING
@@ -39,11 +33,8 @@ if TYPE_CHECKING:
     from atma.model import Model
     from atma.tokenizer import Tokenizer
 
-Writer = Callable[[Path], object]
 FORMAT = "atma-1"
-MANIFEST = "manifest.json"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, TEMPLATE, *OURS)
-_VOUCHED = (*_FILES[:3], "optimizer.safetensors", "state.json")
 
 
 def save_model(
@@ -196,99 +187,3 @@ def _own(model: "Model") -> dict[str, Tensor]:
     tensors = model.state_dict(keep_vars=True)
     names = {id(value): name for name, value in reversed(tensors.items())}
     return {name: value.detach() for name, value in tensors.items() if names[id(value)] == name}
-
-
-def write_folder(folder: str | Path, files: Mapping[str, Writer]) -> None:
-    """Make `folder` hold exactly `files` (name to the function that writes that path) and a manifest of their hashes.
-
-    Side files are not in the manifest: whoever owns a folder may edit them.
-
-    Until the last rename the old folder stays as it is; a failed write removes the half-made one and raises OSError.
-    """
-    folder = destination(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(folder)
-    staging = staging_place(folder, "staging")
-    _remove(staging)
-    staging.mkdir()
-    try:
-        _fill(staging, files)
-        swap(staging, folder)
-    except OSError as error:
-        _remove(staging)
-        raise OSError(f"{folder}: cannot be written, what was there stays as it was: {reason(error)}") from error
-    except BaseException:
-        _remove(staging)
-        raise
-
-
-def verify_folder(folder: Path) -> None:
-    """Compare files with the folder's manifest; ValueError names one that is unlisted, missing, short or changed."""
-    listed = read_json(folder / MANIFEST).get("files")
-    if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
-        raise ValueError(f"{folder / MANIFEST}: no table 'files'")
-    unlisted = next((name for name in _VOUCHED if name not in listed and (folder / name).exists()), None)
-    if unlisted is not None:
-        raise ValueError(f"{folder / unlisted}: {MANIFEST} does not list it, so nothing vouches for it")
-    for name, entry in listed.items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path}: missing, though {MANIFEST} lists it")
-        if path.stat().st_size != entry.get("bytes"):
-            raise ValueError(
-                f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {entry.get('bytes')}: truncated or replaced"
-            )
-        if file_hash(path) != entry.get("sha256"):
-            raise ValueError(f"{path}: contents differ from the SHA-256 in {MANIFEST}: damaged or replaced")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError when it is missing, unreadable or something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: missing") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON, truncated or damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return values
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def text_writer(text: str) -> Writer:
-    """A writer of a text."""
-    return lambda path: path.write_text(text, encoding="utf-8")
-
-
-def json_writer(values: Mapping[str, Any]) -> Writer:
-    """A writer of `values` as indented JSON."""
-    return text_writer(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def _fill(staging: Path, files: Mapping[str, Writer]) -> None:
-    entries = {}
-    for name, write in files.items():
-        path = staging / name
-        write(path)
-        sync(path)
-        if name not in SIDE_FILES:
-            entries[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-    json_writer({"files": entries})(staging / MANIFEST)
-    sync(staging / MANIFEST)
-    sync(staging)
-
-
-def reason(error: OSError) -> str:
-    """Why the disk refused, without the name of the file that was being filled, which is gone afterwards."""
-    return error.strerror or str(error).rpartition("I/O error: ")[2]
-
-
-def _remove(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)

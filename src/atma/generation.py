@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from atma import state as states
-from atma.checkpoint import reason
 from atma.decoding import Decoder
 from atma.disk import destination, sync
+from atma.folders import reason
 from atma.hashes import model_hash
 from atma.model import Model
 from atma.ops import native

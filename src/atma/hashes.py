@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from atma.checkpoint import file_hash
 from atma.config import canonical_json
+from atma.folders import file_hash
 from atma.model import Model
 
 WEIGHTS = "model.safetensors"

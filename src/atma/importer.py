@@ -14,8 +14,9 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from atma.checkpoint import fill_model, read_json, require_replaceable, save_model
+from atma.checkpoint import fill_model, require_replaceable, save_model
 from atma.config import ModelConfig
+from atma.folders import read_json
 from atma.mixers import CORES
 from atma.model import Model
 from atma.tokenizer import load_tokenizer

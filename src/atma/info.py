@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from atma import shipped
-from atma.checkpoint import file_hash, load_config, load_info
+from atma.checkpoint import load_config, load_info
 from atma.config import identity, to_dict
 from atma.decoding import way
+from atma.folders import file_hash
 from atma.loading import called, model_folder, packaged
 from atma.mixers.table import names, package_of
 from atma.ops import backend, native

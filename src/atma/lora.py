@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from atma.checkpoint import json_writer, read_json, verify_folder, write_folder
+from atma.folders import json_writer, read_json, verify_folder, write_folder
 from atma.layers import Linear
 from atma.loading import ADAPTERS
 from atma.lora_config import LoraConfig

@@ -6,7 +6,7 @@ A tokenizer has one end of text; chat models have an end of turn besides, which 
 from pathlib import Path
 from typing import Any
 
-from atma.checkpoint import read_json
+from atma.folders import read_json
 from atma.hub_files import end_of_turn
 from atma.tokenizer import Tokenizer
 

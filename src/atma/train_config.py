@@ -112,6 +112,8 @@ class TrainConfig:
     """The rate of adapters, which AdamW moves under either optimiser."""
     context_ranks: int = field(default=1, metadata=LATER)
     """Neighbouring processes that share each row, for rows longer than one device can hold."""
+    shard_ranks: int = field(default=1, metadata=LATER)
+    """Neighbouring processes that keep a part of every weight each, for models larger than one device can hold."""
     checkpointing: bool = field(default=False, metadata=LATER)
     """Keep of each block only what it reads, and compute the rest again for its gradients: less memory, more time."""
     hang_seconds: float = field(default=600.0, metadata=LATER)
@@ -133,7 +135,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
-        for name in (*sizes, "evaluation_tokens", "sample_tokens", "context_ranks"):
+        for name in (*sizes, "evaluation_tokens", "sample_tokens", "context_ranks", "shard_ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(
             self.length % self.context_ranks == 0,

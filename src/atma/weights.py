@@ -16,11 +16,22 @@ from torch import Tensor
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_PART = re.compile(r"[a-z]+-\d{5}-of-\d{5}\.safetensors")
 
 
 def is_shard(name: str) -> bool:
     """Whether a file of this name is a part of a model's weights, or the index of the parts."""
     return name == INDEX or _SHARD.fullmatch(name) is not None
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name is a part of any tensors, or the index of the parts of weights."""
+    return name == INDEX or _PART.fullmatch(name) is not None
+
+
+def part_name(stem: str, number: int, count: int) -> str:
+    """The file name of a part, numbered from 0: `model-00001-of-00004.safetensors`."""
+    return f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
 def weight_files(folder: Path) -> list[Path]:

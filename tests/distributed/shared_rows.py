@@ -1,8 +1,14 @@
-"""What each process of a test of shared rows does: every subject whole and shared, losses and gradients compared."""
+"""What each process of a test of shared rows and weights does: every subject whole and shared, losses and gradients
+compared.
 
+python -m tests.distributed.shared_rows OUT CONTEXT SHARD KIND…
+"""
+
+import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +17,8 @@ from atma.config import ModelConfig
 from atma.mixers.stretches import stretch_of
 from atma.mixers.table import names, small
 from atma.model import Model
+from atma.train.parallel import Ranks
+from atma.train.shards import divide, mesh_of
 from tests.laws.conftest import randomise
 
 VOCABULARY, TOKENS = 16, 12
@@ -43,38 +51,62 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
 
 
-def compared(model: Model, rows: str, rank: int, world: int) -> float:
-    """The largest difference between whole and shared rows, of the loss and of every gradient, in units of its size."""
-    segments = documents(rows, world)
+def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
+    """The largest difference between one process and all, of the loss and of every gradient, in units of its size."""
+    segments = documents(rows, ranks.context)
+    segments = None if segments is None else segments.repeat(ranks.replicas, 1)
     generator = torch.Generator().manual_seed(1)
-    tokens, targets = torch.randint(0, VOCABULARY, (2, 3, TOKENS * world), generator=generator)
+    tokens, targets = torch.randint(0, VOCABULARY, (2, 3 * ranks.replicas, TOKENS * ranks.context), generator=generator)
     targets[1, :4] = -100
     loss = model.loss(model(tokens, segment_ids=segments)[0], targets).sum()
     whole = [loss.detach(), *gradients(model, loss)]
-    stretch = stretch_of(rank, range(world), segments, tuple(tokens.shape))
+    if mesh is not None:
+        model = copy.deepcopy(model)
+        divide(model, ranks, mesh)
     model.checkpointing = rows == "edges"  # a block is then computed again, what it hands on too
-    some = slice(rank * TOKENS, (rank + 1) * TOKENS)
-    loss = model.loss(model(tokens[:, some], stretch=stretch)[0], targets[:, some]).sum()
+    loss = own_loss(model, tokens, targets, segments, ranks)
     shared = [loss.detach(), *gradients(model, loss)]
     worst = 0.0
     for one, other in zip(whole, shared, strict=True):
-        dist.all_reduce(other)
+        if hasattr(other, "full_tensor"):
+            other = other.full_tensor()
+        else:
+            dist.all_reduce(other)
         worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1)))
     return worst
+
+
+def own_loss(
+    model: Model, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor | None, ranks: Ranks
+) -> torch.Tensor:
+    """The loss of this process's rows, or stretch of them."""
+
+    def own(x: torch.Tensor) -> torch.Tensor:
+        return x.chunk(ranks.replicas)[ranks.replica]
+
+    tokens, targets, segments = own(tokens), own(targets), None if segments is None else own(segments)
+    if ranks.context == 1:
+        return model.loss(model(tokens, segment_ids=segments)[0], targets).sum()
+    place = ranks.rank % ranks.context
+    stretch = stretch_of(place, ranks.peers, segments, tuple(tokens.shape))
+    some = slice(place * TOKENS, (place + 1) * TOKENS)
+    return model.loss(model(tokens[:, some], stretch=stretch)[0], targets[:, some]).sum()
 
 
 def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    path, context, shard, *kinds = sys.argv[1:]
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(context), int(shard))
+    mesh = mesh_of(ranks, torch.device("cpu"), 600) if ranks.shard > 1 else None
     told = {}
-    for kind in sys.argv[2:] or names():
+    for kind in kinds or names():
         for i, options in enumerate(small(kind)):
             for rows in ("whole", "edges", "short"):
                 torch.manual_seed(0)
-                told[f"{kind}-{i} {rows}"] = compared(model_of(kind, options), rows, rank, world)
-    if rank == 0:
-        Path(sys.argv[1]).write_text(json.dumps(told))
+                told[f"{kind}-{i} {rows}"] = compared(model_of(kind, options), rows, ranks, mesh)
+    if ranks.rank == 0:
+        Path(path).write_text(json.dumps(told))
     dist.destroy_process_group()
 
 

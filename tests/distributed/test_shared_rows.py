@@ -12,20 +12,25 @@ from tests.harness.processes import group
 OFTEN = ("gated_conv", "atma", "polar", "rope", "gla", "titans", "polar_pages")
 
 
+ALL = tuple(names())
+SLOW = [(2, 2, 1, ALL), (3, 3, 1, ALL), (4, 4, 1, OFTEN), (4, 2, 1, OFTEN)]
+SLOW += [(2, 1, 2, ALL), (2, 2, 2, ALL), (4, 2, 2, OFTEN), (4, 4, 2, OFTEN), (4, 2, 4, OFTEN), (4, 1, 2, OFTEN)]
+
+
 @pytest.mark.parametrize(
-    ("world", "kinds"),
+    ("world", "context", "shard", "kinds"),
     [
-        (2, OFTEN),
-        pytest.param(2, tuple(names()), marks=pytest.mark.slow),
-        pytest.param(3, tuple(names()), marks=pytest.mark.slow),
-        pytest.param(4, OFTEN, marks=pytest.mark.slow),
+        (2, 2, 1, OFTEN),
+        (2, 2, 2, ("atma", "titans")),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
     ],
     ids=lambda x: str(x) if isinstance(x, int) else f"{len(x)} mixers",
 )
-def test_shared_rows_have_the_loss_and_the_gradients_of_whole_ones(world, kinds, tmp_path):
-    """In float64 to 1e-10; documents that are whole rows, that end inside, at and next to edges, and short ones."""
+def test_losses_and_gradients_are_those_of_one_process(world, context, shard, kinds, tmp_path):
+    """Rows shared by `context` processes, weights by `shard`: in float64 to 1e-10. Documents that are whole rows, that
+    end inside, at and next to edges, and short ones."""
     path = tmp_path / "told.json"
-    group(world, ["-m", "tests.distributed.shared_rows", str(path), *kinds])
+    group(world, ["-m", "tests.distributed.shared_rows", str(path), str(context), str(shard), *kinds])
     told = json.loads(path.read_text())
     assert {name.split("-")[0] for name in told} == set(kinds)
     assert {name: error for name, error in told.items() if not error <= 1e-10} == {}

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import atma
-from atma.checkpoint import file_hash
+from atma.folders import file_hash
 from atma.layouts import export_checkpoint, import_checkpoint
 from atma.serve.exact import Served
 

@@ -33,8 +33,9 @@ def test_a_batch_that_divides_over_no_mesh_is_told_with_one_that_does():
 def test_a_shard_holds_its_share_and_all_ranks_share_the_state_of_the_optimisers():
     found = costs()
     one, four = held(found, Mesh(), False, 0.0), held(found, Mesh(1, 1, 4), False, 0.0)
-    for part in ("weights", "gradients", "optimiser"):
-        assert four.parts[part] == one.parts[part] / 4
+    assert four.parts["optimiser"] == one.parts["optimiser"] / 4
+    for part in ("weights", "gradients"):  # of what it moves it has the whole besides
+        assert four.parts[part] == one.parts[part] / 4 + 4 * found.size.trained / 4
     assert one.parts["weights"] == 4 * found.size.total
     two = held(found, Mesh(2, 2, 1), False, 0.0)
     assert one.parts["optimiser"] == 4 * two.parts["optimiser"] and two.parts["weights"] == one.parts["weights"]
@@ -83,7 +84,13 @@ def test_shards_gather_weights_twice_a_micro_batch_and_contexts_gather_keys():
     weights = {one.what: one.bytes for one in sent(found, Mesh(1, 1, 2), False)}
     assert weights["weights of shards, forward and backward"] == 2 * 1 / 2 * 4 * found.size.total
     again = {one.what: one.bytes for one in sent(twice, Mesh(1, 1, 2), False)}
-    assert again == {what: 2 * size for what, size in weights.items()}
+    assert again["weights of shards, forward and backward"] == 2 * weights["weights of shards, forward and backward"]
+    part = 4 * found.size.trained / 2  # of gradients, once a micro-batch; half of each goes to its owner, and all back
+    summed, back = "gradients of shards, and to their owners", "weights back from their owners"
+    assert weights[summed] == part + part / 2 and again[summed] == 2 * part + part / 2
+    assert weights[back] == again[back] == part / 2
+    copies = {one.what: one for one in sent(found, Mesh(2, 1, 2), False)}["gradients over copies of the weights"]
+    assert copies.bytes == 2 * 1 / 2 * part and copies.span == 4
     keys = {one.what: one.bytes for one in sent(found, Mesh(1, 2, 1), False)}["keys and values over the context"]
     assert keys == 2 * 1 / 2 * (2 * 2 * 2 * 8) * 512 * 4  # two rope layers, two key heads of 8, 512 tokens, float32
 
@@ -141,7 +148,8 @@ def test_bfloat16_keeps_half_of_most_and_copies_of_weights():
     low, full = costs(torch.bfloat16), costs()
     assert low.saved["rope"].each < full.saved["rope"].each and low.saved["rope"].fixed > full.saved["rope"].fixed
     sharded = held(low, Mesh(1, 1, 2), False, 0.0)
-    assert sharded.parts["gathered weights"] == 2 * 2 * low.size.largest
+    assert sharded.parts["gathered weights"] == 2 * 4 * low.size.largest  # they travel in float32
+    assert sharded.parts["activations"] == held(low, Mesh(2), False, 0.0).parts["activations"]  # and their copies stay
 
 
 def test_the_trained_share_alone_has_gradients():

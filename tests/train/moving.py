@@ -1,4 +1,7 @@
-"""Steps of a tiny model by so many processes, or by one with so many micro-batches: python moving.py FOLDER CONTEXT."""
+"""Steps of a tiny model by so many processes, or by one with so many micro-batches.
+
+python moving.py FOLDER CONTEXT SHARD DTYPE ACCUMULATION
+"""
 
 import sys
 from dataclasses import replace
@@ -10,6 +13,7 @@ from tiny_run import LENGTH, Rows, rows, tiny_model, tiny_recipe
 from atma.model import Model
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join
+from atma.train.shards import shard
 from atma.train.step import Stepper, generator
 
 ROWS = 12
@@ -18,11 +22,14 @@ ROWS = 12
 
 def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtype = torch.float32) -> dict:
     """The weights after some steps, and the loss and the norm of each."""
-    train = replace(
-        tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, context_ranks=ranks.context
-    )
+    shares = {"context_ranks": ranks.context, "shard_ranks": ranks.shard}
+    train = replace(tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, **shares)
     model = Model(tiny_model(), generator(1)).to(dtype)
-    stepper = Stepper(model, Optimisers(model, train, ranks), train, torch.float32, ranks)
+    optimisers = Optimisers(model, train, ranks)
+    stepper = Stepper(model, optimisers, train, torch.float32, ranks)
+    if ranks.shard > 1:
+        shard(model, optimisers, ranks, 60)
+        stepper.follow()
     told = []
     for step in range(steps):
         share = Rows(*(part.chunk(ranks.replicas)[ranks.replica] for part in rows(step, ROWS)))
@@ -30,12 +37,16 @@ def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtyp
         told.append([outcome.loss, outcome.grad_norm])
     state = sum(x.numel() for x in stepper.optimisers.tensors().values())
     about = {"told": torch.tensor(told, dtype=torch.float64), "state": torch.tensor(state)}
-    return {name: x.clone() for name, x in model.state_dict().items()} | about
+    return {name: _whole(x) for name, x in model.state_dict().items()} | about
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    return x.full_tensor() if hasattr(x, "full_tensor") else x.clone()
 
 
 if __name__ == "__main__":
-    folder, context, dtype = sys.argv[1:]
+    folder, context, parts, dtype, accumulation = sys.argv[1:]
     torch.set_num_threads(1)
-    ours = join(torch.device("cpu"), int(context))
-    save_file(moved(ours, dtype=getattr(torch, dtype)), f"{folder}/{ours.rank}.safetensors")
+    ours = join(torch.device("cpu"), int(context), int(parts))
+    save_file(moved(ours, int(accumulation), dtype=getattr(torch, dtype)), f"{folder}/{ours.rank}.safetensors")
     torch.distributed.destroy_process_group()

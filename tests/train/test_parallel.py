@@ -12,6 +12,8 @@ from atma.weights import load_tensors
 from tests.harness.processes import group
 
 HERE = Path(__file__).parent
+MESHES = [(3, 1, 3, 1), (4, 1, 2, 3), (4, 2, 2, 1), (4, 4, 2, 2), (4, 2, 4, 1)]
+"""Processes, those that share a row, those that share the weights, and micro-batches."""
 
 
 def test_one_process_alone_sums_nothing():
@@ -31,9 +33,11 @@ def test_who_moves_what_is_shared_equally_by_what_it_costs():
     assert shared_out([], 2) == []
 
 
-def by_processes(world: int, context: int, dtype: str, folder: Path) -> dict[str, torch.Tensor]:
+def by_processes(
+    world: int, folder: Path, context: int = 1, shard: int = 1, dtype: str = "float64", accumulation: int = 1
+) -> dict[str, torch.Tensor]:
     """What `moving` tells of so many processes, which is the same of each but for what it holds."""
-    group(world, ["moving.py", str(folder), str(context), dtype], HERE)
+    group(world, ["moving.py", str(folder), str(context), str(shard), dtype, str(accumulation)], HERE)
     told = [load_tensors(folder / f"{rank}.safetensors") for rank in range(world)]
     states = [int(one.pop("state")) for one in told]
     for other in told[1:]:
@@ -44,7 +48,7 @@ def by_processes(world: int, context: int, dtype: str, folder: Path) -> dict[str
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_move_to_the_bits_of_one_with_as_many_micro_batches(world, tmp_path):
     """And each holds its share of the optimisers' state alone."""
-    found, whole = by_processes(world, 1, "float32", tmp_path), moved(Ranks(), world)
+    found, whole = by_processes(world, tmp_path, dtype="float32"), moved(Ranks(), world)
     held, all_of_it = found.pop("state"), whole.pop("state")
     for name, value in whole.items():
         assert torch.equal(found[name], value), name
@@ -54,9 +58,22 @@ def test_processes_move_to_the_bits_of_one_with_as_many_micro_batches(world, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "context"), [(2, 2), (4, 2), (4, 4), (3, 1)])
 def test_processes_that_share_rows_make_the_steps_of_one(world, context, tmp_path):
-    found, whole = by_processes(world, context, "float64", tmp_path), moved(Ranks(), 1, dtype=torch.float64)
+    found, whole = by_processes(world, tmp_path, context), moved(Ranks(), 1, dtype=torch.float64)
     for name in whole.keys() - {"state"}:
         torch.testing.assert_close(found[name], whole[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("world", "context", "shard", "accumulation"),
+    [(2, 1, 2, 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in MESHES)],
+)
+def test_processes_that_share_weights_make_the_steps_of_one(world, context, shard, accumulation, tmp_path):
+    found = by_processes(world, tmp_path, context, shard, "float64", accumulation)
+    whole = moved(Ranks(), 1, dtype=torch.float64)
+    held, all_of_it = found.pop("state"), whole.pop("state")
+    for name, value in whole.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)
+    assert int(held.sum()) == int(all_of_it) and int(held.max()) < 1.5 * int(all_of_it) / world
 
 
 STOPPING = """

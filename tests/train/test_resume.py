@@ -7,7 +7,7 @@ import pytest
 from test_loop import losses, same, weights
 from tiny_run import rows, tiny_model, tiny_recipe, tiny_source
 
-from atma import checkpoint, replacing
+from atma import folders, replacing
 from atma.train.loop import fit
 from atma.train.record import read_record
 from atma.weights import load_tensors
@@ -135,7 +135,7 @@ def test_a_damaged_recipe_is_named(run):
 def test_a_full_disk_stops_the_run_and_loses_no_checkpoint(tmp_path, run, monkeypatch):
     fit(tiny_recipe(), tmp_path / "whole", tiny_source())
     written = []
-    sync = checkpoint.sync
+    sync = folders.sync
 
     def full(path: Path) -> None:
         written.append(path)
@@ -143,7 +143,7 @@ def test_a_full_disk_stops_the_run_and_loses_no_checkpoint(tmp_path, run, monkey
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         sync(path)
 
-    monkeypatch.setattr(checkpoint, "sync", full)
+    monkeypatch.setattr(folders, "sync", full)
     with pytest.raises(OSError, match="No space left on device"):
         fit(tiny_recipe(), run, tiny_source())
     monkeypatch.undo()
@@ -154,13 +154,13 @@ def test_a_full_disk_stops_the_run_and_loses_no_checkpoint(tmp_path, run, monkey
 
 def test_old_checkpoints_go_only_after_the_new_one_is_on_disk(run, monkeypatch):
     seen = []
-    sync = checkpoint.sync
+    sync = folders.sync
 
     def watch(path: Path) -> None:
         seen.append(sorted(entry.name for entry in run.glob("checkpoints/step-*")))
         sync(path)
 
-    monkeypatch.setattr(checkpoint, "sync", watch)
+    monkeypatch.setattr(folders, "sync", watch)
     monkeypatch.setattr(replacing, "sync", watch)
     fit(tiny_recipe(keep_checkpoints=1), run, tiny_source())
     first = next(number for number, names in enumerate(seen) if names)

@@ -13,7 +13,8 @@ def run(base: str, adapters: Path, out: Path, /) -> None:
         adapters: A folder of adapters: adapters/ of a run, or one of its checkpoints.
         out: The model folder to write.
     """
-    from atma.checkpoint import load_info, load_model, model_files, require_replaceable, text_writer, write_folder
+    from atma.checkpoint import load_info, load_model, model_files, require_replaceable
+    from atma.folders import text_writer, write_folder
     from atma.loading import model_folder
     from atma.lora import adapter_record, load_adapters, merge
     from atma.talk import talk_of

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atma.checkpoint import file_hash
 from atma.data.shards import Layout, write_mask, write_shard
 from atma.data.summary import long_documents
+from atma.folders import file_hash
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the stage, how much is done and of how much, where known: "sample" and "tokenise" count bytes of text,

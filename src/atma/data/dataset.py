@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from atma.checkpoint import file_hash
 from atma.data.document_index import read_index
 from atma.data.remote import Cache, Remote, RemoteShard, cache_place, is_remote, put
 from atma.data.shards import mask_bits, read_mask, read_shard, scan
+from atma.folders import file_hash
 from atma.replacing import recover_folder
 from atma.tokenizer import Tokenizer, load_tokenizer
 

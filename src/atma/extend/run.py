@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from atma.checkpoint import MANIFEST, file_hash, model_files, read_json, require_replaceable, text_writer, write_folder
+from atma.checkpoint import model_files, require_replaceable
 from atma.config import DataConfig, Recipe, TrainConfig, to_dict
 from atma.extend.distil import Distiller
 from atma.extend.settings import ExtendConfig
 from atma.extend.ways import Way, WindowMemory, way_of
+from atma.folders import MANIFEST, file_hash, read_json, text_writer, write_folder
 from atma.loading import Loaded, is_adapters
 from atma.lora import LoraConfig, attach, merge
 from atma.model import Model

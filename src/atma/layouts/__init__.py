@@ -12,16 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atma.checkpoint import (
-    Writer,
-    json_writer,
-    load_config,
-    load_info,
-    model_files,
-    require_replaceable,
-    write_folder,
-)
+from atma.checkpoint import load_config, load_info, model_files, require_replaceable
 from atma.config import ModelConfig
+from atma.folders import Writer, json_writer, write_folder
 from atma.layers import without_init
 from atma.layouts.architectures import Layout, layout_of
 from atma.layouts.kinds import ARCHITECTURES

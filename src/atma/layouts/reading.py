@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from atma.checkpoint import read_json
+from atma.folders import read_json
 from atma.weights import INDEX, WEIGHTS, load_tensors, tensor_shapes
 
 OLDER = ("pytorch_model.bin", "pytorch_model.bin.index.json")

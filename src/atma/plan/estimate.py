@@ -98,12 +98,12 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         *pace.assumptions(),
         f"a pass computes in {compute}; weights, gradients and optimiser states are float32; the backward pass has "
         "twice the products of the forward pass, and checkpointing one more of the layers",
-        "every rank moves an equal part of the parameters, and keeps the optimisers' state of that part alone",
+        "every rank moves an equal part of the parameters, and keeps the optimisers' state of that part alone, and of "
+        "sharded weights the whole of it; sharded weights travel in float32",
         "activations are what autograd keeps on a CPU, counted at 128 to 512 tokens; blocked operations are taken to "
         "keep the same on every device",
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states go "
         "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one; its ranks have equal work",
-        "what is sharded is planned only: `atma train` has data and context ranks, and no shards yet",
         "reading data, validation and checkpoints are left out",
         *(["activations are those of training every weight; adapters keep less"] if costs.recipe.lora else []),
     ]

@@ -8,6 +8,8 @@ the first had been, and those of the next find no room between them: 80 MiB besi
 
 from typing import NamedTuple
 
+import torch
+
 from atma.plan.costs import Costs
 from atma.plan.meshes import Mesh
 from atma.train.optim import GRAM_NUMBERS
@@ -51,9 +53,10 @@ def held(costs: Costs, mesh: Mesh, checkpointing: bool, program: float) -> Held:
 
 def _kept(costs: Costs, mesh: Mesh) -> dict[str, float]:
     size = costs.size
+    whole = FLOAT * size.trained / mesh.ranks if mesh.shard > 1 else 0.0  # of what the rank moves
     return {
-        "weights": FLOAT * size.total / mesh.shard,
-        "gradients": FLOAT * size.trained / mesh.shard,
+        "weights": FLOAT * size.total / mesh.shard + whole,
+        "gradients": FLOAT * size.trained / mesh.shard + whole,
         "optimiser": (FLOAT * size.moments + FLOAT * size.scalars) / mesh.ranks,
     }
 
@@ -71,7 +74,7 @@ def _forward(costs: Costs, mesh: Mesh, checkpointing: bool) -> dict[str, float]:
     if mesh.context > 1:
         gathered = max(one.gathered for one in costs.layers.values()) * rows * length * costs.compute.itemsize
         context = 2 * gathered + FLOAT * rows * max(one.carried for one in costs.layers.values())
-    whole = 2 * costs.compute.itemsize * costs.size.largest if mesh.shard > 1 else 0.0
+    whole = 2 * FLOAT * costs.size.largest if mesh.shard > 1 else 0.0
     logits = LOSS_BLOCKS * FLOAT * min(BLOCK_LOGITS, tokens * costs.recipe.model.vocab_size)
     return {
         "activations": activations,
@@ -84,14 +87,15 @@ def _forward(costs: Costs, mesh: Mesh, checkpointing: bool) -> dict[str, float]:
 
 
 def _layer(costs: Costs, name: str, tokens: float, length: int, mesh: Mesh) -> float:
-    """Bytes that a layer keeps; where weights are sharded, the copies that it computes with are gathered anew."""
+    """Bytes that a layer keeps: of sharded weights their copies in bfloat16, for in float32 they are gathered anew."""
     saved = costs.saved[name]
-    return saved.at(tokens, length) - (saved.fixed if mesh.shard > 1 else 0)
+    anew = mesh.shard > 1 and costs.compute == torch.float32
+    return saved.at(tokens, length) - (saved.fixed if anew else 0)
 
 
 def _update(costs: Costs, mesh: Mesh) -> dict[str, float]:
     """The flat gradients that go to their owners and come from all ranks, and what Muon works on at a time."""
-    message = 2 * FLOAT * costs.size.trained / mesh.shard if mesh.replicas > 1 else 0.0
+    message = 2 * FLOAT * costs.size.trained / mesh.shard if mesh.ranks > 1 else 0.0
     sides: dict[int, list[int]] = {}
     for rows, columns in costs.size.matrices:
         sides.setdefault(min(rows, columns), []).append(rows * columns)

@@ -1,7 +1,7 @@
 """Meshes of ranks, data × context × shard, and what the ranks of one send each other in a step.
 
 Ranks of `data` and of `shard` have rows of their own; those of `shard` keep a part of every weight each, and those of
-`context` a stretch of every row. Neighbours are first those of a context, then of a shard, then of data.
+`context` a stretch of every row. Neighbours are first those of a context, and first those of a shard, then of data.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Mesh(NamedTuple):
 
     @property
     def replicas(self) -> int:
-        """Ranks that have the same weights, and share the update of them."""
+        """Copies of the weights."""
         return self.data * self.context
 
     def rows(self, train: TrainConfig) -> int:
@@ -72,16 +72,17 @@ def sent(costs: Costs, mesh: Mesh, checkpointing: bool) -> list[Sent]:
     """What a step sends. A ring passes (n − 1) / n of the whole to gather or to scatter, and twice that to sum."""
     train, size = costs.recipe.train, costs.size
     found = []
-    if mesh.replicas > 1:
-        whole = FLOAT * size.trained / mesh.shard
-        span = mesh.ranks if mesh.data > 1 else mesh.context
-        found.append(Sent("gradients to their owners, and weights back", 2 * _ring(mesh.replicas) * whole, span))
+    part = FLOAT * size.trained / mesh.shard
     if mesh.shard > 1:
-        span, gathers = mesh.shard * mesh.context, 2 * train.accumulation
-        weights = gathers * _ring(mesh.shard) * costs.compute.itemsize * size.total
-        found.append(Sent("weights of shards, forward and backward", weights, span))
-        gradients = train.accumulation * _ring(mesh.shard) * FLOAT * size.trained
-        found.append(Sent("gradients of shards", gradients, span))
+        weights = 2 * train.accumulation * _ring(mesh.shard) * FLOAT * size.total
+        found.append(Sent("weights of shards, forward and backward", weights, mesh.shard))
+        gradients = (train.accumulation + 1 / mesh.ranks) * _ring(mesh.shard) * FLOAT * size.trained
+        found.append(Sent("gradients of shards, and to their owners", gradients, mesh.shard))
+        if mesh.replicas > 1:
+            found.append(Sent("gradients over copies of the weights", 2 * _ring(mesh.replicas) * part, mesh.ranks))
+        found.append(Sent("weights back from their owners", _ring(mesh.ranks) * part, mesh.ranks))
+    elif mesh.ranks > 1:
+        found.append(Sent("gradients to their owners, and weights back", 2 * _ring(mesh.ranks) * part, mesh.ranks))
     if mesh.context > 1:
         found += _of_context(costs, mesh, checkpointing)
     return found

@@ -17,10 +17,12 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
             f"set model.vocab_size={source.vocab_size}"
         )
     train = recipe.train
-    if train.context_ranks != ranks.context:
-        raise ValueError(
-            f"'context_ranks' {train.context_ranks}: rows are shared in `atma train` alone; leave it out here"
-        )
+    for key, asked, made in (
+        ("context_ranks", train.context_ranks, ranks.context),
+        ("shard_ranks", train.shard_ranks, ranks.shard),
+    ):
+        if asked != made:
+            raise ValueError(f"'{key}' {asked}: processes share in `atma train` alone; leave it out here")
     further = [
         key
         for key, on in (("regulariser", train.regulariser != "none"), ("distractor_weight", train.distractor_weight))

@@ -30,6 +30,7 @@ _FREE = (
     "train.epochs",
     "train.checkpointing",
     "train.context_ranks",
+    "train.shard_ranks",
     "train.hang_seconds",
     "train.early_stopping",
     "train.keep_best",

@@ -44,7 +44,9 @@ def train(
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"'device' must be cpu or cuda, not {device!r}") from error
-    ranks, where = join(where, recipe.train.context_ranks, recipe.train.hang_seconds), own_device(where)
+    train = recipe.train
+    ranks = join(where, train.context_ranks, train.shard_ranks, train.hang_seconds)
+    where = own_device(where)
     with agreeing(ranks):
         recipe = resolved(recipe)
         source = open_source(recipe, ranks)
@@ -75,6 +77,7 @@ def fit(
         notes += run.restore() if resume else [*told, *run.told()]
         if ranks.rank == 0:
             run.trained.keep(source.template)
+        run.share()
         patience = recipe.train.hang_seconds
         with (
             Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record,

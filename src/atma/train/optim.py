@@ -228,6 +228,11 @@ class Optimisers:
             self.owners.spread()
         self.zero_grad()
 
+    def keep_own(self, owners: Owners) -> None:
+        """Go on with `owners`, and hold nothing of what others move."""
+        self.owners, own = owners, set(owners.named.values())
+        self.names = {parameter: name for parameter, name in self.names.items() if parameter in own}
+
     def zero_grad(self) -> None:
         for optimiser in self._both.values():
             optimiser.zero_grad(set_to_none=True)

@@ -19,7 +19,8 @@ class Owners:
     """Who moves which of the trained parameters, given by name with what it costs to move each."""
 
     def __init__(self, ranks: Ranks, parameters: Mapping[str, nn.Parameter], costs: Mapping[str, float]) -> None:
-        self.ranks, self.parameters = ranks, list(parameters.values())
+        self.ranks, self.parameters, self.named = ranks, list(parameters.values()), dict(parameters)
+        self.names = list(parameters)
         self.owner = shared_out([costs[name] for name in parameters], ranks.world)
         self.own = {name for name, owner in zip(parameters, self.owner, strict=True) if owner == ranks.rank}
         """Names of this process's."""
@@ -31,9 +32,7 @@ class Owners:
 
         What has a gradient in some processes only counts as zero in the others.
         """
-        marks = torch.tensor([p.grad is not None for p in self.parameters], dtype=torch.int32, device=where())
-        dist.all_reduce(marks, dist.ReduceOp.MAX)
-        self.moved = [i for i, mark in enumerate(marks.tolist()) if mark]
+        self.mark()
         for dtype in dict.fromkeys(self.parameters[i].dtype for i in self.moved):
             self._reduce([i for i in self.moved if self.parameters[i].dtype == dtype], dtype)
         mine = [p for p, owner in zip(self.parameters, self.owner, strict=True) if owner == self.ranks.rank]
@@ -41,6 +40,16 @@ class Owners:
             if owner != self.ranks.rank:
                 parameter.grad = None
         return mine
+
+    def mark(self) -> None:
+        """Find out which parameters have a gradient in any process."""
+        marks = torch.tensor([p.grad is not None for p in self.parameters], dtype=torch.int32, device=where())
+        dist.all_reduce(marks, dist.ReduceOp.MAX)
+        self.moved = [i for i, mark in enumerate(marks.tolist()) if mark]
+
+    def mine(self, i: int) -> nn.Parameter:
+        """The whole of a parameter that this process moves, with its gradient after `reduce`."""
+        return self.parameters[i]
 
     def _reduce(self, moved: Sequence[int], kind: torch.dtype) -> None:
         dtype = torch.promote_types(kind, torch.float32)
@@ -63,7 +72,7 @@ class Owners:
     def norm(self) -> Tensor:
         """The norm of all gradients together, after `reduce`: to the bit what `get_total_norm` makes of them."""
         mine = [place for place, i in enumerate(self.moved) if self.owner[i] == self.ranks.rank]
-        grads = [self.parameters[self.moved[place]].grad for place in mine]
+        grads = [self.mine(self.moved[place]).grad for place in mine]
         norms = torch.zeros(len(self.moved), dtype=self.parameters[0].dtype, device=self.parameters[0].device)
         for place, grad in zip(mine, grads, strict=True):
             assert grad is not None

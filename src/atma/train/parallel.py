@@ -1,8 +1,9 @@
 """Several processes of one run (`torchrun`): who we are, and sums over all of us in one order.
 
 Processes share the rows of a batch, and with `context` above 1 so many neighbours share each row
-(atma.mixers.stretches). Sums are added in the order of the processes, so they are the same bits everywhere, and those
-of one process that takes the same parts one after the other.
+(atma.mixers.stretches), with `shard` above 1 so many the weights (atma.train.shards). Sums are added in the order of
+the processes, so they are the same bits everywhere, and those of one process that takes the same parts one after the
+other.
 """
 
 import datetime
@@ -15,11 +16,12 @@ from torch import Tensor
 
 
 class Ranks(NamedTuple):
-    """This process's number, how many there are, and how many of them share each row."""
+    """This process's number, how many there are, how many of them share each row, and how many the weights."""
 
     rank: int = 0
     world: int = 1
     context: int = 1
+    shard: int = 1
 
     @property
     def replica(self) -> int:
@@ -37,13 +39,13 @@ class Ranks(NamedTuple):
         return range(self.replica * self.context, (self.replica + 1) * self.context)
 
 
-def join(device: torch.device, context: int = 1, hang_seconds: float = 600) -> Ranks:
+def join(device: torch.device, context: int = 1, shard: int = 1, hang_seconds: float = 600) -> Ranks:
     """Join the group that RANK and WORLD_SIZE describe, if they do; alone otherwise.
 
-    hang_seconds: how long one waits for another. ValueError: so many processes cannot be in groups of `context`.
+    hang_seconds: how long one waits for another. ValueError: they cannot be in groups of so many.
     """
     if not dist.is_available():
-        return _grouped(0, 1, context)
+        return _grouped(0, 1, context, shard)
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda" and not dist.is_nccl_available():
             raise ValueError(
@@ -51,7 +53,7 @@ def join(device: torch.device, context: int = 1, hang_seconds: float = 600) -> R
             )
         _begin("nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=hang_seconds))
     world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return _grouped(*world, context)
+    return _grouped(*world, context, shard)
 
 
 def _begin(backend: str, patience: datetime.timedelta) -> None:
@@ -68,13 +70,14 @@ def _begin(backend: str, patience: datetime.timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
 
 
-def _grouped(rank: int, world: int, context: int) -> Ranks:
-    if world % context:
-        raise ValueError(
-            f"'context_ranks' {context}: {world} process{'' if world == 1 else 'es'} cannot be in groups of {context}; "
-            f"start a multiple: torchrun --nproc-per-node {context} -m atma train …"
-        )
-    return Ranks(rank, world, context)
+def _grouped(rank: int, world: int, context: int, shard: int) -> Ranks:
+    for key, count in (("context_ranks", context), ("shard_ranks", shard)):
+        if world % count:
+            raise ValueError(
+                f"'{key}' {count}: {world} process{'' if world == 1 else 'es'} cannot be in groups of {count}; "
+                f"start a multiple: torchrun --nproc-per-node {count} -m atma train …"
+            )
+    return Ranks(rank, world, context, shard)
 
 
 def sum_over(ranks: Ranks, value: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """Training checkpoints: a model folder with the optimiser's state beside it, from which a run goes on bit for bit.
 
 `checkpoints/step-00000200/` is a model folder (so it loads like any model), or, where adapters are trained, a folder
-of adapters, plus `optimizer.safetensors` and `state.json`. There is no generator state in it, because there is none to
-keep: every draw of a run comes from a generator seeded by (seed, step, purpose), and a batch is a pure function of its
-step.
+of adapters, plus `optimizer.safetensors` and `state.json`. Of processes that share the weights each writes a part of
+the tensors, of what it moves; any number of processes goes on from such a folder, as from any other. There is no
+generator state in it, because there is none to keep: every draw of a run comes from a generator seeded by (seed, step,
+purpose), and a batch is a pure function of its step.
 """
 
+import contextlib
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,14 +18,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atma.checkpoint import json_writer, read_json, verify_folder, write_folder
 from atma.config import TrainConfig
+from atma.disk import destination
+from atma.folders import (
+    abandoned,
+    begin_folder,
+    end_folder,
+    fill_folder,
+    json_writer,
+    read_json,
+    verify_folder,
+    write_folder,
+)
 from atma.ops import native
-from atma.replacing import recover_folder
+from atma.replacing import recover_folder, staging_place
 from atma.strict import from_dict
 from atma.train.optim import Optimisers
-from atma.train.trained import Trained
-from atma.weights import load_tensors, tensor_writer
+from atma.train.parallel import Ranks
+from atma.train.together import agreeing, texts
+from atma.train.trained import Parts, Trained
+from atma.weights import load_tensors, part_name, tensor_writer
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
@@ -113,9 +128,40 @@ def save_checkpoint(run: Path, state: RunState, trained: Trained, tensors: Mappi
     files["optimizer.safetensors"] = tensor_writer(tensors)
     files["state.json"] = json_writer(asdict(state))
     write_folder(folder, files)
+    _drop_old(run, keep)
+    return folder
+
+
+def save_parts(run: Path, state: RunState, trained: Trained, parts: Parts, ranks: Ranks, keep: int) -> Path:
+    """`save_checkpoint` by processes that share the weights: each writes what it moves. All can see the run folder.
+
+    ValueError or OSError, in all of them, when any cannot; the checkpoint is then not there.
+    """
+    folder = destination(run / FOLDER / f"step-{state.step:08d}")
+    staging, held = staging_place(folder, "staging"), contextlib.ExitStack()
+    with held:
+        with agreeing(ranks):
+            if ranks.rank == 0:
+                begin_folder(folder)
+                held.enter_context(abandoned(staging, folder))
+        with agreeing(ranks):
+            files = trained.part_files(parts, ranks, {"recipe": state.recipe, "step": state.step})
+            files[part_name("optimizer", ranks.rank, ranks.world)] = tensor_writer(parts.optimiser)
+            if ranks.rank == 0:
+                files["state.json"] = json_writer(asdict(state))
+            entries = fill_folder(staging, files)
+        told = texts(ranks, json.dumps(entries))
+        with agreeing(ranks):
+            if ranks.rank == 0:
+                end_folder(staging, folder, {name: one for text in told for name, one in json.loads(text).items()})
+    if ranks.rank == 0:
+        _drop_old(run, keep)
+    return folder
+
+
+def _drop_old(run: Path, keep: int) -> None:
     for _, old in _checkpoints(run)[keep:]:
         shutil.rmtree(old)
-    return folder
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -148,8 +194,8 @@ def load_checkpoint(folder: Path, expected: RunState, trained: Trained, optimise
         found, wanted = state.data, expected.data
         raise ValueError(f"{folder}: made with data {found}, now it is {wanted}; resume with the data it began with")
     trained.fill(folder)
-    path = folder / "optimizer.safetensors"
-    optimisers.load_tensors(load_tensors(path), path)
+    for path in sorted(folder.glob("optimizer-*")) or [folder / "optimizer.safetensors"]:
+        optimisers.load_tensors(load_tensors(path), path)
     return replace(state, recipe=expected.recipe)
 
 

@@ -20,13 +20,21 @@ from atma.train.parallel import Ranks, any_of, wait
 from atma.train.precision import choose_precision
 from atma.train.progress import Progress
 from atma.train.record import Record, cut_record
-from atma.train.resume import RunState, has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from atma.train.resume import (
+    RunState,
+    has_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    save_parts,
+)
 from atma.train.samples import cut_samples, due, keep, written
 from atma.train.schedule import rate_multiplier
+from atma.train.shards import release, shard
 from atma.train.source import Batch, Source
 from atma.train.start import adapters, begun, start_told
 from atma.train.step import Outcome, Stepper, non_finite_names, validation_loss
-from atma.train.trained import Trained
+from atma.train.trained import Parts, Trained
 
 PATIENCE = 3
 """Non-finite steps in a row that end a run."""
@@ -78,6 +86,14 @@ class Run:
         wait(self.ranks)
         passed = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
         return [*passed, f"resumed at step {self.state.step}", *(anew if folder is not None else [])]
+
+    def share(self) -> None:
+        """Keep a part of the weights alone, where processes share them."""
+        if self.ranks.shard > 1:
+            if self.trained.attached is not None:
+                _ = self.trained.base  # while it is whole
+            shard(self.model, self.optimisers, self.ranks, self.recipe.train.hang_seconds)
+            self.stepper.follow()
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
@@ -170,8 +186,9 @@ class Run:
         tokenizer, train, step = self.source.tokenizer, self.recipe.train, self.state.step
         if tokenizer is None or self.state.unvalidated or not due(train, step):
             return
-        if self.ranks.rank == 0:
-            for one in keep(self.out, list(written(self.model, tokenizer, train, step))):
+        if self.ranks.rank == 0 or self.ranks.shard > 1:  # who shares weights must be there to write
+            texts = list(written(self.model, tokenizer, train, step))
+            for one in keep(self.out, texts) if self.ranks.rank == 0 else []:
                 progress.show(one.row())
         wait(self.ranks)
 
@@ -197,27 +214,40 @@ class Run:
         progress.show(record.write("event", state.step, {"event": told}))
 
     def _checkpoint(self, record: Record) -> None:
-        tensors = collected(self.ranks, self.optimisers.tensors())
         if self.ranks.rank == 0:
             record.sync()
-            keep = self.recipe.train.keep_checkpoints
-            save_checkpoint(self.out, self.state, self.trained, tensors, keep)
+        count = self.recipe.train.keep_checkpoints
+        if self.ranks.shard > 1:
+            save_parts(self.out, self.state, self.trained, self._parts(), self.ranks, count)
+        else:
+            tensors = collected(self.ranks, self.optimisers.tensors())
+            if self.ranks.rank == 0:
+                save_checkpoint(self.out, self.state, self.trained, tensors, count)
         self._saved = self.state.step
         wait(self.ranks)
 
     def _finish(self) -> Path:
         final = self.out / "final"
-        self._write_model(final)
-        if self.ranks.rank == 0:
-            self.trained.save_adapters(self.out / "adapters", self._extra())
-        wait(self.ranks)
+        self._write_model(final, self.out / "adapters")
         return final
 
-    def _write_model(self, folder: Path) -> None:
-        """A model folder of the model as it is now."""
+    def _write_model(self, folder: Path, adapters: Path | None = None) -> None:
+        """A model folder of the model as it is now, and where asked for one of its adapters, if it has any."""
+        whole = self.trained.of_parts(self._parts(), self.ranks) if self.ranks.shard > 1 else self.trained
         if self.ranks.rank == 0:
-            self.trained.save(folder, self._extra())
+            assert whole is not None
+            whole.save(folder, self._extra())
+            if adapters is not None:
+                whole.save_adapters(adapters, self._extra())
         wait(self.ranks)
+
+    def _parts(self) -> Parts:
+        owners = self.optimisers.owners
+        assert owners is not None
+        release(self.model)  # in all of them, for reading a model's tensors does so
+        places = dict(zip(owners.names, owners.owner, strict=True))
+        weights = {name: owners.named[name].detach() for name in owners.own}
+        return Parts(places, weights, self.optimisers.tensors())
 
     def _extra(self) -> dict[str, Any]:
         """What config.json says of the run."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from atma.chat.template import PLAIN, find_template
-from atma.checkpoint import file_hash, fill_model, load_config, load_info
+from atma.checkpoint import fill_model, load_config, load_info
 from atma.config import ModelConfig, Recipe, load_values, recipe_of, with_words
+from atma.folders import file_hash
 from atma.hub_files import TEMPLATE, TOKENIZER_CONFIG
 from atma.loading import model_folder
 from atma.lora import Attached, attach

@@ -23,6 +23,7 @@ from atma.train.distractor import alignment, core_calls
 from atma.train.objectives import regularise, residual_stream
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, all_here, sum_over
+from atma.train.shards import before_backward
 from atma.train.source import Batch
 
 
@@ -42,11 +43,15 @@ class Stepper:
         self, model: Model, optimisers: Optimisers, train: TrainConfig, compute: torch.dtype, ranks: Ranks
     ) -> None:
         self.model, self.optimisers, self.train, self.compute, self.ranks = model, optimisers, train, compute, ranks
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = model.embed.weight.device
+        self.follow()
         model.checkpointing = train.checkpointing
         if self.device.type == "cpu":
             keep_freed_memory()
+
+    def follow(self) -> None:
+        """Take the model's parameters as they are now."""
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
         """Do the 0-based `step` on this process's share of the batch."""
@@ -72,6 +77,8 @@ class Stepper:
         totals: dict[str, Tensor] = {}
         for turn, part in enumerate(self._parts(batch)):
             parts = self._losses(part, scored, step * self.train.accumulation + turn)
+            if self.ranks.shard > 1:
+                before_backward(self.model, turn == self.train.accumulation - 1)
             self._total(parts).backward()
             for name, value in parts.items():
                 totals[name] = totals.get(name, 0) + value.detach()

@@ -15,8 +15,8 @@ from atma.config import Recipe, identity
 from atma.hashes import code_hash
 from atma.train.parallel import Ranks, where
 
-MOST_BYTES = 2000
-"""Of a problem's text as processes tell it to each other."""
+MOST = 2000
+"""Letters of a problem's text as processes tell it to each other."""
 
 
 class ToldByFirst(ValueError):
@@ -37,13 +37,13 @@ def agreeing(ranks: Ranks) -> Iterator[None]:
         if problem is not None:
             raise problem
         return
-    texts = _texts(ranks, "" if problem is None else str(problem) or type(problem).__name__)
-    found = next((rank for rank, text in enumerate(texts) if text), None)
+    told = texts(ranks, "" if problem is None else str(problem)[:MOST] or type(problem).__name__)
+    found = next((rank for rank, text in enumerate(told) if text), None)
     if found is None:
         return
     if ranks.rank != 0:
-        raise ToldByFirst(texts[found])
-    raise problem or ValueError(f"process {found}: {texts[found]}")
+        raise ToldByFirst(told[found])
+    raise problem or ValueError(f"process {found}: {told[found]}")
 
 
 def require_same_run(ranks: Ranks, recipe: Recipe, data: str) -> None:
@@ -52,22 +52,23 @@ def require_same_run(ranks: Ranks, recipe: Recipe, data: str) -> None:
         return
     told = {"recipe": identity(recipe), "code": code_hash(), "data": data, "PyTorch": torch.__version__}
     for what, text in told.items():
-        texts = _texts(ranks, text)
-        other = next((rank for rank, found in enumerate(texts) if found != texts[0]), None)
+        all_of_them = texts(ranks, text)
+        first, other = all_of_them[0], next((n for n, found in enumerate(all_of_them) if found != all_of_them[0]), None)
         if other is not None:
-            words = f"process {other} has another {what} than process 0 ({texts[other][:16]}, not {texts[0][:16]})"
+            words = f"process {other} has another {what} than process 0 ({all_of_them[other][:16]}, not {first[:16]})"
             raise (ToldByFirst if ranks.rank else ValueError)(f"{words}: start all of them with the same")
 
 
-def _texts(ranks: Ranks, text: str) -> list[str]:
+def texts(ranks: Ranks, text: str) -> list[str]:
     """What each process tells, in their order."""
-    data = text.encode()[:MOST_BYTES]
-    mine = torch.zeros(MOST_BYTES + 1, dtype=torch.uint8)
-    mine[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-    mine = mine.to(where())
-    found = [torch.empty_like(mine) for _ in range(ranks.world)]
-    dist.all_gather(found, mine)
-    return [bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in found]
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=where())
+    sizes = [torch.empty(1, dtype=torch.int64, device=where()) for _ in range(ranks.world)]
+    dist.all_gather(sizes, torch.tensor([len(data)], device=where()))
+    most = int(torch.cat(sizes).max())
+    found = [torch.empty(most, dtype=torch.uint8, device=where()) for _ in range(ranks.world)]
+    dist.all_gather(found, torch.cat([data, data.new_zeros(most - len(data))]))
+    told = zip(found, sizes, strict=True)
+    return [bytes(one[: int(size)].tolist()).decode(errors="replace") for one, size in told]
 
 
 @contextmanager
@@ -98,4 +99,4 @@ def _cause(text: str, seconds: float) -> str | None:
     return f"{who} was lost" if any(word in text for word in lost) else None
 
 
-__all__ = ["ToldByFirst", "agreeing", "answering", "require_same_run"]
+__all__ = ["ToldByFirst", "agreeing", "answering", "require_same_run", "texts"]

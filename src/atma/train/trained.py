@@ -7,23 +7,16 @@ say by a hash which base they belong to; the base is read again from `train.init
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from atma.checkpoint import (
-    Writer,
-    fill_model,
-    json_writer,
-    load_info,
-    model_files,
-    read_json,
-    require_replaceable,
-    text_writer,
-    write_folder,
-)
+from torch import Tensor
+
+from atma.checkpoint import fill_model, load_info, model_files, require_replaceable
 from atma.config import ModelConfig, Recipe, identity
+from atma.folders import Writer, json_writer, read_json, text_writer, write_folder
 from atma.loading import model_folder
 from atma.lora import TENSORS, Attached, adapter_files, base_hash, fill_adapters, merged_tensors, save_adapters
 from atma.model import Model
@@ -31,13 +24,23 @@ from atma.strict import from_dict
 from atma.talk import TALK
 from atma.tokenizer import Tokenizer
 from atma.tokenizer_file import BEGINNING
-from atma.train.start import EXTRA, carried
-from atma.weights import WEIGHTS, load_tensors, tensor_writer
+from atma.train.owners import collected
+from atma.train.parallel import Ranks
+from atma.train.start import EXTRA, adapters, begun, carried
+from atma.weights import INDEX, WEIGHTS, load_tensors, load_weights, part_name, tensor_writer, weight_files
 
 KEPT = "base"
 """The folder of a run that holds what is kept of the model it starts from."""
 BEGUN = "beginning.json"
 """There, what its config.json says that a text begins with: data does not know that."""
+
+
+class Parts(NamedTuple):
+    """Of processes that share the weights: which of them has the whole of each trained parameter, and what this has."""
+
+    places: Mapping[str, int]
+    weights: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Trained:
     tokenizer: Tokenizer | None = None
 
     @cached_property
-    def _base(self) -> str:
+    def base(self) -> str:
         """The hash of what is not trained, taken once."""
         return base_hash(self.model)
 
@@ -70,7 +73,39 @@ class Trained:
         if self.attached is None:
             return model_files(self.model, self._words, extra)
         start = self.recipe.train.init_from
-        return adapter_files(self.model, self.attached, start, self._base, extra)
+        return adapter_files(self.model, self.attached, start, self.base, extra)
+
+    def part_files(self, parts: Parts, ranks: Ranks, extra: Mapping[str, Any]) -> dict[str, Writer]:
+        """`checkpoint_files` that this process writes, of processes that share the weights. All of them call it."""
+        if self.attached is not None:
+            whole = collected(ranks, parts.weights)
+            files = self.checkpoint_files(extra) if ranks.rank == 0 else {}
+            return files | ({TENSORS: tensor_writer(whole)} if files else {})
+        own, files = dict(parts.weights), dict[str, Writer]()
+        if ranks.rank == 0:
+            files = self.checkpoint_files(extra)
+            del files[WEIGHTS]
+            own |= self._buffers()
+            places = {**dict.fromkeys(self._buffers(), 0), **parts.places}
+            names = {name: part_name("model", rank, ranks.world) for name, rank in places.items()}
+            files[INDEX] = json_writer({"weight_map": names})
+        return files | {part_name("model", ranks.rank, ranks.world): tensor_writer(own)}
+
+    def of_parts(self, parts: Parts, ranks: Ranks) -> "Trained | None":
+        """The same with the whole of every weight, in the first process; None in others. All of them call it."""
+        whole = collected(ranks, parts.weights)
+        if ranks.rank != 0:
+            return None
+        model = begun(self.recipe, weights=self.attached is not None)
+        attached, held = adapters(self.recipe, model), model.state_dict()
+        for name, value in (whole | self._buffers()).items():
+            held[name].copy_(value)
+        return replace(self, model=model, attached=attached)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What a model folder holds besides parameters."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {name: value for name, value in self.model.state_dict().items() if name not in parameters}
 
     def fill(self, folder: Path) -> None:
         """Read the model back from a checkpoint. ValueError: it is of another model."""
@@ -80,7 +115,7 @@ class Trained:
         config = from_dict(ModelConfig, read_json(folder / "config.json").get("model", {}))
         if identity(config) != identity(self.model.config):
             raise ValueError(f"{folder / 'config.json'}: another model than the recipe's")
-        fill_model(self.model, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+        fill_model(self.model, load_weights(folder), weight_files(folder)[0])
 
     def keep(self, template: str | None) -> None:
         """Copy what the final model takes over from the folder it starts from, which may go away, into the run folder.

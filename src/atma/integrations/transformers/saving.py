@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from atma.checkpoint import MANIFEST
+from atma.folders import MANIFEST
 from atma.hub_files import SHIM, SHIM_TEXT
 from atma.integrations.transformers.configuration import AtmaConfig
 
