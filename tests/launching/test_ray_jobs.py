@@ -48,7 +48,9 @@ class Ray:
         machine = next(self.machines)
         call = lambda function: SimpleNamespace(remote=function)  # noqa: E731
         return SimpleNamespace(
-            here=call(lambda: (machine, 20_000)), run=call(self._run), stop=call(lambda seconds: None)
+            here=call(lambda: "lost" if machine == "gone" else (machine, 20_000)),
+            run=call(self._run),
+            stop=call(lambda seconds: None),
         )
 
     def _run(self, line, where, place, log):
@@ -60,6 +62,8 @@ class Ray:
         return done, [task for task in tasks if task == "runs"]
 
     def get(self, task):
+        if isinstance(task, list):
+            return [self.get(one) for one in task]
         if task in ("lost", "failed"):
             raise {"lost": Lost, "failed": Failed}[task]
         return task
@@ -100,7 +104,7 @@ def test_a_job_that_has_lost_a_process_is_started_again_as_the_same_job(end, tmp
 
 def test_it_is_lost_for_good_when_it_was_lost_too_often(tmp_path):
     ray = Ray(["a"], [2, "lost"], [2, 2], ["lost", 2])
-    assert run(ray, tmp_path, max_failures=2).failure == "process 0 was lost, after 2 starts more"
+    assert run(ray, tmp_path, max_failures=2).failure == "process 0 was lost; max_failures=2 allows no other start"
     assert len(ray.started) == 3
 
 
@@ -128,3 +132,10 @@ def test_a_machine_that_does_not_see_the_folder_is_told(tmp_path):
         ValueError, match=r"process 1 could not be started: .*No such file or directory: 'runs/own/.jobs"
     ):
         run(Ray(["a"], [0, "failed"]), tmp_path)
+
+
+def test_a_machine_that_is_gone_before_the_start_is_a_loss_as_any(tmp_path):
+    ray = Ray(["a", "gone", "a", "a"], [0, 0], [0, 0])
+    assert run(ray, tmp_path).failure is None
+    assert [len(start) for start in ray.started] == [0, 2]
+    assert run(Ray(["gone"], [0, 0]), tmp_path, max_failures=0).failure.startswith("process 0 was lost")

@@ -63,7 +63,9 @@ class Job:
     def __init__(self, ray: Any, asked: Asked, line: list[str], folder: Path, number: int) -> None:
         self._ray, self._asked, self._line, self._folder, self._number = ray, asked, line, folder, number
         self._name = f"ray {socket.gethostname()} {os.getpid()} {time.time():.0f} {number}"
-        self._starts, self._failed_at, self._ends = 0, 0.0, False
+        self._starts, self._failed_at = 0, 0.0
+        self.ends = False
+        """Whether it has come to its end, which `failure` tells where it is a bad one."""
         self.failure: str | None = None
         self._statuses: list[int | None] = []
         self._place()
@@ -75,22 +77,32 @@ class Job:
 
     def over(self) -> bool:
         """Whether it has come to its end, good or bad; starts what is to be started."""
-        if self._ends:
+        if self.ends:
             return True
         if not self._running:
             self._run()
-            return False
+            return self.ends
         self._look()
         if any(self._statuses) and not self._failed_at:
             self._failed_at = time.monotonic()
         ended = None not in self._statuses
         if ended or (self._failed_at and time.monotonic() - self._failed_at > PATIENCE_SECONDS):
             self._judge()
-        return self._ends
+        return self.ends
 
-    def cancel(self) -> None:
-        """Tell its processes to stop, and wait until they have."""
-        self._end(GRACE_SECONDS)
+    def stop(self) -> None:
+        """Tell its processes to stop."""
+        for actor in self._actors:
+            actor.stop.remote(GRACE_SECONDS)
+
+    def end(self, seconds: float) -> None:
+        """Tell its processes to stop, end them if they have not in so long, and give their places back."""
+        tasks = [actor.stop.remote(seconds) for actor in self._actors]
+        if self._running:
+            self._ray.wait(tasks, num_returns=len(tasks), timeout=seconds + PATIENCE_SECONDS)
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._ray.util.remove_placement_group(self._group)
 
     def _place(self) -> None:
         """Ask for a place for every process, all or none of them."""
@@ -107,7 +119,12 @@ class Job:
         """Once all are placed: the processes, those of one machine beside each other."""
         if self._ray.wait(self._found, num_returns=len(self._found), timeout=0)[1]:
             return
-        found = self._ray.get(self._found)
+        try:
+            found = self._ray.get(self._found)
+        except self._ray.exceptions.RayError:
+            self._statuses = [-9]
+            self._judge()
+            return
         machines = list(dict.fromkeys(address for address, _ in found))
         order = sorted(range(len(found)), key=lambda i: machines.index(found[i][0]))
         self._actors = [self._actors[i] for i in order]
@@ -138,27 +155,18 @@ class Job:
         """At the end of a start: over for good, or once more. A process that is lost is no fault of the command's."""
         statuses = [status or 0 for status in self._statuses]
         lost = [rank for rank, status in enumerate(statuses) if status < 0]
-        self._end(0.0)
+        self.end(0.0)
         again = (lost or (self._starts and any(statuses))) and self._starts < self._asked.max_failures
         if again and not all(status in STOPPED for status in statuses):
             self._starts, self._failed_at = self._starts + 1, 0.0
             self._place()
             return
-        self._ends = True
+        self.ends = True
         if lost:
-            self.failure = f"process {lost[0]} was lost, after {self._starts} starts more"
+            self.failure = f"process {lost[0]} was lost; max_failures={self._asked.max_failures} allows no other start"
         elif any(statuses):
             rank, status = next((rank, status) for rank, status in enumerate(statuses) if status)
             self.failure = f"process {rank} ended with status {status}"
-
-    def _end(self, seconds: float) -> None:
-        """End the processes, with so long for a checkpoint, and give their places back."""
-        tasks = [actor.stop.remote(seconds) for actor in self._actors]
-        if self._running:
-            self._ray.wait(tasks, num_returns=len(tasks), timeout=seconds + PATIENCE_SECONDS)
-        for actor in self._actors:
-            self._ray.kill(actor)
-        self._ray.util.remove_placement_group(self._group)
 
 
 class Placed:
@@ -172,8 +180,11 @@ class Placed:
         return not going
 
     def cancel(self) -> None:
-        for job in self._jobs:
-            job.cancel()
+        going = [job for job in self._jobs if not job.ends]
+        for job in going:  # all at once, and then each is waited for
+            job.stop()
+        for job in going:
+            job.end(GRACE_SECONDS)
 
     def failures(self) -> list[str]:
         return [job.failure for job in self._jobs if job.failure is not None]
