@@ -2,7 +2,6 @@
 
 import errno
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -18,11 +17,12 @@ from atma.cli import main
 from atma.commands.sweep import VERBS
 from atma.data.dataset import MANIFEST, TokenSet
 from atma.data.prepare import Preparation
+from atma.launching import Request
 from atma.sweep.cells import load_sweep
 from atma.sweep.controller import Crew
 from atma.sweep.data import prepare_data
 from atma.sweep.display import Lines
-from atma.sweep.launch import Request, in_ray, launch, read_options, run_jobs
+from atma.sweep.launch import launch, run_jobs
 from atma.sweep.ledger import Ledger, Standing
 from atma.sweep.recipe import Source
 from atma.sweep.status import Follower, share_done
@@ -64,6 +64,7 @@ def test_the_whole_command_line_runs_a_sweep_and_shows_it(recipe, tmp_path, capf
         (["work", "RECIPE", "--threads", "0"], "--threads 0: at least 1"),
         (["run", "RECIPE", "--device", "abacus"], "no such kind of device"),
         (["run", "RECIPE", "--launch", "slurm", "--job", "partition"], "--job partition: write KEY=VALUE"),
+        (["run", "RECIPE", "--job", "nodes=2"], "--job nodes=2: what to ask a cluster for; add --launch"),
     ],
 )
 def test_mistakes_are_said_in_one_line(arguments, said, recipe, tmp_path, capsys, monkeypatch):
@@ -160,21 +161,9 @@ def test_threads_divide_the_cores_among_the_workers(monkeypatch):
 def test_gpus_are_dealt_out_here_and_left_to_the_cluster_elsewhere(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     crew = Crew(3, 1, "cuda")
-    line = lambda number, parent: " ".join(crew.command(Path("r.toml"), Path("s"), number, parent))  # noqa: E731
-    assert [re.search("--device ([^ ]*)", line(n, 7))[1] for n in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert all(line(number, None).endswith("--device cuda") for number in range(3))
-
-
-def test_a_launcher_that_is_not_installed_says_what_to_install(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for kind in ("slurm", "ray"):
-        with pytest.raises(ValueError, match=re.escape("pip install 'atma-lm[cluster]'")):
-            launch(Request(kind, Crew()), recipe, tmp_path)
-
-
-def test_options_of_a_job_are_toml_or_text():
-    written = ("timeout_min=30", "slurm_partition=long", 'cluster="local"')
-    assert read_options(written) == {"timeout_min": 30, "slurm_partition": "long", "cluster": "local"}
+    here = [" ".join(crew.command(Path("r.toml"), Path("s"), number, 7)) for number in range(3)]
+    assert [re.search("--device ([^ ]*)", line)[1] for line in here] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert crew.arguments(Path("r.toml"), Path("s"))[-2:] == ["--device", "cuda"]
 
 
 class Executor:
@@ -183,8 +172,8 @@ class Executor:
     def __init__(self):
         self.jobs: list[subprocess.Popen] = []
 
-    def submit(self, command):
-        self.jobs.append(subprocess.Popen(command))
+    def submit(self, line):
+        self.jobs.append(subprocess.Popen([sys.executable, "-m", "atma", *line]))
 
     def over(self):
         return all(job.poll() is not None for job in self.jobs)
@@ -198,15 +187,14 @@ class Executor:
 def test_workers_started_elsewhere_do_the_sweep(recipe, tmp_path, monkeypatch, capfd):
     jobs = Executor()
 
-    def start(request, commands, folder):
-        for command in commands:
-            jobs.submit(command)
+    def start(request, work):
+        for line in work.lines:
+            jobs.submit(line)
         return jobs
 
-    monkeypatch.setattr("atma.sweep.launch._slurm", start)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr("atma.sweep.launch.start", start)
     ledger = Ledger.create(tmp_path / "s", load_sweep(recipe))
-    run_jobs(Request("slurm", Crew(2, 1, "cpu")), recipe, ledger, Lines())
+    run_jobs(Request("slurm"), Crew(2, 1, "cpu"), recipe, ledger, Lines())
     jobs.cancel()
     assert ledger.finished()
     assert len(ledger.results()) == 2
@@ -215,19 +203,16 @@ def test_workers_started_elsewhere_do_the_sweep(recipe, tmp_path, monkeypatch, c
 
 def test_workers_that_all_end_early_are_an_error(recipe, tmp_path, monkeypatch):
     jobs = Executor()
-    jobs.submit([sys.executable, "-c", "pass"])
-    monkeypatch.setattr("atma.sweep.launch._ray", lambda *_: jobs)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    jobs.submit(["--version"])
+    monkeypatch.setattr("atma.sweep.launch.start", lambda *_: jobs)
     ledger = Ledger.create(tmp_path / "s", load_sweep(recipe))
     with pytest.raises(ValueError, match="every worker has ended, with 0/2 done"):
-        run_jobs(Request("ray", Crew()), recipe, ledger, Lines())
+        run_jobs(Request("ray"), Crew(), recipe, ledger, Lines())
 
 
-def test_a_worker_in_a_ray_task_ends_with_it(tmp_path):
-    line = [sys.executable, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))"]
-    assert in_ray(line, str(tmp_path), str(tmp_path / "log")) == 0
-    told = json.loads((tmp_path / "log").read_text())
-    assert told[0] == "--parent"
+def test_a_worker_is_one_process(recipe, tmp_path):
+    with pytest.raises(ValueError, match="a worker is one process, not 4; set how many with --workers"):
+        launch(Request("slurm", nodes=2, processes_per_node=2), Crew(), recipe, tmp_path)
 
 
 @pytest.mark.slow

@@ -13,10 +13,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "atma prepare chats.jsonl --model nano --out data/chats",
     ),
     "train": (
-        "atma train recipes/nano.toml --out runs/nano",
-        "atma train recipes/nano.toml --out runs/short --set train.tokens=200000 train.seed=1",
+        "atma train recipes/nano.toml --out runs/nano --set train.tokens=200000 train.seed=1",
         "atma train --resume --out runs/nano",
         "atma train recipes/fine-tune.toml --from nano --out runs/tuned --track tensorboard",
+        "atma train own-data --out runs/many --launch slurm --job nodes=2 gpus_per_node=4",
     ),
     "plan": (
         "atma plan nano",

@@ -21,6 +21,7 @@ VERBS = {
 }
 
 JOB = tyro.conf.arg(metavar="KEY=VALUE ...")
+"""Shown in help of what is asked of a cluster."""
 
 
 def run(
@@ -47,15 +48,17 @@ def run(
         job: What to ask the cluster for, such as gpus_per_node=1 slurm_partition=long, or address=auto for ray.
     """
     from atma.device import device_of
+    from atma.launching import read
     from atma.sweep.cells import load_sweep
     from atma.sweep.controller import Controller, Crew
     from atma.sweep.data import check_data, prepare_data
     from atma.sweep.display import display
     from atma.sweep.files import remove_abandoned
-    from atma.sweep.launch import Request, read_options, run_jobs
+    from atma.sweep.launch import run_jobs
     from atma.sweep.ledger import Ledger
 
-    if launch == "here":
+    request = read(launch, job)
+    if request is None:
         device_of(device)
         crew = Crew.choose(workers, threads, device)
     else:
@@ -70,10 +73,10 @@ def run(
     if retry:
         print(f"{ledger.retry()} failed cells to try again")
     with display() as shown:
-        if launch == "here":
+        if request is None:
             Controller(recipe, ledger, crew, shown).go()
         else:
-            run_jobs(Request(launch, crew, read_options(job)), recipe, ledger, shown)
+            run_jobs(request, crew, recipe, ledger, shown)
     _tell_failures(ledger)
 
 

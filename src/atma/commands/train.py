@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from atma.commands.sweep import JOB
 from atma.config import Recipe, assign, from_dict, load_values, to_dict, with_words
 from atma.strict import toml_value
 
 if TYPE_CHECKING:
+    from atma.launching import Request
     from atma.train.trackers import Followed
 
 ASSIGNMENTS = tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
@@ -27,6 +29,15 @@ class Machine:
     """cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default."""
     threads: int = 0
     """Processor threads; measured by default, and kept when a run goes on, because its bits depend on them."""
+    launch: Literal["here", "slurm", "ray"] = "here"
+    """Where the processes run: here, or as a job of slurm or ray, which must share the run folder. docs/scaling.md."""
+    job: Annotated[tuple[str, ...], JOB] = ()
+    """What to ask the cluster for, such as nodes=2 processes_per_node=8 slurm_partition=gpu timeout_min=600."""
+
+    def words(self) -> list[str]:
+        """Of each process, on its command line."""
+        device = ["--device", self.device] if self.device is not None else []
+        return [*device, *(["--threads", str(self.threads)] if self.threads else [])]
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,11 @@ class Watching:
     def trackers(self) -> list[str]:
         """Names of the trackers, each once."""
         return list(dict.fromkeys([*self.track, *["tensorboard"] * self.tensorboard]))
+
+    def words(self) -> list[str]:
+        """The same on a command line."""
+        track = ["--track", *self.trackers] if self.trackers else []
+        return [*track, *["--evaluate"] * self.evaluate]
 
 
 def run(
@@ -73,8 +89,14 @@ def run(
         start: A model folder, run or packaged model to start from: its weights and configuration, so that the recipe
             needs no [model]. docs/fine-tuning.md tells more.
     """
+    from atma.launching import read
     from atma.signals import noticing
 
+    request = read(machine.launch, machine.job)
+    if request is not None:
+        changes = _with_start(assignments, start)
+        _launched(request, recipe, out, resume, changes, watching, machine)
+        return
     with noticing() as asked:  # first of all: the imports take seconds
         from atma import threads as processor_threads
         from atma.commands.trained import announce, ended
@@ -99,6 +121,37 @@ def run(
                 print(f"atma: {stopped}; go on with: {again}", file=sys.stderr)
             raise SystemExit(asked.status) from None
     ended(chosen, folder, final, machine.device, watching.evaluate)
+
+
+def _launched(
+    request: "Request",
+    recipe: Path | None,
+    out: Path | None,
+    resume: bool,
+    assignments: tuple[str, ...],
+    watching: Watching,
+    machine: Machine,
+) -> None:
+    """Have a cluster run the same command, and show how it goes until it has ended."""
+    from atma.commands.trained import summary
+    from atma.train import terminal_progress
+    from atma.train.launched import FOLDER, follow, launch
+
+    chosen = _chosen(recipe, out, resume, assignments)
+    folder = out or Path("runs") / chosen.name
+    line = ["train", *([] if recipe is None else [str(recipe)]), "--out", str(folder), *["--resume"] * resume]
+    line += [*(["--set", *assignments] if assignments else []), *watching.words(), *machine.words()]
+    jobs = launch(request, line, folder, machine.threads or 1)
+    count = f"{request.processes} process{'' if request.processes == 1 else 'es'}"
+    print(f"{jobs.told()}: {count}, logs in {folder / FOLDER}", flush=True)
+    try:
+        final = follow(jobs, folder, terminal_progress())
+    except KeyboardInterrupt:
+        jobs.cancel()
+        again = f"atma train --resume --out {shlex.quote(str(folder))}"
+        print(f"atma: {jobs.told()}: told to stop; go on, here or anywhere, with: {again}", file=sys.stderr)
+        raise
+    print(f"trained: {summary(folder)}, model in {final}")
 
 
 def _progress(watching: Watching, recipe: Recipe, folder: Path) -> "Followed":

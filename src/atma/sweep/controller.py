@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -51,26 +51,25 @@ class Crew:
             )
         return crew
 
-    def command(self, recipe: Path, folder: Path, number: int, parent: int | None) -> list[str]:
-        """The command line of worker `number`, to end with `parent`.
+    def command(self, recipe: Path, folder: Path, number: int, parent: int) -> list[str]:
+        """The command line of worker `number` here, to end with `parent`. With several GPUs each has one in turn."""
+        crew = replace(self, device=self._device(number))
+        line = [sys.executable, "-m", "atma", *crew.arguments(recipe, folder)]
+        return [*line, "--parent", str(parent)]
 
-        With several GPUs each worker has one in turn; one without a parent may run where others are, so it has the
-        device as it was named.
-        """
-        line = [sys.executable, "-m", "atma", self.verb, "work", str(recipe), "--out", str(folder)]
-        line += ["--threads", str(self.threads)]
-        if self.device is not None:
-            line += ["--device", self.device if parent is None else self._device(number)]
-        return [*line, "--parent", str(parent)] if parent is not None else line
+    def arguments(self, recipe: Path, folder: Path) -> list[str]:
+        """What stands after `atma` on the command line of a worker, wherever it runs."""
+        line = [self.verb, "work", str(recipe), "--out", str(folder), "--threads", str(self.threads)]
+        return line if self.device is None else [*line, "--device", self.device]
 
     def environment(self) -> dict[str, str]:
         """For a worker: its threads, and one process's share of tokenising."""
         count = str(self.threads)
         return os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
 
-    def _device(self, number: int) -> str:
+    def _device(self, number: int) -> str | None:
         if self.device != "cuda":
-            return str(self.device)
+            return self.device
         import torch
 
         return f"cuda:{number % max(1, torch.cuda.device_count())}"

@@ -1,0 +1,1 @@
+"""Tests of atma.launching, and of trainings that a cluster runs."""
