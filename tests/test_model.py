@@ -183,7 +183,9 @@ def test_prompt_and_decoding_compile_without_a_break(core, backend, mode, batch)
 
 
 @compiles
-@pytest.mark.parametrize(("backend", "batch"), [("cpu", 1), pytest.param("native", 2, marks=NATIVE.marks)])
+@pytest.mark.parametrize(
+    ("backend", "batch"), [("cpu", 1), pytest.param("native", 2, marks=[*NATIVE.marks, pytest.mark.slow])]
+)
 def test_a_compiled_graph_carries_gradients_through_a_state(backend, batch):
     model, parts = nano_test(), TOKENS[:batch].split(PARTS, 1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -20,8 +20,8 @@ SLOW += [(2, 1, 2, ALL), (2, 2, 2, ALL), (4, 2, 2, OFTEN), (4, 4, 2, OFTEN), (4,
 @pytest.mark.parametrize(
     ("world", "context", "shard", "kinds"),
     [
-        (2, 2, 1, OFTEN),
-        (2, 2, 2, ("atma", "titans")),
+        (2, 2, 1, ("gated_conv", "atma", "titans", "polar_pages")),
+        (2, 2, 2, ("atma",)),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
     ],
     ids=lambda x: str(x) if isinstance(x, int) else f"{len(x)} mixers",

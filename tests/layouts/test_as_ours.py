@@ -138,6 +138,7 @@ def command(*arguments):
     return subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_imports_evaluates_and_exports(tmp_path):
     source, text = folder_of(tmp_path, "qwen2"), tmp_path / "text.txt"
     text.write_text("Some text to measure a loss on. " * 200)

@@ -47,7 +47,11 @@ def test_a_notebook_is_valid_stripped_and_has_its_parameters_in_one_cell(path) -
     assert names and all(re.search(rf"\b{name}\b", CUTS[path.stem]) for name in names)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "train_short_run_long")) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs_and_shows_its_figures(path, tmp_path, monkeypatch) -> None:
     texts(tmp_path / "library")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))

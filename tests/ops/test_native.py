@@ -147,18 +147,24 @@ def link(path) -> None:
     path.symlink_to(path.with_name(".real"))
 
 
+PLANTED = [
+    (lambda library: None, "damaged"),
+    (lambda library: give_away(library), "belongs to user 65534"),
+    (lambda library: library.chmod(0o770), "others can write it"),
+    (lambda library: library.chmod(0o702), "others can write it"),
+    (link, "a link"),
+    (lambda library: library.with_suffix(".sha256").unlink(), "no hash beside it"),
+    (lambda library: library.with_suffix(".sha256").chmod(0o666), "others can write it"),
+]
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda library: give_away(library), "belongs to user 65534"),
-        (lambda library: library.chmod(0o770), "others can write it"),
-        (lambda library: library.chmod(0o702), "others can write it"),
-        (link, "a link"),
-        (lambda library: library.with_suffix(".sha256").unlink(), "no hash beside it"),
-        (lambda library: library.with_suffix(".sha256").chmod(0o666), "others can write it"),
-        (lambda library: None, "damaged"),
+        *PLANTED[:1],
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in PLANTED[1:]),
     ],
-    ids=["owner", "group", "others", "link", "no hash", "loose hash", "other contents"],
+    ids=["other contents", "owner", "group", "others", "link", "no hash", "loose hash"],
 )
 def test_a_planted_library_never_runs_and_is_compiled_again(library, spoil, why):
     ran = plant(library)
@@ -173,12 +179,12 @@ def test_a_planted_library_never_runs_and_is_compiled_again(library, spoil, why)
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda folder: give_away(folder), "belongs to user 65534"),
         (lambda folder: folder.chmod(0o777), "others can write it"),
-        (lambda folder: folder.chmod(0o770), "others can write it"),
-        (link, "a link, not a folder"),
+        pytest.param(lambda folder: give_away(folder), "belongs to user 65534", marks=pytest.mark.slow),
+        pytest.param(lambda folder: folder.chmod(0o770), "others can write it", marks=pytest.mark.slow),
+        pytest.param(link, "a link, not a folder", marks=pytest.mark.slow),
     ],
-    ids=["owner", "others", "group", "link"],
+    ids=["others", "owner", "group", "link"],
 )
 def test_a_folder_of_others_is_not_used_a_private_one_is_and_that_is_told(library, spoil, why):
     ran = plant(library)
@@ -261,10 +267,12 @@ def test_a_failed_build_leaves_a_log_and_the_pytorch_path_and_is_tried_again_aft
     "body",
     [
         "echo 'No space left on device' >&2; exit 1",
-        "echo 'virtual memory exhausted: Cannot allocate memory' >&2; exit 1",
-        "echo 'c++: fatal error: Killed signal terminated program cc1plus' >&2; exit 1",
+        pytest.param("echo 'virtual memory exhausted: Cannot allocate memory' >&2; exit 1", marks=pytest.mark.slow),
+        pytest.param(
+            "echo 'c++: fatal error: Killed signal terminated program cc1plus' >&2; exit 1", marks=pytest.mark.slow
+        ),
         "kill -9 $$",
-        "exit 137",
+        pytest.param("exit 137", marks=pytest.mark.slow),
     ],
 )
 def test_a_build_that_failed_for_a_passing_reason_is_tried_at_the_next_start(library, body):

@@ -292,6 +292,7 @@ def test_a_worker_whose_heart_stopped_is_stale_by_the_clock_of_the_disk(whole, t
     assert counts(ledger.standings()) == {"stale": 1, "waiting": 1}
 
 
+@pytest.mark.slow
 def test_a_controller_and_its_workers_survive_sigkill_and_every_cell_is_done_once(whole, corpus, tmp_path):
     """A short form of benchmarks/sweep_kills.py: a worker, then the controller, then to the end."""
     table = "lease = 3.0\nfactors.attention = { field = 'model.core', values = ['polar', 'rope'] }"

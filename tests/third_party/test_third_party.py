@@ -108,6 +108,7 @@ def test_the_laws_run_over_it(installed):
     assert "100%" in done.stdout
 
 
+@pytest.mark.slow
 def test_training_that_was_killed_ends_with_the_same_weights(recipe, trained, atma, installed):
     folder = recipe.parent / "killed"
     words = [sys.executable, "-m", "atma", "train", recipe, "--out", folder]
@@ -121,6 +122,7 @@ def test_training_that_was_killed_ends_with_the_same_weights(recipe, trained, at
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_text_that_was_saved_goes_on_as_if_it_had_not_been(trained, atma, tmp_path):
     state = tmp_path / "state"
     common = ["generate", "--model", trained, "--temperature", "0", "--ignore-end"]
@@ -197,6 +199,7 @@ def test_it_is_measured(trained, atma, tmp_path):
     assert all(row["loss"] > 0 for row in read_rows(rows) if "loss" in row)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_over_one_of_its_options(recipe, atma, tmp_path):
     path, out = tmp_path / "sweep.toml", tmp_path / "sweep"
     path.write_text(
