@@ -1,5 +1,6 @@
 """Several processes of one run: the same bits as one, rows that they share, and stops that all make."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,22 @@ def test_one_process_alone_sums_nothing():
 def test_processes_that_cannot_be_in_groups_are_told():
     with pytest.raises(ValueError, match="'context_ranks' 2: 1 process cannot be in groups of 2; start a multiple"):
         join(torch.device("cpu"), 2)
+
+
+def test_a_port_in_use_is_told_in_one_line(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "0"}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=rf"process 0 does not meet the others at 127.0.0.1:{port}: ") as told:
+            join(torch.device("cpu"), hang_seconds=5)
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match="'shard_ranks' 3: 1 process cannot be in groups of 3; start a multiple"):
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        join(torch.device("cpu"), 1, 3)
 
 
 def test_who_moves_what_is_shared_equally_by_what_it_costs():

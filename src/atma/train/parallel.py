@@ -51,7 +51,14 @@ def join(device: torch.device, context: int = 1, shard: int = 1, hang_seconds: f
             raise ValueError(
                 "this PyTorch has no NCCL, by which GPUs speak; install one that has, or take --device cpu"
             )
-        _begin("nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=hang_seconds))
+        try:
+            _begin("nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=hang_seconds))
+        except (RuntimeError, ValueError) as error:
+            place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+            rank, told = os.environ.get("RANK", "?"), (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"process {rank} does not meet the others at {place}: {told}; is the port free, and are all started?"
+            ) from error
     world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return _grouped(*world, context, shard)
 
