@@ -95,6 +95,18 @@ def test_shards_gather_weights_twice_a_micro_batch_and_contexts_gather_keys():
     assert keys == 2 * 1 / 2 * (2 * 2 * 2 * 8) * 512 * 4  # two rope layers, two key heads of 8, 512 tokens, float32
 
 
+def test_shares_are_equal_work_and_equal_where_attention_is_nothing():
+    found = costs()
+    first, second = found.shares(2)
+    length = found.recipe.train.length
+    part, whole = (tokens * sum(found.products(tokens).values()) for tokens in (length * first / 100, length))
+    assert (
+        first + second == pytest.approx(100, abs=0.2) and first > second and part == pytest.approx(whole / 2, rel=0.01)
+    )
+    still = found._replace(layers={name: one._replace(count=0) for name, one in found.layers.items()})
+    assert still.shares(4) == [25.0] * 4 and found.shares(1) == [100.0]
+
+
 def test_what_fits_comes_first_and_of_it_the_fastest():
     made = plan(costs(), 2, Said())
     assert made.best.mesh == Mesh(2, 1, 1) and not made.best.checkpointing

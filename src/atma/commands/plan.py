@@ -65,6 +65,9 @@ def run(
     if output is not None:
         output.write_text(json.dumps(rows(made), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     _show(made, most)
+    context = made.best.mesh.context
+    if context > 1:
+        print(f"equal work for the ranks of a context: --set 'train.context_shares={costs.shares(context)}'")
     if made.best.checkpointing:
         print("the fastest that fits computes activations again (checkpointing)")
 

@@ -1,5 +1,6 @@
 """All that is counted of a recipe before anything is known of a machine: numbers, multiply-adds, bytes kept."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,21 @@ class Costs(NamedTuple):
             middle = (low + high) // 2
             low, high = (low, middle) if over(middle) else (middle + 1, high)
         return low
+
+    def shares(self, ranks: int) -> list[float]:
+        """Percent of a row for each rank of a context, the first first, so that all have as many multiply-adds."""
+
+        def work(tokens: float) -> float:
+            return tokens * sum(self.products(tokens).values())
+
+        edges, length = [0.0], float(self.recipe.train.length)
+        for i in range(1, ranks + 1):
+            low, high = edges[-1], length
+            for _ in range(60):
+                middle = (low + high) / 2
+                low, high = (middle, high) if work(middle) < work(length) * i / ranks else (low, middle)
+            edges.append(high)
+        return [round(100 * (after - before) / length, 1) for before, after in itertools.pairwise(edges)]
 
     def update(self) -> float:
         """Operations of one update, of which only Muon's products count: five rounds on each matrix's smaller side."""

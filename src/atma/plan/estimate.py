@@ -103,7 +103,8 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         "activations are what autograd keeps on a CPU, counted at 128 to 512 tokens; blocked operations are taken to "
         "keep the same on every device",
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states go "
-        "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one; its ranks have equal work",
+        "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one; its ranks have equal work, as "
+        "with train.context_shares, and the memory of equal stretches",
         "reading data, validation and checkpoints are left out",
         *(["activations are those of training every weight; adapters keep less"] if costs.recipe.lora else []),
     ]
@@ -130,6 +131,7 @@ def _option_row(plan: Plan, one: Option) -> dict[str, Any]:
         "data": one.mesh.data,
         "context": one.mesh.context,
         "shard": one.mesh.shard,
+        "context_shares": plan.costs.shares(one.mesh.context),
         "checkpointing": one.checkpointing,
         "fits": one.fits,
         "memory": one.held.parts,
