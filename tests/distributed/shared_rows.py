@@ -7,6 +7,7 @@ python -m tests.distributed.shared_rows OUT CONTEXT SHARD KIND…
 import copy
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ SHARES = {2: (5.0, 3.0), 4: (4.0, 3.0, 2.0, 1.0)}
 
 def documents(rows: str, world: int) -> torch.Tensor | None:
     """Segments of three rows: one document; documents that end inside, at and next to edges; short ones everywhere."""
-    if rows == "whole":
+    if rows in ("whole", "frozen"):
         return None
     length = TOKENS * world
     ends = (
@@ -42,15 +43,22 @@ def documents(rows: str, world: int) -> torch.Tensor | None:
     return segments
 
 
-def model_of(kind: str, options: dict) -> Model:
+def model_of(kind: str, options: Mapping[str, Any]) -> Model:
     config = ModelConfig(VOCABULARY, width=16, depth=2, pattern=(kind, kind), **options)
     return randomise(Model(config, torch.Generator().manual_seed(0)))
+
+
+def freeze(model: Model) -> None:
+    """Leave little to be trained, as adapters do: nothing of the first block, nor of what the second hands on."""
+    for name, parameter in model.named_parameters():
+        handed = any(part in name for part in ("k_proj", "v_proj", "memory", "canon"))
+        parameter.requires_grad_(name.startswith(("blocks.1.", "norm.")) and not handed)
 
 
 def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad(set_to_none=True)
     loss.backward()
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters() if p.requires_grad]
 
 
 def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
@@ -105,9 +113,13 @@ def main() -> None:
     told = {}
     for kind in kinds or names():
         for i, options in enumerate(small(kind)):
-            for rows in ("whole", "edges", "short"):
+            for rows in ("whole", "edges", "short", "frozen"):
                 torch.manual_seed(0)
-                told[f"{kind}-{i} {rows}"] = compared(model_of(kind, options), rows, ranks, mesh)
+                model = model_of(kind, options)
+                if rows == "frozen":
+                    freeze(model)
+                    compared(model, rows, ranks, mesh)  # what nobody took of it would be taken for the next one's
+                told[f"{kind}-{i} {rows}"] = compared(model, rows, ranks, mesh)
     if ranks.rank == 0:
         Path(path).write_text(json.dumps(told))
     dist.destroy_process_group()

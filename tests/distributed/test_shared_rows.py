@@ -20,7 +20,7 @@ SLOW += [(2, 1, 2, ALL), (2, 2, 2, ALL), (4, 2, 2, OFTEN), (4, 4, 2, OFTEN), (4,
 @pytest.mark.parametrize(
     ("world", "context", "shard", "kinds"),
     [
-        (2, 2, 1, ("gated_conv", "atma", "titans", "polar_pages")),
+        (2, 2, 1, ("gated_conv", "atma", "titans", "low_rank")),
         (2, 2, 2, ("atma",)),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
     ],

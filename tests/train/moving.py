@@ -28,7 +28,7 @@ def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtyp
     optimisers = Optimisers(model, train, ranks)
     stepper = Stepper(model, optimisers, train, torch.float32, ranks)
     if ranks.shard > 1:
-        shard(model, optimisers, ranks, 60)
+        shard(model, optimisers, ranks, torch.device("cpu"), 60)
         stepper.follow()
     told = []
     for step in range(steps):

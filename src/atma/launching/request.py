@@ -87,7 +87,10 @@ def read(kind: Kind | Literal["here"], assignments: tuple[str, ...]) -> Request 
         if assignments:
             raise ValueError(f"--job {assignments[0]}: what to ask a cluster for; add --launch slurm or --launch ray")
         return None
-    own = {"nodes": 1, "processes_per_node": options.get("gpus_per_node", 1) if kind == "slurm" else 1}
+    if "tasks_per_node" in options:
+        raise ValueError("--job tasks_per_node: say processes_per_node, which is what it counts here")
+    gpus = options.get("gpus_per_node") if kind == "slurm" else None
+    own = {"nodes": 1, "processes_per_node": gpus if isinstance(gpus, int) else 1}
     own |= {"max_failures": FAILURES} if kind == "ray" else {}
     counts = {key: _count(key, options.pop(key, default), key == "max_failures") for key, default in own.items()}
     return Request(kind, **counts, options=options)

@@ -166,7 +166,9 @@ class Attention(Composed):
 
     def forward_shard(self, x: Tensor, stretch: Stretch, call: Call | None = None) -> Tensor:
         """`Mixer.forward_shard`: keys of the whole text go to the next process before they are read."""
-        if self.policy is not None or self.config.window is not None or type(self).forward is not Attention.forward:
+        kind = type(self)
+        plain = kind.forward is Attention.forward and kind.attended is Attention.attended
+        if not plain or self.policy is not None or self.config.window is not None:
             return super().forward_shard(x, stretch, call)
         return ahead(self, x, stretch, call)
 

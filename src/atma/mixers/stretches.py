@@ -199,7 +199,14 @@ def _hand_over(y: Tensor, state: Any, mixer: "Mixer", stretch: Stretch) -> Tenso
     """y, and the state to the process behind, in the dtypes that it expects, whatever the call computed in."""
     expected = (x.dtype for x in states.tensors(mixer.init_state(1, 1)))
     sent = [x.to(dtype) for x, dtype in zip(states.tensors(state), expected, strict=True)]
-    return _HandOver.apply(y, stretch.peers[stretch.index + 1], *sent)
+    return _HandOver.apply(answered(y), stretch.peers[stretch.index + 1], *sent)
+
+
+def answered(x: Tensor) -> Tensor:
+    """x, through which gradients go even where nothing before it is trained: who is sent a state always gives some."""
+    if x.requires_grad or not x.is_floating_point() or not torch.is_grad_enabled():
+        return x
+    return x.detach().requires_grad_()
 
 
 class _Receive(torch.autograd.Function):
@@ -277,6 +284,7 @@ __all__ = [
     "Joined",
     "Part",
     "Stretch",
+    "answered",
     "called",
     "chained",
     "chosen",

@@ -12,7 +12,19 @@ import torch
 from torch import Tensor
 
 from atma import state as states
-from atma.mixers.stretches import Joined, Part, Stretch, called, chosen, in_order, receive, received_from, rows_of, send
+from atma.mixers.stretches import (
+    Joined,
+    Part,
+    Stretch,
+    answered,
+    called,
+    chosen,
+    in_order,
+    receive,
+    received_from,
+    rows_of,
+    send,
+)
 
 
 class Ahead(Protocol):
@@ -74,7 +86,7 @@ def _handed(lasts: list[_Last], mixer: Any, stretch: Stretch) -> list[Any]:
     if not lasts:
         return []
     order = torch.cat([last.part.rows for last in lasts]).argsort()
-    tensors = [x for last in lasts for x in states.tensors(last.state)]
+    tensors = [answered(x) for last in lasts for x in states.tensors(last.state)]
     expected = [x.dtype for x in states.tensors(mixer.init_state(1, 1))]
     passed = iter(_HandAhead.apply(stretch.peers[stretch.index + 1], order, expected, *tensors))
     return [states.transform(last.state, lambda *_: next(passed)) for last in lasts]

@@ -1,7 +1,7 @@
 """Meshes of ranks, data × context × shard, and what the ranks of one send each other in a step.
 
 Ranks of `data` and of `shard` have rows of their own; those of `shard` keep a part of every weight each, and those of
-`context` a stretch of every row. Neighbours are first those of a context, and first those of a shard, then of data.
+`context` a stretch of every row. Neighbours are those of a context and of a shard, before those of data.
 """
 
 from collections.abc import Iterator

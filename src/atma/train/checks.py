@@ -1,6 +1,7 @@
 """Whether a recipe fits its data and the processes that train, found out before a run begins."""
 
 from atma.config import Recipe
+from atma.mixers.stretches import edges_of
 from atma.train.parallel import Ranks
 from atma.train.samples import check_samples
 from atma.train.source import Source
@@ -33,6 +34,15 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
             f"'{further[0]}' reads whole rows, which processes share ('context_ranks' {train.context_ranks}); "
             "leave one out"
         )
+    if train.shard_ranks > 1 and train.distractor_weight:
+        raise ValueError(
+            f"'distractor_weight' reads weights outside their blocks, and processes share them ('shard_ranks' "
+            f"{train.shard_ranks}); leave one out"
+        )
+    try:
+        edges_of(train.length, train.context_ranks, train.context_shares)
+    except ValueError as error:
+        raise ValueError(f"'context_shares': {error}") from None
     unit = train.length * train.accumulation * ranks.replicas
     if train.batch_tokens % unit:
         wanted = f"length × accumulation × processes{' / context_ranks' if train.context_ranks > 1 else ''} = {unit}"

@@ -75,14 +75,15 @@ def fit(
     with claimed(recipe, out, resume, ranks) as notes:
         run = Run(recipe, out, source, device or torch.device("cpu"), ranks)
         notes += run.restore() if resume else [*told, *run.told()]
-        if ranks.rank == 0:
-            run.trained.keep(source.template)
-        run.share()
+        with agreeing(ranks):
+            if ranks.rank == 0:
+                run.trained.keep(source.template)
         patience = recipe.train.hang_seconds
         with (
             Record(out / NAME if ranks.rank == 0 else Path(os.devnull)) as record,
             answering(ranks, patience, lambda: run.state.step),
         ):
+            run.share()
             return run.go(record, progress or Silent(), notes, stop)
 
 

@@ -232,6 +232,9 @@ class Optimisers:
         """Go on with `owners`, and hold nothing of what others move."""
         self.owners, own = owners, set(owners.named.values())
         self.names = {parameter: name for parameter, name in self.names.items() if parameter in own}
+        for optimiser in self._both.values():  # whose parameters may have gone to a GPU
+            for parameter, state in optimiser.state.items():
+                state.update({name: value.to(parameter.device) for name, value in state.items()})
 
     def zero_grad(self) -> None:
         for optimiser in self._both.values():

@@ -49,9 +49,10 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, source: Source, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
-        self.best = out / "best"
+        self.best, self.device = out / "best", device
         whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
-        self.model = begun(recipe, weights=not whole).to(device)
+        place = device if ranks.shard == 1 else torch.device("cpu")  # until it is shared, for it may not fit
+        self.model = begun(recipe, weights=not whole).to(place)
         self.trained = Trained(self.model, recipe, out, adapters(recipe, self.model), source.tokenizer)
         self.optimisers = Optimisers(self.model, recipe.train, ranks)
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
@@ -76,7 +77,7 @@ class Run:
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
         anew = [
-            *self.state.here(self.model.embed.weight.device, self.ranks.world),
+            *self.state.here(self.device, self.ranks.world),
             *self.state.rejudge(self.recipe.train, self.best),
         ]
         if self.ranks.rank == 0:
@@ -92,7 +93,7 @@ class Run:
         if self.ranks.shard > 1:
             if self.trained.attached is not None:
                 _ = self.trained.base  # while it is whole
-            shard(self.model, self.optimisers, self.ranks, self.recipe.train.hang_seconds)
+            shard(self.model, self.optimisers, self.ranks, self.device, self.recipe.train.hang_seconds)
             self.stepper.follow()
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
@@ -182,13 +183,13 @@ class Run:
             self._write_model(self.best)
 
     def _sample(self, progress: Progress) -> None:
-        """Show and keep texts of the model as it is now, where they are due: by the first process, others wait."""
+        """Show and keep texts of the model as it is now, where they are due: by the first process; others wait."""
         tokenizer, train, step = self.source.tokenizer, self.recipe.train, self.state.step
         if tokenizer is None or self.state.unvalidated or not due(train, step):
             return
-        if self.ranks.rank == 0 or self.ranks.shard > 1:  # who shares weights must be there to write
-            texts = list(written(self.model, tokenizer, train, step))
-            for one in keep(self.out, texts) if self.ranks.rank == 0 else []:
+        whole = self._whole()
+        if whole is not None:
+            for one in keep(self.out, list(written(whole.model, tokenizer, train, step))):
                 progress.show(one.row())
         wait(self.ranks)
 
@@ -233,13 +234,18 @@ class Run:
 
     def _write_model(self, folder: Path, adapters: Path | None = None) -> None:
         """A model folder of the model as it is now, and where asked for one of its adapters, if it has any."""
-        whole = self.trained.of_parts(self._parts(), self.ranks) if self.ranks.shard > 1 else self.trained
-        if self.ranks.rank == 0:
-            assert whole is not None
+        whole = self._whole()
+        if whole is not None:
             whole.save(folder, self._extra())
             if adapters is not None:
                 whole.save_adapters(adapters, self._extra())
         wait(self.ranks)
+
+    def _whole(self) -> Trained | None:
+        """The model in one piece, in the first process alone. All of them call it."""
+        if self.ranks.shard > 1:
+            return self.trained.of_parts(self._parts(), self.ranks)
+        return self.trained if self.ranks.rank == 0 else None
 
     def _parts(self) -> Parts:
         owners = self.optimisers.owners

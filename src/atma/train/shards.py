@@ -41,6 +41,8 @@ class OwnersOfParts(Owners):
     def reduce(self) -> list[nn.Parameter]:
         """Bring the parts of each gradient, whose sums FSDP has made, to its owner; this process's own parameters."""
         self.mark()
+        for whole in self._whole.values():
+            whole.grad = None  # of a step that moved nothing
         for dtype in dict.fromkeys(self.parameters[i].dtype for i in self.moved):
             self._gather([i for i in self.moved if self.parameters[i].dtype == dtype], dtype)
         for parameter in self.parameters:
@@ -93,14 +95,14 @@ class OwnersOfParts(Owners):
         return max(0, min(rows - each * place, each)) * (whole.numel() // rows)
 
 
-def shard(model: Model, optimisers: Optimisers, ranks: Ranks, seconds: float) -> None:
-    """Leave in this process its part of every weight, and of what is trained the whole of what it moves.
+def shard(model: Model, optimisers: Optimisers, ranks: Ranks, device: torch.device, seconds: float) -> None:
+    """Leave in this process, on its device, a part of every weight, and of what is trained the whole of what it moves.
 
     seconds: how long one waits for another.
     """
     owners = optimisers.owners
     assert owners is not None
-    mesh = mesh_of(ranks, model.embed.weight.device, seconds)
+    mesh = mesh_of(ranks, device, seconds)
     divide(model, ranks, mesh)
     optimisers.keep_own(OwnersOfParts(owners, model, mesh.get_group(-1)))
 

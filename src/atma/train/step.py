@@ -43,14 +43,14 @@ class Stepper:
         self, model: Model, optimisers: Optimisers, train: TrainConfig, compute: torch.dtype, ranks: Ranks
     ) -> None:
         self.model, self.optimisers, self.train, self.compute, self.ranks = model, optimisers, train, compute, ranks
-        self.device = model.embed.weight.device
         self.follow()
         model.checkpointing = train.checkpointing
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def follow(self) -> None:
-        """Take the model's parameters as they are now."""
+        """Take the model's parameters as they are now, and where they are."""
+        self.device = self.model.embed.weight.device
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
@@ -152,6 +152,8 @@ def validation_loss(stepper: Stepper, batches: Iterator[Batch]) -> float:
     """Nats per scored token over `batches`, all processes together."""
     device, totals = stepper.device, torch.zeros(2, dtype=torch.float64)
     for batch in batches:
+        if stepper.ranks.context > 1:
+            all_here(stepper.ranks, stepper.train.hang_seconds)  # or who has the first stretch runs ahead
         with computing(device, stepper.compute):
             hidden = stepper.hidden(batch.tokens.to(device), batch.segment_ids.to(device))
             targets = stepper.own(batch.targets.to(device))
@@ -162,9 +164,14 @@ def validation_loss(stepper: Stepper, batches: Iterator[Batch]) -> float:
 
 
 def non_finite_names(stepper: Stepper, batch: Batch, most: int = 5) -> str:
-    """Names of the parameters, gradients and activations that hold NaN or inf, for the message that ends a run."""
+    """Names of the parameters, gradients and activations that hold NaN or inf, for the message that ends a run.
+
+    Of processes that share the weights, those of what this one moves.
+    """
     found: dict[str, list[str]] = {"parameters": [], "gradients": [], "activations": []}
-    for name, parameter in stepper.model.named_parameters():
+    owners = stepper.optimisers.owners
+    held = stepper.model.named_parameters() if owners is None or stepper.ranks.shard == 1 else owners.named.items()
+    for name, parameter in held:
         if not parameter.isfinite().all():
             found["parameters"].append(name)
         if parameter.grad is not None and not parameter.grad.isfinite().all():

@@ -95,7 +95,14 @@ def _cause(text: str, seconds: float) -> str | None:
         return f"process {named[1].strip() if named else 0} did not answer for {seconds:g} s"
     if any(word in text for word in ("Timed out", "timed out", "timeout")):
         return f"{who} did not answer for {seconds:g} s"
-    lost = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "NCCL communicator")
+    lost = (
+        "Connection closed",
+        "Connection reset",
+        "Connection was",
+        "Broken pipe",
+        "Socket closed",
+        "NCCL communicator",
+    )
     return f"{who} was lost" if any(word in text for word in lost) else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -94,9 +94,14 @@ class Trained:
     def of_parts(self, parts: Parts, ranks: Ranks) -> "Trained | None":
         """The same with the whole of every weight, in the first process; None in others. All of them call it."""
         whole = collected(ranks, parts.weights)
+        for name, parameter in self.model.named_parameters():
+            if name not in parts.places:  # frozen
+                value = cast(Any, parameter.detach()).full_tensor()
+                if ranks.rank == 0:
+                    whole[name] = value
         if ranks.rank != 0:
             return None
-        model = begun(self.recipe, weights=self.attached is not None)
+        model = begun(self.recipe, weights=False)
         attached, held = adapters(self.recipe, model), model.state_dict()
         for name, value in (whole | self._buffers()).items():
             held[name].copy_(value)
