@@ -21,6 +21,7 @@ def test_where_nothing_is_said_slurm_starts_a_process_for_each_gpu():
     asked = read("slurm", ("gpus_per_node=4",))
     assert asked.processes_per_node == 4 and asked.options == {"gpus_per_node": 4}
     assert read("slurm", ("gpus_per_node=4", "processes_per_node=1")).processes == 1
+    assert read("slurm", ("gpus_per_node=a100:4",)).processes == 1  # a kind and a number are not read
 
 
 def test_nothing_is_asked_for_what_runs_here():
@@ -33,6 +34,7 @@ MISTAKES = [
     (["--launch", "ray", "--job", "nodes=two"], "--job nodes=two: write a whole number, 1 or more"),
     (["--launch", "ray", "--job", "processes_per_node=0"], "--job processes_per_node=0: write a whole number, 1 or"),
     (["--launch", "ray", "--job", "max_failures=-1"], "--job max_failures=-1: write a whole number, 0 or more"),
+    (["--launch", "slurm", "--job", "tasks_per_node=8"], "--job tasks_per_node: say processes_per_node"),
     (["--launch", "slurm", "--job", "nodes=1", "nodes=2"], "--job nodes=2: 'nodes' is given twice"),
 ]
 

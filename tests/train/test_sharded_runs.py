@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from sharded import run
-from tiny_run import tiny_model
+from tiny_run import tiny_model, tiny_recipe, tiny_source
 
 from atma.checkpoint import load_model, save_model
 from atma.folders import verify_folder
 from atma.model import Model
+from atma.train.loop import fit
 from atma.train.parallel import Ranks
 from atma.train.resume import newest_checkpoint
 from atma.weights import load_weights
@@ -61,6 +62,20 @@ def test_parts_of_four_are_gone_on_from_by_two_and_those_by_one(tmp_path):
     wanted = load_weights(Path(run(tmp_path / "alone", Ranks(), 0)))
     for key, value in load_weights(tmp_path / "run" / "final").items():
         torch.testing.assert_close(value, wanted[key], **WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "told"),
+    [
+        (Ranks(0, 2, 1, 2), {"shard_ranks": 2, "distractor_weight": 0.1}, "'distractor_weight' reads weights outside"),
+        (Ranks(0, 2, 2), {"context_ranks": 2, "context_shares": (100.0, 1.0)}, "'context_shares': shares .* none"),
+        (Ranks(0, 2), {"shard_ranks": 2}, "'shard_ranks' 2: processes share in `atma train` alone"),
+    ],
+)
+def test_what_cannot_be_shared_is_told_before_a_run_begins(ranks, changes, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        fit(tiny_recipe(**changes), tmp_path / "run", tiny_source(), ranks=ranks)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_in_parts_is_a_model_folder_and_says_what_is_wrong_with_it(tmp_path):

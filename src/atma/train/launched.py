@@ -20,7 +20,9 @@ class Tail:
     """The rows of a record that is being written: those that come after it was opened here."""
 
     def __init__(self, run: Path) -> None:
-        self._path, self._at, self._last, self._resumed = run / NAME, 0, b"", 0
+        self._path, self._at, self._last = run / NAME, 0, b""
+        self._resumed = (-1, b"")
+        """The last line that says that the run goes on, and where it is."""
         self.before = max((row["step"] for row in self.rows()), default=0)
         """Steps that were done before."""
 
@@ -34,9 +36,9 @@ class Tail:
                 return self._read(file)
             file.seek(0)
             at, last, resumed = self._at, self._last, self._resumed
-            self._at, self._last, self._resumed = 0, b"", 0
+            self._at, self._last, self._resumed = 0, b"", (-1, b"")
             rows = self._read(file)
-            if self._resumed > resumed:
+            if self._resumed not in (resumed, (-1, b"")):
                 return rows[max(number for number, row in enumerate(rows) if _resumes(row)) :]
             self._at, self._last, self._resumed = at, last, resumed  # cut back, and not told yet
             return []
@@ -44,10 +46,11 @@ class Tail:
     def _read(self, file: BinaryIO) -> list[dict[str, Any]]:
         """The rows from here to the end, but for a last line that is not whole."""
         lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-        if lines:
-            self._at, self._last = self._at + sum(map(len, lines)), lines[-1]
         rows = [json.loads(line) for line in lines]
-        self._resumed += sum(map(_resumes, rows))
+        for line, row in zip(lines, rows, strict=True):
+            if _resumes(row):
+                self._resumed = self._at, line
+            self._at, self._last = self._at + len(line), line
         return rows
 
 
