@@ -147,7 +147,7 @@ def link(path) -> None:
     path.symlink_to(path.with_name(".real"))
 
 
-PLANTED = [
+SPOILT = [
     (lambda library: None, "damaged"),
     (lambda library: give_away(library), "belongs to user 65534"),
     (lambda library: library.chmod(0o770), "others can write it"),
@@ -161,8 +161,8 @@ PLANTED = [
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        *PLANTED[:1],
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in PLANTED[1:]),
+        *SPOILT[:1],
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in SPOILT[1:]),
     ],
     ids=["other contents", "owner", "group", "others", "link", "no hash", "loose hash"],
 )
