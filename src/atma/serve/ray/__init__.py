@@ -67,7 +67,7 @@ def deployment(
     """
     _require(replicas, cpus, options)
     place = _place(model)
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportAttributeAccessIssue] (where ray is not there)
     from ray.serve.config import RequestRouterConfig
 
     from atma.serve.ray.replica import Replica

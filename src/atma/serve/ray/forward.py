@@ -14,7 +14,7 @@ import os
 from typing import NamedTuple
 
 from pydantic import ValidationError
-from ray import serve
+from ray import serve  # pyright: ignore[reportAttributeAccessIssue] (where ray is not there)
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.datastructures import Headers, MutableHeaders
