@@ -13,6 +13,7 @@ import torch
 from atma.plan.costs import Costs
 from atma.plan.meshes import Mesh
 from atma.train.optim import GRAM_NUMBERS
+from atma.train.owners import LOT
 
 FLOAT = 4
 """Bytes of a number of weights, gradients and optimiser states, which are float32."""
@@ -96,6 +97,8 @@ def _layer(costs: Costs, name: str, tokens: float, length: int, mesh: Mesh) -> f
 def _update(costs: Costs, mesh: Mesh) -> dict[str, float]:
     """The flat gradients that go to their owners and come from all ranks, and what Muon works on at a time."""
     message = 2 * FLOAT * costs.size.trained / mesh.shard if mesh.ranks > 1 else 0.0
+    if mesh.shard == 1:
+        message = min(message, 2 * FLOAT * max(LOT, costs.size.largest))
     sides: dict[int, list[int]] = {}
     for rows, columns in costs.size.matrices:
         sides.setdefault(min(rows, columns), []).append(rows * columns)

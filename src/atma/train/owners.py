@@ -6,13 +6,17 @@ micro-batches.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from atma.train.parallel import Ranks, where
+
+
+LOT = 1 << 23
+"""Numbers that go from process to process at a time: 32 MiB, so that a message of them finds room in little memory."""
 
 
 class Owners:
@@ -33,13 +37,14 @@ class Owners:
         What has a gradient in some processes only counts as zero in the others.
         """
         self.mark()
-        for dtype in dict.fromkeys(self.parameters[i].dtype for i in self.moved):
-            self._reduce([i for i in self.moved if self.parameters[i].dtype == dtype], dtype)
-        mine = [p for p, owner in zip(self.parameters, self.owner, strict=True) if owner == self.ranks.rank]
-        for parameter, owner in zip(self.parameters, self.owner, strict=True):
-            if owner != self.ranks.rank:
-                parameter.grad = None
-        return mine
+        numbers = [0] * self.ranks.world  # of each owner's so far: a lot has parameters of all owners alike
+        turns = {}
+        for i in self.moved:
+            turns[i] = numbers[self.owner[i]]
+            numbers[self.owner[i]] += self.parameters[i].numel()
+        for lot in self._lots(sorted(self.moved, key=turns.__getitem__)):
+            self._reduce(lot)
+        return [p for p, owner in zip(self.parameters, self.owner, strict=True) if owner == self.ranks.rank]
 
     def mark(self) -> None:
         """Find out which parameters have a gradient in any process."""
@@ -51,11 +56,27 @@ class Owners:
         """The whole of a parameter that this process moves, with its gradient after `reduce`."""
         return self.parameters[i]
 
-    def _reduce(self, moved: Sequence[int], kind: torch.dtype) -> None:
-        dtype = torch.promote_types(kind, torch.float32)
+    def _lots(self, some: Sequence[int]) -> Iterator[list[int]]:
+        """Parameters of one type together, up to `LOT` numbers or one of more."""
+        for dtype in dict.fromkeys(self.parameters[i].dtype for i in some):
+            lot, numbers = [], 0
+            for i in some:
+                if self.parameters[i].dtype != dtype:
+                    continue
+                if lot and numbers + self.parameters[i].numel() > LOT:
+                    yield lot
+                    lot, numbers = [], 0
+                lot.append(i)
+                numbers += self.parameters[i].numel()
+            yield lot
+
+    def _reduce(self, moved: Sequence[int]) -> None:
+        dtype = torch.promote_types(self.parameters[moved[0]].dtype, torch.float32)
         by_owner = [[i for i in moved if self.owner[i] == rank] for rank in range(self.ranks.world)]
         sent = torch.cat([self._gradient(i).to(dtype) for some in by_owner for i in some])
         sizes = [sum(self.parameters[i].numel() for i in some) for some in by_owner]
+        for i in moved:
+            self.parameters[i].grad = None
         mine, own = by_owner[self.ranks.rank], sizes[self.ranks.rank]
         found = sent.new_empty(self.ranks.world * own)
         dist.all_to_all_single(found, sent, [own] * self.ranks.world, sizes)
@@ -84,9 +105,8 @@ class Owners:
     def spread(self) -> None:
         """Give every process what the owners have made of their parameters."""
         for rank in range(self.ranks.world):
-            owned = [p for p, owner in zip(self.parameters, self.owner, strict=True) if owner == rank]
-            for dtype in dict.fromkeys(p.dtype for p in owned):
-                self._spread([p for p in owned if p.dtype == dtype], rank)
+            for lot in self._lots([i for i, owner in enumerate(self.owner) if owner == rank]):
+                self._spread([self.parameters[i] for i in lot], rank)
 
     def _spread(self, owned: Sequence[nn.Parameter], rank: int) -> None:
         if rank == self.ranks.rank:
