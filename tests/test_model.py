@@ -174,7 +174,9 @@ def _fresh_compiler():
     ("backend", "mode", "batch"),
     [("cpu", torch.no_grad, 2), pytest.param("native", torch.inference_mode, 1, marks=NATIVE.marks)],
 )
-@pytest.mark.parametrize("core", ["polar", "nope", "rope", "rope+canon"])
+@pytest.mark.parametrize(
+    "core", ["polar", "rope+canon", *(pytest.param(core, marks=pytest.mark.slow) for core in ("nope", "rope"))]
+)
 def test_prompt_and_decoding_compile_without_a_break(core, backend, mode, batch):
     model, parts = nano_test(core, window=5), TOKENS[:batch].split(PARTS, 1)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -69,7 +69,7 @@ def test_any_cut_gives_the_same_outputs_and_state(name, i, core):
     whole, state = run(model, x, model.init_state(2, 70), [70])
     fresh, _ = model(x)
     torch.testing.assert_close(fresh, whole, **TOLERANCE)
-    for sizes in ([1] * 70, [1, 69], [35, 35], [63, 7]):
+    for sizes in ([1] * 70, [63, 7]):
         parts, other = run(model, x, model.init_state(2, 70), sizes)
         torch.testing.assert_close(parts, whole, **TOLERANCE)
         assert_same_state(other, state)

@@ -36,20 +36,24 @@ def test_the_page_has_every_step():
     assert found[-1] == Step("", 'python -m pytest tests/laws -k "fade and not none"', True)
 
 
+@pytest.mark.slow
 def test_its_mixer_is_found_once_it_is_installed(reader):
     assert "fade" in printed(reader, "atma info").split()
 
 
+@pytest.mark.slow
 def test_its_mixer_trains_and_learns(reader):
     rows = [json.loads(line) for line in (reader.folder / "runs/fade/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row.get("kind") == "step" or "loss" in row]
     assert losses[-1] < losses[0] - 1
 
 
+@pytest.mark.slow
 def test_its_mixer_writes(reader):
     assert len(printed(reader, "atma generate").strip()) > 7
 
 
+@pytest.mark.slow
 def test_its_mixer_is_measured(reader):
     assert "256" in printed(reader, "atma eval")
 

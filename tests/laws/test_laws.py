@@ -27,7 +27,7 @@ def assert_same_state(left, right):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 130])
+@pytest.mark.parametrize("length", [2, 65, 130, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 64))])
 def test_split_any_cut_gives_the_same_outputs_and_state(subject, length):
     x = subject.inputs(2, length)
     whole, state = run(subject, x, subject.function.init_state(2, length), [length])
@@ -91,8 +91,20 @@ def poisoned(subject, x, at, value):
     return changed
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
-@pytest.mark.parametrize(("length", "at"), [(9, 4), (70, 40), (130, 64), (300, 290)])
+def spoilt(places, fast):
+    """Each place with NaN and with infinity; slow but for one number at those of `fast`."""
+    found = []
+    for place in places:
+        for name, value in (("nan", torch.nan), ("inf", torch.inf)):
+            marks = () if fast.get(place) is value else pytest.mark.slow
+            found.append(pytest.param(*place, value, marks=marks, id="-".join((*map(str, place), name))))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("length", "at", "value"),
+    spoilt([(9, 4), (70, 40), (130, 64), (300, 290)], {(130, 64): torch.nan, (9, 4): torch.inf}),
+)
 @pytest.mark.parametrize("recorded", [True, False])
 def test_causal_not_even_a_number_that_is_none_reaches_back_or_another_row(subject, recorded, length, at, value):
     if not subject.ours:
@@ -175,8 +187,9 @@ def test_packed_documents_in_one_row_equal_each_alone(subject):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
-@pytest.mark.parametrize("at", [2, 5, 40, 90, 132])
+@pytest.mark.parametrize(
+    ("at", "value"), spoilt([(2,), (5,), (40,), (90,), (132,)], {(90,): torch.nan, (5,): torch.inf})
+)
 def test_packed_a_number_that_is_none_stays_in_its_document(subject, at, value):
     x = poisoned(subject, subject.inputs(2, sum(LENGTHS)), at, value)
     ids = packed_ids(LENGTHS).expand(2, -1)

@@ -227,7 +227,10 @@ def heads_beside_tokens(x):
     return x.transpose(*axes).contiguous().transpose(*axes)
 
 
-@pytest.mark.parametrize("layout", [lambda x: x, heads_beside_tokens], ids=["contiguous", "permuted"])
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(lambda x: x, id="contiguous", marks=pytest.mark.slow), heads_beside_tokens],
+)
 @pytest.mark.parametrize("name", list(operators()))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_each_custom_operator_keeps_its_contract(name, layout):

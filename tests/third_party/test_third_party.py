@@ -132,6 +132,7 @@ def test_a_text_that_was_saved_goes_on_as_if_it_had_not_been(trained, atma, tmp_
     assert whole.rstrip("\n") == first.rstrip("\n") + rest.rstrip("\n")
 
 
+@pytest.mark.slow
 def test_it_is_served_with_kept_states_and_finds_them_again_after_a_restart(trained, installed, tmp_path):
     prompt, answers = "The cat of number 3 sat on mat 21, and ran.\n" * 3, []
     for _ in range(2):

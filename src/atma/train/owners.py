@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from atma.train.parallel import Ranks, where
 
-
 LOT = 1 << 23
 """Numbers that go from process to process at a time: 32 MiB, so that a message of them finds room in little memory."""
 

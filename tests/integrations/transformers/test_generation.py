@@ -11,6 +11,7 @@ from tests.integrations.transformers.test_folders import saved
 from tests.integrations.transformers.test_modeling import padded
 
 IDS = [name for name, _ in ONE_EACH]
+A_QUARTER = [pytest.param(*one, marks=pytest.mark.slow if i % 4 else ()) for i, one in enumerate(ONE_EACH)]
 HYBRID = {"depth": 3, "pattern": ("local", "atma", "raven")}
 
 
@@ -22,7 +23,7 @@ def greedy(model, tokens, count: int) -> torch.Tensor:
     return tokens
 
 
-@pytest.mark.parametrize(("name", "i"), ONE_EACH, ids=IDS)
+@pytest.mark.parametrize(("name", "i"), A_QUARTER, ids=IDS)
 @torch.no_grad()
 def test_greedy_text_of_padded_rows_is_that_of_each_alone(make, name, i):
     model, tokens, lengths = make(name, i), some_tokens(3, 6), [6, 2, 4]
