@@ -22,7 +22,7 @@ from atma.serve.http.room import Room, gathered_bytes
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
 from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import streamed, while_there, whole
-from atma.serve.http.templates import chat_tokens
+from atma.serve.http.templates import PLAIN, chat_tokens
 from atma.serve.request import Request as EngineRequest
 
 NAMES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has other methods")}
@@ -149,7 +149,11 @@ class Routes:
     def _model(self) -> dict[str, Any]:
         service = self.service
         model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "atma"}
-        return model | ({"max_model_len": service.require().longest} if service.state == "ready" else {})
+        if service.state != "ready":
+            return model
+        ready = service.require()
+        told = {"chat_template": ready.renderer.template.source != PLAIN, "description": list(ready.about)}
+        return model | {"max_model_len": ready.longest} | told
 
 
 async def _told(request: Request, error: Exception) -> Response:

@@ -4,14 +4,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
+from atma.checkpoint import load_info
+from atma.display import count_text
 from atma.loading import base_folder, called, load
+from atma.model import Model
 from atma.serve.asynchronous import AsyncEngine
 from atma.serve.engine import Engine
 from atma.serve.http.allocator import give_back
@@ -39,6 +42,8 @@ class Ready(NamedTuple):
     """Positions that there is memory for, of one text."""
     ends: tuple[int, ...]
     """Tokens that end the model's turns, besides end-of-text."""
+    about: tuple[str, ...]
+    """What to tell people of the model: its size, and what it was trained on."""
 
 
 class Service:
@@ -69,14 +74,14 @@ class Service:
 
     async def load(self) -> None:
         """Load the model off the event loop. ValueError, OSError: it cannot be loaded, or there is no memory for it."""
-        engine = await _in_thread(self._engine)
+        engine, about = await _in_thread(self._engine)
         ends = declared(self.folder, engine.tokenizer)
         renderer = Renderer(find_template(self.folder, self.options.chat_template))
         await renderer.start()
         longest = engine.store.longest_text
         names = TokenNames(engine.tokenizer)
         give_back()
-        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends)
+        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends, about)
         if self._state == "loading":
             self._state = "ready"
 
@@ -96,15 +101,17 @@ class Service:
             await self._ready.renderer.close()
         self._state = "closed"
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> tuple[Engine, tuple[str, ...]]:
+        """And what to tell of the model."""
         options = self.options
         threads = settle(options.threads)
         loaded = load(self.path, getattr(torch, options.dtype), options.select)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
+        about = tuple(_about(loaded.model, self.folder))
         engine = Engine(loaded.model, loaded.tokenizer, options.engine_config(), keep_model=False)
         logging.getLogger("atma.serve").info("%s", threads)
-        return engine
+        return engine, about
 
 
 async def _in_thread(work: Callable[[], R]) -> R:
@@ -120,6 +127,16 @@ async def _in_thread(work: Callable[[], R]) -> R:
 
     threading.Thread(target=run, name="atma-load", daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+def _about(model: Model, folder: Path) -> Iterator[str]:
+    yield f"{count_text(sum(parameter.numel() for parameter in model.parameters()))} parameters"
+    extra = load_info(folder).get("extra", {})
+    train = extra.get("recipe", {}).get("train", {})
+    if isinstance(train.get("length"), int):
+        yield f"trained on rows of {train['length']:,} tokens"
+    if isinstance(extra.get("tokens"), int):
+        yield f"{count_text(extra['tokens'])} tokens read in training"
 
 
 def _name(folder: Path) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from atma.chat.template import WORKER, Specials, Template, find_template
+from atma.chat.template import PLAIN, WORKER, Specials, Template, find_template
 from atma.serve.http.bodies import Message
 from atma.serve.http.errors import ApiError
 from atma.tokenizer import Tokenizer
@@ -129,4 +129,4 @@ def _failed(reason: str) -> ApiError:
     return ApiError(400, "chat_template", f"the chat template does not render these messages: {reason}", "messages")
 
 
-__all__ = ["Renderer", "Specials", "Template", "chat_tokens", "find_template"]
+__all__ = ["PLAIN", "Renderer", "Specials", "Template", "chat_tokens", "find_template"]
