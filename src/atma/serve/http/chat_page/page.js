@@ -61,7 +61,7 @@ function draw() {
   for (const turn of path) show(turn);
   at("talk").className = mode();
   at("instructed").hidden = !chat;
-  at("input").placeholder = chat ? "Message" : "Text to go on from (Ctrl+Enter: continue)";
+  at("input").placeholder = chat ? "Message" : "Text (Ctrl+Enter: continue)";
   at("input").ariaLabel = chat ? "Message" : "Text";
   at("send").textContent = chat ? "Send" : "Continue";
   at("hint").hidden = path.length > 0;
@@ -214,11 +214,11 @@ async function reply(parent) {
     if (error.name === "AbortError") turn.note = "Stopped.";
     else fail(talk, turn, before, error.message);
   }
-  paint();
   running = null;
   at("send").disabled = false;
   at("stop").hidden = true;
   finish(turn);
+  paint();
   at("spoken").textContent = turn.text.slice(0, 2000);
   keepTalks();
   at("input").focus();
