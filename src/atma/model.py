@@ -76,8 +76,9 @@ class Model(nn.Module):
         self.config = config
         self.selection: str | None = None
         """The selection policy that is set on it, with its options; None: every key is read (`atma.select`)."""
-        self.checkpointing = False
-        """In training, keep of each block only what it reads, and compute the rest again for its gradients."""
+        self.checkpointing = 0
+        """In training, of one of so many blocks keep only what it reads, and compute the rest again for its gradients;
+        1: of each, 0: of none."""
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_epsilon, config.norm_plus_one)
@@ -136,9 +137,10 @@ class Model(nn.Module):
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.enter(tokens)
         call, states = Call(x, noise=noise, stretch=stretch), []
+        again = self.computed_again() if state is None and torch.is_grad_enabled() else ()
         for i, block in enumerate(self.blocks):
             before = None if state is None else state.blocks[i]
-            if self.checkpointing and state is None and torch.is_grad_enabled():
+            if i in again:
                 # A block that is computed again must come to its end where it hands its state to another process.
                 run = functools.partial(checkpoint, block, use_reentrant=False, early_stop=stretch is None)
                 x, after = run(x, before, segment_ids=segment_ids, call=call, preserve_rng_state=False)
@@ -147,6 +149,11 @@ class Model(nn.Module):
             states.append(after)
         hidden = self.norm(x)
         return hidden, None if state is None else ModelState(state.length + tokens.shape[1], tuple(states))
+
+    def computed_again(self) -> list[int]:
+        """The blocks that `checkpointing` is about: one after the other of each name, so that memory falls evenly."""
+        names = self.config.layers
+        return sorted(range(len(names)), key=names.__getitem__)[:: self.checkpointing] if self.checkpointing else []
 
     def enter(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 to what the first block reads (B, T, D)."""
