@@ -8,6 +8,7 @@ in chunks and decoding token by token are the same call as reading everything at
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -66,6 +67,14 @@ def _norms(config: ModelConfig) -> tuple[RMSNorm | None, RMSNorm | None]:
 
 def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
     return x if norm is None else norm(x)
+
+
+def computed_again(names: Sequence[str], every: int) -> list[int]:
+    """Which of layers of these names are computed again where one of `every` is (0: none is).
+
+    Those of one name stand together while they are counted, so that some of each are among them, not all of one kind.
+    """
+    return sorted(range(len(names)), key=names.__getitem__)[::every] if every else []
 
 
 class Model(nn.Module):
@@ -137,7 +146,8 @@ class Model(nn.Module):
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.enter(tokens)
         call, states = Call(x, noise=noise, stretch=stretch), []
-        again = self.computed_again() if state is None and torch.is_grad_enabled() else ()
+        recording = state is None and torch.is_grad_enabled()
+        again = computed_again(self.config.layers, self.checkpointing) if recording else ()
         for i, block in enumerate(self.blocks):
             before = None if state is None else state.blocks[i]
             if i in again:
@@ -149,11 +159,6 @@ class Model(nn.Module):
             states.append(after)
         hidden = self.norm(x)
         return hidden, None if state is None else ModelState(state.length + tokens.shape[1], tuple(states))
-
-    def computed_again(self) -> list[int]:
-        """The blocks that `checkpointing` is about: one after the other of each name, so that memory falls evenly."""
-        names = self.config.layers
-        return sorted(range(len(names)), key=names.__getitem__)[:: self.checkpointing] if self.checkpointing else []
 
     def enter(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 to what the first block reads (B, T, D)."""

@@ -1,4 +1,4 @@
-"""Blocks compiled in steps: the same losses and gradients, in all that training can do, and one line where it cannot."""
+"""Blocks compiled in steps: the same losses and gradients in all that training can do; one line where it cannot be."""
 
 import dataclasses
 import os
