@@ -121,7 +121,7 @@ class TrainConfig:
     checkpointing_every: int = field(default=1, metadata=LATER)
     """Of so many blocks checkpointing is of one: 2 is of half of them, for some of the memory and of the time."""
     compile: bool = field(default=False, metadata=LATER)
-    """Have torch.compile make code of each block, for steps alone: minutes at the start, faster steps on a GPU."""
+    """Have torch.compile make code of each block, for steps alone: some minutes at the start. Meant for GPUs."""
     hang_seconds: float = field(default=600.0, metadata=LATER)
     """Of several processes: how long the others wait for one before they end."""
     early_stopping: int = field(default=0, metadata=LATER)

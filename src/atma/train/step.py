@@ -59,8 +59,7 @@ class Stepper:
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
         """Do the 0-based `step` on this process's share of the batch."""
         all_here(self.ranks, self.train.hang_seconds)
-        with compiling(len(self.model.blocks)) if self.train.compile else contextlib.nullcontext():
-            sums = self._backward(step, batch)
+        sums = self.passes(step, batch)
         all_here(self.ranks, self.train.hang_seconds)
         owners = self.optimisers.owners
         own = self.parameters if owners is None else owners.reduce()
@@ -72,6 +71,14 @@ class Stepper:
             clip_grads_with_norm_(own, self.train.clip, norm)
             self.optimisers.step(multiplier)
         return Outcome(loss, grad_norm, dict(zip(list(sums)[1:], extra, strict=True)), moved)
+
+    def passes(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """Both passes over this process's share of the batch, which leave its gradients; the loss and terms, by name.
+
+        ValueError: a block cannot be compiled.
+        """
+        with compiling(len(self.model.blocks)) if self.train.compile else contextlib.nullcontext():
+            return self._backward(step, batch)
 
     def _backward(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradients of every micro-batch; the loss and terms of the whole batch, by name."""
