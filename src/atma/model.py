@@ -70,11 +70,11 @@ def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
 
 
 def computed_again(names: Sequence[str], every: int) -> list[int]:
-    """Which of layers of these names are computed again where one of `every` is (0: none is).
+    """Which of layers of these names are computed again where one of `every` is.
 
     Those of one name stand together while they are counted, so that some of each are among them, not all of one kind.
     """
-    return sorted(range(len(names)), key=names.__getitem__)[::every] if every else []
+    return sorted(range(len(names)), key=names.__getitem__)[::every]
 
 
 class Model(nn.Module):
@@ -146,8 +146,8 @@ class Model(nn.Module):
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.enter(tokens)
         call, states = Call(x, noise=noise, stretch=stretch), []
-        recording = state is None and torch.is_grad_enabled()
-        again = computed_again(self.config.layers, self.checkpointing) if recording else ()
+        some = self.checkpointing and state is None and torch.is_grad_enabled()
+        again = computed_again(self.config.layers, self.checkpointing) if some else ()
         for i, block in enumerate(self.blocks):
             before = None if state is None else state.blocks[i]
             if i in again:
