@@ -8,6 +8,7 @@ in chunks and decoding token by token are the same call as reading everything at
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,14 @@ def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
     return x if norm is None else norm(x)
 
 
+def computed_again(names: Sequence[str], every: int) -> list[int]:
+    """Which of layers of these names are computed again where one of `every` is.
+
+    Those of one name stand together while they are counted, so that some of each are among them, not all of one kind.
+    """
+    return sorted(range(len(names)), key=names.__getitem__)[::every]
+
+
 class Model(nn.Module):
     """A language model of configuration `config`, freshly initialised from `generator` (None: the global one)."""
 
@@ -76,8 +85,9 @@ class Model(nn.Module):
         self.config = config
         self.selection: str | None = None
         """The selection policy that is set on it, with its options; None: every key is read (`atma.select`)."""
-        self.checkpointing = False
-        """In training, keep of each block only what it reads, and compute the rest again for its gradients."""
+        self.checkpointing = 0
+        """In training, of one of so many blocks keep only what it reads, and compute the rest again for its gradients;
+        1: of each, 0: of none."""
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_epsilon, config.norm_plus_one)
@@ -136,9 +146,11 @@ class Model(nn.Module):
         """`forward` for a caller that knows its tokens to fit: no length is read, so the device is not waited for."""
         x = self.enter(tokens)
         call, states = Call(x, noise=noise, stretch=stretch), []
+        some = self.checkpointing and state is None and torch.is_grad_enabled()
+        again = computed_again(self.config.layers, self.checkpointing) if some else ()
         for i, block in enumerate(self.blocks):
             before = None if state is None else state.blocks[i]
-            if self.checkpointing and state is None and torch.is_grad_enabled():
+            if i in again:
                 # A block that is computed again must come to its end where it hands its state to another process.
                 run = functools.partial(checkpoint, block, use_reentrant=False, early_stop=stretch is None)
                 x, after = run(x, before, segment_ids=segment_ids, call=call, preserve_rng_state=False)

@@ -118,6 +118,10 @@ class TrainConfig:
     """Neighbouring processes that keep a part of every weight each, for models larger than one device can hold."""
     checkpointing: bool = field(default=False, metadata=LATER)
     """Keep of each block only what it reads, and compute the rest again for its gradients: less memory, more time."""
+    checkpointing_every: int = field(default=1, metadata=LATER)
+    """Of so many blocks checkpointing is of one: 2 is of half of them, for some of the memory and of the time."""
+    compile: bool = field(default=False, metadata=LATER)
+    """Have torch.compile make code of each block, for steps alone: some minutes at the start. Meant for GPUs."""
     hang_seconds: float = field(default=600.0, metadata=LATER)
     """Of several processes: how long the others wait for one before they end."""
     early_stopping: int = field(default=0, metadata=LATER)
@@ -137,7 +141,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         sizes = ("length", "batch_tokens", "tokens", "accumulation", "checkpoint_every", "keep_checkpoints")
-        for name in (*sizes, "evaluation_tokens", "sample_tokens", "context_ranks", "shard_ranks"):
+        for name in (
+            *sizes,
+            "evaluation_tokens",
+            "sample_tokens",
+            "context_ranks",
+            "shard_ranks",
+            "checkpointing_every",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         ranks, shares = self.context_ranks, self.context_shares
         require(

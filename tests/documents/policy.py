@@ -23,6 +23,7 @@ NOT_RUN = {
     r"^tensorboard\b": "goes on until it is stopped",
     r"^atma (serve|chat)\b": "goes on until it is stopped; tests/serve/http and tests/test_generate.py run them",
     r"^atma train .*--launch ": "asks a cluster for machines; tests/launching runs it on this one",
+    r"train\.compile=true": "compiles for a minute; tests/train/test_compiled.py does (slow)",
     r"^torchrun ": "several processes; tests/train/test_parallel.py runs them",
     r"^serve ": "starts a cluster; tests/serve/test_ray.py does (slow)",
     r"^atma sweep (run|work|status)\b": "of workers; tests/sweep/test_command.py runs them small",

@@ -54,6 +54,13 @@ def test_checkpointing_keeps_the_inputs_of_blocks_and_one_block():
     assert again == 4 * 32 * 512 * 4 + largest < kept
 
 
+def test_of_two_blocks_one_computed_again_is_half_of_each_name():
+    found = costs(depth=8, checkpointing_every=2)
+    kept, again = (held(found, Mesh(), again, 0.0).parts["activations"] for again in (False, True))
+    largest = max(saved.at(512, 64) for saved in found.saved.values())
+    assert found.again == {"local": 2, "rope": 2} and again == pytest.approx(kept / 2 + 4 * 32 * 512 * 4 + largest)
+
+
 def test_the_most_is_the_larger_of_the_two_moments_and_what_a_process_has_besides_is_added():
     found = costs()
     alone, besides = (held(found, Mesh(2), False, program) for program in (0.0, 1000.0))

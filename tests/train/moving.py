@@ -1,6 +1,6 @@
 """Steps of a tiny model by so many processes, or by one with so many micro-batches.
 
-python moving.py FOLDER CONTEXT SHARD DTYPE ACCUMULATION
+python moving.py FOLDER CONTEXT SHARD DTYPE ACCUMULATION [BACKEND]: of torch.compile, for compiled blocks
 """
 
 import sys
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tiny_run import LENGTH, Rows, rows, tiny_model, tiny_recipe
 
 from atma.model import Model
+from atma.train import compiled
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks, join
 from atma.train.shards import shard
@@ -20,10 +21,12 @@ ROWS = 12
 """Of a batch: they can be shared by 1, 2, 3 and 4."""
 
 
-def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtype = torch.float32) -> dict:
+def moved(
+    ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtype = torch.float32, **changes: bool
+) -> dict:
     """The weights after some steps, and the loss and the norm of each."""
     shares = {"context_ranks": ranks.context, "shard_ranks": ranks.shard}
-    train = replace(tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, **shares)
+    train = replace(tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, **shares, **changes)
     model = Model(tiny_model(), generator(1)).to(dtype)
     optimisers = Optimisers(model, train, ranks)
     stepper = Stepper(model, optimisers, train, torch.float32, ranks)
@@ -45,8 +48,10 @@ def _whole(x: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    folder, context, parts, dtype, accumulation = sys.argv[1:]
+    folder, context, parts, dtype, accumulation, *backend = sys.argv[1:]
+    compiled.BACKEND = backend[0] if backend else ""
     torch.set_num_threads(1)
     ours = join(torch.device("cpu"), int(context), int(parts))
-    save_file(moved(ours, int(accumulation), dtype=getattr(torch, dtype)), f"{folder}/{ours.rank}.safetensors")
+    found = moved(ours, int(accumulation), dtype=getattr(torch, dtype), compile=bool(backend))
+    save_file(found, f"{folder}/{ours.rank}.safetensors")
     torch.distributed.destroy_process_group()

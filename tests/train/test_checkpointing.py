@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_run import rows, tiny_model
 
-from atma.config import ModelConfig
+from atma.config import ModelConfig, TrainConfig
 from atma.mixers.table import names, small
-from atma.model import Model
+from atma.model import Model, computed_again
 from atma.train.step import generator
 
 
@@ -17,22 +17,23 @@ def gradients(model: Model, batch) -> list[torch.Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("kind", names())
-def test_gradients_have_the_same_bits(kind):
-    config = ModelConfig(32, width=16, depth=2, pattern=(kind,), **small(kind)[0])
+def test_gradients_have_the_same_bits(kind, every):
+    config = ModelConfig(32, width=16, depth=2 * every, pattern=(kind,), **small(kind)[0])
     model, batch = Model(config, generator(1)), rows(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(2)))
     whole = gradients(model, batch)
-    model.checkpointing = True
+    model.checkpointing = every
     for one, other in zip(whole, gradients(model, batch), strict=True):
         assert torch.equal(one, other)
 
 
 def test_less_is_held_between_the_passes():
     model, batch, held = Model(tiny_model(), generator(1)), rows(0), []
-    for model.checkpointing in (False, True):
+    for model.checkpointing in (0, 1, 2):
         seen = {}
 
         def keep(x: torch.Tensor, seen: dict = seen) -> torch.Tensor:
@@ -44,3 +45,15 @@ def test_less_is_held_between_the_passes():
         held.append(sum(seen.values()))
         del hidden
     assert held[1] < 0.5 * held[0]
+    assert held[2] == pytest.approx((held[0] + held[1]) / 2, rel=0.1)
+
+
+def test_of_many_blocks_some_of_each_name_are_computed_again():
+    names = ("local", "local", "global", "local") * 2
+    assert computed_again(names, 2) == [2, 0, 3, 5] and computed_again(names, 4) == [2, 3]
+    assert sorted(computed_again(names, 1)) == list(range(8))
+
+
+def test_blocks_to_be_computed_again_are_one_of_one_or_more():
+    with pytest.raises(ValueError, match="'checkpointing_every' must be at least 1, not 0"):
+        TrainConfig(checkpointing_every=0)

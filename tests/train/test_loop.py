@@ -66,7 +66,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(run):
         model = Model(tiny_model(), generator(1)).double()
         torch.nn.init.normal_(model.head.weight, generator=generator(5))
         stepper = Stepper(model, Optimisers(model, train), train, torch.float32, Ranks())
-        sums = stepper._backward(0, rows(0))
+        sums = stepper.passes(0, rows(0))
         return sums["loss"].item(), [parameter.grad.clone() for parameter in model.parameters()]
 
     (whole, all_at_once), (apart, in_four) = gradients(1), gradients(4)

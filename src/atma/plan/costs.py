@@ -1,11 +1,13 @@
 """All that is counted of a recipe before anything is known of a machine: numbers, multiply-adds, bytes kept."""
 
 import itertools
+from collections import Counter
 from typing import NamedTuple
 
 import torch
 
 from atma.config import Recipe
+from atma.model import computed_again
 from atma.ops.backend import use_backend
 from atma.plan.activations import Saved, ends_saved, layer_saved
 from atma.plan.work import LayerWork, Size, layer_works, outline, size_of
@@ -28,6 +30,17 @@ class Costs(NamedTuple):
     def head(self) -> int:
         """Multiply-adds of a token in the head."""
         return self.recipe.model.width * self.recipe.model.vocab_size
+
+    @property
+    def again(self) -> Counter[str]:
+        """How many layers of each name checkpointing computes again."""
+        layers = self.recipe.model.layers
+        return Counter(layers[i] for i in computed_again(layers, self.recipe.train.checkpointing_every))
+
+    @property
+    def again_share(self) -> float:
+        """Of all layers."""
+        return self.again.total() / self.recipe.model.depth
 
     def products(self, length: float) -> dict[str, float]:
         """Multiply-adds of a token's forward pass, by part."""

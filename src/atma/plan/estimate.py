@@ -97,7 +97,8 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
     return [
         *pace.assumptions(),
         f"a pass computes in {compute}; weights, gradients and optimiser states are float32; the backward pass has "
-        "twice the products of the forward pass, and checkpointing one more of the layers",
+        "twice the products of the forward pass, and checkpointing one more of the layers "
+        f"({_again(costs)})",
         "every rank moves an equal part of the parameters, and keeps the optimisers' state of that part alone, and of "
         "sharded weights the whole of it; sharded weights travel in float32",
         "activations are what autograd keeps on a CPU, counted at 128 to 512 tokens; blocked operations are taken to "
@@ -106,8 +107,14 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one; its ranks have equal work, as "
         "with train.context_shares, and the memory of equal stretches",
         "reading data, validation and checkpoints are left out",
+        *(["blocks are not compiled, as if train.compile were false"] if costs.recipe.train.compile else []),
         *(["activations are those of training every weight; adapters keep less"] if costs.recipe.lora else []),
     ]
+
+
+def _again(costs: Costs) -> str:
+    every = costs.recipe.train.checkpointing_every
+    return "of all of them" if every == 1 else f"of one in {every}, train.checkpointing_every"
 
 
 def rows(plan: Plan) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class Held(NamedTuple):
 def held(costs: Costs, mesh: Mesh, checkpointing: bool, program: float) -> Held:
     """By part and at most.
 
-    checkpointing: blocks keep their inputs alone. program: bytes of a process before it has a model.
+    checkpointing: blocks of `Costs.again` keep their inputs alone. program: bytes of a process without a model.
     """
     parts = {"program": program} | _kept(costs, mesh) | _forward(costs, mesh, checkpointing)
     parts |= _update(costs, mesh)
@@ -70,7 +70,9 @@ def _forward(costs: Costs, mesh: Mesh, checkpointing: bool) -> dict[str, float]:
     activations = sum(costs.layers[name].count * each for name, each in layers.items())
     largest = max(layers.values())
     if checkpointing:
-        activations = FLOAT * width * tokens * costs.recipe.model.depth + largest
+        again = costs.again
+        activations += sum(n * (FLOAT * width * tokens - layers[name]) for name, n in again.items())
+        activations += max(layers[name] for name in again)
     context = 0.0
     if mesh.context > 1:
         gathered = max(one.gathered for one in costs.layers.values()) * rows * length * costs.compute.itemsize

@@ -91,10 +91,10 @@ def sent(costs: Costs, mesh: Mesh, checkpointing: bool) -> list[Sent]:
 def _of_context(costs: Costs, mesh: Mesh, checkpointing: bool) -> list[Sent]:
     """Keys and values gathered forward and their gradients scattered backward; states passed on, forward and backward.
 
-    With checkpointing the forward half happens twice.
+    With checkpointing the forward half of some layers happens twice.
     """
     train = costs.recipe.train
-    passes, rows = 3 if checkpointing else 2, train.accumulation * mesh.rows(costs.recipe.train)
+    passes, rows = 2 + (costs.again_share if checkpointing else 0), train.accumulation * mesh.rows(costs.recipe.train)
     layers = costs.layers.values()
     keys = sum(one.count * one.gathered for one in layers) * rows * train.length * costs.compute.itemsize
     states = sum(one.count * one.carried for one in layers) * rows * FLOAT

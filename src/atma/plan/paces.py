@@ -64,7 +64,7 @@ class Sheet(NamedTuple):
 
     def compute(self, tokens: float, length: int, checkpointing: bool) -> float:
         parts = self.costs.products(length)
-        again = sum(parts.values()) - parts["head"] if checkpointing else 0.0
+        again = self.costs.again_share * (sum(parts.values()) - parts["head"]) if checkpointing else 0.0
         trained = self.costs.size.trained / self.costs.size.total
         operations = 2 * tokens * ((BACKWARD + trained) * sum(parts.values()) + again)
         return operations / (self.mfu * self.device.operations)
@@ -125,8 +125,9 @@ class Measured(NamedTuple):
         return self.pieces.program
 
     def compute(self, tokens: float, length: int, checkpointing: bool) -> float:
-        layers = sum(self.costs.layers[name].count * self._layer(name, length) for name in self.costs.layers)
-        return tokens * (self.pieces.ends + layers * ((2 + BACKWARD) / (1 + BACKWARD) if checkpointing else 1))
+        again = self.costs.again if checkpointing else {}
+        passes = {name: one.count + again.get(name, 0) / (1 + BACKWARD) for name, one in self.costs.layers.items()}
+        return tokens * (self.pieces.ends + sum(n * self._layer(name, length) for name, n in passes.items()))
 
     def _layer(self, name: str, length: int) -> float:
         """Seconds a token, beyond the measured lengths on the line through the last two where the work grows."""

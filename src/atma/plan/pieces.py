@@ -80,7 +80,7 @@ class Piece:
 
     def __init__(self, recipe: Recipe, train: TrainConfig, rows: int, clock: str = "wall") -> None:
         model, self.now = recipe.model, CLOCKS[clock]
-        self.train = replace(train, batch_tokens=rows * train.length, accumulation=1)
+        self.train = replace(train, batch_tokens=rows * train.length, accumulation=1, compile=False)
         made = Model(model, generator(0))
         self.attached = adapters(recipe, made)
         torch.nn.init.normal_(made.head.weight, std=0.02, generator=generator(1))

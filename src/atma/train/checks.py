@@ -39,6 +39,13 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
             f"'distractor_weight' reads weights outside their blocks, and processes share them ('shard_ranks' "
             f"{train.shard_ranks}); leave one out"
         )
+    if train.compile and train.context_ranks > 1:
+        raise ValueError(
+            f"'compile' true: blocks hand states to other processes ('context_ranks' {train.context_ranks}), which "
+            "cannot be compiled; leave one out"
+        )
+    if train.compile and train.distractor_weight:
+        raise ValueError("'distractor_weight' listens inside blocks, and 'compile' makes code of them; leave one out")
     try:
         edges_of(train.length, train.context_ranks, train.context_shares)
     except ValueError as error:

@@ -29,6 +29,8 @@ _FREE = (
     "train.init_from",
     "train.epochs",
     "train.checkpointing",
+    "train.checkpointing_every",
+    "train.compile",
     "train.context_ranks",
     "train.context_shares",
     "train.shard_ranks",

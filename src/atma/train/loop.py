@@ -13,6 +13,7 @@ import torch
 
 from atma.config import Recipe
 from atma.train.checks import check_fit
+from atma.train.compiled import require_compiler
 from atma.train.folder import claimed, goes_on
 from atma.train.parallel import Ranks, join, own_device
 from atma.train.progress import Progress, Silent
@@ -70,6 +71,8 @@ def fit(
     with agreeing(ranks):
         recipe, told = in_epochs(recipe, source)
         check_fit(recipe, source, ranks)
+        if recipe.train.compile:
+            require_compiler(device or torch.device("cpu"))
         if not resume:
             check_tokenizer(recipe, source.tokenizer)
     with claimed(recipe, out, resume, ranks) as notes:

@@ -58,7 +58,7 @@ class RunState:
     threads: int = 0
     """That computed: PyTorch adds in parts, a part a thread, so the bits depend on them. 0: not recorded."""
     kernels: str = ""
-    """What computed on the CPU (`atma.ops.native.name`), for the same reason. "": not recorded."""
+    """What computed (`atma.ops.native.name`), and whether in compiled blocks, for the same reason. "": not recorded."""
     step: int = 0
     skipped: int = 0
     """Steps left out because a loss or gradient was not finite."""
@@ -75,11 +75,12 @@ class RunState:
     evaluation_tokens: int = 0
     """What they were measured on, as the recipe has it; 0: not recorded."""
 
-    def here(self, device: torch.device, world: int = 1) -> list[str]:
+    def here(self, device: torch.device, world: int = 1, compiled: bool = False) -> list[str]:
         """Take note of what computes from now on; what to tell where it is not what has computed so far."""
         before = f"{self.threads} threads", self.kernels, f"{self.world} process{'' if self.world == 1 else 'es'}"
         known = self.threads > 0, self.kernels != "", True
         self.threads, self.kernels, self.world = torch.get_num_threads(), native.name(device), world
+        self.kernels += " in compiled blocks" if compiled else ""
         now = f"{self.threads} threads", self.kernels, f"{world} process{'' if world == 1 else 'es'}"
         return [
             f"made with {old}, goes on with {new}: equal up to rounding, not to the bit"

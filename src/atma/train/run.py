@@ -58,7 +58,7 @@ class Run:
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
-        self.state.here(device, ranks.world)
+        self.state.here(device, ranks.world, recipe.train.compile)
         self.state.evaluation_tokens = recipe.train.evaluation_tokens
         self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
         self._saved = 0
@@ -77,7 +77,7 @@ class Run:
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
         anew = [
-            *self.state.here(self.device, self.ranks.world),
+            *self.state.here(self.device, self.ranks.world, self.recipe.train.compile),
             *self.state.rejudge(self.recipe.train, self.best),
         ]
         if self.ranks.rank == 0:

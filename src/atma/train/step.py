@@ -19,6 +19,7 @@ from atma.mixers.stretches import edges_of, stretch_of
 from atma.model import Model
 from atma.ops.loss import NOT_SCORED
 from atma.train.allocator import keep_freed_memory
+from atma.train.compiled import compile_blocks, compiling
 from atma.train.distractor import alignment, core_calls
 from atma.train.objectives import regularise, residual_stream
 from atma.train.optim import Optimisers
@@ -44,7 +45,9 @@ class Stepper:
     ) -> None:
         self.model, self.optimisers, self.train, self.compute, self.ranks = model, optimisers, train, compute, ranks
         self.follow()
-        model.checkpointing = train.checkpointing
+        model.checkpointing = train.checkpointing_every if train.checkpointing else 0
+        if train.compile:
+            compile_blocks(model)
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -56,7 +59,7 @@ class Stepper:
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
         """Do the 0-based `step` on this process's share of the batch."""
         all_here(self.ranks, self.train.hang_seconds)
-        sums = self._backward(step, batch)
+        sums = self.passes(step, batch)
         all_here(self.ranks, self.train.hang_seconds)
         owners = self.optimisers.owners
         own = self.parameters if owners is None else owners.reduce()
@@ -68,6 +71,14 @@ class Stepper:
             clip_grads_with_norm_(own, self.train.clip, norm)
             self.optimisers.step(multiplier)
         return Outcome(loss, grad_norm, dict(zip(list(sums)[1:], extra, strict=True)), moved)
+
+    def passes(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """Both passes over this process's share of the batch, which leave its gradients; the loss and terms, by name.
+
+        ValueError: a block cannot be compiled.
+        """
+        with compiling(len(self.model.blocks)) if self.train.compile else contextlib.nullcontext():
+            return self._backward(step, batch)
 
     def _backward(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradients of every micro-batch; the loss and terms of the whole batch, by name."""

@@ -21,7 +21,7 @@ Checkpoint = Callable[..., Any]
 class Core:
     """What the methods of `atma.model.Model` read of a model, and these methods."""
 
-    checkpointing = False  # it is `checkpointed` blocks that transformers asks for
+    checkpointing = 0  # it is `checkpointed` blocks that transformers asks for
 
     def __init__(
         self,
