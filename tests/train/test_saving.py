@@ -51,15 +51,15 @@ def refuse() -> None:
     raise FULL
 
 
-def stopped_after(count: int, out: Path, **changes) -> None:
+def stopped_after(count: int, out: Path, keep: int = 2) -> None:
     made = []
     source = tiny_source(lambda step: made.append(step) or rows(step))
     with pytest.raises(Stopped):
-        fit(tiny_recipe(**changes), out, source, stop=lambda: len(made) == count)
+        fit(tiny_recipe(keep_checkpoints=keep), out, source, stop=lambda: len(made) == count)
 
 
 def test_a_checkpoint_holds_what_was_when_it_was_begun_though_steps_go_on_meanwhile(tmp_path, disk):
-    moved, kept = threading.Event(), {"keep_checkpoints": 9}
+    moved = threading.Event()
     disk.append(lambda: moved.wait(WAIT))
 
     def make(step: int):
@@ -68,9 +68,9 @@ def test_a_checkpoint_holds_what_was_when_it_was_begun_though_steps_go_on_meanwh
             moved.set()
         return rows(step)
 
-    fit(tiny_recipe(**kept), tmp_path / "run", tiny_source(make))
+    fit(tiny_recipe(keep_checkpoints=9), tmp_path / "run", tiny_source(make))
     assert moved.is_set() and seen(tmp_path / "run") == [FIRST, "step-00000008", "step-00000012"]
-    stopped_after(4, tmp_path / "four", **kept)
+    stopped_after(4, tmp_path / "four", keep=9)
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
         found, wanted = (tmp_path / run / "checkpoints" / FIRST / name for run in ("run", "four"))
         assert found.read_bytes() == wanted.read_bytes(), name
