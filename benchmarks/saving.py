@@ -3,10 +3,9 @@
 python benchmarks/saving.py [--preset small] [--length 64] [--rounds 5] [--folder .] [--alone]
 
 A round is a checkpoint, a step while it is written, what is left to wait for it, and a step alone, on one thread; with
---alone there are no steps. With
-PYTHONPATH on the sources of an earlier version it measures those: `PYTHONPATH=before/src python benchmarks/saving.py`.
-Seconds are those that pass, and those of the processor in the training thread, which other work on the machine does not
-lengthen.
+--alone there are no steps. With PYTHONPATH on the sources of an earlier version it measures those:
+`PYTHONPATH=before/src python benchmarks/saving.py`. Seconds are those that pass, and those of the processor in the
+training thread, which other work on the machine does not lengthen.
 """
 
 import argparse

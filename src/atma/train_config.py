@@ -119,7 +119,7 @@ class TrainConfig:
     checkpointing: bool = field(default=False, metadata=LATER)
     """Keep of each block only what it reads, and compute the rest again for its gradients: less memory, more time."""
     hang_seconds: float = field(default=600.0, metadata=LATER)
-    """Of several processes: how long the others wait for one before they end."""
+    """How long the others wait for one of several processes, and a run for its disk, before they end."""
     early_stopping: int = field(default=0, metadata=LATER)
     """Validations in a row without a new lowest loss that end the run; 0: never."""
     keep_best: bool = field(default=False, metadata=LATER)
