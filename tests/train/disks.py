@@ -1,11 +1,12 @@
 """A tiny run of two processes, whose second checkpoint the disk of one refuses: disks.py FOLDER HOW SHARD RANK SECONDS.
 
-HOW: "full", "limit" (files may not be larger), "hang".
+HOW: "full", "limit" (files may not be larger), "hang"; "kill" ends the process while it writes.
 """
 
 import errno
 import os
 import resource
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -29,6 +30,8 @@ def refuse(path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if how == "hang":
             threading.Event().wait()
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
     sync(path)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_a_disk_that_does_not_answer_is_found(tmp_path, disk):
 
 
 def two(folder: Path, how: str, shard: int, rank: int, seconds: int) -> list[str]:
-    """What each of two processes tells when the disk of one is full or hangs."""
+    """What each of two processes tells when the disk of one is full or hangs, or it is killed while it writes."""
     processes = begun(2, ["disks.py", str(folder), how, *map(str, (shard, rank, seconds))], HERE)
     try:
         ended = [process.wait(timeout=WAIT) for process in processes]
@@ -170,8 +171,8 @@ def two(folder: Path, how: str, shard: int, rank: int, seconds: int) -> list[str
         for process in processes:
             process.kill()
             process.communicate()
-    assert ended == [3, 3]
-    return [(folder / f"told-{i}").read_text() for i in range(2)]
+    assert ended == [-signal.SIGKILL if (how, i) == ("kill", rank) else 3 for i in range(2)]
+    return [(folder / f"told-{i}").read_text() if code == 3 else "" for i, code in enumerate(ended)]
 
 
 @pytest.mark.parametrize(
@@ -198,3 +199,12 @@ def test_a_disk_that_hangs_in_one_process_is_found_by_all(shard, rank, tmp_path)
     named = "process 1 did not answer for 8 s" if rank else "step-00000008: not written after 8 s: does its disk answer"
     assert named in told[0]
     assert seen(tmp_path / "run") == [".step-00000008.staging", FIRST] or seen(tmp_path / "run") == [FIRST]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_while_it_writes_a_part_leaves_the_checkpoint_before(rank, tmp_path):
+    told = two(tmp_path, "kill", 2, rank, 60)[1 - rank]
+    assert told.startswith(f"process {1 - rank}, step ") and told.endswith("; go on with --resume")
+    assert "was lost" in told or "did not answer" in told
+    assert [name for name in seen(tmp_path / "run") if not name.startswith(".")] == [FIRST]

@@ -101,8 +101,10 @@ class Saver:
             with agreeing(self._ranks):
                 if problem is not None:
                     raise problem
-        except RuntimeError as error:  # the others have waited in vain
-            raise problem or error from None
+        except RuntimeError as error:  # the others have waited in vain, or are gone
+            if problem is None or problem is error:
+                raise
+            raise problem from error
 
     def __enter__(self) -> "Saver":
         return self
