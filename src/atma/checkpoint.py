@@ -27,7 +27,7 @@ from atma.replacing import OURS, recover_folder
 from atma.strict import from_dict, to_dict
 from atma.talk import talk_of
 from atma.tokenizer_file import BEGINNING
-from atma.weights import is_shard, load_weights, tensor_writer, weight_files
+from atma.weights import TensorWriter, is_shard, load_weights, weight_files
 
 if TYPE_CHECKING:
     from atma.model import Model
@@ -56,7 +56,7 @@ def model_files(
 ) -> dict[str, Writer]:
     """The writers of a model folder's files, for `write_folder`. What is tied, as a head may be, is written once."""
     config = {"format": FORMAT, **class_keys(), "model": to_dict(model.config), "extra": dict(extra or {})}
-    files = {"model.safetensors": tensor_writer(_own(model)), SHIM: text_writer(SHIM_TEXT)}
+    files = {"model.safetensors": TensorWriter(_own(model)), SHIM: text_writer(SHIM_TEXT)}
     if tokenizer is not None:
         config |= token_keys(tokenizer)
         if tokenizer.end_to_record:

@@ -28,7 +28,7 @@ from atma.model import Model
 from atma.names import Part, matches, table, unmatched
 from atma.ops.dense import linear
 from atma.strict import from_dict, to_dict
-from atma.weights import load_tensors, tensor_writer
+from atma.weights import TensorWriter, load_tensors
 
 FORMAT = "atma-adapters-1"
 RECORD, TENSORS = ADAPTERS, "adapters.safetensors"
@@ -167,7 +167,7 @@ def adapter_files(
     digest = digest or base_hash(model)
     record = {"format": FORMAT, "lora": to_dict(attached.config), "base": base, "base_sha256": digest}
     files = {RECORD: json_writer(record | {"extra": dict(extra or {})})}
-    return files | {TENSORS: tensor_writer(adapter_tensors(model))}
+    return files | {TENSORS: TensorWriter(adapter_tensors(model))}
 
 
 def save_adapters(

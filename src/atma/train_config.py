@@ -123,7 +123,7 @@ class TrainConfig:
     compile: bool = field(default=False, metadata=LATER)
     """Have torch.compile make code of each block, for steps alone: some minutes at the start. Meant for GPUs."""
     hang_seconds: float = field(default=600.0, metadata=LATER)
-    """Of several processes: how long the others wait for one before they end."""
+    """How long the others wait for one of several processes, and a run for its disk, before they end."""
     early_stopping: int = field(default=0, metadata=LATER)
     """Validations in a row without a new lowest loss that end the run; 0: never."""
     keep_best: bool = field(default=False, metadata=LATER)

@@ -6,8 +6,9 @@ the file of each tensor.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -79,14 +80,15 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         raise ValueError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
 
 
-def tensor_writer(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> Callable[[Path], object]:
-    """A writer of tensors as safetensors; a refusal of the disk becomes an OSError that names the file."""
+class TensorWriter(NamedTuple):
+    """Writes tensors as safetensors; a refusal of the disk becomes an OSError that names the file."""
 
-    def write(path: Path) -> None:
-        whole = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    tensors: Mapping[str, Tensor]
+    notes: Mapping[str, str] | None = None
+
+    def __call__(self, path: Path) -> None:
+        whole = {name: value.detach().to("cpu").contiguous() for name, value in self.tensors.items()}
         try:
-            save_file(whole, path, None if notes is None else dict(notes))
+            save_file(whole, path, None if self.notes is None else dict(self.notes))
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written: {error}") from None
-
-    return write

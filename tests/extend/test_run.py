@@ -19,7 +19,7 @@ from atma.tokenizer import byte_tokenizer, train_bpe
 from atma.train.loop import Stopped
 from atma.train.record import read_record
 from atma.train.source import Source
-from atma.weights import load_tensors, tensor_writer
+from atma.weights import TensorWriter, load_tensors
 from tests.laws.conftest import randomise
 
 VOCABULARY, LENGTH = 31, 16
@@ -200,7 +200,7 @@ def test_a_teacher_may_lie_in_several_files(teacher, tmp_path):
     tensors = load_tensors(teacher.path / "model.safetensors")
     shards = {f"model-0000{i}-of-00002.safetensors": dict(list(tensors.items())[i - 1 :: 2]) for i in (1, 2)}
     for name, part in shards.items():
-        tensor_writer(part)(teacher.path / name)
+        TensorWriter(part)(teacher.path / name)
     index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
     (teacher.path / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in ("model.safetensors", "manifest.json"):

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharded import run
+from sharded import SAMPLES, recipe, run
 from tiny_run import tiny_model, tiny_recipe, tiny_source
 
 from atma.checkpoint import load_model, save_model
 from atma.folders import verify_folder
 from atma.model import Model
+from atma.tokenizer import byte_tokenizer
 from atma.train.loop import fit
 from atma.train.parallel import Ranks
-from atma.train.resume import newest_checkpoint
+from atma.train.resume import newest_checkpoint, place_of
+from atma.train.samples import read_samples, written
 from atma.weights import load_weights
 from tests.harness.processes import group
 
@@ -52,6 +54,16 @@ def test_a_run_stopped_by_two_goes_on_with_one_and_with_two(lora, base, tmp_path
     first, second = (load_weights(tmp_path / name / "final") for name in ("two", "whole"))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert (tmp_path / "two" / "adapters").is_dir() == lora
+
+
+def test_texts_of_shared_weights_are_written_once_and_are_those_of_the_whole_model(tmp_path):
+    """By one model that is filled anew: what is written at a step are the texts of its checkpoint, in one process."""
+    sharded(tmp_path / "run", 2, 0, SAMPLES)
+    wanted = []
+    for step in (4, 8, 12):
+        model, _ = load_model(place_of(tmp_path / "run", step))
+        wanted += written(model, byte_tokenizer(), recipe(1, SAMPLES).train, step)
+    assert read_samples(tmp_path / "run") == wanted and len({one.text for one in wanted}) > 1
 
 
 @pytest.mark.slow

@@ -63,12 +63,10 @@ def test_a_signal_writes_a_checkpoint_and_ends_as_signals_do(tmp_path, command, 
 
 
 def test_a_step_that_has_its_checkpoint_is_not_saved_twice(command, monkeypatch):
-    from atma.train import run as steps
+    from atma.train.saving import Saver
 
-    saved, real = [], steps.save_checkpoint
-    monkeypatch.setattr(
-        steps, "save_checkpoint", lambda run, state, *rest: saved.append(state.step) or real(run, state, *rest)
-    )
+    saved, real = [], Saver.begin
+    monkeypatch.setattr(Saver, "begin", lambda self, step, *rest: saved.append(step) or real(self, step, *rest))
     with pytest.raises(SystemExit):
         command(told_at(7, signal.SIGTERM), "tiny.toml", "--out", "run")
     assert saved == [4, 8]
@@ -130,13 +128,19 @@ def test_a_validation_does_not_keep_a_checkpoint_waiting(tmp_path, step):
 
 TWICE = """
 import sys
+import time
 from test_stopping import told_at
-from tiny_run import tiny_recipe
+from tiny_run import tiny_recipe, tiny_source
 from pathlib import Path
 from atma.train.loop import fit
 from atma.signals import noticing
+run, told = Path(sys.argv[1]), told_at(5, *map(int, sys.argv[2:]))
+def make(step):
+    while step == 5 and not (run / "checkpoints" / "step-00000004").is_dir():
+        time.sleep(0.01)
+    return told.train(step)
 with noticing() as asked:
-    fit(tiny_recipe(), Path(sys.argv[1]), told_at(5, *map(int, sys.argv[2:])), stop=asked)
+    fit(tiny_recipe(), run, tiny_source(make), stop=asked)
 """
 
 

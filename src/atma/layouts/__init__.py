@@ -23,7 +23,7 @@ from atma.model import Model
 from atma.talk import TALK
 from atma.tokenizer import Tokenizer, load_tokenizer
 from atma.tokenizer_file import beginning_of
-from atma.weights import INDEX, WEIGHTS, load_weights, tensor_writer
+from atma.weights import INDEX, WEIGHTS, TensorWriter, load_weights
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 NOTES = {"format": "pt"}
@@ -132,8 +132,8 @@ def _check_unchanged(folder: Path, was: ModelConfig) -> None:
 def _weights(tensors: Mapping[str, Tensor], files: Mapping[str, list[str]]) -> dict[str, Writer]:
     """Writers of the files that the checkpoint had, and of their index."""
     if set(files) == {WEIGHTS}:
-        return {WEIGHTS: tensor_writer(tensors, NOTES)}
-    written = {file: tensor_writer({name: tensors[name] for name in names}, NOTES) for file, names in files.items()}
+        return {WEIGHTS: TensorWriter(tensors, NOTES)}
+    written = {file: TensorWriter({name: tensors[name] for name in names}, NOTES) for file, names in files.items()}
     total = sum(x.numel() * x.element_size() for x in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": {n: file for file, names in files.items() for n in names}}
     return {**written, INDEX: json_writer(index)}

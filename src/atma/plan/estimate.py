@@ -106,7 +106,8 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states go "
         "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one; its ranks have equal work, as "
         "with train.context_shares, and the memory of equal stretches",
-        "reading data, validation and checkpoints are left out",
+        "reading data, validation and checkpoints are left out; from the first checkpoint on the first process, or of "
+        "sharded weights each process of its part, also keeps a copy of all that is saved in the CPU's memory",
         *(["blocks are not compiled, as if train.compile were false"] if costs.recipe.train.compile else []),
         *(["activations are those of training every weight; adapters keep less"] if costs.recipe.lora else []),
     ]

@@ -2,7 +2,7 @@
 
 Reading order: loop.py (how a run begins), run.py (the run), step.py (one optimiser step), optim.py and schedule.py (how
 parameters move), objectives.py and distractor.py (optional loss terms), parallel.py, owners.py and together.py (several
-processes), resume.py and record.py (what is kept on disk).
+processes), resume.py, saving.py and record.py (what is kept on disk).
 """
 
 from atma.train.loop import Stopped, train

@@ -8,7 +8,7 @@ other.
 
 import datetime
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -113,16 +113,24 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def all_here(ranks: Ranks, seconds: float) -> None:
+def all_here(ranks: Ranks, seconds: float, group: Any = None) -> None:
     """Let every process arrive here before any goes on. RuntimeError names one that does not come in so many seconds,
-    where processes speak by gloo; NCCL has a watch of its own."""
-    if ranks.world > 1 and dist.get_backend() == "gloo":
-        dist.monitored_barrier(timeout=datetime.timedelta(seconds=seconds), wait_all_ranks=True)
+    where processes speak by gloo; NCCL has a watch of its own. group: as of `lines_of_their_own`."""
+    if ranks.world > 1 and dist.get_backend(group) == "gloo":
+        dist.monitored_barrier(group, datetime.timedelta(seconds=seconds), wait_all_ranks=True)
 
 
-def where() -> torch.device:
+def lines_of_their_own(seconds: float) -> Any:
+    """A gloo group of all processes for a second thread, for two threads cannot speak in one. All of them call it.
+
+    seconds: how long one waits for another.
+    """
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=seconds))
+
+
+def where(group: Any = None) -> torch.device:
     """Of what is sent: a GPU where that is how processes speak."""
-    return own_device(torch.device("cuda" if dist.get_backend() == "nccl" else "cpu"))
+    return own_device(torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu"))
 
 
 def wait(ranks: Ranks) -> None:

@@ -4,11 +4,9 @@
 of adapters, plus `optimizer.safetensors` and `state.json`. Of processes that share the weights each writes a part of
 the tensors, of what it moves; any number of processes goes on from such a folder, as from any other. There is no
 generator state in it, because there is none to keep: every draw of a run comes from a generator seeded by (seed, step,
-purpose), and a batch is a pure function of its step.
+purpose), and a batch is a pure function of its step. atma.train.saving writes it.
 """
 
-import contextlib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,25 +17,14 @@ import torch
 from torch import Tensor
 
 from atma.config import TrainConfig
-from atma.disk import destination
-from atma.folders import (
-    abandoned,
-    begin_folder,
-    end_folder,
-    fill_folder,
-    json_writer,
-    read_json,
-    verify_folder,
-    write_folder,
-)
+from atma.folders import Writer, json_writer, read_json, verify_folder
 from atma.ops import native
-from atma.replacing import recover_folder, staging_place
+from atma.replacing import recover_folder
 from atma.strict import from_dict
 from atma.train.optim import Optimisers
 from atma.train.parallel import Ranks
-from atma.train.together import agreeing, texts
 from atma.train.trained import Parts, Trained
-from atma.weights import load_tensors, part_name, tensor_writer
+from atma.weights import TensorWriter, load_tensors, part_name
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
@@ -119,48 +106,26 @@ def kept_step(best: Path) -> int | None:
     return extra.get("step") if isinstance(extra, dict) else None
 
 
-def save_checkpoint(run: Path, state: RunState, trained: Trained, tensors: Mapping[str, Tensor], keep: int) -> Path:
-    """Write the checkpoint of `state.step`, with the `tensors` of all processes' optimisers.
+def place_of(run: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return run / FOLDER / f"step-{step:08d}"
 
-    Once it is safely on the disk, all but the newest `keep` are dropped.
-    """
-    folder = run / FOLDER / f"step-{state.step:08d}"
+
+def whole_files(state: RunState, trained: Trained, tensors: Mapping[str, Tensor]) -> dict[str, Writer]:
+    """The writers of a checkpoint, with the `tensors` of all processes' optimisers."""
     files = trained.checkpoint_files({"recipe": state.recipe, "step": state.step})
-    files["optimizer.safetensors"] = tensor_writer(tensors)
-    files["state.json"] = json_writer(asdict(state))
-    write_folder(folder, files)
-    _drop_old(run, keep)
-    return folder
+    return files | {"optimizer.safetensors": TensorWriter(tensors), "state.json": json_writer(asdict(state))}
 
 
-def save_parts(run: Path, state: RunState, trained: Trained, parts: Parts, ranks: Ranks, keep: int) -> Path:
-    """`save_checkpoint` by processes that share the weights: each writes what it moves. All can see the run folder.
-
-    ValueError or OSError, in all of them, when any cannot; the checkpoint is then not there.
-    """
-    folder = destination(run / FOLDER / f"step-{state.step:08d}")
-    staging, held = staging_place(folder, "staging"), contextlib.ExitStack()
-    with held:
-        with agreeing(ranks):
-            if ranks.rank == 0:
-                begin_folder(folder)
-                held.enter_context(abandoned(staging, folder))
-        with agreeing(ranks):
-            files = trained.part_files(parts, ranks, {"recipe": state.recipe, "step": state.step})
-            files[part_name("optimizer", ranks.rank, ranks.world)] = tensor_writer(parts.optimiser)
-            if ranks.rank == 0:
-                files["state.json"] = json_writer(asdict(state))
-            entries = fill_folder(staging, files)
-        told = texts(ranks, json.dumps(entries))
-        with agreeing(ranks):
-            if ranks.rank == 0:
-                end_folder(staging, folder, {name: one for text in told for name, one in json.loads(text).items()})
-    if ranks.rank == 0:
-        _drop_old(run, keep)
-    return folder
+def part_files(state: RunState, trained: Trained, parts: Parts, ranks: Ranks) -> dict[str, Writer]:
+    """Those of this process, of processes that share the weights: each writes what it moves. All of them call it."""
+    files = trained.part_files(parts, ranks, {"recipe": state.recipe, "step": state.step})
+    files[part_name("optimizer", ranks.rank, ranks.world)] = TensorWriter(parts.optimiser)
+    return files | ({"state.json": json_writer(asdict(state))} if ranks.rank == 0 else {})
 
 
-def _drop_old(run: Path, keep: int) -> None:
+def drop_old(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`."""
     for _, old in _checkpoints(run)[keep:]:
         shutil.rmtree(old)
 

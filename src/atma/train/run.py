@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from atma.config import Recipe, identity
+from atma.folders import Writer
 from atma.strict import to_dict
 from atma.train.folder import write_recipe
 from atma.train.optim import Optimisers
@@ -22,13 +23,16 @@ from atma.train.progress import Progress
 from atma.train.record import Record, cut_record
 from atma.train.resume import (
     RunState,
+    drop_old,
     has_checkpoint,
     load_checkpoint,
     newest_checkpoint,
-    save_checkpoint,
-    save_parts,
+    part_files,
+    place_of,
+    whole_files,
 )
 from atma.train.samples import cut_samples, due, keep, written
+from atma.train.saving import Saver
 from atma.train.schedule import rate_multiplier
 from atma.train.shards import release, shard
 from atma.train.source import Batch, Source
@@ -61,7 +65,7 @@ class Run:
         self.state.here(device, ranks.world, recipe.train.compile)
         self.state.evaluation_tokens = recipe.train.evaluation_tokens
         self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
-        self._saved = 0
+        self.saver, self._saved = Saver(ranks, recipe.train.hang_seconds), 0
         self._stop: Callable[[], bool] | None = None
 
     def restore(self) -> list[str]:
@@ -69,6 +73,7 @@ class Run:
 
         Without any checkpoint the run begins again; ValueError when there are some and none is good.
         """
+        self.saver.wait()
         folder, problems = newest_checkpoint(self.out)
         if folder is None and problems:
             raise ValueError(f"no good checkpoint to resume from: {problems[0]} (remove them to begin again)")
@@ -103,24 +108,31 @@ class Run:
             return self._finish()
         progress.start(self.recipe.name, steps, self.state.step)
         try:
-            for note in notes:
-                progress.show(record.write("event", self.state.step, {"event": note}))
-            if self.state.unvalidated:
-                self._validate(record, progress)
-                self._sample(progress)
-            while self.state.step < steps and not self._ended():
-                if not self.state.unvalidated:
-                    self._advance(record, progress)
-                if self.state.step < steps and self._told():
-                    if self.state.step != self._saved:
-                        self._checkpoint(record)
-                    raise Stopped(f"stopped at step {self.state.step} of {steps}")
-            self._tell_best(record, progress)
+            with self.saver:
+                for note in notes:
+                    progress.show(record.write("event", self.state.step, {"event": note}))
+                self._make(record, progress)
+                self._tell_best(record, progress)
         finally:
             progress.stop()
         return self._finish()
 
+    def _make(self, record: Record, progress: Progress) -> None:
+        steps = self.recipe.train.steps
+        if self.state.unvalidated:
+            self._validate(record, progress)
+            self._sample(progress)
+        while self.state.step < steps and not self._ended():
+            if not self.state.unvalidated:
+                self._advance(record, progress)
+            if self.state.step < steps and self._told():
+                if self.state.step != self._saved:
+                    self._checkpoint(record)
+                self.saver.wait()
+                raise Stopped(f"stopped at step {self.state.step} of {steps}")
+
     def _advance(self, record: Record, progress: Progress) -> None:
+        self.saver.check()
         train, state = self.recipe.train, self.state
         began = time.perf_counter()
         batch = self.source.train(state.step)
@@ -215,17 +227,20 @@ class Run:
         progress.show(record.write("event", state.step, {"event": told}))
 
     def _checkpoint(self, record: Record) -> None:
+        """Begin to write it, once the one before is on the disk."""
+        self.saver.wait()
         if self.ranks.rank == 0:
             record.sync()
-        count = self.recipe.train.keep_checkpoints
+        self._saved, count = self.state.step, self.recipe.train.keep_checkpoints
+        folder = place_of(self.out, self._saved)
+        self.saver.begin(self._saved, folder, self._files(), lambda: drop_old(self.out, count))
+
+    def _files(self) -> dict[str, Writer]:
+        """What this process writes of a checkpoint."""
         if self.ranks.shard > 1:
-            save_parts(self.out, self.state, self.trained, self._parts(), self.ranks, count)
-        else:
-            tensors = collected(self.ranks, self.optimisers.tensors())
-            if self.ranks.rank == 0:
-                save_checkpoint(self.out, self.state, self.trained, tensors, count)
-        self._saved = self.state.step
-        wait(self.ranks)
+            return part_files(self.state, self.trained, self._parts(), self.ranks)
+        tensors = collected(self.ranks, self.optimisers.tensors())
+        return whole_files(self.state, self.trained, tensors) if self.ranks.rank == 0 else {}
 
     def _finish(self) -> Path:
         final = self.out / "final"

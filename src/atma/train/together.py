@@ -7,6 +7,7 @@ connections, and one that hangs does not come to the next step in time: the othe
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +27,11 @@ class ToldByFirst(ValueError):
 
 
 @contextmanager
-def agreeing(ranks: Ranks) -> Iterator[None]:
-    """What is done inside is done by all processes: if it is refused in any, it is in all, and the first says why."""
+def agreeing(ranks: Ranks, group: Any = None) -> Iterator[None]:
+    """What is done inside is done by all processes: if it is refused in any, it is in all, and the first says why.
+
+    group: by which they speak, if not that of all that trains.
+    """
     problem = None
     try:
         yield
@@ -37,7 +41,7 @@ def agreeing(ranks: Ranks) -> Iterator[None]:
         if problem is not None:
             raise problem
         return
-    told = texts(ranks, "" if problem is None else str(problem)[:MOST] or type(problem).__name__)
+    told = texts(ranks, "" if problem is None else str(problem)[:MOST] or type(problem).__name__, group)
     found = next((rank for rank, text in enumerate(told) if text), None)
     if found is None:
         return
@@ -59,14 +63,15 @@ def require_same_run(ranks: Ranks, recipe: Recipe, data: str) -> None:
             raise (ToldByFirst if ranks.rank else ValueError)(f"{words}: start all of them with the same")
 
 
-def texts(ranks: Ranks, text: str) -> list[str]:
-    """What each process tells, in their order."""
-    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=where())
-    sizes = [torch.empty(1, dtype=torch.int64, device=where()) for _ in range(ranks.world)]
-    dist.all_gather(sizes, torch.tensor([len(data)], device=where()))
+def texts(ranks: Ranks, text: str, group: Any = None) -> list[str]:
+    """What each process tells, in their order. group: as of `agreeing`."""
+    place = where(group)
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=place)
+    sizes = [torch.empty(1, dtype=torch.int64, device=place) for _ in range(ranks.world)]
+    dist.all_gather(sizes, torch.tensor([len(data)], device=place), group)
     most = int(torch.cat(sizes).max())
-    found = [torch.empty(most, dtype=torch.uint8, device=where()) for _ in range(ranks.world)]
-    dist.all_gather(found, torch.cat([data, data.new_zeros(most - len(data))]))
+    found = [torch.empty(most, dtype=torch.uint8, device=place) for _ in range(ranks.world)]
+    dist.all_gather(found, torch.cat([data, data.new_zeros(most - len(data))]), group)
     told = zip(found, sizes, strict=True)
     return [bytes(one[: int(size)].tolist()).decode(errors="replace") for one, size in told]
 

@@ -27,7 +27,7 @@ from atma.tokenizer_file import BEGINNING
 from atma.train.owners import collected
 from atma.train.parallel import Ranks
 from atma.train.start import EXTRA, adapters, begun, carried
-from atma.weights import INDEX, WEIGHTS, load_tensors, load_weights, part_name, tensor_writer, weight_files
+from atma.weights import INDEX, WEIGHTS, TensorWriter, load_tensors, load_weights, part_name, weight_files
 
 KEPT = "base"
 """The folder of a run that holds what is kept of the model it starts from."""
@@ -80,7 +80,7 @@ class Trained:
         if self.attached is not None:
             whole = collected(ranks, parts.weights)
             files = self.checkpoint_files(extra) if ranks.rank == 0 else {}
-            return files | ({TENSORS: tensor_writer(whole)} if files else {})
+            return files | ({TENSORS: TensorWriter(whole)} if files else {})
         own, files = dict(parts.weights), dict[str, Writer]()
         if ranks.rank == 0:
             files = self.checkpoint_files(extra)
@@ -89,7 +89,7 @@ class Trained:
             places = {**dict.fromkeys(self._buffers(), 0), **parts.places}
             names = {name: part_name("model", rank, ranks.world) for name, rank in places.items()}
             files[INDEX] = json_writer({"weight_map": names})
-        return files | {part_name("model", ranks.rank, ranks.world): tensor_writer(own)}
+        return files | {part_name("model", ranks.rank, ranks.world): TensorWriter(own)}
 
     def of_parts(self, parts: Parts, ranks: Ranks) -> "Trained | None":
         """The same with the whole of every weight, in the first process; None in others. All of them call it."""
@@ -101,11 +101,16 @@ class Trained:
                     whole[name] = value
         if ranks.rank != 0:
             return None
-        model = begun(self.recipe, weights=False)
-        attached, held = adapters(self.recipe, model), model.state_dict()
+        held = self._second.model.state_dict()
         for name, value in (whole | self._buffers()).items():
             held[name].copy_(value)
-        return replace(self, model=model, attached=attached)
+        return self._second
+
+    @cached_property
+    def _second(self) -> "Trained":
+        """The same with a model that is in one piece, of weights that mean nothing yet."""
+        model = begun(self.recipe, weights=False)
+        return replace(self, model=model, attached=adapters(self.recipe, model))
 
     def _buffers(self) -> dict[str, Tensor]:
         """What a model folder holds besides parameters."""
@@ -144,7 +149,7 @@ class Trained:
         before = json.loads(beside.get(EXTRA, "{}"))
         files = model_files(self.model, self._words, {**before, **extra})
         if self.attached is not None:
-            files[WEIGHTS] = tensor_writer(merged_tensors(self.model))
+            files[WEIGHTS] = TensorWriter(merged_tensors(self.model))
         write_folder(folder, files | {name: text_writer(beside[name]) for name in TALK if name in beside})
 
     def save_adapters(self, folder: Path, extra: Mapping[str, Any]) -> None:
