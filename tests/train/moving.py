@@ -1,6 +1,6 @@
 """Steps of a tiny model by so many processes, or by one with so many micro-batches.
 
-python moving.py FOLDER CONTEXT SHARD DTYPE ACCUMULATION
+python moving.py FOLDER CONTEXT SHARD DTYPE ACCUMULATION OFFLOAD
 """
 
 import sys
@@ -27,8 +27,8 @@ def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtyp
     model = Model(tiny_model(), generator(1)).to(dtype)
     optimisers = Optimisers(model, train, ranks)
     stepper = Stepper(model, optimisers, train, torch.float32, ranks)
-    if ranks.shard > 1:
-        shard(model, optimisers, ranks, torch.device("cpu"), 60)
+    if ranks.in_parts:
+        shard(model, optimisers, ranks, torch.device("cpu"), 60, torch.float32)
         stepper.follow()
     told = []
     for step in range(steps):
@@ -45,8 +45,8 @@ def _whole(x: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    folder, context, parts, dtype, accumulation = sys.argv[1:]
+    folder, context, parts, dtype, accumulation, offload = sys.argv[1:]
     torch.set_num_threads(1)
-    ours = join(torch.device("cpu"), int(context), int(parts))
+    ours = join(torch.device("cpu"), int(context), int(parts), offload=offload == "True")
     save_file(moved(ours, int(accumulation), dtype=getattr(torch, dtype)), f"{folder}/{ours.rank}.safetensors")
     torch.distributed.destroy_process_group()

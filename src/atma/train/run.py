@@ -51,7 +51,7 @@ class Run:
         self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
         self.best, self.device = out / "best", device
         whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
-        place = device if ranks.shard == 1 else torch.device("cpu")  # until it is shared, for it may not fit
+        place = torch.device("cpu") if ranks.in_parts else device  # until it is in parts, for it may not fit
         self.model = begun(recipe, weights=not whole).to(place)
         self.trained = Trained(self.model, recipe, out, adapters(recipe, self.model), source.tokenizer)
         self.optimisers = Optimisers(self.model, recipe.train, ranks)
@@ -89,12 +89,13 @@ class Run:
         return [*passed, f"resumed at step {self.state.step}", *(anew if folder is not None else [])]
 
     def share(self) -> None:
-        """Keep a part of the weights alone, where processes share them."""
-        if self.ranks.shard > 1:
+        """Keep a part of the weights alone, where processes share them, in the processor's memory if asked for."""
+        if self.ranks.in_parts:
             if self.trained.attached is not None:
                 _ = self.trained.base  # while it is whole
-            shard(self.model, self.optimisers, self.ranks, self.device, self.recipe.train.hang_seconds)
-            self.stepper.follow()
+            patience = self.recipe.train.hang_seconds
+            shard(self.model, self.optimisers, self.ranks, self.device, patience, self.stepper.compute)
+            self.stepper.follow(self.device)
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
@@ -218,7 +219,7 @@ class Run:
         if self.ranks.rank == 0:
             record.sync()
         count = self.recipe.train.keep_checkpoints
-        if self.ranks.shard > 1:
+        if self.ranks.in_parts:
             save_parts(self.out, self.state, self.trained, self._parts(), self.ranks, count)
         else:
             tensors = collected(self.ranks, self.optimisers.tensors())
@@ -243,7 +244,7 @@ class Run:
 
     def _whole(self) -> Trained | None:
         """The model in one piece, in the first process alone. All of them call it."""
-        if self.ranks.shard > 1:
+        if self.ranks.in_parts:
             return self.trained.of_parts(self._parts(), self.ranks)
         return self.trained if self.ranks.rank == 0 else None
 
