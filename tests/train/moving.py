@@ -21,14 +21,15 @@ ROWS = 12
 
 
 def moved(ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtype = torch.float32) -> dict:
-    """The weights after some steps, and the loss and the norm of each."""
+    """The weights after some steps, and the loss and the norm of each. dtype: bfloat16 computes in it."""
+    compute, dtype = (dtype, torch.float32) if dtype == torch.bfloat16 else (torch.float32, dtype)
     shares = {"context_ranks": ranks.context, "shard_ranks": ranks.shard}
     train = replace(tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, **shares)
     model = Model(tiny_model(), generator(1)).to(dtype)
     optimisers = Optimisers(model, train, ranks)
-    stepper = Stepper(model, optimisers, train, torch.float32, ranks)
+    stepper = Stepper(model, optimisers, train, compute, ranks)
     if ranks.in_parts:
-        shard(model, optimisers, ranks, torch.device("cpu"), 60, torch.float32)
+        shard(model, optimisers, ranks, torch.device("cpu"), 60, compute)
         stepper.follow()
     told = []
     for step in range(steps):

@@ -100,6 +100,13 @@ def test_processes_that_share_weights_make_the_steps_of_one(world, context, shar
     assert int(held.sum()) == int(all_of_it) and int(held.max()) < 1.5 * int(all_of_it) / world
 
 
+def test_processes_that_share_weights_in_bfloat16_move_to_the_bits_of_one(tmp_path):
+    """With as many micro-batches, of whose gradients there is one sum of two in either order."""
+    found, whole = by_processes(2, tmp_path, 1, 2, "bfloat16"), moved(Ranks(), 2, dtype=torch.bfloat16)
+    for name in whole.keys() - {"state"}:
+        assert torch.equal(found[name], whole[name]), name
+
+
 STOPPING = """
 import sys
 from pathlib import Path
