@@ -37,12 +37,14 @@ def test_losses_and_gradients_are_those_of_one_process(world, context, shard, ki
 
 
 @pytest.mark.parametrize(
-    "kinds", [("atma", "titans"), pytest.param(ALL, marks=pytest.mark.slow)], ids=lambda x: f"{len(x)} mixers"
+    ("context", "kinds"),
+    [(1, ("atma", "titans")), *(pytest.param(context, ALL, marks=pytest.mark.slow) for context in (1, 2))],
+    ids=lambda x: str(x) if isinstance(x, int) else f"{len(x)} mixers",
 )
-def test_weights_that_travel_in_bfloat16_change_not_a_bit(kinds, tmp_path):
+def test_weights_that_travel_in_bfloat16_change_not_a_bit(context, kinds, tmp_path):
     """Losses and gradients of steps in bfloat16, by two processes, are those of float32 weights gathered."""
     path = tmp_path / "told.json"
-    group(2, ["-m", "tests.distributed.travelling", str(path), *kinds])
+    group(2, ["-m", "tests.distributed.travelling", str(path), str(context), *kinds])
     told = json.loads(path.read_text())
     assert {name.split("-")[0] for name in told} == set(kinds)
     assert {name: differing for name, differing in told.items() if differing} == {}

@@ -1,6 +1,6 @@
 """What each process of a test of weights that travel in bfloat16 does: every subject so, and with float32 gathered.
 
-python -m tests.distributed.travelling OUT KIND…
+python -m tests.distributed.travelling OUT CONTEXT KIND…
 """
 
 import copy
@@ -24,10 +24,10 @@ CPU = torch.device("cpu")
 
 def gradients(model: Model, rows: str, ranks: Ranks, mesh: Any, gathered: torch.dtype) -> list[torch.Tensor]:
     """The loss of this process's rows in bfloat16, and the gradients of all rows, of weights gathered in a type."""
-    segments = documents(rows, 1)
+    segments = documents(rows, ranks.context)
     segments = None if segments is None else segments.repeat(ranks.replicas, 1)
     generator = torch.Generator().manual_seed(1)
-    tokens, targets = torch.randint(0, VOCABULARY, (2, 3 * ranks.replicas, TOKENS), generator=generator)
+    tokens, targets = torch.randint(0, VOCABULARY, (2, 3 * ranks.replicas, TOKENS * ranks.context), generator=generator)
     divided = copy.deepcopy(model)
     divide(divided, ranks, mesh, gathered)
     divided.checkpointing = rows == "edges"
@@ -48,8 +48,8 @@ def differing(model: Model, rows: str, ranks: Ranks, mesh: Any) -> list[str]:
 def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    path, *kinds = sys.argv[1:]
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), 1, dist.get_world_size())
+    path, context, *kinds = sys.argv[1:]
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(context), dist.get_world_size())
     mesh, told = mesh_of(ranks, CPU, 600), {}
     for kind in kinds or names():
         for i, options in enumerate(small(kind)):

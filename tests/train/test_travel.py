@@ -46,7 +46,7 @@ def test_weights_of_linear_layers_travel_that_nothing_else_reads():
 def test_layers_with_adapters_travel_unless_states_are_made_of_them():
     model = Model(tiny_model())
     attach(model, LoraConfig(rank=2, targets=("blocks.0.mixer.*",)))
-    adapted = {name for name in low_names(model) - low_names(model, states=True)}
+    adapted = low_names(model) - low_names(model, states=True)
     assert adapted and all(name.startswith("blocks.0.mixer.") for name in adapted)
 
 
@@ -66,7 +66,9 @@ def test_a_gathered_weight_is_read_in_bfloat16_alone():
     assert weight.dtype == weight.grad.dtype == torch.float32 and torch.equal(weight.grad, torch.full((3, 4), 2.0))
     assert weight.new_zeros(2).dtype == torch.float32 and weight[:2].mT.shape == (4, 2)
     for read in (lambda: F.linear(x, weight), lambda: x @ weight.t(), lambda: weight.float() + 1):
-        with pytest.raises(ValueError, match=r"a weight \(\d, \d\) that travels in bfloat16 is read in float32 by aten"):
+        with pytest.raises(
+            ValueError, match=r"a weight \(\d, \d\) that travels in bfloat16 is read in float32 by aten"
+        ):
             read()
 
 

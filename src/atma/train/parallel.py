@@ -86,7 +86,9 @@ def _begin(backend: str, patience: datetime.timedelta, several: bool) -> None:
     """Find each other. Where torchrun keeps the addresses, those of an earlier start, before a failure, are there too:
     each start has a shelf of its own."""
     if not several:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
+        from torch.distributed import HashStore  # pyright: ignore (not in every build)
+
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=patience)
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, timeout=patience)

@@ -140,7 +140,7 @@ def divide(model: Model, ranks: Ranks, mesh: Any, compute: torch.dtype = torch.f
 
 
 def _divide(modules: list[nn.Module], mesh: Any, offload: bool) -> None:
-    """Together; with offload what they were made of stays where it is, though FSDP brings it to the GPU for a moment."""
+    """Together; with offload what they were made of stays where it is: FSDP brings it to the GPU for a moment."""
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
     from torch.distributed.tensor import DTensor
 

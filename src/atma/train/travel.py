@@ -71,12 +71,14 @@ class Gathered(Tensor):
                 return func(matrix.low, *args[1:], **{"dtype": torch.float32, **given})
         shape = next(tuple(x.shape) for x in args if isinstance(x, Gathered))
         raise ValueError(
-            f"a weight {shape} that travels in bfloat16 is read in float32 by {func}: let the class of its module name it "
-            "in 'exact', or train in float32 (train.precision)"
+            f"a weight {shape} that travels in bfloat16 is read in float32 by {func}: let the class of its module "
+            "name it in 'exact', or train in float32 (train.precision)"
         )
 
 
-_LIKE = tuple(getattr(torch.ops.aten, name) for name in ("empty_like", "zeros_like", "new_empty", "new_zeros", "new_full"))
+_LIKE = tuple(
+    getattr(torch.ops.aten, name) for name in ("empty_like", "zeros_like", "new_empty", "new_zeros", "new_full")
+)
 """What takes shape and place alone of a tensor."""
 
 
