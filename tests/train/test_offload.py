@@ -28,7 +28,7 @@ def same(one, other) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_run_goes_to_and_fro_between_both_and_ends_with_the_same_bits(alone, tmp_path):
+def test_a_run_can_change_between_both_and_ends_with_the_same_bits(alone, tmp_path):
     whole = fit(tiny_recipe(), tmp_path / "whole", tiny_source())
     assert alone == Ranks(offload=True) and alone.in_parts
     assert same(fit(tiny_recipe(offload=True), tmp_path / "all", tiny_source(), ranks=alone), whole)
