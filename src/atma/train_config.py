@@ -116,6 +116,8 @@ class TrainConfig:
     """What each of them takes of a row, in proportion; (): equal stretches. Attention makes later tokens dearer."""
     shard_ranks: int = field(default=1, metadata=LATER)
     """Neighbouring processes that keep a part of every weight each, for models larger than one device can hold."""
+    offload: bool = field(default=False, metadata=LATER)
+    """Keep weights, gradients and optimiser state in the processor's memory, and bring a block at a time to the GPU."""
     checkpointing: bool = field(default=False, metadata=LATER)
     """Keep of each block only what it reads, and compute the rest again for its gradients: less memory, more time."""
     checkpointing_every: int = field(default=1, metadata=LATER)

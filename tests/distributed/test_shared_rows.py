@@ -36,6 +36,20 @@ def test_losses_and_gradients_are_those_of_one_process(world, context, shard, ki
     assert {name: error for name, error in told.items() if not error <= 1e-10} == {}
 
 
+@pytest.mark.parametrize(
+    ("context", "kinds"),
+    [(1, ("atma", "titans")), *(pytest.param(context, ALL, marks=pytest.mark.slow) for context in (1, 2))],
+    ids=lambda x: str(x) if isinstance(x, int) else f"{len(x)} mixers",
+)
+def test_weights_that_travel_in_bfloat16_change_not_a_bit(context, kinds, tmp_path):
+    """Losses and gradients of steps in bfloat16, by two processes, are those of float32 weights gathered."""
+    path = tmp_path / "told.json"
+    group(2, ["-m", "tests.distributed.travelling", str(path), str(context), *kinds])
+    told = json.loads(path.read_text())
+    assert {name.split("-")[0] for name in told} == set(kinds)
+    assert {name: differing for name, differing in told.items() if differing} == {}
+
+
 def parts(segments, index, world=2):
     found = stretch_of(index, range(world), torch.tensor(segments), (len(segments), len(segments[0]))).parts
     return [(part.rows.tolist(), part.begun, part.open) for part in found]

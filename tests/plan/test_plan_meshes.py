@@ -89,7 +89,9 @@ def test_one_rank_sends_nothing_and_replicas_send_every_gradient_around_the_ring
 def test_shards_gather_weights_twice_a_micro_batch_and_contexts_gather_keys():
     found, twice = costs(), costs(accumulation=2)
     weights = {one.what: one.bytes for one in sent(found, Mesh(1, 1, 2), False)}
-    assert weights["weights of shards, forward and backward"] == 2 * 1 / 2 * 4 * found.size.total
+    blocks, ends = found.size.total - found.size.ends.numbers, found.size.ends.numbers
+    assert ends == 2 * 96 * 32 + 96 + 32  # embedding, head and norm stay from the forward pass on
+    assert weights["weights of shards, forward and backward"] == 1 / 2 * 4 * (2 * blocks + ends)
     again = {one.what: one.bytes for one in sent(twice, Mesh(1, 1, 2), False)}
     assert again["weights of shards, forward and backward"] == 2 * weights["weights of shards, forward and backward"]
     part = 4 * found.size.trained / 2  # of gradients, once a micro-batch; half of each goes to its owner, and all back
@@ -166,9 +168,34 @@ def test_rows_hold_everything_that_is_told():
 def test_bfloat16_keeps_half_of_most_and_copies_of_weights():
     low, full = costs(torch.bfloat16), costs()
     assert low.saved["rope"].each < full.saved["rope"].each and low.saved["rope"].fixed > full.saved["rope"].fixed
-    sharded = held(low, Mesh(1, 1, 2), False, 0.0)
-    assert sharded.parts["gathered weights"] == 2 * 4 * low.size.largest  # they travel in float32
-    assert sharded.parts["activations"] == held(low, Mesh(2), False, 0.0).parts["activations"]  # and their copies stay
+    two, sharded, wide = held(low, Mesh(2), False, 0.0), *(held(x, Mesh(1, 1, 2), False, 0.0) for x in (low, full))
+    matrices = sum(rows * columns for rows, columns in low.size.matrices)
+    assert low.size.low == matrices + 96 * 32 and low.size.ends.low == 96 * 32  # of the layers, and the head
+    assert (
+        two.parts["activations"] - sharded.parts["activations"] == 2 * matrices
+    )  # no copies: they are what is gathered
+    assert two.parts["loss"] - sharded.parts["loss"] == 2 * 96 * 32
+    largest = low.size.largest
+    assert wide.parts["gathered weights"] == 4 * (2 * largest.numbers + low.size.ends.numbers)
+    assert sharded.parts["gathered weights"] == wide.parts["gathered weights"] - 2 * (2 * largest.low + 96 * 32)
+    first, second = (sent(x, Mesh(1, 1, 2), False)[0].bytes for x in (full, low))
+    assert first - second == 1 / 2 * (2 * 2 * matrices + 2 * 96 * 32)
+
+
+def test_offloaded_weights_are_in_the_processors_memory_where_that_is_another():
+    found, away = costs(torch.bfloat16), costs(torch.bfloat16, offload=True)
+    one, other = held(away, Mesh(1, 1, 2), False, 0.0), held(away, Mesh(1, 1, 2), False, 0.0, apart=True)
+    assert one.host == 0 and one.peak == held(found, Mesh(1, 1, 2), False, 0.0).peak
+    assert other.host == sum(other.parts[name] for name in ("weights", "gradients", "optimiser", "message"))
+    lasting = other.parts["weights"] + other.parts["optimiser"]
+    assert other.peak == one.peak - lasting and other.parts == one.parts
+    alone = {message.what: message for message in sent(away, Mesh(), False)}
+    (message,) = alone.values()
+    numbers = 2 * away.size.total - away.size.ends.numbers + away.size.trained
+    assert message.span == 0 and message.bytes == 4 * (numbers + 2 * sum(a * b for a, b in away.size.matrices))
+    sheets = [Sheet(x, device_named("h100"), 0.1) for x in (found, away)]
+    assert sheets[1].update(1) > sheets[0].update(1) and sheets[1].send(message) == message.bytes / 20e9
+    assert any("train.offload" in text for text in sheets[1].assumptions())
 
 
 def test_the_trained_share_alone_has_gradients():

@@ -30,6 +30,7 @@ class Said(NamedTuple):
 
     room: float = 1e9
     program: float = 0.0
+    apart: bool = False
 
     def compute(self, tokens: float, length: int, checkpointing: bool) -> float:
         return 1e-6 * tokens * (1.5 if checkpointing else 1)

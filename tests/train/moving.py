@@ -1,6 +1,6 @@
 """Steps of a tiny model by so many processes, or by one with so many micro-batches.
 
-python moving.py FOLDER CONTEXT SHARD DTYPE ACCUMULATION [BACKEND]: of torch.compile, for compiled blocks
+python moving.py FOLDER CONTEXT SHARD DTYPE ACCUMULATION OFFLOAD [BACKEND]: of torch.compile, for compiled blocks
 """
 
 import sys
@@ -24,14 +24,15 @@ ROWS = 12
 def moved(
     ranks: Ranks, accumulation: int = 1, steps: int = 3, dtype: torch.dtype = torch.float32, **changes: bool
 ) -> dict:
-    """The weights after some steps, and the loss and the norm of each."""
+    """The weights after some steps, and the loss and the norm of each. dtype: bfloat16 computes in it."""
+    compute, dtype = (dtype, torch.float32) if dtype == torch.bfloat16 else (torch.float32, dtype)
     shares = {"context_ranks": ranks.context, "shard_ranks": ranks.shard}
     train = replace(tiny_recipe().train, batch_tokens=ROWS * LENGTH, accumulation=accumulation, **shares, **changes)
     model = Model(tiny_model(), generator(1)).to(dtype)
     optimisers = Optimisers(model, train, ranks)
-    stepper = Stepper(model, optimisers, train, torch.float32, ranks)
-    if ranks.shard > 1:
-        shard(model, optimisers, ranks, torch.device("cpu"), 60)
+    stepper = Stepper(model, optimisers, train, compute, ranks)
+    if ranks.in_parts:
+        shard(model, optimisers, ranks, torch.device("cpu"), 60, compute)
         stepper.follow()
     told = []
     for step in range(steps):
@@ -48,10 +49,10 @@ def _whole(x: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    folder, context, parts, dtype, accumulation, *backend = sys.argv[1:]
+    folder, context, parts, dtype, accumulation, offload, *backend = sys.argv[1:]
     compiled.BACKEND = backend[0] if backend else ""
     torch.set_num_threads(1)
-    ours = join(torch.device("cpu"), int(context), int(parts))
+    ours = join(torch.device("cpu"), int(context), int(parts), offload=offload == "True")
     found = moved(ours, int(accumulation), dtype=getattr(torch, dtype), compile=bool(backend))
     save_file(found, f"{folder}/{ours.rank}.safetensors")
     torch.distributed.destroy_process_group()

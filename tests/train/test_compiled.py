@@ -147,7 +147,7 @@ def test_a_resumed_run_has_the_same_bits_and_tells_another_choice(tmp_path, stil
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [1, 2])
 def test_two_processes_make_the_steps_of_one(tmp_path, shard):
-    group(2, ["moving.py", str(tmp_path), "1", str(shard), "float64", "1", TRACED], HERE)
+    group(2, ["moving.py", str(tmp_path), "1", str(shard), "float64", "1", "False", TRACED], HERE)
     found, whole = load_tensors(tmp_path / "0.safetensors"), moved(Ranks(), 1, dtype=torch.float64)
     for name in whole.keys() - {"state"}:
         torch.testing.assert_close(found[name], whole[name], rtol=1e-9, atol=1e-9)

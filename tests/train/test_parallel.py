@@ -13,8 +13,9 @@ from atma.weights import load_tensors
 from tests.harness.processes import group
 
 HERE = Path(__file__).parent
-MESHES = [(3, 1, 3, 1), (4, 1, 2, 3), (4, 2, 2, 1), (4, 4, 2, 2), (4, 2, 4, 1)]
-"""Processes, those that share a row, those that share the weights, and micro-batches."""
+MESHES = [(3, 1, 3, 1, False), (4, 1, 2, 3, False), (4, 2, 2, 1, False), (4, 4, 2, 2, False), (4, 2, 4, 1, False)]
+MESHES += [(2, 1, 1, 3, True), (2, 1, 2, 1, True), (4, 2, 2, 2, True)]
+"""Processes, those that share a row, those that share the weights, micro-batches, and whether weights lie elsewhere."""
 
 
 def test_one_process_alone_sums_nothing():
@@ -51,10 +52,16 @@ def test_who_moves_what_is_shared_equally_by_what_it_costs():
 
 
 def by_processes(
-    world: int, folder: Path, context: int = 1, shard: int = 1, dtype: str = "float64", accumulation: int = 1
+    world: int,
+    folder: Path,
+    context: int = 1,
+    shard: int = 1,
+    dtype: str = "float64",
+    accumulation: int = 1,
+    offload: bool = False,
 ) -> dict[str, torch.Tensor]:
     """What `moving` tells of so many processes, which is the same of each but for what it holds."""
-    group(world, ["moving.py", str(folder), str(context), str(shard), dtype, str(accumulation)], HERE)
+    group(world, ["moving.py", *map(str, (folder, context, shard, dtype, accumulation, offload))], HERE)
     told = [load_tensors(folder / f"{rank}.safetensors") for rank in range(world)]
     states = [int(one.pop("state")) for one in told]
     for other in told[1:]:
@@ -81,16 +88,23 @@ def test_processes_that_share_rows_make_the_steps_of_one(world, context, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("world", "context", "shard", "accumulation"),
-    [(2, 1, 2, 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in MESHES)],
+    ("world", "context", "shard", "accumulation", "offload"),
+    [(2, 1, 2, 3, False), *(pytest.param(*one, marks=pytest.mark.slow) for one in MESHES)],
 )
-def test_processes_that_share_weights_make_the_steps_of_one(world, context, shard, accumulation, tmp_path):
-    found = by_processes(world, tmp_path, context, shard, "float64", accumulation)
+def test_processes_that_share_weights_make_the_steps_of_one(world, context, shard, accumulation, offload, tmp_path):
+    found = by_processes(world, tmp_path, context, shard, "float64", accumulation, offload)
     whole = moved(Ranks(), 1, dtype=torch.float64)
     held, all_of_it = found.pop("state"), whole.pop("state")
     for name, value in whole.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)
     assert int(held.sum()) == int(all_of_it) and int(held.max()) < 1.5 * int(all_of_it) / world
+
+
+def test_processes_that_share_weights_in_bfloat16_move_to_the_bits_of_one(tmp_path):
+    """With as many micro-batches, of whose gradients there is one sum of two in either order."""
+    found, whole = by_processes(2, tmp_path, 1, 2, "bfloat16"), moved(Ranks(), 2, dtype=torch.bfloat16)
+    for name in whole.keys() - {"state"}:
+        assert torch.equal(found[name], whole[name]), name
 
 
 STOPPING = """

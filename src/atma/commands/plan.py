@@ -118,6 +118,8 @@ def _show(made: "Plan", most: int) -> None:
     best = made.options[0]
     memory = [[part, bytes_text(n)] for part, n in best.held.parts.items() if n]
     held = [*memory, [f"most at one time ({best.held.when})", bytes_text(best.held.peak)]]
+    if best.held.host:
+        held.append(["of the parts, in the processor's memory (offload)", bytes_text(best.held.host)])
     print_table(f"memory of a rank, {_named(best)}", ["part", "bytes"], held)
     for message in best.sent:
         print(f"sent by a rank in a step: {message.what}, {bytes_text(message.bytes)}")

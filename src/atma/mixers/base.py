@@ -69,6 +69,8 @@ class Mixer(nn.Module):
     """Whether `forward` takes the record of the model's call as `call`."""
     vectors: ClassVar[tuple[str, ...]] = ()
     """Parameters of more than one dimension that are no matrices to the optimiser."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Weights of its linear layers that it reads in float32 by itself too, so that they may not travel in bfloat16."""
     heads: int = 1
     """Parts side by side in the inputs of each of the `channels`."""
 

@@ -69,7 +69,7 @@ def _option(costs: Costs, mesh: Mesh, checkpointing: bool, pace: Pace) -> Option
     update = pace.update(1 / mesh.ranks)
     messages = sent(costs, mesh, checkpointing)
     communication = sum(pace.send(one) for one in messages)
-    memory = held(costs, mesh, checkpointing, pace.program)
+    memory = held(costs, mesh, checkpointing, pace.program, pace.apart)
     seconds = compute + update + communication
     fits = memory.peak <= pace.room
     return Option(mesh, checkpointing, memory, messages, compute, update, communication, seconds, fits)
@@ -100,7 +100,7 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         "twice the products of the forward pass, and checkpointing one more of the layers "
         f"({_again(costs)})",
         "every rank moves an equal part of the parameters, and keeps the optimisers' state of that part alone, and of "
-        "sharded weights the whole of it; sharded weights travel in float32",
+        "sharded weights the whole of it; sharded matrices travel in the type of their products, the rest in float32",
         "activations are what autograd keeps on a CPU, counted at 128 to 512 tokens; blocked operations are taken to "
         "keep the same on every device",
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states go "
@@ -145,6 +145,7 @@ def _option_row(plan: Plan, one: Option) -> dict[str, Any]:
         "memory": one.held.parts,
         "peak": one.held.peak,
         "when": one.held.when,
+        "host": one.held.host,
         "seconds": {"compute": one.compute, "update": one.update, "communication": one.communication},
         "tokens_per_second": one.tokens_per_second(recipe),
         "hours": one.hours(recipe),

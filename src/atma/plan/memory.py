@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 
 from atma.plan.costs import Costs
-from atma.plan.meshes import Mesh
+from atma.plan.meshes import Mesh, in_parts
 from atma.train.optim import GRAM_NUMBERS
 from atma.train.owners import LOT
+from atma.train.travel import LOW
 
 FLOAT = 4
 """Bytes of a number of weights, gradients and optimiser states, which are float32."""
@@ -22,6 +23,9 @@ LOSS_BLOCKS = 4
 BLOCK_LOGITS = 1 << 21
 """Logits of a block."""
 _BACK = "backward pass of a layer"
+_ENDS = "gradients of embedding and head"
+_AWAY = ("weights", "gradients", "optimiser", "message")
+"""What lies in the processor's memory with train.offload."""
 
 
 class Held(NamedTuple):
@@ -32,32 +36,38 @@ class Held(NamedTuple):
     """The most at one time."""
     when: str
     """"forward" or "update": when that is."""
+    host: float
+    """Of the parts, what lies in the processor's memory, which is another."""
 
 
-def held(costs: Costs, mesh: Mesh, checkpointing: bool, program: float) -> Held:
+def held(costs: Costs, mesh: Mesh, checkpointing: bool, program: float, apart: bool = False) -> Held:
     """By part and at most.
 
-    checkpointing: blocks of `Costs.again` keep their inputs alone. program: bytes of a process without a model.
+    checkpointing: blocks of `Costs.again` keep their inputs alone. program: bytes of a process without a model. apart:
+    whether the memory is another than the processor's, so that what is offloaded is not in it.
     """
     parts = {"program": program} | _kept(costs, mesh) | _forward(costs, mesh, checkpointing)
     parts |= _update(costs, mesh)
-    lasting = parts["program"] + parts["weights"] + parts["optimiser"]
-    several = costs.recipe.train.accumulation > 1
-    parts["gaps"] = min(parts["gradients"], parts["activations"]) if several else 0.0
+    away = _AWAY if apart and costs.recipe.train.offload else ()
+    here = {name: 0.0 if name in away else size for name, size in parts.items()}
+    lasting = here["program"] + here["weights"] + here["optimiser"]
+    divided, several = in_parts(costs, mesh), costs.recipe.train.accumulation > 1
+    parts["gaps"] = here["gaps"] = min(here["gradients"], parts["activations"]) if several else 0.0
     own = ("activations", _BACK, "loss", "gathered weights", "context", "gaps")
-    earlier = parts["gradients"] if several else parts["first gradients"]
+    earlier = (here["gradients"] if several else 0.0) + (0.0 if several and not divided else parts["first gradients"])
     forward = lasting + sum(parts[name] for name in own) + earlier
-    update = lasting + parts["gradients"] + max(parts["message"], parts["update"])
+    update = lasting + here["gradients"] + max(here["message"], parts["update"], parts[_ENDS])
     del parts["first gradients"]
-    return Held(parts, max(forward, update), "forward" if forward >= update else "update")
+    host = sum(parts[name] for name in away)
+    return Held(parts, max(forward, update), "forward" if forward >= update else "update", host)
 
 
 def _kept(costs: Costs, mesh: Mesh) -> dict[str, float]:
     size = costs.size
-    whole = FLOAT * size.trained / mesh.ranks if mesh.shard > 1 else 0.0  # of what the rank moves
+    own = FLOAT * size.trained / mesh.ranks if in_parts(costs, mesh) else 0.0  # the whole of what the rank moves
     return {
-        "weights": FLOAT * size.total / mesh.shard + whole,
-        "gradients": FLOAT * size.trained / mesh.shard + whole,
+        "weights": FLOAT * size.total / mesh.shard + (own if mesh.shard > 1 else 0.0),
+        "gradients": FLOAT * size.trained / mesh.shard + own,
         "optimiser": (FLOAT * size.moments + FLOAT * size.scalars) / mesh.ranks,
     }
 
@@ -77,30 +87,32 @@ def _forward(costs: Costs, mesh: Mesh, checkpointing: bool) -> dict[str, float]:
     if mesh.context > 1:
         gathered = max(one.gathered for one in costs.layers.values()) * rows * length * costs.compute.itemsize
         context = 2 * gathered + FLOAT * rows * max(one.carried for one in costs.layers.values())
-    whole = 2 * FLOAT * costs.size.largest if mesh.shard > 1 else 0.0
+    size, divided = costs.size, in_parts(costs, mesh)
+    whole = 2 * size.largest.bytes(costs.compute) + size.ends.bytes(costs.compute) if divided else 0.0
+    ends = costs.ends.at(tokens, length) - (costs.ends.fixed if divided and size.ends.low else 0.0)
     logits = LOSS_BLOCKS * FLOAT * min(BLOCK_LOGITS, tokens * costs.recipe.model.vocab_size)
     return {
         "activations": activations,
         _BACK: largest,
-        "loss": costs.ends.at(tokens, length) + logits,
+        "loss": ends + logits,
         "gathered weights": whole,
         "context": context,
-        "first gradients": FLOAT * min(costs.head, costs.size.trained) / mesh.shard,
+        "first gradients": FLOAT * min(costs.head, size.trained),
+        _ENDS: 2 * FLOAT * min(size.ends.numbers, size.trained) + size.ends.bytes(costs.compute) if divided else 0.0,
     }
 
 
 def _layer(costs: Costs, name: str, tokens: float, length: int, mesh: Mesh) -> float:
-    """Bytes that a layer keeps: of sharded weights their copies in bfloat16, for in float32 they are gathered anew."""
+    """Bytes that a layer keeps: weights in parts are gathered anew, their rounded copies too."""
     saved = costs.saved[name]
-    anew = mesh.shard > 1 and costs.compute == torch.float32
-    return saved.at(tokens, length) - (saved.fixed if anew else 0)
+    copies = saved.fixed if costs.compute == torch.float32 else min(saved.fixed, LOW.itemsize * costs.layers[name].low)
+    return saved.at(tokens, length) - (copies if in_parts(costs, mesh) else 0)
 
 
 def _update(costs: Costs, mesh: Mesh) -> dict[str, float]:
     """The flat gradients that go to their owners and come from all ranks, and what Muon works on at a time."""
-    message = 2 * FLOAT * costs.size.trained / mesh.shard if mesh.ranks > 1 else 0.0
-    if mesh.shard == 1:
-        message = min(message, 2 * FLOAT * max(LOT, costs.size.largest))
+    lot = min(costs.size.trained, max(LOT, costs.size.largest.numbers))
+    message = 2 * FLOAT * lot / mesh.shard if mesh.ranks > 1 else 0.0
     sides: dict[int, list[int]] = {}
     for rows, columns in costs.size.matrices:
         sides.setdefault(min(rows, columns), []).append(rows * columns)

@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 from atma.config import TrainConfig
 from atma.plan.costs import Costs
+from atma.train.travel import LOW
 
 FLOAT = 4
+HOST = 0
+"""Span of what goes to the memory of a rank's own processor, and from it."""
 
 
 class Mesh(NamedTuple):
@@ -61,7 +64,7 @@ def _all(gpus: int) -> Iterator[Mesh]:
 
 
 class Sent(NamedTuple):
-    """Bytes that one rank sends in a step, and over how many neighbouring ranks: what decides which links carry it."""
+    """Bytes that one rank sends in a step, and over how many neighbouring ranks, which decides what link carries it."""
 
     what: str
     bytes: float
@@ -73,19 +76,36 @@ def sent(costs: Costs, mesh: Mesh, checkpointing: bool) -> list[Sent]:
     train, size = costs.recipe.train, costs.size
     found = []
     part = FLOAT * size.trained / mesh.shard
-    if mesh.shard > 1:
-        weights = 2 * train.accumulation * _ring(mesh.shard) * FLOAT * size.total
+    if in_parts(costs, mesh):
+        ends = size.ends.bytes(costs.compute)  # which stay whole from the forward pass to the end of the backward pass
+        blocks = FLOAT * size.total - 2 * size.low * (costs.compute == LOW) - ends
+        weights = train.accumulation * _ring(mesh.shard) * (2 * blocks + ends)
         found.append(Sent("weights of shards, forward and backward", weights, mesh.shard))
         gradients = (train.accumulation + 1 / mesh.ranks) * _ring(mesh.shard) * FLOAT * size.trained
         found.append(Sent("gradients of shards, and to their owners", gradients, mesh.shard))
         if mesh.replicas > 1:
             found.append(Sent("gradients over copies of the weights", 2 * _ring(mesh.replicas) * part, mesh.ranks))
         found.append(Sent("weights back from their owners", _ring(mesh.ranks) * part, mesh.ranks))
+        if train.offload:
+            found.append(Sent("weights from the processor's memory, and gradients to it", _moved(costs, mesh), HOST))
     elif mesh.ranks > 1:
         found.append(Sent("gradients to their owners, and weights back", 2 * _ring(mesh.ranks) * part, mesh.ranks))
     if mesh.context > 1:
         found += _of_context(costs, mesh, checkpointing)
-    return found
+    return [message for message in found if message.bytes]
+
+
+def in_parts(costs: Costs, mesh: Mesh) -> bool:
+    """Whether a block's weights are gathered while it computes."""
+    return mesh.shard > 1 or costs.recipe.train.offload
+
+
+def _moved(costs: Costs, mesh: Mesh) -> float:
+    """Bytes that go between the memories of a rank's processor and its GPU: parts in float32, and matrices of Muon."""
+    train, size = costs.recipe.train, costs.size
+    blocks = size.total - size.ends.numbers
+    passes = train.accumulation * (2 * blocks + size.ends.numbers + size.trained) / mesh.shard
+    return FLOAT * (passes + 2 * sum(rows * columns for rows, columns in size.matrices) / mesh.ranks)
 
 
 def _of_context(costs: Costs, mesh: Mesh, checkpointing: bool) -> list[Sent]:

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from atma.plan.costs import Costs
 from atma.plan.devices import Device
-from atma.plan.meshes import Sent
+from atma.plan.meshes import HOST, Sent
 
 ASSUMED_MFU = 0.08
 """Share of the peak that training reaches, by the count of this module: that of the one figure measured of it, 207,474
@@ -17,8 +17,18 @@ BACKWARD = 2
 trained."""
 
 
+HOST_RATE = 20e9
+"""Bytes a second between the processor's memory and a GPU, and of an update that the processor makes, for each rank;
+assumed, measured nowhere."""
+
+
 class Pace(Protocol):
     """Seconds, and the memory there is."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether a rank's memory is another than that of its processor."""
+        ...
 
     @property
     def room(self) -> float:
@@ -47,12 +57,22 @@ class Pace(Protocol):
         ...
 
 
+_OFFLOAD = (
+    f"with train.offload, {HOST_RATE / 1e9:g} GB/s for each rank between its processor's memory and its GPU, and of "
+    "the update that its processor makes; what processors send each other goes as fast as between GPUs"
+)
+
+
 class Sheet(NamedTuple):
     """A device of the table at an assumed share of its peak."""
 
     costs: Costs
     device: Device
     mfu: float
+
+    @property
+    def apart(self) -> bool:
+        return True
 
     @property
     def room(self) -> float:
@@ -73,9 +93,12 @@ class Sheet(NamedTuple):
         """Muon's products at the same share of the peak, and every number read and written once."""
         size = self.costs.size
         moved = 2 * 4 * (2 * size.trained + size.moments)
-        return share * (self.costs.update() / (self.mfu * self.device.operations) + moved / self.device.bandwidth)
+        rate = HOST_RATE if self.costs.recipe.train.offload else self.device.bandwidth
+        return share * (self.costs.update() / (self.mfu * self.device.operations) + moved / rate)
 
     def send(self, message: Sent) -> float:
+        if message.span == HOST:
+            return message.bytes / HOST_RATE
         near = message.span <= self.device.per_node
         return message.bytes / (self.device.within if near else self.device.between)
 
@@ -87,6 +110,7 @@ class Sheet(NamedTuple):
             f"{one.between / 1e9:,.3g} GB/s between machines (data sheets)",
             f"utilisation: {self.mfu:.0%} of that peak in the model's products (--mfu), assumed, not measured on it",
             f"{RESERVE:.0%} of the memory is left to the device's context, buffers and gaps",
+            *([_OFFLOAD] if self.costs.recipe.train.offload else []),
         ]
 
 
@@ -117,6 +141,10 @@ class Measured(NamedTuple):
     pieces: Pieces
 
     @property
+    def apart(self) -> bool:
+        return False
+
+    @property
     def room(self) -> float:
         return self.pieces.room
 
@@ -142,7 +170,7 @@ class Measured(NamedTuple):
         return share * self.pieces.update
 
     def send(self, message: Sent) -> float:
-        return message.bytes / self.pieces.bytes if self.pieces.bytes else 0.0
+        return message.bytes / self.pieces.bytes if self.pieces.bytes and message.span != HOST else 0.0
 
     def assumptions(self) -> list[str]:
         return [self.pieces.told]

@@ -6,7 +6,7 @@ what is left are memories, recurrences and convolutions.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from atma.ops.backend import use_backend
 from atma.state import leaves
 from atma.train.optim import parameter_groups
 from atma.train.start import adapters
+from atma.train.travel import LOW, low_names
 
 LENGTHS = (256, 512, 1024, 2048)
 """Lengths in tokens at which the products of a layer are counted."""
@@ -78,6 +79,8 @@ class LayerWork(NamedTuple):
     """Numbers of a row that its state carries from token to token: what they pass on."""
     width_in: int
     """D."""
+    low: int
+    """Numbers of its weights that travel in bfloat16 where parts are gathered and steps compute in it."""
 
     def attention(self, length: float) -> float:
         """Multiply-adds of a token that are there because a row has this length."""
@@ -89,6 +92,16 @@ class LayerWork(NamedTuple):
         first, second = self.mixing.values[:2]
         slope = (second - first) / (self.mixing.lengths[1] - self.mixing.lengths[0])
         return max(0.0, first - max(0.0, slope) * self.mixing.lengths[0])
+
+
+class Weights(NamedTuple):
+    """Numbers that are gathered together, and those of them that travel in bfloat16 where steps compute in it."""
+
+    numbers: int
+    low: int
+
+    def bytes(self, compute: torch.dtype) -> float:
+        return 4 * self.numbers - (2 * self.low if compute == LOW else 0)
 
 
 class Size(NamedTuple):
@@ -103,8 +116,12 @@ class Size(NamedTuple):
     """Tensors that AdamW moves, each with a count of its steps."""
     matrices: tuple[tuple[int, int], ...]
     """Rows and columns of every matrix that Muon moves."""
-    largest: int
-    """Numbers of the largest block, or of the embedding or the head."""
+    largest: "Weights"
+    """Of the largest block."""
+    ends: "Weights"
+    """Of embedding, last norm and head."""
+    low: int
+    """Of all weights, those that travel in bfloat16 where parts are gathered and steps compute in it."""
 
     @property
     def total(self) -> int:
@@ -130,10 +147,20 @@ def size_of(recipe: Recipe, model: Model) -> Size:
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():  # what is shared comes once
         parts[_part(name, recipe.model)] += parameter.numel()
-    blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     moments = sum(kept[name] * numbers[name] for name in groups)
-    largest = max(*blocks, model.embed.weight.numel(), model.head.weight.numel())
-    return Size(dict(parts), sum(numbers.values()), moments, by_adam, muon, largest)
+    low, every = low_names(model), dict(model.named_parameters())
+    blocks = [
+        _weights([(n, p) for n, p in every.items() if n.startswith(f"blocks.{i}.")], low)
+        for i in range(len(model.blocks))
+    ]
+    ends = _weights([(n, p) for n, p in every.items() if not n.startswith("blocks.")], low)
+    whole = _weights(every.items(), low)
+    return Size(dict(parts), sum(numbers.values()), moments, by_adam, muon, max(blocks), ends, whole.low)
+
+
+def _weights(parameters: Iterable[tuple[str, nn.Parameter]], low: set[str]) -> Weights:
+    found = list(parameters)
+    return Weights(sum(p.numel() for _, p in found), sum(p.numel() for name, p in found if name in low))
 
 
 def _part(name: str, config: ModelConfig) -> str:
@@ -176,7 +203,15 @@ def _layer_work(config: ModelConfig, name: str, count: int) -> LayerWork:
     values = tuple(max(0.0, _products(block, config.width, length) - inside) for length in lengths)
     short, long = (_kept(mixer, capacity) for capacity in (256, 512))
     gathered = (long[1] - short[1]) / 256
-    return LayerWork(count, dense, Curve(lengths, values), gathered, short[0], config.width)
+    return LayerWork(
+        count,
+        dense,
+        Curve(lengths, values),
+        gathered,
+        short[0],
+        config.width,
+        _weights(block.named_parameters(), low_names(block)).low,
+    )
 
 
 def _linear(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from atma.config import Recipe
 from atma.mixers.stretches import edges_of
+from atma.strict import toml_value
 from atma.train.parallel import Ranks
 from atma.train.samples import check_samples
 from atma.train.source import Source
@@ -21,9 +22,10 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
     for key, asked, made in (
         ("context_ranks", train.context_ranks, ranks.context),
         ("shard_ranks", train.shard_ranks, ranks.shard),
+        ("offload", train.offload, ranks.offload),
     ):
         if asked != made:
-            raise ValueError(f"'{key}' {asked}: processes share in `atma train` alone; leave it out here")
+            raise ValueError(f"'{key}' {toml_value(asked)}: processes share in `atma train` alone; leave it out here")
     further = [
         key
         for key, on in (("regulariser", train.regulariser != "none"), ("distractor_weight", train.distractor_weight))
@@ -34,10 +36,11 @@ def check_fit(recipe: Recipe, source: Source, ranks: Ranks) -> None:
             f"'{further[0]}' reads whole rows, which processes share ('context_ranks' {train.context_ranks}); "
             "leave one out"
         )
-    if train.shard_ranks > 1 and train.distractor_weight:
+    if ranks.in_parts and train.distractor_weight:
+        key = "shard_ranks" if train.shard_ranks > 1 else "offload"
         raise ValueError(
-            f"'distractor_weight' reads weights outside their blocks, and processes share them ('shard_ranks' "
-            f"{train.shard_ranks}); leave one out"
+            f"'distractor_weight' reads weights outside their blocks, where they are in parts ('{key}' "
+            f"{toml_value(getattr(train, key))}); leave one out"
         )
     if train.compile and train.context_ranks > 1:
         raise ValueError(

@@ -34,6 +34,7 @@ _FREE = (
     "train.context_ranks",
     "train.context_shares",
     "train.shard_ranks",
+    "train.offload",
     "train.hang_seconds",
     "train.early_stopping",
     "train.keep_best",

@@ -46,7 +46,7 @@ def train(
     except RuntimeError as error:
         raise ValueError(f"'device' must be cpu or cuda, not {device!r}") from error
     train = recipe.train
-    ranks = join(where, train.context_ranks, train.shard_ranks, train.hang_seconds)
+    ranks = join(where, train.context_ranks, train.shard_ranks, train.hang_seconds, train.offload)
     where = own_device(where)
     with agreeing(ranks):
         recipe = resolved(recipe)

@@ -44,6 +44,9 @@ class Muon(torch.optim.Muon):
     and so do those of heads, which torch does not take; larger ones take torch's own step.
     """
 
+    place: torch.device | None = None
+    """Where products are computed, of matrices that lie in the processor's memory too; None: where they lie."""
+
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, weight_decay: float, momentum: float) -> None:
         """groups: dictionaries as torch's optimisers take them; those of heads become groups of their own."""
         single, headed = [], []
@@ -66,11 +69,15 @@ class Muon(torch.optim.Muon):
         for group in groups:
             for parameters in _alike([p for p in group["params"] if p.grad is not None]):
                 directions = [self._direction(parameter, group["momentum"]) for parameter in parameters]
-                for parameter, update in zip(parameters, orthogonalise_all(directions), strict=True):
+                for parameter, update in zip(parameters, self._orthogonal(directions), strict=True):
                     rows, columns = parameter.shape[-2:]
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
         return loss
+
+    def _orthogonal(self, directions: list[Tensor]) -> list[Tensor]:
+        there = [direction.to(self.place or direction.device) for direction in directions]
+        return [made.to(one.device) for made, one in zip(orthogonalise_all(there), directions, strict=True)]
 
     def _step_of_torch(self) -> list[dict[str, Any]]:
         """torch's own step of every single matrix; the groups that are left."""
@@ -194,7 +201,7 @@ class Optimisers:
             for kind, group in groups.items()
             for name in group
         }
-        if ranks is not None and ranks.world > 1:
+        if ranks is not None and (ranks.world > 1 or ranks.in_parts):
             costs = {n: cost_of("matrix" if self._rule[n] == "muon" else "", p) for p, n in self.names.items()}
             trained = {name: p for name, p in model.named_parameters() if name in costs}  # in the model's order
             self.owners = Owners(ranks, trained, costs)
@@ -228,11 +235,13 @@ class Optimisers:
             self.owners.spread()
         self.zero_grad()
 
-    def keep_own(self, owners: Owners) -> None:
-        """Go on with `owners`, and hold nothing of what others move."""
+    def keep_own(self, owners: Owners, device: torch.device) -> None:
+        """Go on with `owners`, and hold nothing of what others move. device: where matrices are orthogonalised."""
         self.owners, own = owners, set(owners.named.values())
         self.names = {parameter: name for parameter, name in self.names.items() if parameter in own}
         for optimiser in self._both.values():  # whose parameters may have gone to a GPU
+            if isinstance(optimiser, Muon):
+                optimiser.place = device
             for parameter, state in optimiser.state.items():
                 state.update({name: value.to(parameter.device) for name, value in state.items()})
 

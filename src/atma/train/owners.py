@@ -6,7 +6,7 @@ micro-batches.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -36,12 +36,7 @@ class Owners:
         What has a gradient in some processes only counts as zero in the others.
         """
         self.mark()
-        numbers = [0] * self.ranks.world  # of each owner's so far: a lot has parameters of all owners alike
-        turns = {}
-        for i in self.moved:
-            turns[i] = numbers[self.owner[i]]
-            numbers[self.owner[i]] += self.parameters[i].numel()
-        for lot in self._lots(sorted(self.moved, key=turns.__getitem__)):
+        for lot in self._even_lots(self.moved):
             self._reduce(lot)
         return [p for p, owner in zip(self.parameters, self.owner, strict=True) if owner == self.ranks.rank]
 
@@ -54,6 +49,14 @@ class Owners:
     def mine(self, i: int) -> nn.Parameter:
         """The whole of a parameter that this process moves, with its gradient after `reduce`."""
         return self.parameters[i]
+
+    def _even_lots(self, some: Iterable[int]) -> Iterator[list[int]]:
+        """`_lots` that have parameters of all owners alike."""
+        before, turns = [0] * self.ranks.world, dict[int, int]()
+        for i in some:
+            turns[i] = before[self.owner[i]]
+            before[self.owner[i]] += self.parameters[i].numel()
+        return self._lots(sorted(turns, key=turns.__getitem__))
 
     def _lots(self, some: Sequence[int]) -> Iterator[list[int]]:
         """Parameters of one type together, up to `LOT` numbers or one of more."""

@@ -22,6 +22,13 @@ class Ranks(NamedTuple):
     world: int = 1
     context: int = 1
     shard: int = 1
+    offload: bool = False
+    """Whether weights, gradients and optimiser state are in the processor's memory while they are not computed with."""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the blocks' weights are gathered while they compute (atma.train.shards)."""
+        return self.shard > 1 or self.offload
 
     @property
     def replica(self) -> int:
@@ -39,20 +46,26 @@ class Ranks(NamedTuple):
         return range(self.replica * self.context, (self.replica + 1) * self.context)
 
 
-def join(device: torch.device, context: int = 1, shard: int = 1, hang_seconds: float = 600) -> Ranks:
+def join(
+    device: torch.device, context: int = 1, shard: int = 1, hang_seconds: float = 600, offload: bool = False
+) -> Ranks:
     """Join the group that RANK and WORLD_SIZE describe, if they do; alone otherwise.
 
-    hang_seconds: how long one waits for another. ValueError: they cannot be in groups of so many.
+    hang_seconds: how long one waits for another. offload: as of `Ranks`; tensors of the processor's memory are then
+    sent by gloo, and one process alone makes a group of its own. ValueError: they cannot be in groups of so many.
     """
     if not dist.is_available():
-        return _grouped(0, 1, context, shard)
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if offload:
+            raise ValueError("'offload': this PyTorch has no torch.distributed, which moves weights; leave it out")
+        return _grouped(Ranks(0, 1, context, shard))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not dist.is_initialized() and (several or offload):
         if device.type == "cuda" and not dist.is_nccl_available():
             raise ValueError(
                 "this PyTorch has no NCCL, by which GPUs speak; install one that has, or take --device cpu"
             )
         try:
-            _begin("nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=hang_seconds))
+            _begin(_backend(device, offload), datetime.timedelta(seconds=hang_seconds), several)
         except (RuntimeError, ValueError) as error:
             place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
             rank, told = os.environ.get("RANK", "?"), (str(error).splitlines() or [type(error).__name__])[0]
@@ -60,12 +73,23 @@ def join(device: torch.device, context: int = 1, shard: int = 1, hang_seconds: f
                 f"process {rank} does not meet the others at {place}: {told}; is the port free, and are all started?"
             ) from error
     world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return _grouped(*world, context, shard)
+    return _grouped(Ranks(*world, context, shard, offload))
 
 
-def _begin(backend: str, patience: datetime.timedelta) -> None:
+def _backend(device: torch.device, offload: bool) -> str:
+    if device.type != "cuda":
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if offload else "nccl"
+
+
+def _begin(backend: str, patience: datetime.timedelta, several: bool) -> None:
     """Find each other. Where torchrun keeps the addresses, those of an earlier start, before a failure, are there too:
     each start has a shelf of its own."""
+    if not several:
+        from torch.distributed import HashStore  # pyright: ignore (not in every build)
+
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=patience)
+        return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, timeout=patience)
         return
@@ -77,14 +101,15 @@ def _begin(backend: str, patience: datetime.timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
 
 
-def _grouped(rank: int, world: int, context: int, shard: int) -> Ranks:
-    for key, count in (("context_ranks", context), ("shard_ranks", shard)):
+def _grouped(ranks: Ranks) -> Ranks:
+    world = ranks.world
+    for key, count in (("context_ranks", ranks.context), ("shard_ranks", ranks.shard)):
         if world % count:
             raise ValueError(
                 f"'{key}' {count}: {world} process{'' if world == 1 else 'es'} cannot be in groups of {count}; "
                 f"start a multiple: torchrun --nproc-per-node {count} -m atma train …"
             )
-    return Ranks(rank, world, context, shard)
+    return ranks
 
 
 def sum_over(ranks: Ranks, value: Tensor) -> Tensor:
@@ -130,7 +155,7 @@ def lines_of_their_own(seconds: float) -> Any:
 
 def where(group: Any = None) -> torch.device:
     """Of what is sent: a GPU where that is how processes speak."""
-    return own_device(torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu"))
+    return own_device(torch.device("cuda" if "nccl" in dist.get_backend(group) else "cpu"))
 
 
 def wait(ranks: Ranks) -> None:

@@ -55,7 +55,7 @@ class Run:
         self.recipe, self.out, self.source, self.ranks = recipe, out, source, ranks
         self.best, self.device = out / "best", device
         whole = recipe.lora is None and has_checkpoint(out)  # whose weights are then all of them
-        place = device if ranks.shard == 1 else torch.device("cpu")  # until it is shared, for it may not fit
+        place = torch.device("cpu") if ranks.in_parts else device  # until it is in parts, for it may not fit
         self.model = begun(recipe, weights=not whole).to(place)
         self.trained = Trained(self.model, recipe, out, adapters(recipe, self.model), source.tokenizer)
         self.optimisers = Optimisers(self.model, recipe.train, ranks)
@@ -94,12 +94,13 @@ class Run:
         return [*passed, f"resumed at step {self.state.step}", *(anew if folder is not None else [])]
 
     def share(self) -> None:
-        """Keep a part of the weights alone, where processes share them."""
-        if self.ranks.shard > 1:
+        """Keep a part of the weights alone, where processes share them, in the processor's memory if asked for."""
+        if self.ranks.in_parts:
             if self.trained.attached is not None:
                 _ = self.trained.base  # while it is whole
-            shard(self.model, self.optimisers, self.ranks, self.device, self.recipe.train.hang_seconds)
-            self.stepper.follow()
+            patience = self.recipe.train.hang_seconds
+            shard(self.model, self.optimisers, self.ranks, self.device, patience, self.stepper.compute)
+            self.stepper.follow(self.device)
 
     def go(self, record: Record, progress: Progress, notes: list[str], stop: Callable[[], bool] | None = None) -> Path:
         """Make every step that is left, then write the final model folder; `stop` as in `train`."""
@@ -237,7 +238,7 @@ class Run:
 
     def _files(self) -> dict[str, Writer]:
         """What this process writes of a checkpoint."""
-        if self.ranks.shard > 1:
+        if self.ranks.in_parts:
             return part_files(self.state, self.trained, self._parts(), self.ranks)
         tensors = collected(self.ranks, self.optimisers.tensors())
         return whole_files(self.state, self.trained, tensors) if self.ranks.rank == 0 else {}
@@ -258,7 +259,7 @@ class Run:
 
     def _whole(self) -> Trained | None:
         """The model in one piece, in the first process alone. All of them call it."""
-        if self.ranks.shard > 1:
+        if self.ranks.in_parts:
             return self.trained.of_parts(self._parts(), self.ranks)
         return self.trained if self.ranks.rank == 0 else None
 

@@ -73,7 +73,7 @@ class Saver:
         files: what this process writes. All call it, and first wait for what is still being written.
         """
         self.wait()
-        if self._ranks.shard > 1 and self._group is None:
+        if self._ranks.in_parts and self._group is None:
             self._group = lines_of_their_own(self._seconds)
         self._begun, self._step, self._folder = True, step, destination(folder)
         if files:

@@ -21,6 +21,7 @@ from atma.model import Model
 from atma.train.optim import Optimisers
 from atma.train.owners import Owners
 from atma.train.parallel import Ranks
+from atma.train.travel import LOW, low_names, round_before_gathering
 
 
 class OwnersOfParts(Owners):
@@ -32,6 +33,9 @@ class OwnersOfParts(Owners):
         self.names, now = owners.names, dict(model.named_parameters())
         self.parameters = [now[name] for name in self.names]
         self.named = {self.names[i]: p for i, p in self._whole.items()}
+        if self.ranks.shard == 1:  # its parts are whole: it moves those
+            for i, whole in self._whole.items():
+                whole.data = _part(self.parameters[i].detach()).as_subclass(Tensor)
         self._rows, self.device = [p.shape[0] for p in self.parameters], _part(self.parameters[0]).device
 
     def mine(self, i: int) -> nn.Parameter:
@@ -43,17 +47,17 @@ class OwnersOfParts(Owners):
         self.mark()
         for whole in self._whole.values():
             whole.grad = None  # of a step that moved nothing
-        for dtype in dict.fromkeys(self.parameters[i].dtype for i in self.moved):
-            self._gather([i for i in self.moved if self.parameters[i].dtype == dtype], dtype)
-        for parameter in self.parameters:
-            parameter.grad = None
+        for lot in self._even_lots(self.moved):
+            self._gather(lot)
         return list(self._whole.values())
 
-    def _gather(self, moved: list[int], dtype: torch.dtype) -> None:
-        ranks = self.ranks
+    def _gather(self, moved: list[int]) -> None:
+        ranks, dtype = self.ranks, self.parameters[moved[0]].dtype
         first = ranks.rank - ranks.rank % ranks.shard
         wanted = [[i for i in moved if self.owner[i] == first + place] for place in range(ranks.shard)]
         parts = [_flat(map(self._gradient, some), self.device, dtype) for some in wanted]
+        for i in moved:
+            self.parameters[i].grad = None
         mine = wanted[ranks.rank - first]
         sizes = [sum(self._numbers(i, place) for i in mine) for place in range(ranks.shard)]
         found = _exchanged(parts, sizes, self.group)
@@ -68,21 +72,21 @@ class OwnersOfParts(Owners):
     @torch.no_grad()
     def spread(self) -> None:
         """Give every process its part of what the owners have made of their parameters."""
-        ranks = self.ranks
+        for lot in self._even_lots(range(len(self.parameters))):
+            self._spread_parts(lot)
+
+    def _spread_parts(self, lot: list[int]) -> None:
+        ranks, dtype = self.ranks, self.parameters[lot[0]].dtype
+        owned = [[i for i in lot if self.owner[i] == rank] for rank in range(ranks.world)]
+        mine = [self._whole[i] for i in owned[ranks.rank]]
+        each = [_flat([self._rows_of(p, to) for p in mine], self.device, dtype) for to in range(ranks.shard)]
+        sent = [each[to % ranks.shard] for to in range(ranks.world)]
         place = ranks.rank % ranks.shard
-        for dtype in dict.fromkeys(p.dtype for p in self.parameters):
-            owned = [
-                [i for i, p in enumerate(self.parameters) if self.owner[i] == rank and p.dtype == dtype]
-                for rank in range(ranks.world)
-            ]
-            mine = [self._whole[i] for i in owned[ranks.rank]]
-            each = [_flat([self._rows_of(p, to) for p in mine], self.device, dtype) for to in range(ranks.shard)]
-            sent = [each[to % ranks.shard] for to in range(ranks.world)]
-            sizes = [sum(self._numbers(i, place) for i in some) for some in owned]
-            for some, found in zip(owned, _exchanged(sent, sizes, None), strict=True):
-                for i, values in zip(some, found.split([self._numbers(i, place) for i in some]), strict=True):
-                    part = _part(self.parameters[i])
-                    part.copy_(values.view_as(part))
+        sizes = [sum(self._numbers(i, place) for i in some) for some in owned]
+        for some, found in zip(owned, _exchanged(sent, sizes, None), strict=True):
+            for i, values in zip(some, found.split([self._numbers(i, place) for i in some]), strict=True):
+                part = _part(self.parameters[i])
+                part.copy_(values.view_as(part))
 
     def _rows_of(self, whole: Tensor, place: int) -> Tensor:
         each = -(-whole.shape[0] // self.ranks.shard)
@@ -95,16 +99,18 @@ class OwnersOfParts(Owners):
         return max(0, min(rows - each * place, each)) * (whole.numel() // rows)
 
 
-def shard(model: Model, optimisers: Optimisers, ranks: Ranks, device: torch.device, seconds: float) -> None:
+def shard(
+    model: Model, optimisers: Optimisers, ranks: Ranks, device: torch.device, seconds: float, compute: torch.dtype
+) -> None:
     """Leave in this process, on its device, a part of every weight, and of what is trained the whole of what it moves.
 
-    seconds: how long one waits for another.
+    seconds: how long one waits for another. compute: what steps compute in (`atma.train.travel`).
     """
     owners = optimisers.owners
     assert owners is not None
     mesh = mesh_of(ranks, device, seconds)
-    divide(model, ranks, mesh)
-    optimisers.keep_own(OwnersOfParts(owners, model, mesh.get_group(-1)))
+    divide(model, ranks, mesh, compute)
+    optimisers.keep_own(OwnersOfParts(owners, model, mesh.get_group(-1)), device)
 
 
 def mesh_of(ranks: Ranks, device: torch.device, seconds: float) -> Any:
@@ -119,19 +125,31 @@ def mesh_of(ranks: Ranks, device: torch.device, seconds: float) -> Any:
     return DeviceMesh.from_group([copies, group], device.type, rows, mesh_dim_names=("data", "shard"))
 
 
-def divide(model: Model, ranks: Ranks, mesh: Any) -> None:
+def divide(model: Model, ranks: Ranks, mesh: Any, compute: torch.dtype = torch.float32) -> None:
     """Leave in this process its part of every weight, and let blocks gather theirs while they compute."""
-    from torch.distributed.fsdp import fully_shard
-
-    for blocks in _together(model.blocks):
-        fully_shard(blocks, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    low = low_names(model, ranks.context > 1) if compute == LOW else set()
+    for blocks in [*_together(model.blocks), [model]]:
+        _divide(blocks, mesh, ranks.offload)
+    round_before_gathering(model, low)
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)  # a sum: the loss is a share of the batch's already
         part.set_force_sum_reduction_for_comms(True)
     if ranks.context > 1:
         for block in model.blocks:
             block.register_forward_pre_hook(_touch)
+
+
+def _divide(modules: list[nn.Module], mesh: Any, offload: bool) -> None:
+    """Together; with offload what they were made of stays where it is: FSDP brings it to the GPU for a moment."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.tensor import DTensor
+
+    before = [(p, p.data) for module in modules for p in module.parameters() if not isinstance(p, DTensor)]
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+    fully_shard(modules if len(modules) > 1 else modules[0], mesh=mesh, offload_policy=policy)
+    if offload:
+        for parameter, data in before:
+            parameter.data = data
 
 
 def before_backward(model: Model, last: bool) -> None:

@@ -51,9 +51,9 @@ class Stepper:
         if self.device.type == "cpu":
             keep_freed_memory()
 
-    def follow(self) -> None:
-        """Take the model's parameters as they are now, and where they are."""
-        self.device = self.model.embed.weight.device
+    def follow(self, device: torch.device | None = None) -> None:
+        """Take the model's parameters as they are now. device: where to compute; by default where they are."""
+        self.device = device or self.model.embed.weight.device
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def __call__(self, step: int, batch: Batch, multiplier: float) -> Outcome:
@@ -64,7 +64,7 @@ class Stepper:
         owners = self.optimisers.owners
         own = self.parameters if owners is None else owners.reduce()
         norm = get_total_norm(self._gradients()) if owners is None else owners.norm()
-        values = torch.stack([norm.float(), *sums.values()]).tolist()
+        values = torch.stack([norm.float().to(self.device), *sums.values()]).tolist()
         grad_norm, (loss, *extra) = values[0], values[1:]
         moved = math.isfinite(loss) and math.isfinite(grad_norm)
         if moved:
@@ -88,7 +88,7 @@ class Stepper:
         totals: dict[str, Tensor] = {}
         for turn, part in enumerate(self._parts(batch)):
             parts = self._losses(part, scored, step * self.train.accumulation + turn)
-            if self.ranks.shard > 1:
+            if self.ranks.in_parts:
                 before_backward(self.model, turn == self.train.accumulation - 1)
             self._total(parts).backward()
             for name, value in parts.items():
@@ -181,7 +181,7 @@ def non_finite_names(stepper: Stepper, batch: Batch, most: int = 5) -> str:
     """
     found: dict[str, list[str]] = {"parameters": [], "gradients": [], "activations": []}
     owners = stepper.optimisers.owners
-    held = stepper.model.named_parameters() if owners is None or stepper.ranks.shard == 1 else owners.named.items()
+    held = owners.named.items() if owners and stepper.ranks.in_parts else stepper.model.named_parameters()
     for name, parameter in held:
         if not parameter.isfinite().all():
             found["parameters"].append(name)
