@@ -55,6 +55,13 @@ class Request:
     """End with the first of these tokens, which gives no text."""
     ignore_end: bool = False
     """Go on after the end-of-text token; `stop_tokens` end all the same."""
+    min_tokens: int = 0
+    """Before so many tokens nothing ends an answer but `max_tokens`: what would is not written, stop texts are not
+    looked for."""
+    include_stop: bool = False
+    """Give the stop text that ended an answer, and the text of a token that did."""
+    special: bool = False
+    """Spell special tokens in the text, as an echoed prompt's."""
     logprobs: int | None = None
     """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
     echo: bool = False
@@ -68,13 +75,15 @@ class Request:
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits are changed by penalties or biases before a token is chosen."""
+        """Whether logits are changed by penalties, biases or a least length before a token is chosen."""
         penalised = self.presence_penalty != 0 or self.frequency_penalty != 0
-        return self.repetition_penalty != 1 or penalised or bool(self.logit_bias)
+        return self.repetition_penalty != 1 or penalised or bool(self.logit_bias) or self.min_tokens > 0
 
     def check(self) -> None:
         """RequestError "invalid" with the offending value."""
         _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
+        fits = 0 <= self.min_tokens <= self.max_tokens
+        _require(fits, "min_tokens", self.min_tokens, f"from 0 to max_tokens, {self.max_tokens}")
         _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
@@ -120,8 +129,8 @@ class Usage(NamedTuple):
 class Event(NamedTuple):
     """What one step added to one choice: `tokens` and their `text`, with `logprobs` where they were asked for.
 
-    `id` is that of the request, `index` the choice, from 0. The last event of a choice has a `finish_reason` and a
-    `usage`; it has an `error` where the choice could not go on.
+    `id` is that of the request, `index` the choice, from 0, `usage` what the choice has come to. Its last event has a
+    `finish_reason`, and an `error` where the choice could not go on.
     """
 
     id: str

@@ -19,7 +19,7 @@ class Sequence:
         self.prompt_length = len(tokens)
         self.salt = request.salt if request.cache else f"{request.salt}\0{identity}"
         self.seed = seed
-        self.stream = TextStream(request.stop)
+        self.stream = TextStream(request.stop, through=request.include_stop)
         self.leader: Sequence | None = None
         self.until = len(tokens)
         """Another that reads the first `until` tokens for this one too: it waits for that."""

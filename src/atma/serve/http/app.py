@@ -11,22 +11,30 @@ from starlette.responses import Response
 import atma
 from atma.serve.http import affinity
 from atma.serve.http.answers import Answer, ChatShape, Shape, TextShape
-from atma.serve.http.bodies import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from atma.serve.http.bodies import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    SamplingBody,
+    StreamOptions,
+    TokenizeBody,
+)
 from atma.serve.http.call import Call
 from atma.serve.http.errors import ApiError, ClientGone, Silence, json_response
 from atma.serve.http.feed import Feed
 from atma.serve.http.guard import LOG, Guard
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
-from atma.serve.http.room import Room, gathered_bytes
+from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
 from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import streamed, while_there, whole
 from atma.serve.http.templates import chat_tokens
 from atma.serve.request import Request as EngineRequest
+from atma.serve.request import RequestError
 
 NAMES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has other methods")}
-MOST_TOGETHER = 128
+MOST_TOGETHER, LONGEST_NAME = 128, 64
 
 
 def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
@@ -46,7 +54,7 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
     for kind in (RequestValidationError, HTTPException, ApiError, Exception):
         app.add_exception_handler(kind, _told)
-    return Guard(app, metrics, service.options.key(), service.options.body_bytes)
+    return Guard(app, metrics, service.options)
 
 
 class Routes:
@@ -60,10 +68,14 @@ class Routes:
         """Answer a conversation."""
         ready = self._ready(body)
         tokens = await while_there(request.receive, chat_tokens(ready.renderer, ready.tokenizer, body.messages))
-        room = max(1, min(self.service.options.max_tokens, ready.longest - len(tokens) + 1))
-        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, room)
+        shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None)
+        most = max(1, ready.longest - len(tokens) + 1)
+        if not body.stream:
+            most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
+        lengths = most, self.service.options.max_tokens
+        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, *lengths)
         name = affinity.of_messages(body.messages, body.cache_salt)
-        return await self._answered([asked], ChatShape(ready.names, body.logprobs), body, request, name)
+        return await self._answered([asked], shape, body, request, name)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue one or several texts."""
@@ -72,8 +84,9 @@ class Routes:
         if len(requests) * body.n > MOST_TOGETHER:
             together = f"{len(requests)} prompts with {body.n} choices each"
             raise ApiError(400, "invalid_value", f"{together} are more than {MOST_TOGETHER} answers", "n")
-        spelled = body.echo and not isinstance(requests[0].prompt, str)
-        shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled)
+        spelled = not body.skip_special_tokens or (body.echo and not isinstance(requests[0].prompt, str))
+        ids = await asyncio.to_thread(prepared, ready, requests) if body.return_token_ids else None
+        shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled, ids)
         name = affinity.of_prompt(body.prompt, body.cache_salt)
         return await self._answered(requests, shape, body, request, name)
 
@@ -138,8 +151,7 @@ class Routes:
         feed = Feed(ready.engine, requests)
         answer = Answer(shape, self.service.name, len(requests), body.n)
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            work = streamed(feed, answer, call, with_usage)
+            work = streamed(feed, answer, call, body.stream_options or StreamOptions())
         else:
             work = whole(feed, answer, call)
         response = await while_there(request.receive, work)
@@ -150,6 +162,14 @@ class Routes:
         service = self.service
         model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "atma"}
         return model | ({"max_model_len": service.require().longest} if service.state == "ready" else {})
+
+
+def prepared(ready: Ready, requests: list[EngineRequest]) -> list[list[int]]:
+    """The tokens of each prompt. ApiError: one is refused."""
+    try:
+        return [ready.engine.engine.prepare(request) for request in requests]
+    except RequestError as error:
+        raise ApiError.of(error) from None
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -184,4 +204,10 @@ def _invalid(error: RequestValidationError) -> ApiError:
     name = ".".join(map(str, place))
     message = first["msg"].removeprefix("Value error, ")
     message = f"'{name}': {message}" if name else message
-    return ApiError(400, "invalid_value", message, str(place[0]) if place else None)
+    field = getattr(first.get("ctx", {}).get("error"), "parameter", None)
+    return ApiError(400, "invalid_value", message, _sayable(str(place[0]) if place else field))
+
+
+def _sayable(name: str | None) -> str | None:
+    """The beginning of a name that a client gave."""
+    return None if name is None else name[:LONGEST_NAME]

@@ -75,6 +75,8 @@ class ServerOptions:
     """Processor threads for the model; 0: OMP_NUM_THREADS, or else what measures fastest."""
     reader_seconds: float = 30.0
     """A client that for so long takes too little for its full buffer to empty is cut off."""
+    lenient: bool = False
+    """Pass over fields of requests that nobody knows, and name them in the header x-atma-ignored, instead of a 400."""
     drain_seconds: float = 30.0
     """After SIGTERM or Ctrl-C, answers under way get so long to end."""
 
