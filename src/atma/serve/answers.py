@@ -21,9 +21,11 @@ class Answers:
         return handle
 
     def begin(self, sequence: Sequence) -> None:
-        """The prompt has been read: with echo it is the first of the answer."""
+        """The prompt has been read: with echo it is the first of the answer, and its vector is all of one."""
         request = sequence.request
-        if request.echo:
+        if request.embed:
+            self._embed(sequence)
+        elif request.echo:
             plain = isinstance(request.prompt, str) and not request.special
             text = request.prompt if plain else self.tokenizer.decode(sequence.tokens)
             scored, usage = tuple(sequence.prompt_logprobs) or None, sequence.usage()
@@ -75,6 +77,14 @@ class Answers:
             return text + stream.flush(), "length"
         return text, None
 
+    def _embed(self, sequence: Sequence) -> None:
+        assert sequence.embedding is not None
+        if not bool(sequence.embedding.isfinite().all()):
+            raise ValueError("the model's hidden states are not finite")
+        sequence.finish = "stop"
+        told = Event(sequence.id, sequence.index, (), "", None, "stop", sequence.usage(), None, sequence.embedding)
+        self.events.append(told)
+
     def _spelled(self, token: int, special: bool) -> bytes:
         """The bytes of a token's text; a special token has none unless they are spelled."""
         if token not in self._bytes:
@@ -96,7 +106,7 @@ def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int
         if holes.intersection(ids):
             bad = min(holes.intersection(ids))
             raise RequestError("invalid", f"'{name}': no token of the tokenizer has the id {bad}", name)
-    if request.max_tokens < 1 and not request.echo:
+    if request.max_tokens < 1 and not (request.echo or request.embed):
         raise RequestError("invalid", "'max_tokens' must be at least 1 without echo, not 0", "max_tokens")
     if len(tokens) + max(0, request.max_tokens - 1) > most:
         both = f"{len(tokens):,} tokens of prompt and {request.max_tokens:,} of answer"

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
 Code = Literal["invalid", "too_long", "queue_full", "closed", "failed"]
 Finish = Literal["stop", "length", "abort", "error"]
 
@@ -19,6 +21,12 @@ class RequestError(ValueError):
         super().__init__(message)
         self.code: Code = code
         self.parameter = parameter
+
+    def renamed(self, parameter: str, name: str) -> "RequestError":
+        """The same in the words of an API that calls that parameter so."""
+        if self.parameter != parameter:
+            return self
+        return RequestError(self.code, str(self).replace(f"'{parameter}'", f"'{name}'"), name)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class Request:
     """Spell special tokens in the text, as an echoed prompt's."""
     logprobs: int | None = None
     """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
+    embed: Literal["", "last", "mean"] = ""
+    """Write nothing, and give a vector: the last hidden state of the prompt, or the mean of all."""
     echo: bool = False
     """Begin the answer with the prompt, with its log-probabilities if these are asked for."""
     cache: bool = True
@@ -96,6 +106,9 @@ class Request:
             _require(not math.isnan(bias) and bias < math.inf, "logit_bias", bias, "finite, or -inf to forbid a token")
         _require(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 − 1")
         _require(1 <= self.n <= MOST_CHOICES, "n", self.n, f"from 1 to {MOST_CHOICES}")
+        _require(self.embed in ("", "last", "mean"), "embed", self.embed, "'last', 'mean' or ''")
+        alone = not self.embed or (self.n == 1 and not self.echo)
+        _require(alone, "embed", self.embed, "without echo and with n 1")
         _require(not isinstance(self.stop, str), "stop", self.stop, "a tuple of texts")
         stops = all(self.stop) and len(self.stop) <= MOST_STOPS
         _require(stops, "stop", self.stop, f"up to {MOST_STOPS} texts, none of them empty")
@@ -141,6 +154,8 @@ class Event(NamedTuple):
     finish_reason: Finish | None = None
     usage: Usage | None = None
     error: RequestError | None = None
+    embedding: Tensor | None = None
+    """(D,) float32, of a request that asks for one."""
 
     @property
     def bytes(self) -> int:

@@ -103,7 +103,7 @@ def test_true_is_not_one_and_false_is_not_zero(live: Live):
     ("fields", "param"),
     [
         ({"best_of": 3}, "best_of"),
-        ({"temprature": 1}, "temprature"),
+        ({"temperature_2": 1}, "temperature_2"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -236,9 +236,9 @@ def lenient(folder):
 
 
 def test_a_lenient_server_passes_over_what_nobody_knows_and_names_it(lenient: Live):
-    told = lenient.post("/v1/completions", TEXT | {"temprature": 1, "x\ny": {"z": 1}, "best_of": 1})
+    told = lenient.post("/v1/completions", TEXT | {"temperature_2": 1, "x\ny": {"z": 1}, "best_of": 1})
     assert told.status == 200
-    assert told.headers["x-atma-ignored"] == "temprature, x?y"
+    assert told.headers["x-atma-ignored"] == "temperature_2, x?y"
     assert "x-atma-ignored" not in lenient.post("/v1/completions", TEXT).headers
     chat = CHAT | {"messages": [{"role": "user", "content": "x", "weight": 1}], "stream": True, "nobody": 1}
     assert set(lenient.post("/v1/chat/completions", chat).headers["x-atma-ignored"].split(", ")) == {"weight", "nobody"}

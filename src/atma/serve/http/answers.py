@@ -75,14 +75,15 @@ class ChatShape:
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
     ids_of_choices = False
 
-    def __init__(self, names: TokenNames, scored: bool, ids: list[list[int]] | None = None) -> None:
-        self.names, self.scored, self.ids = names, scored, ids
+    def __init__(self, names: TokenNames, scored: bool, ids: list[list[int]] | None = None, begun: str = "") -> None:
+        """`begun`: what comes before the text that is written."""
+        self.names, self.scored, self.ids, self.begun = names, scored, ids, begun
 
     def opening(self) -> dict[str, Any] | None:
-        return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        return {"delta": {"role": "assistant", "content": self.begun}, "logprobs": None}
 
     def choice(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        return {"message": {"role": "assistant", "content": self.begun + text, "refusal": None}}
 
     def delta(self, event: Event) -> dict[str, Any]:
         return {"delta": {"content": event.text} if event.text or event.tokens else {}}

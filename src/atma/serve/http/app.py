@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 import atma
 from atma.serve.http import affinity
+from atma.serve.http import embeddings as vectors
 from atma.serve.http.answers import Answer, ChatShape, Shape, TextShape
 from atma.serve.http.bodies import (
     ChatBody,
@@ -20,7 +21,7 @@ from atma.serve.http.bodies import (
     TokenizeBody,
 )
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, ClientGone, Silence, json_response
+from atma.serve.http.errors import ApiError, Body, ClientGone, Silence, json_response
 from atma.serve.http.feed import Feed
 from atma.serve.http.guard import LOG, Guard
 from atma.serve.http.metrics import TYPE, Metrics
@@ -30,6 +31,7 @@ from atma.serve.http.sampling import chat_request, check_model, completion_reque
 from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import streamed, while_there, whole
 from atma.serve.http.templates import chat_tokens
+from atma.serve.http.tokens import tokenizer_info
 from atma.serve.request import Request as EngineRequest
 from atma.serve.request import RequestError
 
@@ -45,10 +47,12 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     post, get = ["POST"], ["GET"]
     app.add_api_route("/v1/chat/completions", routes.chat, methods=post)
     app.add_api_route("/v1/completions", routes.completions, methods=post)
+    app.add_api_route("/v1/embeddings", routes.embeddings, methods=post)
     app.add_api_route("/v1/models", routes.models, methods=get)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=get)
     app.add_api_route("/tokenize", routes.tokenize, methods=post)
     app.add_api_route("/detokenize", routes.detokenize, methods=post)
+    app.add_api_route("/tokenizer_info", routes.tokenizer_info, methods=get)
     app.add_api_route("/health", routes.health, methods=get)
     app.add_api_route("/metrics", routes.metrics_text, methods=get)
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
@@ -63,12 +67,14 @@ class Routes:
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self.service, self.metrics = service, metrics
         self.room = Room(service.options.answer_bytes)
+        self.embedder = vectors.Embedder(max(1, service.options.max_rows // 2))
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         ready = self._ready(body)
-        tokens = await while_there(request.receive, chat_tokens(ready.renderer, ready.tokenizer, body.messages))
-        shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None)
+        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
+        tokens = await while_there(request.receive, work)
+        shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
         most = max(1, ready.longest - len(tokens) + 1)
         if not body.stream:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
@@ -90,6 +96,16 @@ class Routes:
         name = affinity.of_prompt(body.prompt, body.cache_salt)
         return await self._answered(requests, shape, body, request, name)
 
+    async def embeddings(self, body: vectors.EmbeddingBody, request: Request) -> Response:
+        """A vector for each text."""
+        call, ready = request.state.call, self._ready(body)
+        asked = await vectors.requests_of(body, ready, self.service.options.pooling)
+        width = ready.engine.engine.served.config.width
+        await while_there(request.receive, call.hold(self.room, vectors.answer_bytes(len(asked), width)))
+        events = await while_there(request.receive, self.embedder.vectors(ready, asked))
+        call.sizes = sum(event.usage.prompt for event in events if event.usage), 0, 0
+        return Body(await asyncio.to_thread(vectors.answer, body, events, self.service.name))
+
     async def models(self) -> Response:
         """The one model."""
         return json_response({"object": "list", "data": [self._model()]})
@@ -109,7 +125,7 @@ class Routes:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
             tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
         else:
-            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.add_generation_prompt)
+            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
             tokens = await while_there(request.receive, work)
         return json_response({"count": len(tokens), "max_model_len": ready.longest, "tokens": tokens})
 
@@ -120,6 +136,11 @@ class Routes:
             return json_response({"prompt": await asyncio.to_thread(ready.tokenizer.decode, body.tokens)})
         except ValueError as error:
             raise ApiError(400, "invalid_value", f"'tokens': {error}", "tokens") from None
+
+    async def tokenizer_info(self) -> Response:
+        """What the tokenizer and the chat template are."""
+        ready = self.service.require()
+        return json_response(tokenizer_info(ready.tokenizer, ready.renderer.template, ready.ends, ready.longest))
 
     async def health(self) -> Response:
         """200 when requests are taken."""
@@ -136,7 +157,7 @@ class Routes:
         """The chat page."""
         return page()
 
-    def _ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody) -> Ready:
+    def _ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody | vectors.EmbeddingBody) -> Ready:
         check_model(body.model, self.service.name)
         return self.service.require()
 

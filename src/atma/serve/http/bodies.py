@@ -15,6 +15,7 @@ from atma.serve.http.fields import (
     TOKEN,
     BiasField,
     ContentField,
+    KeywordsField,
     Length,
     Penalty,
     PromptField,
@@ -35,6 +36,7 @@ from atma.serve.http.neutral import (
     shown,
     without_nulls,
 )
+from atma.serve.http.rendering import Rendering
 
 
 class Body(BaseModel):
@@ -57,7 +59,7 @@ class Body(BaseModel):
             elif key in ASIDE or cls._asks_nothing(key, value):
                 continue
             elif ignored is not None and key not in NEUTRAL and len(ignored) < MOST_IGNORED:
-                ignored.append(key)
+                ignored += [key] if key not in ignored else []
             else:
                 raise Refused(cls._refusal(key), key)
         return kept
@@ -147,14 +149,43 @@ class Message(Body):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
 
 
-class ChatBody(SamplingBody):
+class RenderedBody(Body):
+    """How messages are rendered by the chat template."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: KeywordsField = None
+
+    @property
+    def rendering(self) -> Rendering:
+        """As `chat_tokens` takes it: the beginning of an answer comes last unless the last message is gone on with."""
+        continued = self.continue_final_message
+        prompted = not continued if self.add_generation_prompt is None else self.add_generation_prompt
+        return Rendering(prompted, continued, self.chat_template_kwargs or {})
+
+    @model_validator(mode="after")
+    def _one_end(self) -> "RenderedBody":
+        if self.continue_final_message and self.add_generation_prompt:
+            told = "'continue_final_message' and 'add_generation_prompt': only one of them may be true"
+            raise Refused(told, "continue_final_message")
+        return self
+
+
+class ChatBody(SamplingBody, RenderedBody):
     """The body of /v1/chat/completions."""
 
     messages: Messages
+    echo: bool = False
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @property
+    def begun(self) -> str:
+        """What the answer's text begins with: the last message, if it is an answer and is to be echoed."""
+        last = self.messages[-1]
+        return last.content if self.echo and last.role == "assistant" else ""
 
     @property
     def best(self) -> int | None:
@@ -168,14 +199,13 @@ class ChatBody(SamplingBody):
         return self
 
 
-class TokenizeBody(Body):
+class TokenizeBody(RenderedBody):
     """The body of /tokenize: a text, or messages as a chat would read them."""
 
     model: Annotated[str, Field(max_length=256)] | None = None
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
 
     @model_validator(mode="after")
     def _one(self) -> "TokenizeBody":
