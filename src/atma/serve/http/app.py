@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 import atma
 from atma.serve.http import affinity
@@ -28,6 +28,20 @@ from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
+from atma.serve.http.schemas import (
+    REFUSALS,
+    STREAMED,
+    ChatAnswer,
+    DetokenizeAnswer,
+    EmbeddingAnswer,
+    HealthAnswer,
+    ModelAnswer,
+    ModelsAnswer,
+    TextAnswer,
+    TokenizeAnswer,
+    TokenizerAnswer,
+    describe,
+)
 from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import streamed, while_there, whole
 from atma.serve.http.templates import chat_tokens
@@ -41,21 +55,27 @@ MOST_TOGETHER, LONGEST_NAME = 128, 64
 
 def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     """The server as an ASGI application."""
-    metrics = metrics or Metrics()
+    metrics = metrics or Metrics(service.name)
     app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None)
     routes = Routes(service, metrics)
     post, get = ["POST"], ["GET"]
-    app.add_api_route("/v1/chat/completions", routes.chat, methods=post)
-    app.add_api_route("/v1/completions", routes.completions, methods=post)
-    app.add_api_route("/v1/embeddings", routes.embeddings, methods=post)
-    app.add_api_route("/v1/models", routes.models, methods=get)
-    app.add_api_route("/v1/models/{name:path}", routes.model, methods=get)
-    app.add_api_route("/tokenize", routes.tokenize, methods=post)
-    app.add_api_route("/detokenize", routes.detokenize, methods=post)
-    app.add_api_route("/tokenizer_info", routes.tokenizer_info, methods=get)
-    app.add_api_route("/health", routes.health, methods=get)
-    app.add_api_route("/metrics", routes.metrics_text, methods=get)
+    streamed, health = REFUSALS | STREAMED, REFUSALS | {503: {"model": HealthAnswer}}
+    for path, route, methods, told in (
+        ("/v1/chat/completions", routes.chat, post, ChatAnswer),
+        ("/v1/completions", routes.completions, post, TextAnswer),
+        ("/v1/embeddings", routes.embeddings, post, EmbeddingAnswer),
+        ("/v1/models", routes.models, get, ModelsAnswer),
+        ("/v1/models/{name:path}", routes.model, get, ModelAnswer),
+        ("/tokenize", routes.tokenize, post, TokenizeAnswer),
+        ("/detokenize", routes.detokenize, post, DetokenizeAnswer),
+        ("/tokenizer_info", routes.tokenizer_info, get, TokenizerAnswer),
+        ("/health", routes.health, get, HealthAnswer),
+    ):
+        refused = {"/health": health}.get(path, streamed if "completions" in path else REFUSALS)
+        app.add_api_route(path, route, methods=methods, response_model=told, responses=refused)
+    app.add_api_route("/metrics", routes.metrics_text, methods=get, response_class=PlainTextResponse)
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
+    describe(app)
     for kind in (RequestValidationError, HTTPException, ApiError, Exception):
         app.add_exception_handler(kind, _told)
     return Guard(app, metrics, service.options)

@@ -7,17 +7,19 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atma.serve.http.call import Call
 from atma.serve.http.errors import ApiError, ClientGone
+from atma.serve.http.front import TOLD, inside, preflight, shared_with
 from atma.serve.http.metrics import Metrics
 from atma.serve.http.neutral import IGNORED
-from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES, ServerOptions
+from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES, ServerOptions, origins, root
 
 LOG = logging.getLogger("atma.serve")
 OPEN = {"/health", "/"}
@@ -38,16 +40,19 @@ class Guard:
         self.app, self.metrics, self.options, self.most = app, metrics, options, options.body_bytes
         key = options.key()
         self._key = None if key is None else key.encode()
+        self._origins, self._root = origins(options.cors_origin), root(options.root_path)
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
-        call = Call(self.metrics, headers.get("x-request-id"))
+        call = Call(self.metrics, headers.get("x-request-id"), scope["method"])
         scope.setdefault("state", {})["call"] = call
         IGNORED.set(call.ignored if self.options.lenient else None)
-        answer = _Answer(send, call, scope["method"] == "HEAD")
+        scope = inside(scope, self._root)
+        shared = shared_with(self._origins, headers)
+        answer = _Answer(send, call, scope["method"] == "HEAD", shared)
         held = 0
 
         def hold(count: int) -> None:
@@ -60,6 +65,10 @@ class Guard:
             scope = {**scope, "method": "GET"}  # `_Answer` leaves the body out
         try:
             _short(scope)
+            told = preflight(scope["method"], headers, shared)
+            if told is not None:
+                await Response(status_code=204, headers=told)(scope, receive, answer)
+                return
             self._admit(scope["path"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._body(headers, receive, hold)
@@ -143,8 +152,8 @@ class Guard:
             self.metrics.refused.labels(call.error.code).inc()
         if call.route in MEASURED and call.sizes is not None:
             self.metrics.whole.observe(call.seconds)
-        if call.route not in ("/health", "/metrics"):
-            LOG.info("%s", call.line())
+        if call.route not in ("/health", "/metrics") and self.options.access_log != "off":
+            LOG.info("%s", call.line(), extra={"call": call.fields()})
 
 
 async def refuse(error: ApiError, call: Call, scope: Scope, receive: Receive, send: "_Answer") -> None:
@@ -170,8 +179,8 @@ def _short(scope: Scope) -> None:
 class _Answer:
     """`send` that puts what belongs on every response, and sends no body to who asks for the head alone."""
 
-    def __init__(self, send: Send, call: Call, bare: bool) -> None:
-        self._send, self._call, self._bare = send, call, bare
+    def __init__(self, send: Send, call: Call, bare: bool, shared: Mapping[str, str]) -> None:
+        self._send, self._call, self._bare, self._shared = send, call, bare, shared
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -180,6 +189,10 @@ class _Answer:
             headers["x-request-id"] = self._call.id
             headers.setdefault("cache-control", "no-store")
             headers["x-content-type-options"] = "nosniff"
+            for name, value in self._shared.items():
+                headers.setdefault(name, value)
+            if "access-control-allow-origin" in self._shared:
+                headers["access-control-expose-headers"] = TOLD
             if self._call.ignored:
                 names = ", ".join(UNSAYABLE.sub("?", name[:64]) for name in self._call.ignored)
                 headers["x-atma-ignored"] = names
