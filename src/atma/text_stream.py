@@ -15,6 +15,8 @@ class TextStream:
         """`memory` is that of a stream to go on from; `through`: the stop string that ends the text is shown too."""
         self.stop, self.through = tuple(stop), through
         self.stopped = False
+        self.found: str | None = None
+        """The stop string that ended the text."""
         self.fresh = 0
         """Characters that the last bytes brought."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -36,8 +38,9 @@ class TextStream:
         self._recent += text
         ends = [(at + len(stop), at) for stop in self.stop if (at := self._recent.find(stop)) >= 0]
         if ends:
-            self.stopped = True
-            return self._show(min(ends)[0 if self.through else 1])
+            end, at = min(ends)
+            self.stopped, self.found = True, self._recent[at:end]
+            return self._show(end if self.through else at)
         text = self._show(len(self._recent) - self._held())
         keep = max(map(len, self.stop), default=1) - 1
         drop = max(0, len(self._recent) - keep)

@@ -38,7 +38,8 @@ class Answers:
         text, finish = self._text(sequence, token)
         sequence.finish = finish
         scored = None if logprob is None else (logprob,)
-        self.events.append(Event(sequence.id, sequence.index, (token,), text, scored, finish, sequence.usage()))
+        told = Event(sequence.id, sequence.index, (token,), text, scored, finish, sequence.usage())
+        self.events.append(told if sequence.stream.found is None else told._replace(stop=sequence.stream.found))
         return finish
 
     def end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:

@@ -156,6 +156,8 @@ class Event(NamedTuple):
     error: RequestError | None = None
     embedding: Tensor | None = None
     """(D,) float32, of a request that asks for one."""
+    stop: str | None = None
+    """The stop text that ended the choice."""
 
     @property
     def bytes(self) -> int:

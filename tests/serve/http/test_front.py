@@ -165,6 +165,9 @@ def test_answers_are_what_the_schema_says(live: Live):
     for encoding in ("float", "base64"):
         told = live.post("/v1/embeddings", {"input": "x", "encoding_format": encoding})
         validated(live, schemas.EmbeddingAnswer, told)
+    asked = {"messages": CHAT["messages"], "max_tokens": 3}
+    validated(live, schemas.MessageAnswer, live.post("/v1/messages", asked))
+    validated(live, schemas.CountAnswer, live.post("/v1/messages/count_tokens", {"messages": CHAT["messages"]}))
     validated(live, schemas.TokenizeAnswer, live.post("/tokenize", {"prompt": "x"}))
     validated(live, schemas.DetokenizeAnswer, live.post("/detokenize", {"tokens": [1]}))
     validated(live, schemas.ModelsAnswer, live.ask("GET", "/v1/models"))

@@ -11,7 +11,7 @@ import pytest
 from atma.serve.http import guard, protocol
 from tests.serve.http.conftest import Live
 
-ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"]
+ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/tokenize", "/detokenize"]
 BODIES = {
     "/v1/chat/completions": {
         "model": "tiny",
@@ -53,6 +53,19 @@ BODIES = {
         "dimensions": 32,
         "truncate_prompt_tokens": 4,
         "normalize": False,
+    },
+    "/v1/messages": {
+        "model": "tiny",
+        "max_tokens": 3,
+        "system": [{"type": "text", "text": "Be", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": "x"},
+        ],
+        "stop_sequences": ["y"],
+        "stream": True,
+        "tools": [],
+        "thinking": {"type": "disabled"},
     },
     "/tokenize": {"prompt": "some text", "add_special_tokens": False},
     "/detokenize": {"tokens": [1, 2, 250, 256]},
@@ -195,7 +208,7 @@ def test_mutated_bodies_are_answered_or_refused(live: Live):
 
 def test_garbage_on_the_wire_is_refused(live: Live, impatient):
     with Beside(live):
-        check_raw(live, 2, 200)
+        check_raw(live, 9, 200)
     assert live.settled()
 
 

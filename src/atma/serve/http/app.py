@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 import atma
 from atma.serve.http import affinity
 from atma.serve.http import embeddings as vectors
-from atma.serve.http.answers import Answer, ChatShape, Shape, TextShape
+from atma.serve.http.answers import Answer, ChatShape, TextShape
 from atma.serve.http.bodies import (
     ChatBody,
     CompletionBody,
@@ -21,9 +21,10 @@ from atma.serve.http.bodies import (
     TokenizeBody,
 )
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, Body, ClientGone, Silence, json_response
+from atma.serve.http.errors import MESSAGES, ApiError, Body, ClientGone, Silence, json_response
 from atma.serve.http.feed import Feed
 from atma.serve.http.guard import LOG, Guard
+from atma.serve.http.messages import Messages
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
@@ -32,9 +33,11 @@ from atma.serve.http.schemas import (
     REFUSALS,
     STREAMED,
     ChatAnswer,
+    CountAnswer,
     DetokenizeAnswer,
     EmbeddingAnswer,
     HealthAnswer,
+    MessageAnswer,
     ModelAnswer,
     ModelsAnswer,
     TextAnswer,
@@ -43,7 +46,7 @@ from atma.serve.http.schemas import (
     describe,
 )
 from atma.serve.http.service import Ready, Service
-from atma.serve.http.streams import streamed, while_there, whole
+from atma.serve.http.streams import EventStream, streamed, while_there, whole
 from atma.serve.http.templates import chat_tokens
 from atma.serve.http.tokens import tokenizer_info
 from atma.serve.request import Request as EngineRequest
@@ -59,19 +62,22 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None)
     routes = Routes(service, metrics)
     post, get = ["POST"], ["GET"]
-    streamed, health = REFUSALS | STREAMED, REFUSALS | {503: {"model": HealthAnswer}}
+    others = {"/health": REFUSALS | {503: {"model": HealthAnswer}}}
+    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES), REFUSALS | STREAMED)
     for path, route, methods, told in (
         ("/v1/chat/completions", routes.chat, post, ChatAnswer),
         ("/v1/completions", routes.completions, post, TextAnswer),
         ("/v1/embeddings", routes.embeddings, post, EmbeddingAnswer),
         ("/v1/models", routes.models, get, ModelsAnswer),
         ("/v1/models/{name:path}", routes.model, get, ModelAnswer),
+        ("/v1/messages", Messages(routes).answer, post, MessageAnswer),
+        ("/v1/messages/count_tokens", Messages(routes).count, post, CountAnswer),
         ("/tokenize", routes.tokenize, post, TokenizeAnswer),
         ("/detokenize", routes.detokenize, post, DetokenizeAnswer),
         ("/tokenizer_info", routes.tokenizer_info, get, TokenizerAnswer),
         ("/health", routes.health, get, HealthAnswer),
     ):
-        refused = {"/health": health}.get(path, streamed if "completions" in path else REFUSALS)
+        refused = others.get(path, REFUSALS)
         app.add_api_route(path, route, methods=methods, response_model=told, responses=refused)
     app.add_api_route("/metrics", routes.metrics_text, methods=get, response_class=PlainTextResponse)
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
@@ -91,7 +97,12 @@ class Routes:
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        ready = self._ready(body)
+        asked, shape, name = await self.asked(body, request)
+        return await self.answered([asked], Answer(shape, self.service.name, 1, body.n), body, request, name)
+
+    async def asked(self, body: ChatBody, request: Request) -> tuple[EngineRequest, ChatShape, str]:
+        """A conversation as the engine is asked it, its answer's shape, and the conversation's name."""
+        ready = self.ready(body)
         work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
         tokens = await while_there(request.receive, work)
         shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
@@ -100,12 +111,11 @@ class Routes:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
         lengths = most, self.service.options.max_tokens
         asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, *lengths)
-        name = affinity.of_messages(body.messages, body.cache_salt)
-        return await self._answered([asked], shape, body, request, name)
+        return asked, shape, affinity.of_messages(body.messages, body.cache_salt)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue one or several texts."""
-        ready = self._ready(body)
+        ready = self.ready(body)
         requests = completion_requests(body, ready.ends)
         if len(requests) * body.n > MOST_TOGETHER:
             together = f"{len(requests)} prompts with {body.n} choices each"
@@ -114,11 +124,12 @@ class Routes:
         ids = await asyncio.to_thread(prepared, ready, requests) if body.return_token_ids else None
         shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled, ids)
         name = affinity.of_prompt(body.prompt, body.cache_salt)
-        return await self._answered(requests, shape, body, request, name)
+        answer = Answer(shape, self.service.name, len(requests), body.n)
+        return await self.answered(requests, answer, body, request, name)
 
     async def embeddings(self, body: vectors.EmbeddingBody, request: Request) -> Response:
         """A vector for each text."""
-        call, ready = request.state.call, self._ready(body)
+        call, ready = request.state.call, self.ready(body)
         asked = await vectors.requests_of(body, ready, self.service.options.pooling)
         width = ready.engine.engine.served.config.width
         await while_there(request.receive, call.hold(self.room, vectors.answer_bytes(len(asked), width)))
@@ -137,7 +148,7 @@ class Routes:
 
     async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
         """Tokens of a text, as a completion reads it, or of messages, as a chat does."""
-        ready = self._ready(body)
+        ready = self.ready(body)
         if body.messages is None:
             try:
                 tokens = await asyncio.to_thread(ready.tokenizer.encode, body.prompt or "")
@@ -151,7 +162,7 @@ class Routes:
 
     async def detokenize(self, body: DetokenizeBody) -> Response:
         """The text of tokens."""
-        ready = self._ready(body)
+        ready = self.ready(body)
         try:
             return json_response({"prompt": await asyncio.to_thread(ready.tokenizer.decode, body.tokens)})
         except ValueError as error:
@@ -177,22 +188,29 @@ class Routes:
         """The chat page."""
         return page()
 
-    def _ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody | vectors.EmbeddingBody) -> Ready:
+    def ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody | vectors.EmbeddingBody) -> Ready:
+        """The model that a body asks for. ApiError: there is none, or not now."""
         check_model(body.model, self.service.name)
         return self.service.require()
 
-    async def _answered(
-        self, requests: list[EngineRequest], shape: Shape, body: SamplingBody, request: Request, name: str
+    async def answered(
+        self,
+        requests: list[EngineRequest],
+        answer: Answer,
+        body: SamplingBody,
+        request: Request,
+        name: str,
+        kind: type[EventStream] = EventStream,
     ) -> Response:
+        """The engine's answer, whole or as a stream of that kind; `name` is the conversation's."""
         call: Call = request.state.call
         ready, config = self.service.require(), self.service.options.engine_config()
         sizes = ready.longest, config.max_rows, config.unread_bytes
-        gathered = gathered_bytes(requests, shape, not body.stream, *sizes)
+        gathered = gathered_bytes(requests, answer.shape, not body.stream, *sizes)
         await while_there(request.receive, call.hold(self.room, gathered))
         feed = Feed(ready.engine, requests)
-        answer = Answer(shape, self.service.name, len(requests), body.n)
         if body.stream:
-            work = streamed(feed, answer, call, body.stream_options or StreamOptions())
+            work = streamed(feed, answer, call, body.stream_options or StreamOptions(), kind)
         else:
             work = whole(feed, answer, call)
         response = await while_there(request.receive, work)
@@ -221,7 +239,7 @@ async def _told(request: Request, error: Exception) -> Response:
     if not known:
         LOG.error("id=%s: %s", call.id, type(error).__name__, exc_info=error)
     call.error = _api_error(error) if known else ApiError.unforeseen(call.id)
-    return call.error.response()
+    return call.error.response(request.scope["path"])
 
 
 def _api_error(error: Exception) -> ApiError:

@@ -24,7 +24,8 @@ class Call:
         self.status = 0
         self.route = "none"
         self.error: ApiError | None = None
-        self.gone = False
+        self.gone = self.messages = False
+        """`messages`: whether it is one of Anthropic's API."""
         self.ignored: list[str] = []
         """Fields of its body that a lenient server passed over."""
         self.first: float | None = None

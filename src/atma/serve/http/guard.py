@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, ClientGone
+from atma.serve.http.errors import MESSAGES, ApiError, ClientGone
 from atma.serve.http.front import TOLD, inside, preflight, shared_with
 from atma.serve.http.metrics import Metrics
 from atma.serve.http.neutral import IGNORED
@@ -30,7 +30,7 @@ UPDOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 LOCAL_HOST = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 UNSAYABLE = re.compile(r"[^A-Za-z0-9._-]", re.ASCII)
-MEASURED = {"/v1/chat/completions", "/v1/completions"}
+MEASURED = {"/v1/chat/completions", "/v1/completions", MESSAGES}
 
 
 class Guard:
@@ -48,6 +48,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         call = Call(self.metrics, headers.get("x-request-id"), scope["method"])
+        call.messages = inside(scope, self._root)["path"].startswith(MESSAGES)
         scope.setdefault("state", {})["call"] = call
         IGNORED.set(call.ignored if self.options.lenient else None)
         scope = inside(scope, self._root)
@@ -96,8 +97,8 @@ class Guard:
                 )
         elif path not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
-            same = secrets.compare_digest(given.strip().encode("utf-8", "replace"), self._key)
-            if kind.lower() != "bearer" or not same:
+            given = given if kind.lower() == "bearer" else headers.get("x-api-key", "")
+            if not secrets.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
                 raise ApiError(401, "invalid_api_key", "this server asks for its API key: 'Authorization: Bearer KEY'")
 
     async def _body(self, headers: Headers, receive: Receive, hold: Callable[[int], None]) -> Receive:
@@ -160,7 +161,7 @@ async def refuse(error: ApiError, call: Call, scope: Scope, receive: Receive, se
     """Answer with an error, unless an answer has begun."""
     call.error = error
     if not call.status:
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
 
 def deepest(body: bytes) -> int:
@@ -187,6 +188,8 @@ class _Answer:
             self._call.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._call.id
+            if self._call.messages:
+                headers["request-id"] = self._call.id
             headers.setdefault("cache-control", "no-store")
             headers["x-content-type-options"] = "nosniff"
             for name, value in self._shared.items():

@@ -171,6 +171,35 @@ class HealthAnswer(Answered):
     model: str
 
 
+class MessageText(Answered):
+    type: Literal["text"]
+    text: str
+
+
+class MessageUsage(Answered):
+    input_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(Answered):
+    """An answer in the words of Anthropic's API."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[MessageText]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"]
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class CountAnswer(Answered):
+    input_tokens: int
+
+
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "Refused, with the field at fault where there is one"},
     "5XX": {"model": ErrorAnswer, "description": "Not now, or not by this server"},
