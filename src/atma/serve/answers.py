@@ -61,7 +61,8 @@ class Answers:
 
     def _text(self, sequence: Sequence, token: int) -> tuple[str, Finish | None]:
         request, stream = sequence.request, sequence.stream
-        if token in request.stop_tokens or (token == self.tokenizer.eot and not request.ignore_end):
+        ended = sequence.guide is not None and sequence.guide.ended
+        if ended or token in request.stop_tokens or (token == self.tokenizer.eot and not request.ignore_end):
             return stream.flush(), "stop"
         if token not in self._bytes:
             self._bytes[token] = self.tokenizer.token_bytes(token)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from atma.serve.structure import Structure
+
 Code = Literal["invalid", "too_long", "queue_full", "closed", "failed"]
 Finish = Literal["stop", "length", "abort", "error"]
 
@@ -57,6 +59,8 @@ class Request:
     """Go on after the end-of-text token; `stop_tokens` end all the same."""
     logprobs: int | None = None
     """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
+    structure: Structure | None = None
+    """What the answer must be; log-probabilities are then those of what it allows."""
     echo: bool = False
     """Begin the answer with the prompt, with its log-probabilities if these are asked for."""
     cache: bool = True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from atma.ops.rows import largest
+from atma.serve.guides import restrict
 from atma.serve.request import Logprob, Request
 from atma.serve.sequence import Sequence
 
@@ -19,8 +20,10 @@ NOT_FINITE = ValueError("the model's logits are not finite")
 
 
 def drawn(logits: Tensor, sequences: Many[Sequence], end: int) -> tuple[list[int | Exception], dict[int, Logprob]]:
-    """The next token of each row, or why there is none; and the scores, by row, that were asked for."""
+    """The next token of each row, or why there is none; and the scores, by row, that were asked for. What a structure
+    forbids becomes −inf in `logits` itself."""
     try:
+        restrict(logits, [sequence.guide for sequence in sequences])
         tokens = choose(logits, sequences, end)
         found: list[int | Exception] = [NOT_FINITE if token is None else token for token in tokens]
         return found, _scored(sequences, tokens, logits)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
+from atma.serve.http.structured import ResponseFormat, StructuredOutputs
+
 ASIDE = {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 ASIDE |= {"parallel_tool_calls"}
 NEUTRAL: dict[str, list[Any]] = {
@@ -18,7 +20,6 @@ NEUTRAL: dict[str, list[Any]] = {
     "tool_choice": ["none", "auto"],
     "functions": [[]],
     "function_call": ["none", "auto"],
-    "response_format": [{"type": "text"}],
     "modalities": [["text"]],
     "store": [False],
     "suffix": [""],
@@ -204,11 +205,15 @@ class SamplingBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     cache_salt: Short = ""
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputs = None
 
     @model_validator(mode="after")
     def _streams(self) -> "SamplingBody":
         if self.stream_options is not None and not self.stream:
             raise ValueError("'stream_options' is only for requests with 'stream': true")
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ValueError("give either 'response_format' or 'structured_outputs'")
         return self
 
 

@@ -58,6 +58,7 @@ def _request(
         stop_tokens=(*body.stop_token_ids, *(() if body.ignore_eos else ends)),
         ignore_end=body.ignore_eos,
         logprobs=logprobs,
+        structure=body.response_format or body.structured_outputs,
         echo=echo,
         salt=body.cache_salt,
     )
