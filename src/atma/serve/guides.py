@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from atma.ops.rows import forbid
 from atma.serve.request import Request, RequestError
 from atma.serve.structure import Structure, quoted
 from atma.tokenizer import Tokenizer
@@ -35,24 +35,28 @@ MEND = "pip install 'atma-lm[guided]' where the model runs"
 class Guide:
     """Where one answer stands in its structure."""
 
-    def __init__(self, matcher: Any, request: Request, end: int) -> None:
+    def __init__(self, matcher: Any, request: Request, end: int, vocabulary: int) -> None:
         self._matcher = matcher
+        self.bits = np.zeros(-(-vocabulary // 32), np.uint32)
+        """Of the tokens that may come next, as `allow` found them."""
+        self._address, self._bytes = self.bits.ctypes.data, self.bits.nbytes
         self._ends = set(request.stop_tokens) | (set() if request.ignore_end else {end})
         self._end = end
         self.ended = False
 
-    def allow(self, words: np.ndarray, address: int) -> None:
-        """Write a bit for each token (V / 32,) uint32 that may come next into `words`, which lie at `address`."""
-        matcher = self._matcher
-        matcher.unsafe_compute_mask_ptr(address, words.nbytes)
+    def allow(self) -> np.ndarray:
+        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on."""
+        matcher, bits = self._matcher, self.bits
+        matcher.unsafe_compute_mask_ptr(self._address, self._bytes)
         if matcher.is_accepting():
-            words[self._end >> 5] &= ~np.uint32(1 << (self._end & 31))
+            bits[self._end >> 5] &= ~np.uint32(1 << (self._end & 31))
             for token in self._ends | ({self._end} if matcher.is_stopped() else set()):
-                words[token >> 5] |= np.uint32(1 << (token & 31))
+                bits[token >> 5] |= np.uint32(1 << (token & 31))
+        return bits
 
     def stuck(self) -> ValueError:
         """Why no token may come next."""
-        reason = _brief(self._matcher.get_error()) or "no token of this tokenizer goes on with it"
+        reason = _brief(self._matcher.get_error()) or "no token goes on with it"
         return ValueError(f"the structure cannot be written on: {reason}")
 
     def take(self, token: int) -> None:
@@ -99,7 +103,11 @@ class Guides:
     def begin(self, prepared: "Prepared", request: Request) -> Guide | None:
         """The guide of a new answer; None where it is free."""
         compiled = prepared.structure
-        return None if compiled is None else Guide(compiled.deep_copy(), request, self.tokenizer.eot)
+        return (
+            None
+            if compiled is None
+            else Guide(compiled.deep_copy(), request, self.tokenizer.eot, self.tokenizer.vocab_size)
+        )
 
     @functools.cached_property
     def _reader(self) -> Any:
@@ -117,25 +125,10 @@ class Prepared(list[int]):
 
 
 def restrict(logits: Tensor, guides: Many[Guide | None]) -> None:
-    """−inf in the rows (N, V) of those that have a guide, in place, for tokens it does not allow. ValueError: it allows
-    none."""
-    held = [(i, guide) for i, guide in enumerate(guides) if guide is not None]
-    if not held:
-        return
-    width = logits.shape[1]
-    words = np.zeros((len(held), -(-width // 32)), np.uint32)
-    address = words.ctypes.data
-    for k, (_, guide) in enumerate(held):
-        guide.allow(words[k], address + k * words.strides[0])
-    if not (some := words.any(1)).all():
-        raise held[int(some.argmin())][1].stuck()
-    allowed = np.unpackbits(words.view(np.uint8), axis=1, count=width, bitorder="little")
-    forbidden = torch.from_numpy(allowed == 0).to(logits.device)
-    if len(held) == len(logits):
-        logits.masked_fill_(forbidden, -torch.inf)
-        return
-    for own, (i, _) in zip(forbidden, held, strict=True):
-        logits[i].masked_fill_(own, -torch.inf)
+    """−inf in the rows (N, V) of those that have a guide, in place, for tokens it does not allow."""
+    held = [(i, guide.allow()) for i, guide in enumerate(guides) if guide is not None]
+    if held:
+        forbid(logits, held)
 
 
 class _Spelled:

@@ -25,7 +25,7 @@ def drawn(logits: Tensor, sequences: Many[Sequence], end: int) -> tuple[list[int
     try:
         restrict(logits, [sequence.guide for sequence in sequences])
         tokens = choose(logits, sequences, end)
-        found: list[int | Exception] = [NOT_FINITE if token is None else token for token in tokens]
+        found = [_unwritable(s) if token is None else token for s, token in zip(sequences, tokens, strict=True)]
         return found, _scored(sequences, tokens, logits)
     except Exception as error:  # whatever it is, it ends those whose it is and no others
         if len(sequences) == 1:
@@ -72,6 +72,12 @@ def _scored(sequences: Many[Sequence], tokens: Many[int | None], logits: Tensor)
         return {}
     found = scores(logits[rows], [tokens[i] or 0 for i in rows], max(wanted.values()))
     return {i: one._replace(best=one.best[: wanted[i]]) for i, one in zip(rows, found, strict=True)}
+
+
+def _unwritable(sequence: Sequence) -> Exception:
+    """Why no token can be drawn: all are forbidden, or the logits are none."""
+    guide = sequence.guide
+    return NOT_FINITE if guide is None or guide.bits.any() else guide.stuck()
 
 
 def _kind(request: Request) -> str:
