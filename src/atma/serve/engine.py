@@ -222,10 +222,12 @@ class Engine:
         for sequence in begun:
             try:
                 self.answers.begin(sequence)
-            except Exception as error:  # a prompt that the tokenizer has no text for
-                self._fail(sequence, f"the prompt cannot be echoed: {error}")
+            except Exception as error:  # a prompt that the tokenizer has no text for, a vector that is not finite
+                self._fail(sequence, f"the prompt cannot be told: {error}")
                 continue
-            if sequence.request.max_tokens == 0:
+            if sequence.request.embed:
+                self._leave([sequence])
+            elif sequence.request.max_tokens == 0:
                 self._end(sequence, "length")
         begun = [s for s in begun if s.finish is None and s.hidden is not None]
         if begun:

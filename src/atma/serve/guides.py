@@ -54,6 +54,11 @@ class Guide:
                 bits[token >> 5] |= np.uint32(1 << (token & 31))
         return bits
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing may come but the end."""
+        return self._matcher.is_stopped()
+
     def stuck(self) -> ValueError:
         """Why no token may come next."""
         reason = _brief(self._matcher.get_error()) or "no token goes on with it"

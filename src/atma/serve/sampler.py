@@ -36,7 +36,8 @@ def drawn(logits: Tensor, sequences: Many[Sequence], end: int) -> tuple[list[int
 
 
 def choose(logits: Tensor, sequences: Many[Sequence], end: int) -> list[int | None]:
-    """The next token of each row of float logits (N, V); None where they are not finite. `end` is never penalised."""
+    """The next token of each row of float logits (N, V); None where they are not finite. `end`, the end-of-text, is
+    never penalised."""
     logits = _adjusted(logits, sequences, end)
     chosen: list[int | None] = [None if token < 0 else token for token in largest(logits).tolist()]
     groups: dict[str, list[int]] = {}
@@ -115,7 +116,8 @@ def _filtered(logits: Tensor, requests: Many[Request]) -> Tensor:
 
 
 def _adjusted(logits: Tensor, sequences: Many[Sequence], end: int) -> Tensor:
-    """Logits after each row's own penalties and biases; the given tensor is left as it is."""
+    """Logits after each row's own penalties and biases, without ends before its least length; the given tensor is left
+    as it is."""
     changed = None
     for i, sequence in enumerate(sequences):
         if not sequence.adjusts:
@@ -135,6 +137,9 @@ def _adjusted(logits: Tensor, sequences: Many[Sequence], end: int) -> Tensor:
         if request.logit_bias:
             ids = torch.tensor(list(request.logit_bias), device=row.device)
             row = row.index_add(0, ids, torch.tensor(list(request.logit_bias.values()), dtype=row.dtype).to(row.device))
+        if sequence.written < request.min_tokens and not (sequence.guide is not None and sequence.guide.over):
+            ends = [*request.stop_tokens, *(() if request.ignore_end else (end,))]
+            row = row.index_fill(0, torch.tensor(ends, dtype=torch.long, device=row.device), -torch.inf)
         changed[i] = row
     return logits if changed is None else changed
 

@@ -20,7 +20,7 @@ class Sequence:
         self.prompt_length = len(tokens)
         self.salt = request.salt if request.cache else f"{request.salt}\0{identity}"
         self.seed = seed
-        self.stream = TextStream(request.stop)
+        self.stream = TextStream(request.stop, through=request.include_stop)
         self.leader: Sequence | None = None
         self.until = len(tokens)
         """Another that reads the first `until` tokens for this one too: it waits for that."""
@@ -44,6 +44,8 @@ class Sequence:
         """What it carries while it reads; while it is written its row of the batch holds that."""
         self.hidden: Tensor | None = None
         self.prompt_logprobs: list[Logprob] = []
+        self.total: Tensor | None = None
+        """The sum of the hidden states read so far (D,) float64, where their mean is asked for."""
         self.greedy, self.adjusts = request.temperature == 0, request.adjusts
         self.counts: Tensor | None = None
         self.seen: Tensor | None = None
@@ -80,8 +82,20 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether every token of the prompt must be read for its log-probabilities, none taken from a kept state."""
+        """Whether every token of the prompt is to get a log-probability."""
         return self.request.echo and self.request.logprobs is not None and not self.written
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether every token of the prompt must be read, none taken from a kept state."""
+        return self.scores_prompt or self.request.embed == "mean"
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """The vector (D,) float32 of a prompt that has been read."""
+        if self.request.embed == "mean":
+            return None if self.total is None else (self.total / self.prompt_length).float()
+        return None if self.hidden is None else self.hidden[-1].float()
 
     @property
     def waits(self) -> bool:

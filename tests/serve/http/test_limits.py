@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from atma.serve import sampler
 from atma.serve.http import guard, protocol, streams
-from atma.serve.http.bodies import MOST_MESSAGES
+from atma.serve.http.fields import MOST_MESSAGES
 from tests.serve.http.conftest import OPTIONS, Live
 
 SHORT = {"prompt": "x", "max_tokens": 2}

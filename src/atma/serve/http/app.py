@@ -10,23 +10,33 @@ from starlette.responses import Response
 
 import atma
 from atma.serve.http import affinity
+from atma.serve.http import embeddings as vectors
 from atma.serve.http.answers import Answer, ChatShape, Shape, TextShape
-from atma.serve.http.bodies import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from atma.serve.http.bodies import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    SamplingBody,
+    StreamOptions,
+    TokenizeBody,
+)
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, ClientGone, Silence, json_response
+from atma.serve.http.errors import ApiError, Body, ClientGone, Silence, json_response
 from atma.serve.http.feed import Feed
 from atma.serve.http.guard import LOG, Guard
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
-from atma.serve.http.room import Room, gathered_bytes
+from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
 from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import streamed, while_there, whole
 from atma.serve.http.templates import chat_tokens
+from atma.serve.http.tokens import tokenizer_info
 from atma.serve.request import Request as EngineRequest
+from atma.serve.request import RequestError
 
 NAMES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has other methods")}
-MOST_TOGETHER = 128
+MOST_TOGETHER, LONGEST_NAME = 128, 64
 
 
 def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
@@ -37,16 +47,18 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     post, get = ["POST"], ["GET"]
     app.add_api_route("/v1/chat/completions", routes.chat, methods=post)
     app.add_api_route("/v1/completions", routes.completions, methods=post)
+    app.add_api_route("/v1/embeddings", routes.embeddings, methods=post)
     app.add_api_route("/v1/models", routes.models, methods=get)
     app.add_api_route("/v1/models/{name:path}", routes.model, methods=get)
     app.add_api_route("/tokenize", routes.tokenize, methods=post)
     app.add_api_route("/detokenize", routes.detokenize, methods=post)
+    app.add_api_route("/tokenizer_info", routes.tokenizer_info, methods=get)
     app.add_api_route("/health", routes.health, methods=get)
     app.add_api_route("/metrics", routes.metrics_text, methods=get)
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
     for kind in (RequestValidationError, HTTPException, ApiError, Exception):
         app.add_exception_handler(kind, _told)
-    return Guard(app, metrics, service.options.key(), service.options.body_bytes)
+    return Guard(app, metrics, service.options)
 
 
 class Routes:
@@ -55,15 +67,21 @@ class Routes:
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self.service, self.metrics = service, metrics
         self.room = Room(service.options.answer_bytes)
+        self.embedder = vectors.Embedder(max(1, service.options.max_rows // 2))
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         ready = self._ready(body)
-        tokens = await while_there(request.receive, chat_tokens(ready.renderer, ready.tokenizer, body.messages))
-        room = max(1, min(self.service.options.max_tokens, ready.longest - len(tokens) + 1))
-        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, room)
+        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
+        tokens = await while_there(request.receive, work)
+        shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
+        most = max(1, ready.longest - len(tokens) + 1)
+        if not body.stream:
+            most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
+        lengths = most, self.service.options.max_tokens
+        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, *lengths)
         name = affinity.of_messages(body.messages, body.cache_salt)
-        return await self._answered([asked], ChatShape(ready.names, body.logprobs), body, request, name)
+        return await self._answered([asked], shape, body, request, name)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue one or several texts."""
@@ -72,10 +90,21 @@ class Routes:
         if len(requests) * body.n > MOST_TOGETHER:
             together = f"{len(requests)} prompts with {body.n} choices each"
             raise ApiError(400, "invalid_value", f"{together} are more than {MOST_TOGETHER} answers", "n")
-        spelled = body.echo and not isinstance(requests[0].prompt, str)
-        shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled)
+        spelled = not body.skip_special_tokens or (body.echo and not isinstance(requests[0].prompt, str))
+        ids = await asyncio.to_thread(prepared, ready, requests) if body.return_token_ids else None
+        shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled, ids)
         name = affinity.of_prompt(body.prompt, body.cache_salt)
         return await self._answered(requests, shape, body, request, name)
+
+    async def embeddings(self, body: vectors.EmbeddingBody, request: Request) -> Response:
+        """A vector for each text."""
+        call, ready = request.state.call, self._ready(body)
+        asked = await vectors.requests_of(body, ready, self.service.options.pooling)
+        width = ready.engine.engine.served.config.width
+        await while_there(request.receive, call.hold(self.room, vectors.answer_bytes(len(asked), width)))
+        events = await while_there(request.receive, self.embedder.vectors(ready, asked))
+        call.sizes = sum(event.usage.prompt for event in events if event.usage), 0, 0
+        return Body(await asyncio.to_thread(vectors.answer, body, events, self.service.name))
 
     async def models(self) -> Response:
         """The one model."""
@@ -96,7 +125,7 @@ class Routes:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
             tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
         else:
-            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.add_generation_prompt)
+            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
             tokens = await while_there(request.receive, work)
         return json_response({"count": len(tokens), "max_model_len": ready.longest, "tokens": tokens})
 
@@ -107,6 +136,11 @@ class Routes:
             return json_response({"prompt": await asyncio.to_thread(ready.tokenizer.decode, body.tokens)})
         except ValueError as error:
             raise ApiError(400, "invalid_value", f"'tokens': {error}", "tokens") from None
+
+    async def tokenizer_info(self) -> Response:
+        """What the tokenizer and the chat template are."""
+        ready = self.service.require()
+        return json_response(tokenizer_info(ready.tokenizer, ready.renderer.template, ready.ends, ready.longest))
 
     async def health(self) -> Response:
         """200 when requests are taken."""
@@ -123,7 +157,7 @@ class Routes:
         """The chat page."""
         return page()
 
-    def _ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody) -> Ready:
+    def _ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody | vectors.EmbeddingBody) -> Ready:
         check_model(body.model, self.service.name)
         return self.service.require()
 
@@ -138,8 +172,7 @@ class Routes:
         feed = Feed(ready.engine, requests)
         answer = Answer(shape, self.service.name, len(requests), body.n)
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            work = streamed(feed, answer, call, with_usage)
+            work = streamed(feed, answer, call, body.stream_options or StreamOptions())
         else:
             work = whole(feed, answer, call)
         response = await while_there(request.receive, work)
@@ -150,6 +183,14 @@ class Routes:
         service = self.service
         model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "atma"}
         return model | ({"max_model_len": service.require().longest} if service.state == "ready" else {})
+
+
+def prepared(ready: Ready, requests: list[EngineRequest]) -> list[list[int]]:
+    """The tokens of each prompt. ApiError: one is refused."""
+    try:
+        return [ready.engine.engine.prepare(request) for request in requests]
+    except RequestError as error:
+        raise ApiError.of(error) from None
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -184,4 +225,10 @@ def _invalid(error: RequestValidationError) -> ApiError:
     name = ".".join(map(str, place))
     message = first["msg"].removeprefix("Value error, ")
     message = f"'{name}': {message}" if name else message
-    return ApiError(400, "invalid_value", message, str(place[0]) if place else None)
+    field = getattr(first.get("ctx", {}).get("error"), "parameter", None)
+    return ApiError(400, "invalid_value", message, _sayable(str(place[0]) if place else field))
+
+
+def _sayable(name: str | None) -> str | None:
+    """The beginning of a name that a client gave."""
+    return None if name is None else name[:LONGEST_NAME]

@@ -24,6 +24,8 @@ class Call:
         self.route = "none"
         self.error: ApiError | None = None
         self.gone = False
+        self.ignored: list[str] = []
+        """Fields of its body that a lenient server passed over."""
         self.first: float | None = None
         self.sizes: tuple[int, int, int] | None = None
         self._rooms: list[tuple[Room, int]] = []

@@ -39,8 +39,9 @@ class ApiError(Exception):
             "closed": (503, "draining", 5),
             "failed": (500, "failed", None),
         }[error.code]
-        name = FIELDS.get(error.parameter or "", error.parameter)
-        return cls(status, code, str(error).replace(f"'{error.parameter}'", f"'{name}'"), name, retry)
+        for parameter, name in FIELDS.items():
+            error = error.renamed(parameter, name)
+        return cls(status, code, str(error), error.parameter, retry)
 
     @classmethod
     def unforeseen(cls, identity: str) -> "ApiError":

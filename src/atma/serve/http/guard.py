@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from atma.serve.http.call import Call
 from atma.serve.http.errors import ApiError, ClientGone
 from atma.serve.http.metrics import Metrics
-from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES
+from atma.serve.http.neutral import IGNORED
+from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES, ServerOptions
 
 LOG = logging.getLogger("atma.serve")
 OPEN = {"/health", "/"}
@@ -26,14 +27,16 @@ PLAIN = bytes(byte for byte in range(256) if byte not in b"[]{}")
 UPDOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 LOCAL_HOST = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
+UNSAYABLE = re.compile(r"[^A-Za-z0-9._-]", re.ASCII)
 MEASURED = {"/v1/chat/completions", "/v1/completions"}
 
 
 class Guard:
-    """ASGI around the routes. `key` None: anybody on this machine may ask, by a name that is this machine's."""
+    """ASGI around the routes. Without a key anybody on this machine may ask, by a name that is this machine's."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None, most: int) -> None:
-        self.app, self.metrics, self.most = app, metrics, most
+    def __init__(self, app: ASGIApp, metrics: Metrics, options: ServerOptions) -> None:
+        self.app, self.metrics, self.options, self.most = app, metrics, options, options.body_bytes
+        key = options.key()
         self._key = None if key is None else key.encode()
         self._held = 0
 
@@ -43,6 +46,7 @@ class Guard:
         headers = Headers(scope=scope)
         call = Call(self.metrics, headers.get("x-request-id"))
         scope.setdefault("state", {})["call"] = call
+        IGNORED.set(call.ignored if self.options.lenient else None)
         answer = _Answer(send, call, scope["method"] == "HEAD")
         held = 0
 
@@ -176,6 +180,9 @@ class _Answer:
             headers["x-request-id"] = self._call.id
             headers.setdefault("cache-control", "no-store")
             headers["x-content-type-options"] = "nosniff"
+            if self._call.ignored:
+                names = ", ".join(UNSAYABLE.sub("?", name[:64]) for name in self._call.ignored)
+                headers["x-atma-ignored"] = names
         elif self._bare:
             message = {**message, "body": b""}
         await self._send(message)

@@ -36,6 +36,9 @@ PING_SECONDS = 5.0
 """A stream that is silent for so long says so in a comment."""
 
 
+Pooling = Literal["last", "mean"]
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """How a model is served. ValueError names the option and the mend."""
@@ -65,6 +68,8 @@ class ServerOptions:
     """Length of a chat's answer where the request names none."""
     max_body: str = "8MiB"
     """Largest body of a request; larger ones are refused with status 413."""
+    pooling: Pooling = "last"
+    """What the embedding of a text is: its last hidden state, or the mean of all of them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and states."""
     select: str | None = None
@@ -75,6 +80,8 @@ class ServerOptions:
     """Processor threads for the model; 0: OMP_NUM_THREADS, or else what measures fastest."""
     reader_seconds: float = 30.0
     """A client that for so long takes too little for its full buffer to empty is cut off."""
+    lenient: bool = False
+    """Pass over fields of requests that nobody knows, and name them in the header x-atma-ignored, instead of a 400."""
     drain_seconds: float = 30.0
     """After SIGTERM or Ctrl-C, answers under way get so long to end."""
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from atma.serve.http.answers import Answer
+from atma.serve.http.bodies import StreamOptions
 from atma.serve.http.call import Call
 from atma.serve.http.errors import PIECE, ApiError, Body, ClientGone, encoded
 from atma.serve.http.feed import Feed, Item
@@ -47,23 +48,25 @@ async def whole(feed: Feed, answer: Answer, call: Call) -> Response:
     return Body(answer.whole())
 
 
-async def streamed(feed: Feed, answer: Answer, call: Call, with_usage: bool) -> Response:
+async def streamed(feed: Feed, answer: Answer, call: Call, options: StreamOptions) -> Response:
     """The answer as events. What is refused at once is refused with a status; what comes late, with an event."""
     try:
         first = await feed.next(PING_SECONDS)
     except BaseException:
         await feed.close()
         raise
-    return EventStream(feed, answer, call, with_usage, first)
+    return EventStream(feed, answer, call, options, first)
 
 
 class EventStream(Response):
     """Server-sent events; the feed is closed at its end, whatever that is."""
 
-    def __init__(self, feed: Feed, answer: Answer, call: Call, with_usage: bool, first: list[Item]) -> None:
+    def __init__(self, feed: Feed, answer: Answer, call: Call, options: StreamOptions, first: list[Item]) -> None:
         super().__init__(None, 200, {"x-accel-buffering": "no"}, "text/event-stream")
         del self.headers["content-length"]
-        self.feed, self.answer, self.call, self.with_usage, self.first = feed, answer, call, with_usage, first
+        self.feed, self.answer, self.call, self.first = feed, answer, call, first
+        self.running = options.continuous_usage_stats
+        self.with_usage = options.include_usage or self.running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -112,7 +115,7 @@ class EventStream(Response):
 
     def _event(self, chunk: dict) -> bytes:
         if self.with_usage:
-            chunk = {"usage": None} | chunk
+            chunk = {"usage": self.answer.tally.body if self.running else None} | chunk
         return b"data: " + encoded(chunk) + b"\n\n"
 
 
