@@ -1,6 +1,7 @@
 """START HERE. The routes: what is asked, in the words of OpenAI's API, and what the engine makes of it."""
 
 import asyncio
+import dataclasses
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,8 +33,10 @@ from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import streamed, while_there, whole
 from atma.serve.http.templates import chat_tokens
 from atma.serve.http.tokens import tokenizer_info
+from atma.serve.http.tooling import Tooling, ToolShape
 from atma.serve.request import Request as EngineRequest
 from atma.serve.request import RequestError
+from atma.serve.tools.formats import knows_tools
 
 NAMES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has other methods")}
 MOST_TOGETHER, LONGEST_NAME = 128, 64
@@ -72,14 +75,20 @@ class Routes:
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         ready = self._ready(body)
-        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
+        template = ready.renderer.template
+        tooling = Tooling(body, ready.form, knows_tools(template.text), ready.tokenizer)
+        structure = tooling.structure(body.response_format or body.structured_outputs)
+        rendering = body.rendering._replace(tools=tooling.given)
+        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
         tokens = await while_there(request.receive, work)
         shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
+        shape = shape if tooling.form is None else ToolShape.of(tooling.form, shape)
         most = max(1, ready.longest - len(tokens) + 1)
         if not body.stream:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
         lengths = most, self.service.options.max_tokens
-        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, *lengths)
+        asked = chat_request(body, tokens, template.stop, ready.ends, *lengths)
+        asked = dataclasses.replace(asked, structure=structure, special=asked.special or tooling.spelled)
         name = affinity.of_messages(body.messages, body.cache_salt)
         return await self._answered([asked], shape, body, request, name)
 
@@ -125,7 +134,8 @@ class Routes:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
             tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
         else:
-            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
+            rendering = body.rendering._replace(tools=[tool.given for tool in body.tools] or None)
+            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
             tokens = await while_there(request.receive, work)
         return json_response({"count": len(tokens), "max_model_len": ready.longest, "tokens": tokens})
 

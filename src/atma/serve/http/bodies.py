@@ -38,6 +38,7 @@ from atma.serve.http.neutral import (
 )
 from atma.serve.http.rendering import Rendering
 from atma.serve.http.structured import ResponseFormat, StructuredOutputs
+from atma.serve.http.tool_fields import CallsField, ToolChoice, ToolsField
 
 
 class Body(BaseModel):
@@ -137,9 +138,11 @@ class CompletionBody(SamplingBody):
 class Message(Body):
     """One turn."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: ContentField = ""
     name: Short | None = None
+    tool_calls: CallsField = []
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
 
     @classmethod
     def _asks_nothing(cls, key: str, value: Any) -> bool:
@@ -160,6 +163,7 @@ class RenderedBody(Body):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: KeywordsField = None
+    tools: ToolsField = []
 
     @property
     def rendering(self) -> Rendering:
@@ -185,6 +189,8 @@ class ChatBody(SamplingBody, RenderedBody):
     max_completion_tokens: Length | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool = True
 
     @property
     def begun(self) -> str:
