@@ -1,5 +1,6 @@
 """Tools over HTTP: what the template is told, what the model is held to, and the calls that the real client gets."""
 
+import dataclasses
 import json
 import re
 
@@ -12,7 +13,6 @@ pytest.importorskip("jsonschema", reason="the extra [test] is not installed")
 import jsonschema
 
 from atma.checkpoint import save_model
-from atma.serve.http.options import ServerOptions
 from atma.tokenizer import Tokenizer, byte_tokenizer
 from tests.serve.conftest import random_model
 from tests.serve.http.conftest import OPTIONS, Live
@@ -31,7 +31,8 @@ TOOLS = [
 SCHEMAS = {"weather": WEATHER, "now": {"type": "object", "maxProperties": 0}}
 TEMPLATE = """{%- if tools %}{{ tools | tojson }}SIGN{% endif -%}
 {%- for m in messages %}<{{ m.role }}>{{ m.content }}
-{%- for call in m.tool_calls %}[{{ call.id }} {{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor -%}
+{%- for call in m.tool_calls %}{% set f = call.function %}[{{ call.id }} {{ f.name }} {{ f.arguments | tojson }}]
+{%- endfor -%}
 {{ m.tool_call_id }}{% endfor %}<assistant>"""
 SIGNS = {
     "hermes": "<tool_call>",
@@ -124,15 +125,8 @@ def test_a_stream_tells_names_and_then_arguments_in_pieces(client):
 
 
 def test_the_client_puts_a_stream_together(client):
-    with client.chat.completions.stream(
-        model="tiny",
-        messages=TALK,
-        tools=TOOLS,
-        tool_choice="required",
-        max_tokens=300,
-        parallel_tool_calls=False,
-        seed=4,
-    ) as stream:
+    asked = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300, "seed": 4}
+    with client.chat.completions.stream(model="tiny", messages=TALK, **asked) as stream:
         final = stream.get_final_completion().choices[0]
     assert final.finish_reason == "tool_calls"
     check(final.message.tool_calls)
@@ -178,7 +172,7 @@ def test_a_conversation_with_calls_and_results_goes_on(client, live):
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "two tools are called 'now'"),
         ({"tools": [TOOLS[1]] * 129}, "tools", "at most 128"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools", "'parameters'"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 300_000}}]}, "tools", "262,144"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 2**18}}]}, "tools", "262,144"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "required"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "z"}}}, "tool_choice", "'z'"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
@@ -221,7 +215,7 @@ def test_a_template_of_an_unknown_form_needs_its_name(tmp_path):
     (folder / "chat_template.jinja").write_text("{{ tools }}{{ messages[0].content }}")
     asked = {"messages": TALK, "max_tokens": 200, "tools": TOOLS[1:], "tool_choice": "required"}
     for name, status in ((None, 400), ("hermes", 200)):
-        server = Live(folder, ServerOptions(model_name="tiny", memory_budget="24MiB", max_rows=8, tool_parser=name))
+        server = Live(folder, dataclasses.replace(OPTIONS, tool_parser=name))
         try:
             answer = server.post("/v1/chat/completions", asked | {"parallel_tool_calls": False})
             assert answer.status == status

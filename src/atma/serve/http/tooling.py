@@ -16,7 +16,7 @@ from atma.tokenizer import Tokenizer
 
 
 class Tooling:
-    """What a request asks of tools, in a form that the served model writes. ApiError: it writes none, or it is wrong."""
+    """What a request asks of tools, in a form that the model writes. ApiError: it writes none, or it is wrong."""
 
     def __init__(self, body: ChatBody, form: Format | None, known: bool, tokenizer: Tokenizer) -> None:
         """`known`: whether the chat template does something with tools."""

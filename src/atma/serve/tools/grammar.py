@@ -1,4 +1,4 @@
-"""Grammars of answers that call tools: each call in the form of the template, its arguments by the tool's own schema."""
+"""Grammars of answers that call tools: each call in the form of the template, its arguments by its tool's schema."""
 
 import json
 from collections.abc import Mapping, Sequence
