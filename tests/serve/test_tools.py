@@ -1,12 +1,17 @@
-"""Calls of tools in texts, in every form and cut anywhere."""
+"""Calls of tools in texts, in every form and cut anywhere, and grammars that allow nothing else."""
 
 import json
 import random
+import re
 
 import pytest
 
-from atma.serve.tools.formats import FORMATS, HERMES, LFM2, LLAMA3, MISTRAL, format_of
+from atma.serve.guides import Guides
+from atma.serve.structure import Structure
+from atma.serve.tools.formats import FORMATS, HERMES, LFM2, LLAMA3, MISTRAL, Format, format_of
+from atma.serve.tools.grammar import Tool, calls, calls_or, freely
 from atma.serve.tools.reading import CallReader
+from atma.tokenizer import Tokenizer, byte_tokenizer
 
 BY_NAME = {one.name: one for one in FORMATS}
 F = '{"name": "f", "arguments": {"a": 1, "b": "x}\\"{"}}'
@@ -105,3 +110,46 @@ def test_a_call_that_is_cut_off_keeps_what_came():
 def test_the_form_is_the_one_that_the_template_teaches(template, found):
     assert format_of(template) == found
     assert format_of(template, "mistral") == MISTRAL
+
+
+def allows(grammar: Structure, tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a grammar allows a text, of which the special tokens are spelled, and an end behind it."""
+    matcher = Guides(tokenizer).compiled(grammar).deep_copy()
+    names = {token.content: i for i, token in tokenizer.backend.get_added_tokens_decoder().items()}
+    parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+    ids = [i for part in parts for i in ([names[part]] if part in names else tokenizer.encode(part))]
+    return matcher.consume_tokens(ids) and matcher.is_accepting()
+
+
+WEATHER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+TOOLS = [Tool("f", WEATHER, True), Tool("now")]
+F1, NOW = ['{"name": "f", "%s": {"a": 1}}', '{"name": "now", "%s": {}}']
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_grammars_allow_calls_of_the_tools_and_nothing_else(form: Format, special: bool) -> None:
+    pytest.importorskip("llguidance", reason="the extra [guided] is not installed")
+    backend = byte_tokenizer().backend
+    if special:
+        backend.add_special_tokens([sign for sign in (form.opening.strip(), form.closing.strip()) if sign])
+    tokenizer = Tokenizer(backend, 256)
+    f, now = (call % form.arguments for call in (F1, NOW))
+    begin, end = ("" if form.bare else form.opening) + "[" * form.listed, "]" * form.listed + form.closing
+    one, two = begin + f + end, begin + f + form.between + now + end
+    held = calls(form, TOOLS, tokenizer, False, "tools")
+    many = calls(form, TOOLS, tokenizer, True, "tools")
+    assert [allows(held, tokenizer, text) for text in (one, two, "text", "")] == [True, False, False, False]
+    assert [allows(many, tokenizer, text) for text in (one, two, begin + end)] == [True, True, False]
+    assert not allows(many, tokenizer, one.replace("1", '"1"'))
+    for text, count in ((one, 1), (two, 2)):
+        reader = CallReader(form)
+        assert sum(piece.name is not None for piece in [*reader.push(text), *reader.finish()]) == count
+    answer = calls_or(Structure(json={"const": [5]}), form, TOOLS, tokenizer, True)
+    assert [allows(answer, tokenizer, text) for text in (one, two, "[5]", "[6]")] == [True, True, True, False]
+    if form.bare:
+        return
+    free = freely(form, TOOLS, tokenizer, True)
+    texts = ("", "any\ntext", f"text {one}", f"text {one}more", f"text {one.replace('1', 'x')}", two)
+    assert [allows(free, tokenizer, text) for text in texts] == [True, True, True, True, False, True]
+    assert allows(freely(form, TOOLS, tokenizer, False), tokenizer, two) != form.listed

@@ -13,6 +13,7 @@ pytest.importorskip("jsonschema", reason="the extra [test] is not installed")
 import jsonschema
 
 from atma.checkpoint import save_model
+from atma.text_stream import TextStream
 from atma.tokenizer import Tokenizer, byte_tokenizer
 from tests.serve.conftest import random_model
 from tests.serve.http.conftest import OPTIONS, Live
@@ -222,3 +223,45 @@ def test_a_template_of_an_unknown_form_needs_its_name(tmp_path):
             assert status == 200 or "--tool-parser" in answer.error()["message"]
         finally:
             server.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_in_a_free_answer_are_found_and_only_the_first_if_one_is_wanted(live: Live, monkeypatch, stream):
+    f = f'{{"name": "now", "{"parameters" if live.form == "llama3" else "arguments"}": {{}}}}'
+    text = {
+        "hermes": f"Hm.<tool_call>{f}</tool_call><tool_call>{f}</tool_call>",
+        "llama3": f"{f}; {f}",
+        "lfm2": "Hm.<|tool_call_start|>[now(), now()]<|tool_call_end|>",
+        "mistral": f"Hm.[TOOL_CALLS][{f}, {f}]",
+    }[live.form]
+    monkeypatch.setattr(TextStream, "push", lambda self, data, looks=True: "")
+    monkeypatch.setattr(TextStream, "flush", lambda self: text)
+    for several in (True, False):
+        body = {"messages": TALK, "tools": TOOLS, "parallel_tool_calls": several, "stream": stream, "seed": 1}
+        body |= {"logit_bias": {"256": 100}, "max_tokens": 3}
+        answer = live.post("/v1/chat/completions", body)
+        if stream:
+            deltas = [event["choices"][0] for event in answer.events()]
+            found = [call for one in deltas for call in one["delta"].get("tool_calls", []) if "id" in call]
+            content, end = "".join(one["delta"].get("content", "") for one in deltas), deltas[-1]["finish_reason"]
+        else:
+            [choice] = answer.json()["choices"]
+            found, content, end = choice["message"]["tool_calls"], choice["message"]["content"], choice["finish_reason"]
+        assert [call["function"]["name"] for call in found] == ["now"] * (1 + several)
+        assert (content or "", end) == ("" if live.form == "llama3" else "Hm.", "tool_calls")
+        assert len({call["id"] for call in found}) == len(found)
+
+
+def test_calls_of_strict_tools_are_held_to_their_schema_where_the_model_begins_one(live: Live, client):
+    if live.form == "llama3":
+        return
+    strict = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}]
+    token = live.service.require().tokenizer.backend.token_to_id(SIGNS[live.form].split()[0])
+    bias = {} if token is None else {str(token): 100}
+    for seed in range(3):
+        [choice] = chat(
+            client, tools=strict, parallel_tool_calls=False, logit_bias=bias, seed=seed, max_tokens=120
+        ).choices
+        assert (choice.message.tool_calls is None) == (token is None)
+        if choice.finish_reason == "tool_calls":
+            check(choice.message.tool_calls)

@@ -10,7 +10,7 @@ from atma.serve.http.errors import ApiError
 from atma.serve.request import Event
 from atma.serve.structure import Structure
 from atma.serve.tools.formats import NAMES, Format
-from atma.serve.tools.grammar import Tool, calls, calls_or, special
+from atma.serve.tools.grammar import Tool, calls, calls_or, freely, special
 from atma.serve.tools.reading import CallReader, Piece
 from atma.tokenizer import Tokenizer
 
@@ -50,8 +50,11 @@ class Tooling:
     def structure(self, asked: Structure | None) -> Structure | None:
         """What the answer is held to, where `asked` is what the request says of it besides. ApiError."""
         form, several = self.form, self._several
-        if form is None or (self._choice == "auto" and asked is None):
+        if form is None:
             return asked
+        if self._choice == "auto" and asked is None:
+            held = not form.bare and any(tool.strict for tool in self.tools)
+            return freely(form, self.tools, self._tokenizer, several) if held else None
         try:
             if self._choice == "auto" and asked is not None:
                 if asked.kind not in ("json", "json_object"):
@@ -83,18 +86,20 @@ class ToolShape(ChatShape):
     """A chat.completion of which the calls of tools are told apart from what is said."""
 
     form: Format
+    several: bool
+    """Whether more calls than one are told."""
     _readers: dict[int, CallReader]
 
     @classmethod
-    def of(cls, form: Format, shape: ChatShape) -> "ToolShape":
+    def of(cls, form: Format, several: bool, shape: ChatShape) -> "ToolShape":
         """The same chat, with calls written so."""
         made = cls(shape.names, shape.scored, shape.ids, shape.begun)
-        made.form, made._readers = form, {}
+        made.form, made.several, made._readers = form, several, {}
         return made
 
     def choice(self, text: str, end: str | None) -> dict[str, Any]:
         reader = CallReader(self.form)
-        pieces = [*reader.push(text), *reader.finish()]
+        pieces = self._told([*reader.push(text), *reader.finish()])
         content, found = self.begun + "".join(one.content for one in pieces), self._begun(pieces)
         for call in found:
             own = (one.arguments for one in pieces if one.index == call["index"])
@@ -107,7 +112,7 @@ class ToolShape(ChatShape):
     def delta(self, event: Event) -> dict[str, Any]:
         reader = self._readers.setdefault(event.index, CallReader(self.form))
         pieces = reader.push(event.text)
-        pieces += reader.finish() if event.finish_reason is not None else []
+        pieces = self._told(pieces + (reader.finish() if event.finish_reason is not None else []))
         content = "".join(one.content for one in pieces)
         begun = {call["index"]: call for call in self._begun(pieces)}
         parts = []
@@ -121,6 +126,9 @@ class ToolShape(ChatShape):
         delta: dict[str, Any] = {"content": content} if content else {}
         delta |= {"tool_calls": parts} if parts else {}
         return {"delta": delta, "finish_reason": self._end(event.finish_reason, reader)}
+
+    def _told(self, pieces: list[Piece]) -> list[Piece]:
+        return [one for one in pieces if self.several or not one.index]
 
     def _begun(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         return [

@@ -41,6 +41,18 @@ def calls_or(answer: Structure, form: Format, tools: Sequence[Tool], tokenizer: 
     return Structure(grammar=grammar, parameter=answer.parameter)
 
 
+def freely(form: Format, tools: Sequence[Tool], tokenizer: Tokenizer, several: bool) -> Structure:
+    """Any text, in which what follows a form's sign is calls of these tools."""
+    sign, again = form.opening.strip(), several and form.listed
+    token, head = special(sign, tokenizer), form.opening[len(form.opening.rstrip()) :] + "[" * form.listed
+    more = f" ({quoted(form.between)} call){{0,{MOST_CALLS - 1}}}" if again else ""
+    part = ["begin", _spelled(head, form, tokenizer), f"call{more}"]
+    part += [_spelled("]" * form.listed + form.closing, form, tokenizer)]
+    lines = ["start: part* TEXT", r"TEXT: /(.|\n)*/", " ".join(["part:", *part])]
+    lines += [f"begin[lazy]: TEXT {quoted(sign)}" if token is None else f"begin: TEXT <[{token}]>"]
+    return Structure(grammar="\n".join([*lines, _rules(form, tools)]), parameter="tools")
+
+
 def _rules(form: Format, tools: Sequence[Tool]) -> str:
     lines = ["call: " + " | ".join(f"call{i}" for i in range(len(tools)))]
     for i, tool in enumerate(tools):
