@@ -1,15 +1,19 @@
-"""What a structure costs: tokens a second with and without one, in turns, and what is beside it.
+"""What a structure costs: tokens a second with and without one, in turns, by processor time, and the ratio of a step.
 
-python benchmarks/serving_guided.py --rounds 5
+    python benchmarks/serving_guided.py --rounds 8
+
+Answers are lists of small objects by a JSON schema, as long as they are let be; free ones are drawn alike.
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 
-from atma.loading import load
-from atma.serve import Engine, EngineConfig, Request
-from atma.serve.structure import Structure
+from serving_harness import begin, option_parser
+
+from atma.serve import Engine, EngineConfig, Request, Structure
 
 ITEM = {
     "type": "object",
@@ -21,45 +25,47 @@ ITEM = {
     "required": ["name", "count", "kind"],
     "additionalProperties": False,
 }
-LIST = Structure(json={"type": "array", "items": ITEM, "minItems": 1000})
+LIST = Structure(json={"type": "array", "items": ITEM, "minItems": 10_000})
+BEGUN = 6
+"""Steps that are not timed: prompts are read, and the first masks of a structure take longer."""
 
 
-def seconds(engine: Engine, structures: list[Structure | None], tokens: int, seed: int) -> float:
-    """Processor time of one answer for each of `structures`, all at once, after the prompts have been read."""
-    handles = [
-        engine.submit(Request(f"# {i}\n", max_tokens=tokens, seed=seed + i, structure=one, ignore_end=True))
-        for i, one in enumerate(structures)
-    ]
-    for _ in range(6):
+def seconds(engine: Engine, structure: Structure | None, options: argparse.Namespace, streams: int, seed: int) -> float:
+    """Processor time of a step that writes so many answers."""
+    asked = Request("", max_tokens=options.tokens, structure=structure, ignore_end=True)
+    each = [dataclasses.replace(asked, prompt=f"# {i}\n", seed=seed + i) for i in range(streams)]
+    handles = [engine.submit(request) for request in each]
+    for _ in range(BEGUN):
         engine.step()
     began = time.process_time()
     while not all(handle.done for handle in handles):
         engine.step()
     spent = time.process_time() - began
-    assert all(len(handle.outputs[0].tokens) == tokens for handle in handles), [h.outputs[0] for h in handles]
-    return spent / (tokens - 6)
+    if any(len(handle.outputs[0].tokens) != options.tokens for handle in handles):
+        raise SystemExit("an answer ended before its time")
+    return spent / (options.tokens - BEGUN)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--tokens", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = option_parser(__doc__)
+    parser.add_argument("--tokens", type=int, default=200, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
-    asked = parser.parse_args()
-    loaded = load(asked.model)
+    options = parser.parse_args(arguments)
+    loaded = begin(options)
     assert loaded.tokenizer is not None
     engine = Engine(loaded.model, loaded.tokenizer, EngineConfig(512 << 20, 0), keep_model=False)
-    print("| streams | free, tokens/s | guided, tokens/s | a step takes, times |\n|---|---|---|---|")
-    for streams in asked.streams:
+    print("| streams | free, tokens/s | guided, tokens/s | a step, times |\n|---|---|---|---|")
+    for streams in options.streams:
         free, guided = [], []
-        for i in range(asked.rounds + 1):
-            free.append(seconds(engine, [None] * streams, asked.tokens, i))
-            guided.append(seconds(engine, [LIST] * streams, asked.tokens, i))
+        for seed in range(options.rounds + 1):  # the first is not counted
+            free.append(seconds(engine, None, options, streams, seed))
+            guided.append(seconds(engine, LIST, options, streams, seed))
         ratio = statistics.median(b / a for a, b in zip(free[1:], guided[1:], strict=True))
-        rates = (f"{streams / statistics.median(times[1:]):,.0f}" for times in (free, guided))
-        print(f"| {streams} | {' | '.join(rates)} | {ratio:.3f} |")
+        rates = [f"{streams / statistics.median(times[1:]):,.0f}" for times in (free, guided)]
+        print(f"| {streams} | {rates[0]} | {rates[1]} | {ratio:.2f} |")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -155,7 +155,7 @@ def test_the_next_turn_goes_on_from_the_state_that_an_answer_left() -> None:
 @pytest.mark.parametrize(
     ("structure", "told"),
     [
-        ({"json": {"type": "objekt"}}, "Invalid type: objekt"),
+        ({"json": {"type": "thing"}}, "Invalid type: thing"),
         ({"json": {"$ref": "http://127.0.0.1:9/x"}}, "'http://127.0.0.1:9/x' is elsewhere, and nothing is fetched"),
         ({"json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json": {"type": "integer", "minimum": 5, "maximum": 2}}, "Unsatisfiable"),

@@ -125,7 +125,7 @@ def test_what_cannot_be_held_to_is_a_400_that_names_its_field(live: Live, fields
 @pytest.mark.parametrize(
     ("schema", "told"),
     [
-        ({"type": "objekt"}, "Invalid type"),
+        ({"type": "thing"}, "Invalid type"),
         ({"$ref": "http://127.0.0.1:9/schema.json"}, "nothing is fetched"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"not": {}}, "not"),

@@ -7,6 +7,7 @@ from typing import Any
 from atma.serve.http.answers import ChatShape
 from atma.serve.http.bodies import ChatBody, Message
 from atma.serve.http.errors import ApiError
+from atma.serve.http.neutral import shown
 from atma.serve.request import Event
 from atma.serve.structure import Structure
 from atma.serve.tools.formats import NAMES, Format
@@ -74,8 +75,8 @@ def check_calls(messages: Sequence[Message]) -> None:
         if message.tool_calls and message.role != "assistant":
             raise _wrong(i, "only an assistant's message has 'tool_calls'")
         if message.role == "tool" and message.tool_call_id not in known:
-            asked = f"'{message.tool_call_id[:40]}'" if message.tool_call_id else "nothing"
-            raise _wrong(i, f"its 'tool_call_id' must be that of a call before it, not {ascii(asked)[1:-1]}")
+            given = f", not {shown(message.tool_call_id)}" if message.tool_call_id else ""
+            raise _wrong(i, f"its 'tool_call_id' must be that of a call before it{given}")
 
 
 def _wrong(index: int, problem: str) -> ApiError:
