@@ -67,6 +67,7 @@ class Answers:
     def _text(self, sequence: Sequence, token: int) -> tuple[str, Finish | None]:
         request, stream = sequence.request, sequence.stream
         ends = token in request.stop_tokens or (token == self.tokenizer.eot and not request.ignore_end)
+        ends = ends or (sequence.guide is not None and sequence.guide.ended)
         if ends and not request.include_stop:
             return stream.flush(), "stop"
         text = stream.push(self._spelled(token, request.special), sequence.written > request.min_tokens)

@@ -24,6 +24,7 @@ from atma.sampling import of_tokens
 from atma.serve.answers import Answers, prompt_tokens
 from atma.serve.carry import Carrier, Standing
 from atma.serve.exact import Served
+from atma.serve.guides import Guides, Prepared
 from atma.serve.handle import Handle
 from atma.serve.reader import Reader, standing
 from atma.serve.request import Event, Finish, Request, RequestError
@@ -63,7 +64,7 @@ class Engine:
         self.writing = Writing(self.served, carrier, self.store.pool, sizes[0], self.store.budget.recording)
         self.reader = Reader(self.served, self.store, tokenizer)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
-        self.answers = Answers(tokenizer)
+        self.answers, self.guides = Answers(tokenizer), Guides(tokenizer)
         self._closed = False
 
     @property
@@ -72,16 +73,17 @@ class Engine:
         waiting = any(not sequence.paused for sequence in self.scheduler.waiting)
         return bool(waiting or self.scheduler.running or self.answers.events)
 
-    def prepare(self, request: Request) -> list[int]:
+    def prepare(self, request: Request) -> Prepared:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
-        return prompt_tokens(request, self.tokenizer, self.store.longest_text)
+        tokens = prompt_tokens(request, self.tokenizer, self.store.longest_text)
+        return self.guides.prepared(tokens, request.structure)
 
     def check_open(self) -> None:
         """RequestError "closed": it takes no more."""
         if self._closed:
             raise RequestError("closed", "the engine is closed")
 
-    def submit(self, request: Request, tokens: list[int] | None = None, keep: bool = True) -> Handle:
+    def submit(self, request: Request, tokens: Prepared | None = None, keep: bool = True) -> Handle:
         """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full.
 
         `keep` False: its events are read as they come, and the handle holds no answer.
@@ -95,6 +97,8 @@ class Engine:
         choices = [Sequence(request, identity, i, tokens, seed + i) for i in range(request.n)]
         for choice in choices[1:]:
             choice.leader = choices[0]
+        for choice in choices:
+            choice.guide = self.guides.begin(tokens, request)
         self.scheduler.add(choices)
         self.counters["requests"] += 1
         return self.answers.open(identity, request.n, keep)

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from atma.serve.structure import Structure
+
 Code = Literal["invalid", "too_long", "queue_full", "closed", "failed"]
 Finish = Literal["stop", "length", "abort", "error"]
 
@@ -72,6 +74,8 @@ class Request:
     """Spell special tokens in the text, as an echoed prompt's."""
     logprobs: int | None = None
     """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
+    structure: Structure | None = None
+    """What the answer must be; log-probabilities are then those of what it allows."""
     embed: Literal["", "last", "mean"] = ""
     """Write nothing, and give a vector: the last hidden state of the prompt, or the mean of all."""
     echo: bool = False

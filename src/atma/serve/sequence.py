@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from atma.serve.carry import Carried
+from atma.serve.guides import Guide
 from atma.serve.request import Finish, Logprob, Request, Usage
 from atma.text_stream import TextStream
 
@@ -51,6 +52,8 @@ class Sequence:
         self.mark: str | None = None
         """The kept state from before what may become a stop text: a next turn goes on from there."""
         self.finish: Finish | None = None
+        self.guide: Guide | None = None
+        """Where it stands in the structure that was asked for."""
 
     @functools.cached_property
     def random(self) -> torch.Generator:
@@ -104,6 +107,8 @@ class Sequence:
     def append(self, token: int) -> None:
         """A token of the answer."""
         self.tokens.append(token)
+        if self.guide is not None:
+            self.guide.take(token)
         if self.counts is not None:
             self.counts[token] += 1
         if self.seen is not None:

@@ -63,7 +63,7 @@ class Shape(Protocol):
     """Whether a prompt's are told with each of its choices, or once."""
 
     def opening(self) -> dict[str, Any] | None: ...
-    def choice(self, text: str) -> dict[str, Any]: ...
+    def choice(self, text: str, end: str | None) -> dict[str, Any]: ...
     def delta(self, event: Event) -> dict[str, Any]: ...
     def logprobs(self, position: int, event: Event) -> dict[str, Any] | None: ...
     def token_bytes(self, best: int) -> int: ...
@@ -82,8 +82,9 @@ class ChatShape:
     def opening(self) -> dict[str, Any] | None:
         return {"delta": {"role": "assistant", "content": self.begun}, "logprobs": None}
 
-    def choice(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": self.begun + text, "refusal": None}}
+    def choice(self, text: str, end: str | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": self.begun + text, "refusal": None}
+        return {"message": message, "finish_reason": end}
 
     def delta(self, event: Event) -> dict[str, Any]:
         return {"delta": {"content": event.text} if event.text or event.tokens else {}}
@@ -113,8 +114,8 @@ class TextShape:
     def opening(self) -> dict[str, Any] | None:
         return None
 
-    def choice(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def choice(self, text: str, end: str | None) -> dict[str, Any]:
+        return {"text": text, "finish_reason": end}
 
     def delta(self, event: Event) -> dict[str, Any]:
         return {"text": event.text}
@@ -193,7 +194,7 @@ class Answer:
             head["prompt_token_ids"] = self.shape.ids[0]
         pieces = [encoded(head)[:-1] + b',"choices":[']
         for i, (text, scores, end) in enumerate(zip(self._texts, self._scores, self._ends, strict=True)):
-            choice = {"index": i} | self.shape.choice(text.getvalue()) | {"finish_reason": end}
+            choice = {"index": i} | self.shape.choice(text.getvalue(), end)
             choice |= self._with_ids(i, self._ids[i])
             pieces += [b"," * (i > 0) + encoded(choice)[:-1] + b',"logprobs":', *scores.pieces(), b"}"]
         return [*pieces, b"]}"]
@@ -212,7 +213,7 @@ class Answer:
         position = index * self.n + event.index
         scored = self.shape.logprobs(position, event) if event.tokens else None
         rest = {"logprobs": scored, "finish_reason": event.finish_reason} | self._with_ids(position, event.tokens)
-        return self._chunk([{"index": position} | self.shape.delta(event) | rest])
+        return self._chunk([{"index": position} | rest | self.shape.delta(event)])
 
     def usage_chunk(self) -> dict[str, Any]:
         """The chunk after the last, for those who ask for it."""

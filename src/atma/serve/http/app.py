@@ -1,6 +1,7 @@
 """START HERE. The routes: what is asked, in the words of OpenAI's API, and what the engine makes of it."""
 
 import asyncio
+import dataclasses
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,12 +22,13 @@ from atma.serve.http.bodies import (
     TokenizeBody,
 )
 from atma.serve.http.call import Call
-from atma.serve.http.errors import MESSAGES, ApiError, Body, ClientGone, Silence, json_response
+from atma.serve.http.errors import MESSAGES, ApiError, Body, json_response
 from atma.serve.http.feed import Feed
-from atma.serve.http.guard import LOG, Guard
+from atma.serve.http.guard import Guard
 from atma.serve.http.messages import Messages
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
+from atma.serve.http.refusals import told
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
 from atma.serve.http.schemas import (
@@ -49,11 +51,12 @@ from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import EventStream, streamed, while_there, whole
 from atma.serve.http.templates import chat_tokens
 from atma.serve.http.tokens import tokenizer_info
+from atma.serve.http.tooling import Tooling, ToolShape
 from atma.serve.request import Request as EngineRequest
 from atma.serve.request import RequestError
+from atma.serve.tools.formats import knows_tools
 
-NAMES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has other methods")}
-MOST_TOGETHER, LONGEST_NAME = 128, 64
+MOST_TOGETHER = 128
 
 
 def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
@@ -64,7 +67,7 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     post, get = ["POST"], ["GET"]
     others = {"/health": REFUSALS | {503: {"model": HealthAnswer}}}
     others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES), REFUSALS | STREAMED)
-    for path, route, methods, told in (
+    for path, route, methods, answer in (
         ("/v1/chat/completions", routes.chat, post, ChatAnswer),
         ("/v1/completions", routes.completions, post, TextAnswer),
         ("/v1/embeddings", routes.embeddings, post, EmbeddingAnswer),
@@ -78,12 +81,12 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
         ("/health", routes.health, get, HealthAnswer),
     ):
         refused = others.get(path, REFUSALS)
-        app.add_api_route(path, route, methods=methods, response_model=told, responses=refused)
+        app.add_api_route(path, route, methods=methods, response_model=answer, responses=refused)
     app.add_api_route("/metrics", routes.metrics_text, methods=get, response_class=PlainTextResponse)
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
     describe(app)
     for kind in (RequestValidationError, HTTPException, ApiError, Exception):
-        app.add_exception_handler(kind, _told)
+        app.add_exception_handler(kind, told)
     return Guard(app, metrics, service.options)
 
 
@@ -103,14 +106,20 @@ class Routes:
     async def asked(self, body: ChatBody, request: Request) -> tuple[EngineRequest, ChatShape, str]:
         """A conversation as the engine is asked it, its answer's shape, and the conversation's name."""
         ready = self.ready(body)
-        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
+        template = ready.renderer.template
+        tooling = Tooling(body, ready.form, knows_tools(template.text), ready.tokenizer)
+        structure = tooling.structure(body.response_format or body.structured_outputs)
+        rendering = body.rendering._replace(tools=tooling.given)
+        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
         tokens = await while_there(request.receive, work)
         shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
+        shape = shape if tooling.form is None else ToolShape.of(tooling.form, body.parallel_tool_calls, shape)
         most = max(1, ready.longest - len(tokens) + 1)
         if not body.stream:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
         lengths = most, self.service.options.max_tokens
-        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, *lengths)
+        asked = chat_request(body, tokens, template.stop, ready.ends, *lengths)
+        asked = dataclasses.replace(asked, structure=structure, special=asked.special or tooling.spelled)
         return asked, shape, affinity.of_messages(body.messages, body.cache_salt)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
@@ -156,7 +165,8 @@ class Routes:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
             tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
         else:
-            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.rendering)
+            rendering = body.rendering._replace(tools=[tool.given for tool in body.tools] or None)
+            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
             tokens = await while_there(request.receive, work)
         return json_response({"count": len(tokens), "max_model_len": ready.longest, "tokens": tokens})
 
@@ -229,44 +239,3 @@ def prepared(ready: Ready, requests: list[EngineRequest]) -> list[list[int]]:
         return [ready.engine.engine.prepare(request) for request in requests]
     except RequestError as error:
         raise ApiError.of(error) from None
-
-
-async def _told(request: Request, error: Exception) -> Response:
-    call: Call = request.state.call
-    if isinstance(error, ClientGone):
-        return Silence()
-    known = isinstance(error, ApiError | RequestValidationError | HTTPException)
-    if not known:
-        LOG.error("id=%s: %s", call.id, type(error).__name__, exc_info=error)
-    call.error = _api_error(error) if known else ApiError.unforeseen(call.id)
-    return call.error.response(request.scope["path"])
-
-
-def _api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RequestValidationError):
-        return _invalid(error)
-    assert isinstance(error, HTTPException)
-    code, message = NAMES.get(error.status_code, ("invalid_request", str(error.detail)))
-    told = ApiError(error.status_code, code, message)
-    told.allow = (error.headers or {}).get("Allow")
-    return told
-
-
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, "invalid_json", "the body is not JSON")
-    place = [part for part in first["loc"] if part != "body"]
-    name = ".".join(map(str, place))
-    message = first["msg"].removeprefix("Value error, ")
-    message = f"'{name}': {message}" if name else message
-    field = getattr(first.get("ctx", {}).get("error"), "parameter", None)
-    return ApiError(400, "invalid_value", message, _sayable(str(place[0]) if place else field))
-
-
-def _sayable(name: str | None) -> str | None:
-    """The beginning of a name that a client gave."""
-    return None if name is None else name[:LONGEST_NAME]

@@ -37,6 +37,8 @@ from atma.serve.http.neutral import (
     without_nulls,
 )
 from atma.serve.http.rendering import Rendering
+from atma.serve.http.structured import ResponseFormat, StructuredOutputs
+from atma.serve.http.tool_fields import CallsField, ToolChoice, ToolsField
 
 
 class Body(BaseModel):
@@ -108,6 +110,8 @@ class SamplingBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     cache_salt: Short = ""
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputs = None
 
     @model_validator(mode="after")
     def _streams(self) -> "SamplingBody":
@@ -117,6 +121,8 @@ class SamplingBody(Body):
         if self.spaces_between_special_tokens and not self.skip_special_tokens:
             told = "'spaces_between_special_tokens': special tokens are written without spaces; make it false"
             raise Refused(told, "spaces_between_special_tokens")
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise Refused("give either 'response_format' or 'structured_outputs'", "structured_outputs")
         return self
 
 
@@ -132,9 +138,11 @@ class CompletionBody(SamplingBody):
 class Message(Body):
     """One turn."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: ContentField = ""
     name: Short | None = None
+    tool_calls: CallsField = []
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
 
     @classmethod
     def _asks_nothing(cls, key: str, value: Any) -> bool:
@@ -155,6 +163,7 @@ class RenderedBody(Body):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: KeywordsField = None
+    tools: ToolsField = []
 
     @property
     def rendering(self) -> Rendering:
@@ -180,6 +189,8 @@ class ChatBody(SamplingBody, RenderedBody):
     max_completion_tokens: Length | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool = True
 
     @property
     def begun(self) -> str:

@@ -24,7 +24,7 @@ from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES, Se
 LOG = logging.getLogger("atma.serve")
 OPEN = {"/health", "/"}
 """Told without a key: whether the server is up, and the page, which holds nothing of the model."""
-DEEPEST = 16
+DEEPEST = 64
 PLAIN = bytes(byte for byte in range(256) if byte not in b"[]{}")
 UPDOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)

@@ -57,7 +57,6 @@ NEUTRAL: dict[str, list[Any]] = {
     "tool_choice": ["none", "auto"],
     "functions": [[]],
     "function_call": ["none", "auto"],
-    "response_format": [{"type": "text"}],
     "modalities": [["text"]],
     "store": [False],
     "suffix": [""],

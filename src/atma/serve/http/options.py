@@ -58,6 +58,8 @@ class ServerOptions:
     """The name clients ask for; by default the folder's."""
     chat_template: Path | None = None
     """A Jinja template for chats, instead of the one in the model's folder."""
+    tool_parser: Literal["hermes", "llama3", "lfm2", "mistral"] | None = None
+    """How the model writes calls of tools; by default as its chat template teaches."""
     memory_budget: str = "512MiB"
     """For all that the server holds but its code and the weights: keys, values and states of running texts and kept
     ones, what a step computes with, 160 KiB for each text that is read, written or waits, and answers in one body."""

@@ -1,6 +1,6 @@
 """How a request wants its messages rendered by a chat template."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atma.chat.template import Specials
@@ -18,6 +18,8 @@ class Rendering(NamedTuple):
     prompted: bool = True
     continued: bool = False
     named: Mapping[str, Any] = {}
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """What the template is told of tools."""
 
     def check(self, names: Mapping[str, str]) -> None:
         """ValueError for a name that the template has already; `names`: those of its special tokens."""
@@ -28,24 +30,26 @@ class Rendering(NamedTuple):
     @property
     def texts(self) -> list[str]:
         """All texts in what the template is given besides."""
-        return list(_texts(self.named))
+        return texts_in([self.named, self.tools])
 
     def hidden(self, specials: Specials) -> dict[str, Any]:
         """What the template is given besides, in which nothing spells a special token."""
-        return {name: _hidden(value, specials) for name, value in self.named.items()}
+        return {name: hidden_in(value, specials) for name, value in self.named.items()}
 
 
-def _texts(value: Any) -> "list[str]":
+def texts_in(value: Any) -> list[str]:
+    """All texts in a value of JSON, keys of objects too."""
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     keys = [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else []
-    return [*keys, *(text for part in parts for text in _texts(part))]
+    return [*keys, *(text for part in parts for text in texts_in(part))]
 
 
-def _hidden(value: Any, specials: Specials) -> Any:
+def hidden_in(value: Any, specials: Specials) -> Any:
+    """A value of JSON in which nothing spells a special token."""
     if isinstance(value, str):
         return specials.hidden(value)
     if isinstance(value, Mapping):
-        return {specials.hidden(key): _hidden(part, specials) for key, part in value.items()}
-    return [_hidden(part, specials) for part in value] if isinstance(value, list) else value
+        return {specials.hidden(key): hidden_in(part, specials) for key, part in value.items()}
+    return [hidden_in(part, specials) for part in value] if isinstance(value, list) else value

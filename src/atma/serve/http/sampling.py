@@ -64,6 +64,7 @@ def _request(
         special=not body.skip_special_tokens,
         cache=body.cache_prompt,
         logprobs=logprobs,
+        structure=body.response_format or body.structured_outputs,
         echo=echo,
         salt=body.cache_salt,
     )

@@ -19,6 +19,7 @@ from atma.serve.http.errors import ApiError
 from atma.serve.http.options import ServerOptions
 from atma.serve.http.templates import Renderer, find_template
 from atma.serve.http.tokens import TokenNames
+from atma.serve.tools.formats import Format, format_of
 from atma.stop_tokens import declared
 from atma.threads import settle
 from atma.tokenizer import Tokenizer
@@ -39,6 +40,8 @@ class Ready(NamedTuple):
     """Positions that there is memory for, of one text."""
     ends: tuple[int, ...]
     """Tokens that end the model's turns, besides end-of-text."""
+    form: Format | None = None
+    """How it writes calls of tools."""
 
 
 class Service:
@@ -75,8 +78,9 @@ class Service:
         await renderer.start()
         longest = engine.store.longest_text
         names = TokenNames(engine.tokenizer)
+        form = format_of(renderer.template.text, self.options.tool_parser)
         give_back()
-        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends)
+        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends, form)
         if self._state == "loading":
             self._state = "ready"
 

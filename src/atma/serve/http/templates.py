@@ -11,7 +11,7 @@ from typing import Any
 from atma.chat.template import WORKER, Specials, Template, find_template
 from atma.serve.http.bodies import Message
 from atma.serve.http.errors import ApiError
-from atma.serve.http.rendering import Rendering
+from atma.serve.http.rendering import Rendering, hidden_in, texts_in
 from atma.tokenizer import Tokenizer
 
 RENDER_SECONDS = 5.0
@@ -34,11 +34,15 @@ class Renderer:
             await self._begin()
 
     async def render(
-        self, messages: Sequence[dict[str, Any]], prompted: bool, named: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[dict[str, Any]],
+        prompted: bool,
+        named: Mapping[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> str:
         """The text of a chat; `named`: what else the template is given. ApiError if it does not render it."""
         request = {**(named or {}), **self.template.names, "messages": messages, "add_generation_prompt": prompted}
-        request |= {"tools": None, "documents": None}
+        request |= {"tools": tools, "documents": None}
         async with self._turn:
             try:
                 process = self._process or await self._begin()
@@ -103,15 +107,12 @@ async def chat_tokens(
         how.check(renderer.template.names)
     except ValueError as error:
         raise ApiError(400, "invalid_value", f"'chat_template_kwargs': {error}", "chat_template_kwargs") from None
-    specials = Specials(tokenizer, [*(text for m in messages for text in (m.content, m.name or "")), *how.texts])
-    plain = [
-        {"role": "system" if m.role == "developer" else m.role, "content": specials.hidden(m.content)}
-        | ({"name": specials.hidden(m.name)} if m.name else {})
-        for m in messages
-    ]
+    turns = [_turn(message) for message in messages]
+    specials = Specials(tokenizer, [*texts_in(turns), *how.texts])
+    plain = [hidden_in(turn, specials) | {"role": turn["role"]} for turn in turns]
     if how.continued:
         plain[-1]["content"] += specials.mark
-    text = await renderer.render(plain, how.prompted, how.hidden(specials))
+    text = await renderer.render(plain, how.prompted, how.hidden(specials), hidden_in(how.tools, specials))
     if how.continued:
         text = _open(text, specials.mark)
     try:
@@ -119,6 +120,13 @@ async def chat_tokens(
         return [tokenizer.eot, *tokens] if renderer.template.after_end or not tokens else tokens
     except ValueError as error:
         raise ApiError(400, "invalid_value", f"'messages': {error}", "messages") from None
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as a template has it."""
+    turn = {"role": "system" if message.role == "developer" else message.role, "content": message.content}
+    given = {"name": message.name, "tool_calls": message.tool_calls, "tool_call_id": message.tool_call_id}
+    return turn | {key: value for key, value in given.items() if value}
 
 
 def _open(text: str, mark: str) -> str:
