@@ -199,7 +199,8 @@ class Engine:
 
     def _read(self) -> None:
         """What the step's tokens allow of the prompts; a text that had been interrupted is then written on."""
-        plan = self.scheduler.reading(self.config.step_tokens - len(self.writing.sequences))
+        writing = len(self.writing.sequences)
+        plan = self.scheduler.reading(self.config.step_tokens - writing, beside=writing > 0)
         for sequence, error in self.reader.advance(self._with_pages(plan)):
             self._fail(sequence, f"reading failed: {error}")
         self._join()
@@ -223,7 +224,9 @@ class Engine:
             try:
                 self.answers.begin(sequence)
             except Exception as error:  # a prompt that the tokenizer has no text for, a vector that is not finite
-                self._fail(sequence, f"the prompt cannot be told: {error}")
+                self._fail(
+                    sequence, f"the prompt cannot be {'embedded' if sequence.request.embed else 'echoed'}: {error}"
+                )
                 continue
             if sequence.request.embed:
                 self._leave([sequence])
