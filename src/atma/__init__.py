@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from atma.serve.request import Request, RequestError
     from atma.serve.settings import EngineConfig
     from atma.serve.stream import CompletionStream
+    from atma.serve.structure import Structure
     from atma.settings import Settings
     from atma.state import ModelState
     from atma.tokenizer import Tokenizer
@@ -101,6 +102,7 @@ __all__ = [
     "Results",
     "Retrieval",
     "Settings",
+    "Structure",
     "Tokenizer",
     "TrainConfig",
     "TrainingRun",
@@ -136,6 +138,7 @@ _HOMES = {
     "serve.request": "Request RequestError",
     "serve.settings": "EngineConfig",
     "serve.stream": "CompletionStream",
+    "serve.structure": "Structure",
     "settings": "Settings",
     "state": "ModelState",
     "tokenizer": "Tokenizer",

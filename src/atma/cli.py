@@ -33,6 +33,7 @@ VERBS: Verbs = {
     "generate": ("generate", "continue a prompt of any length; save the state and go on later"),
     "chat": ("chat", "talk to a model in the terminal"),
     "serve": ("serve", "answer requests over HTTP in the words of OpenAI's API, with a chat page"),
+    "batch": ("batch", "answer a file of requests in the form of OpenAI's batches, without a server"),
     "demo": ("demo", "ask for facts told 16,384 tokens ago, train small models, measure them all, report"),
     "sweep": ("sweep", "train and measure every combination of a recipe's factors, with many workers"),
     "compare": ("compare", "train any set of mixers alike, and put all of them on one table and page"),

@@ -11,10 +11,12 @@ class TextStream:
     Bytes that can be no text become U+FFFD. The text that comes out does not depend on how the bytes were cut.
     """
 
-    def __init__(self, stop: Sequence[str] = (), memory: dict[str, Any] | None = None) -> None:
-        """`memory` is that of a stream to go on from."""
-        self.stop = tuple(stop)
+    def __init__(self, stop: Sequence[str] = (), memory: dict[str, Any] | None = None, through: bool = False) -> None:
+        """`memory` is that of a stream to go on from; `through`: the stop string that ends the text is shown too."""
+        self.stop, self.through = tuple(stop), through
         self.stopped = False
+        self.found: str | None = None
+        """The stop string that ended the text."""
         self.fresh = 0
         """Characters that the last bytes brought."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -24,17 +26,21 @@ class TextStream:
             self._recent, self._shown = memory["text"], memory["shown"]
             self._decoder.setstate((bytes.fromhex(memory["bytes"]), 0))
 
-    def push(self, data: bytes) -> str:
-        """The text that these bytes set free, possibly none; after a stop string `stopped` is set and no more comes."""
+    def push(self, data: bytes, looking: bool = True) -> str:
+        """The text that these bytes set free, possibly none; after a stop string `stopped` is set and no more comes.
+
+        Without `looking`, which may be so up to some point of a text, no stop string is seen in them.
+        """
         text = self._decoder.decode(data)
         self.fresh = len(text)
-        if not self.stop and not self._recent:
+        if not (self.stop and looking) and not self._recent:
             return text
         self._recent += text
         ends = [(at + len(stop), at) for stop in self.stop if (at := self._recent.find(stop)) >= 0]
         if ends:
-            self.stopped = True
-            return self._show(min(ends)[1])
+            end, at = min(ends)
+            self.stopped, self.found = True, self._recent[at:end]
+            return self._show(end if self.through else at)
         text = self._show(len(self._recent) - self._held())
         keep = max(map(len, self.stop), default=1) - 1
         drop = max(0, len(self._recent) - keep)

@@ -58,3 +58,11 @@ def test_traces_of_the_packaged_model_are_those_of_cold_reads(capsys):
     assert printed.count("  2 traces") == len(traces.OTHERS)
     assert printed.count("with any difference from cold reads: 0; tokens: 0; log-probabilities: 0") == 5
     assert printed.count("exceeded: none") == 5
+
+
+def test_guided_tells_what_a_structure_costs(capsys):
+    pytest.importorskip("llguidance", reason="the extra [guided] is not installed")
+    assert script("serving_guided").main(["--tokens", "12", "--rounds", "1", "--streams", "2"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert row[1].strip() == "2"
+    assert float(row[4]) > 0

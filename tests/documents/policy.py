@@ -21,6 +21,7 @@ NOT_RUN = {
     r"^atma (demo|bench)\b": "minutes; tests/test_demo.py and tests/bench run them small",
     r"^atma plan\b": "measures the machine or counts large models; tests/plan runs it small",
     r"^tensorboard\b": "goes on until it is stopped",
+    r"^atma batch\b": "needs a file of requests; tests/serve/http/test_batch.py writes one",
     r"^atma (serve|chat)\b": "goes on until it is stopped; tests/serve/http and tests/test_generate.py run them",
     r"^atma train .*--launch ": "asks a cluster for machines; tests/launching runs it on this one",
     r"train\.compile=true": "compiles for a minute; tests/train/test_compiled.py does (slow)",

@@ -1,5 +1,6 @@
 """Operations whose result for a row is the same bits whatever else is in the call, beside plain PyTorch."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from atma.ops.dense import rms_norm
 from atma.ops.native.recorder import Recorder
 from atma.ops.recurrent import reference
 from atma.ops.rows import (
+    forbid,
     gate,
     gate_heads,
     largest,
@@ -263,3 +265,22 @@ def test_norms_gates_and_convolutions_are_the_same_bits_in_any_cut_and_beside_an
         assert torch.equal(gated_mlp(even[part], kind), opened[part])
         assert torch.equal(causal_conv(u[part], taps, held), convolved[part])
         held, at = torch.cat([held, u[part]], 1)[:, -3:], at + count
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 257, 1000])
+@torch.no_grad()
+def test_numbers_whose_bit_is_not_set_are_forbidden_in_the_rows_that_have_them(width, dtype) -> None:
+    x = torch.randn(4, width + 3, dtype=dtype)[:, :width]
+    allowed = np.random.default_rng(width).random((2, width)) < 0.5
+    packed = np.packbits(allowed, axis=1, bitorder="little")
+    bits = np.zeros((2, -(-width // 32) * 4), np.uint8)
+    bits[:, : packed.shape[1]] = packed
+    expected = x.clone()
+    expected[[3, 1]] = expected[[3, 1]].masked_fill(torch.from_numpy(~allowed), -torch.inf)
+    held = [(3, bits[0].view(np.uint32)), (1, bits[1].view(np.uint32))]
+    plain = x.clone()
+    forbid(x, held)
+    with use_backend("cpu"):
+        forbid(plain, held)
+    assert torch.equal(x, expected) and torch.equal(plain, expected)

@@ -103,3 +103,16 @@ def test_choices_wait_until_the_first_has_read_their_prompt() -> None:
     assert scheduler.take_in(lambda _: True) == [leader]
     leader.position = 3
     assert scheduler.take_in(lambda _: True) == [follower]
+
+
+def test_texts_that_ask_for_a_vector_leave_the_step_to_others():
+    scheduler = Scheduler(4, 8, 1, 8)
+    vectors = [Sequence(Request([0] * 100, max_tokens=0, embed="mean"), f"v{i}", 0, [0] * 100, 0) for i in range(2)]
+    scheduler.add(vectors)
+    scheduler.take_in(lambda sequence: True)
+    assert sum(dict(scheduler.reading(150)).values()) == 150
+    assert dict(scheduler.reading(150, beside=True)) == {vectors[0]: 48}
+    chat = Sequence(Request([0] * 500), "c", 0, [0] * 500, 0)
+    scheduler.add([chat])
+    scheduler.take_in(lambda sequence: True)
+    assert dict(scheduler.reading(150)) == {vectors[0]: 48, chat: 102}

@@ -66,13 +66,15 @@ def built_in(name: str) -> Template:
 
 
 class Specials:
-    """Special tokens as they are spelled, and a sign, in no text of a chat, that hides them in messages."""
+    """Special tokens as they are spelled, and a sign, in no text of a chat, that hides them in messages; `mark` is
+    another character that is in none."""
 
     def __init__(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
         self.tokenizer = tokenizer
         self._names, self._spelled = _spellings(tokenizer)
         used = set().union(*map(set, texts))
-        self._sign = next(c for c in map(chr, range(0xE000, 0x10FFFE)) if c not in used)
+        free = (c for c in map(chr, range(0xE000, 0x10FFFE)) if c not in used)
+        self._sign, self.mark = next(free), next(free)
 
     def hidden(self, text: str) -> str:
         """A message that spells no special token."""

@@ -67,6 +67,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "atma generate --continue-from text.state",
     ),
     "chat": ("atma chat", "atma chat runs/mine --temperature 0.7", "atma chat --model nano --max-tokens 100"),
+    "batch": (
+        "atma batch requests.jsonl answers.jsonl",
+        "atma batch requests.jsonl answers.jsonl --model runs/mine --memory-budget 2GiB",
+    ),
     "serve": (
         "atma serve",
         "atma serve runs/mine --port 8080",

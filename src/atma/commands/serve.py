@@ -10,6 +10,12 @@ from atma.serve.http.options import ServerOptions
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "jinja2")
 
 
+def require_packages() -> None:
+    """ValueError with the mend where the server's packages are missing."""
+    if any(importlib.util.find_spec(name) is None for name in NEEDED):
+        raise ValueError("the server needs more packages: pip install 'atma-lm[serve]'")
+
+
 def run(
     model: str = "nano",
     /,
@@ -24,8 +30,7 @@ def run(
         model: A packaged model (see `atma info`), a model folder or a run folder.
         options: How it is served.
     """
-    if any(importlib.util.find_spec(name) is None for name in NEEDED):
-        raise ValueError("the server needs more packages: pip install 'atma-lm[serve]'")
+    require_packages()
     from atma.serve.http.server import serve
 
     serve(model, options)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from atma.serve.llm import LLM
     from atma.serve.request import Event, Logprob, Request, RequestError, Usage
     from atma.serve.settings import EngineConfig
+    from atma.serve.structure import Structure
 
 __all__ = [
     "LLM",
@@ -25,6 +26,7 @@ __all__ = [
     "Output",
     "Request",
     "RequestError",
+    "Structure",
     "Usage",
 ]
 
@@ -35,6 +37,7 @@ _HOMES = {
     "llm": ("LLM",),
     "request": ("Event", "Logprob", "Request", "RequestError", "Usage"),
     "settings": ("EngineConfig",),
+    "structure": ("Structure",),
 }
 
 

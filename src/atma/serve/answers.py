@@ -21,20 +21,25 @@ class Answers:
         return handle
 
     def begin(self, sequence: Sequence) -> None:
-        """The prompt has been read: with echo it is the first of the answer."""
+        """The prompt has been read: with echo it is the first of the answer, and its vector is all of one."""
         request = sequence.request
-        if request.echo:
-            text = request.prompt if isinstance(request.prompt, str) else self.tokenizer.decode(request.prompt)
-            scored = tuple(sequence.prompt_logprobs) or None
-            self.events.append(Event(sequence.id, sequence.index, tuple(sequence.tokens), text, scored))
+        if request.embed:
+            self._embed(sequence)
+        elif request.echo:
+            plain = isinstance(request.prompt, str) and not request.special
+            text = request.prompt if plain else self.tokenizer.decode(sequence.tokens)
+            scored, usage = tuple(sequence.prompt_logprobs) or None, sequence.usage()
+            told = Event(sequence.id, sequence.index, tuple(sequence.tokens), str(text), scored, usage=usage)
+            self.events.append(told)
 
     def add(self, sequence: Sequence, token: int, logprob: Logprob | None) -> Finish | None:
         """One more token of an answer; why the answer ends with it, if it does."""
         sequence.append(token)
         text, finish = self._text(sequence, token)
         sequence.finish = finish
-        usage, scored = sequence.usage() if finish else None, None if logprob is None else (logprob,)
-        self.events.append(Event(sequence.id, sequence.index, (token,), text, scored, finish, usage))
+        scored = None if logprob is None else (logprob,)
+        told = Event(sequence.id, sequence.index, (token,), text, scored, finish, sequence.usage())
+        self.events.append(told if sequence.stream.found is None else told._replace(stop=sequence.stream.found))
         return finish
 
     def end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
@@ -61,16 +66,33 @@ class Answers:
 
     def _text(self, sequence: Sequence, token: int) -> tuple[str, Finish | None]:
         request, stream = sequence.request, sequence.stream
-        if token in request.stop_tokens or (token == self.tokenizer.eot and not request.ignore_end):
+        ends = token in request.stop_tokens or (token == self.tokenizer.eot and not request.ignore_end)
+        ends = ends or (sequence.guide is not None and sequence.guide.ended)
+        if ends and not request.include_stop:
             return stream.flush(), "stop"
-        if token not in self._bytes:
-            self._bytes[token] = self.tokenizer.token_bytes(token)
-        text = stream.push(self._bytes[token])
+        text = stream.push(self._spelled(token, request.special), sequence.written > request.min_tokens)
+        if ends and not stream.stopped:
+            return text + stream.flush(), "stop"
         if stream.stopped:
             return text, "stop"
         if sequence.written == request.max_tokens:
             return text + stream.flush(), "length"
         return text, None
+
+    def _embed(self, sequence: Sequence) -> None:
+        assert sequence.embedding is not None
+        if not bool(sequence.embedding.isfinite().all()):
+            raise ValueError("the model's hidden states are not finite")
+        sequence.finish = "stop"
+        told = Event(sequence.id, sequence.index, (), "", None, "stop", sequence.usage(), None, sequence.embedding)
+        self.events.append(told)
+
+    def _spelled(self, token: int, special: bool) -> bytes:
+        """The bytes of a token's text; a special token has none unless they are spelled."""
+        if token not in self._bytes:
+            self._bytes[token] = self.tokenizer.token_bytes(token)
+        found = self._bytes[token]
+        return found if found or not special else (self.tokenizer.backend.id_to_token(token) or "").encode()
 
 
 def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int]:
@@ -86,7 +108,7 @@ def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int
         if holes.intersection(ids):
             bad = min(holes.intersection(ids))
             raise RequestError("invalid", f"'{name}': no token of the tokenizer has the id {bad}", name)
-    if request.max_tokens < 1 and not request.echo:
+    if request.max_tokens < 1 and not (request.echo or request.embed):
         raise RequestError("invalid", "'max_tokens' must be at least 1 without echo, not 0", "max_tokens")
     if len(tokens) + max(0, request.max_tokens - 1) > most:
         both = f"{len(tokens):,} tokens of prompt and {request.max_tokens:,} of answer"

@@ -14,10 +14,11 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from atma.serve.engine import Engine
+from atma.serve.guides import Prepared
 from atma.serve.handle import Handle, Output
 from atma.serve.request import Event, Request, RequestError, Usage
 
@@ -65,12 +66,15 @@ class AsyncEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stopping = self._ended = False
+        self._compiling = ThreadPoolExecutor(1, "atma-compile")
+        """Structures are compiled one after the other: no other request waits for them."""
         self._thread = threading.Thread(target=self._run, name="atma-engine", daemon=True)
         self._thread.start()
 
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """Events as the steps bring them, until every choice has ended. RequestError before the first if refused."""
-        tokens = await asyncio.to_thread(self.engine.prepare, request)
+        loop, compiles = asyncio.get_running_loop(), request.structure is not None
+        tokens = await loop.run_in_executor(self._compiling if compiles else None, self.engine.prepare, request)
         identity = uuid.uuid4().hex if request.id is None else request.id
         request = dataclasses.replace(request, id=identity)
         reader, left = _Reader(request.n * self.engine.config.unread_bytes), request.n
@@ -114,6 +118,7 @@ class AsyncEngine:
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
+        self._compiling.shutdown(wait=False, cancel_futures=True)
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -139,7 +144,7 @@ class AsyncEngine:
             run()
         return future
 
-    def _open(self, request: Request, tokens: list[int], reader: _Reader) -> None:
+    def _open(self, request: Request, tokens: Prepared, reader: _Reader) -> None:
         if self.draining:
             raise RequestError("closed", "the engine is shutting down")
         handle = self.engine.submit(request, tokens, keep=False)

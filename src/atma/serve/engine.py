@@ -24,6 +24,7 @@ from atma.sampling import of_tokens
 from atma.serve.answers import Answers, prompt_tokens
 from atma.serve.carry import Carrier, Standing
 from atma.serve.exact import Served
+from atma.serve.guides import Guides, Prepared
 from atma.serve.handle import Handle
 from atma.serve.reader import Reader, standing
 from atma.serve.request import Event, Finish, Request, RequestError
@@ -63,7 +64,7 @@ class Engine:
         self.writing = Writing(self.served, carrier, self.store.pool, sizes[0], self.store.budget.recording)
         self.reader = Reader(self.served, self.store, tokenizer)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
-        self.answers = Answers(tokenizer)
+        self.answers, self.guides = Answers(tokenizer), Guides(tokenizer)
         self._closed = False
 
     @property
@@ -72,16 +73,17 @@ class Engine:
         waiting = any(not sequence.paused for sequence in self.scheduler.waiting)
         return bool(waiting or self.scheduler.running or self.answers.events)
 
-    def prepare(self, request: Request) -> list[int]:
+    def prepare(self, request: Request) -> Prepared:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
-        return prompt_tokens(request, self.tokenizer, self.store.longest_text)
+        tokens = prompt_tokens(request, self.tokenizer, self.store.longest_text)
+        return self.guides.prepared(tokens, request.structure)
 
     def check_open(self) -> None:
         """RequestError "closed": it takes no more."""
         if self._closed:
             raise RequestError("closed", "the engine is closed")
 
-    def submit(self, request: Request, tokens: list[int] | None = None, keep: bool = True) -> Handle:
+    def submit(self, request: Request, tokens: Prepared | None = None, keep: bool = True) -> Handle:
         """Queue a request; `tokens` are what `prepare` gave for it. RequestError: refused, or the queue is full.
 
         `keep` False: its events are read as they come, and the handle holds no answer.
@@ -95,6 +97,8 @@ class Engine:
         choices = [Sequence(request, identity, i, tokens, seed + i) for i in range(request.n)]
         for choice in choices[1:]:
             choice.leader = choices[0]
+        for choice in choices:
+            choice.guide = self.guides.begin(tokens, request)
         self.scheduler.add(choices)
         self.counters["requests"] += 1
         return self.answers.open(identity, request.n, keep)
@@ -195,7 +199,8 @@ class Engine:
 
     def _read(self) -> None:
         """What the step's tokens allow of the prompts; a text that had been interrupted is then written on."""
-        plan = self.scheduler.reading(self.config.step_tokens - len(self.writing.sequences))
+        writing = len(self.writing.sequences)
+        plan = self.scheduler.reading(self.config.step_tokens - writing, beside=writing > 0)
         for sequence, error in self.reader.advance(self._with_pages(plan)):
             self._fail(sequence, f"reading failed: {error}")
         self._join()
@@ -218,10 +223,14 @@ class Engine:
         for sequence in begun:
             try:
                 self.answers.begin(sequence)
-            except Exception as error:  # a prompt that the tokenizer has no text for
-                self._fail(sequence, f"the prompt cannot be echoed: {error}")
+            except Exception as error:  # a prompt that the tokenizer has no text for, a vector that is not finite
+                self._fail(
+                    sequence, f"the prompt cannot be {'embedded' if sequence.request.embed else 'echoed'}: {error}"
+                )
                 continue
-            if sequence.request.max_tokens == 0:
+            if sequence.request.embed:
+                self._leave([sequence])
+            elif sequence.request.max_tokens == 0:
                 self._end(sequence, "length")
         begun = [s for s in begun if s.finish is None and s.hidden is not None]
         if begun:

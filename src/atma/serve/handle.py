@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from atma.serve.request import Event, Finish, Logprob, RequestError, Usage
 
 
@@ -10,7 +12,7 @@ class Output:
     """One choice's answer, whole once `finish_reason` is set; with echo it begins with the prompt.
 
     `index` is the choice, from 0; `text`, `tokens` and `logprobs` grow with every event. `usage` comes with the end,
-    and `error` where it could not go on.
+    and `error` where it could not go on, `embedding` (D,) float32 where that was asked for.
     """
 
     index: int
@@ -20,6 +22,7 @@ class Output:
     finish_reason: Finish | None = None
     usage: Usage | None = None
     error: RequestError | None = None
+    embedding: Tensor | None = None
 
 
 class Handle:
@@ -43,3 +46,4 @@ class Handle:
             output.logprobs += event.logprobs or ()
         if event.finish_reason is not None:
             output.finish_reason, output.usage, output.error = event.finish_reason, event.usage, event.error
+            output.embedding = event.embedding

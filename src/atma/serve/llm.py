@@ -24,6 +24,7 @@ from atma.serve.handle import Handle
 from atma.serve.request import Request, RequestError
 from atma.serve.settings import EngineConfig
 from atma.serve.stream import CompletionStream, Steps
+from atma.serve.structure import Structure
 from atma.settings import Settings, SettingsOptions, merged
 from atma.stop_tokens import declared
 from atma.strict import as_list, whole_numbers
@@ -81,19 +82,32 @@ class LLM:
 
     @overload
     def generate(
-        self, prompts: Prompt, settings: Settings | None = None, **options: Unpack[SettingsOptions]
+        self,
+        prompts: Prompt,
+        settings: Settings | None = None,
+        structure: Structure | None = None,
+        **options: Unpack[SettingsOptions],
     ) -> Completion: ...
     @overload
     def generate(
-        self, prompts: Sequence[Prompt], settings: Settings | None = None, **options: Unpack[SettingsOptions]
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings | None = None,
+        structure: Structure | None = None,
+        **options: Unpack[SettingsOptions],
     ) -> list[Completion]: ...
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], settings: Settings | None = None, **options: Unpack[SettingsOptions]
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        settings: Settings | None = None,
+        structure: Structure | None = None,
+        **options: Unpack[SettingsOptions],
     ) -> Completion | list[Completion]:
         """Continue a prompt, or each of a list of prompts: one gives one `Completion`, a list a list in its order.
 
             llm.generate("import os\\n", max_tokens=20, temperature=0)
 
+        structure: the form of the answers, such as `atma.Structure(json=SCHEMA)`; it needs the extra "guided".
         options: fields of `Settings`, in the place of those of `settings`. Equal settings give equal answers whatever
         else is asked in the call; every prompt draws from the same seed. max_tokens 0 writes as far as memory goes.
         RequestError, before any is begun, if one of the prompts cannot be served. What fails later is raised for one
@@ -102,18 +116,22 @@ class LLM:
         chosen = merged(settings, options)
         several = _several(prompts)
         if several is None:
-            return self._one(self.request(cast(Prompt, prompts), chosen))
-        return self._all([self.request(prompt, chosen) for prompt in several])
+            return self._one(self.request(cast(Prompt, prompts), chosen, structure))
+        return self._all([self.request(prompt, chosen, structure) for prompt in several])
 
     def stream(
-        self, prompt: Prompt, settings: Settings | None = None, **options: Unpack[SettingsOptions]
+        self,
+        prompt: Prompt,
+        settings: Settings | None = None,
+        structure: Structure | None = None,
+        **options: Unpack[SettingsOptions],
     ) -> CompletionStream:
         """Continue a prompt, piece by piece as it is written; arguments as of `generate`.
 
         for piece in llm.stream("import os\\n", max_tokens=20):
             print(piece, end="")
         """
-        return self._begun(self.request(prompt, merged(settings, options)))
+        return self._begun(self.request(prompt, merged(settings, options), structure))
 
     @overload
     def chat(
@@ -123,6 +141,7 @@ class LLM:
         *,
         stream: Literal[False] = False,
         template: str | Path | None = None,
+        structure: Structure | None = None,
         **options: Unpack[SettingsOptions],
     ) -> Completion: ...
     @overload
@@ -133,6 +152,7 @@ class LLM:
         *,
         stream: Literal[True],
         template: str | Path | None = None,
+        structure: Structure | None = None,
         **options: Unpack[SettingsOptions],
     ) -> CompletionStream: ...
     def chat(
@@ -142,6 +162,7 @@ class LLM:
         *,
         stream: bool = False,
         template: str | Path | None = None,
+        structure: Structure | None = None,
         **options: Unpack[SettingsOptions],
     ) -> Completion | CompletionStream:
         """The next turn of a chat, by the model's chat template; what earlier turns had in common is not read again.
@@ -156,10 +177,10 @@ class LLM:
         with self._steps.lock:
             renderer = self._renderer(template)
             ids = chat_ids(renderer, self.tokenizer, messages)
-        request = self.request(ids, merged(chosen, {"stop": (*chosen.stop, *renderer.template.stop)}))
+        request = self.request(ids, merged(chosen, {"stop": (*chosen.stop, *renderer.template.stop)}), structure)
         return self._begun(request) if stream else self._one(request)
 
-    def request(self, prompt: Prompt, settings: Settings) -> Request:
+    def request(self, prompt: Prompt, settings: Settings, structure: Structure | None = None) -> Request:
         """The request for one prompt; max_tokens 0 writes as long as there is memory. RequestError: it is no prompt."""
         prompt = _prompt(prompt)
         return Request(
@@ -174,6 +195,7 @@ class LLM:
             stop=settings.stop,
             stop_tokens=(*settings.stop_tokens, *(() if settings.ignore_end else self._ends)),
             ignore_end=settings.ignore_end,
+            structure=structure,
         )
 
     def close(self) -> None:

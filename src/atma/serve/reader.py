@@ -68,6 +68,8 @@ class Reader:
             sequence.reread += count if sequence.written else 0
             if sequence.scores_prompt:
                 self._score(sequence, hidden[i], starts[i])
+            if sequence.request.embed == "mean":
+                _add(sequence, hidden[i], starts[i])
         self.read += count * len(sequences)
 
     def _score(self, sequence: Sequence, hidden: Tensor, at: int) -> None:
@@ -79,6 +81,13 @@ class Reader:
             some = after[i : i + SCORED]
             logits = of_tokens(self.served.logits(hidden[i : i + len(some)]), self.tokenizer)
             sequence.prompt_logprobs += scores(logits, some, sequence.request.logprobs or 0)
+
+
+def _add(sequence: Sequence, hidden: Tensor, at: int) -> None:
+    """Sum up the hidden states just read (count, D), one after the other, so that cuts change no bit."""
+    before = hidden.new_zeros(hidden.shape[-1], dtype=torch.float64) if at == 0 else sequence.total
+    assert before is not None
+    sequence.total = torch.cat([before[None], hidden.double()]).cumsum(0)[-1]
 
 
 def standing(sequence: Sequence) -> Standing:

@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
+from atma.serve.structure import Structure
+
 Code = Literal["invalid", "too_long", "queue_full", "closed", "failed"]
 Finish = Literal["stop", "length", "abort", "error"]
 
@@ -19,6 +23,12 @@ class RequestError(ValueError):
         super().__init__(message)
         self.code: Code = code
         self.parameter = parameter
+
+    def renamed(self, parameter: str, name: str) -> "RequestError":
+        """The same in the words of an API that calls that parameter so."""
+        if self.parameter != parameter:
+            return self
+        return RequestError(self.code, str(self).replace(f"'{parameter}'", f"'{name}'"), name)
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,19 @@ class Request:
     """End with the first of these tokens, which gives no text."""
     ignore_end: bool = False
     """Go on after the end-of-text token; `stop_tokens` end all the same."""
+    min_tokens: int = 0
+    """Before so many tokens nothing ends an answer but `max_tokens`: what would is not written, stop texts are not
+    looked for."""
+    include_stop: bool = False
+    """Give the stop text that ended an answer, and the text of a token that did."""
+    special: bool = False
+    """Spell special tokens in the text, as an echoed prompt's."""
     logprobs: int | None = None
     """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
+    structure: Structure | None = None
+    """What the answer must be; log-probabilities are then those of what it allows."""
+    embed: Literal["", "last", "mean"] = ""
+    """Write nothing, and give a vector: the last hidden state of the prompt, or the mean of all."""
     echo: bool = False
     """Begin the answer with the prompt, with its log-probabilities if these are asked for."""
     cache: bool = True
@@ -68,13 +89,15 @@ class Request:
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits are changed by penalties or biases before a token is chosen."""
+        """Whether logits are changed by penalties, biases or a least length before a token is chosen."""
         penalised = self.presence_penalty != 0 or self.frequency_penalty != 0
-        return self.repetition_penalty != 1 or penalised or bool(self.logit_bias)
+        return self.repetition_penalty != 1 or penalised or bool(self.logit_bias) or self.min_tokens > 0
 
     def check(self) -> None:
         """RequestError "invalid" with the offending value."""
         _require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
+        fits = 0 <= self.min_tokens <= self.max_tokens
+        _require(fits, "min_tokens", self.min_tokens, f"from 0 to max_tokens, {self.max_tokens}")
         _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
@@ -87,6 +110,9 @@ class Request:
             _require(not math.isnan(bias) and bias < math.inf, "logit_bias", bias, "finite, or -inf to forbid a token")
         _require(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 − 1")
         _require(1 <= self.n <= MOST_CHOICES, "n", self.n, f"from 1 to {MOST_CHOICES}")
+        _require(self.embed in ("", "last", "mean"), "embed", self.embed, "'last', 'mean' or ''")
+        alone = not self.embed or (self.n == 1 and not self.echo)
+        _require(alone, "embed", self.embed, "without echo and with n 1")
         _require(not isinstance(self.stop, str), "stop", self.stop, "a tuple of texts")
         stops = all(self.stop) and len(self.stop) <= MOST_STOPS
         _require(stops, "stop", self.stop, f"up to {MOST_STOPS} texts, none of them empty")
@@ -120,8 +146,8 @@ class Usage(NamedTuple):
 class Event(NamedTuple):
     """What one step added to one choice: `tokens` and their `text`, with `logprobs` where they were asked for.
 
-    `id` is that of the request, `index` the choice, from 0. The last event of a choice has a `finish_reason` and a
-    `usage`; it has an `error` where the choice could not go on.
+    `id` is that of the request, `index` the choice, from 0, `usage` what the choice has come to. Its last event has a
+    `finish_reason`, and an `error` where the choice could not go on.
     """
 
     id: str
@@ -132,6 +158,10 @@ class Event(NamedTuple):
     finish_reason: Finish | None = None
     usage: Usage | None = None
     error: RequestError | None = None
+    embedding: Tensor | None = None
+    """(D,) float32, of a request that asks for one."""
+    stop: str | None = None
+    """The stop text that ended the choice."""
 
     @property
     def bytes(self) -> int:

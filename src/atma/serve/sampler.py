@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from atma.ops.rows import largest
+from atma.serve.guides import restrict
 from atma.serve.request import Logprob, Request
 from atma.serve.sequence import Sequence
 
@@ -19,10 +20,12 @@ NOT_FINITE = ValueError("the model's logits are not finite")
 
 
 def drawn(logits: Tensor, sequences: Many[Sequence], end: int) -> tuple[list[int | Exception], dict[int, Logprob]]:
-    """The next token of each row, or why there is none; and the scores, by row, that were asked for."""
+    """The next token of each row, or why there is none; and the scores, by row, that were asked for. What a structure
+    forbids becomes −inf in `logits` itself."""
     try:
+        restrict(logits, [sequence.guide for sequence in sequences])
         tokens = choose(logits, sequences, end)
-        found: list[int | Exception] = [NOT_FINITE if token is None else token for token in tokens]
+        found = [_unwritable(s) if token is None else token for s, token in zip(sequences, tokens, strict=True)]
         return found, _scored(sequences, tokens, logits)
     except Exception as error:  # whatever it is, it ends those whose it is and no others
         if len(sequences) == 1:
@@ -33,7 +36,8 @@ def drawn(logits: Tensor, sequences: Many[Sequence], end: int) -> tuple[list[int
 
 
 def choose(logits: Tensor, sequences: Many[Sequence], end: int) -> list[int | None]:
-    """The next token of each row of float logits (N, V); None where they are not finite. `end` is never penalised."""
+    """The next token of each row of float logits (N, V); None where they are not finite. `end`, the end-of-text, is
+    never penalised."""
     logits = _adjusted(logits, sequences, end)
     chosen: list[int | None] = [None if token < 0 else token for token in largest(logits).tolist()]
     groups: dict[str, list[int]] = {}
@@ -71,6 +75,12 @@ def _scored(sequences: Many[Sequence], tokens: Many[int | None], logits: Tensor)
     return {i: one._replace(best=one.best[: wanted[i]]) for i, one in zip(rows, found, strict=True)}
 
 
+def _unwritable(sequence: Sequence) -> Exception:
+    """Why no token can be drawn: all are forbidden, or the logits are none."""
+    guide = sequence.guide
+    return NOT_FINITE if guide is None or guide.bits.any() else guide.stuck()
+
+
 def _kind(request: Request) -> str:
     return "plain" if request.top_k == 0 and request.top_p == 1 and request.min_p == 0 else "filtered"
 
@@ -106,7 +116,8 @@ def _filtered(logits: Tensor, requests: Many[Request]) -> Tensor:
 
 
 def _adjusted(logits: Tensor, sequences: Many[Sequence], end: int) -> Tensor:
-    """Logits after each row's own penalties and biases; the given tensor is left as it is."""
+    """Logits after each row's own penalties and biases, without ends before its least length; the given tensor is left
+    as it is."""
     changed = None
     for i, sequence in enumerate(sequences):
         if not sequence.adjusts:
@@ -126,6 +137,9 @@ def _adjusted(logits: Tensor, sequences: Many[Sequence], end: int) -> Tensor:
         if request.logit_bias:
             ids = torch.tensor(list(request.logit_bias), device=row.device)
             row = row.index_add(0, ids, torch.tensor(list(request.logit_bias.values()), dtype=row.dtype).to(row.device))
+        if sequence.written < request.min_tokens and not (sequence.guide is not None and sequence.guide.over):
+            ends = [*request.stop_tokens, *(() if request.ignore_end else (end,))]
+            row = row.index_fill(0, torch.tensor(ends, dtype=torch.long, device=row.device), -torch.inf)
         changed[i] = row
     return logits if changed is None else changed
 

@@ -15,6 +15,9 @@ from collections.abc import Sequence as Many
 from atma.serve.request import RequestError
 from atma.serve.sequence import Sequence
 
+ASIDE = 48
+"""Tokens of a step for texts that ask for a vector, while there are others: a chat beside them hardly waits."""
+
 
 class Scheduler:
     """Sequences that wait, and those taken in (`running`), each in the order of their tickets."""
@@ -66,20 +69,19 @@ class Scheduler:
                 passed.append(sequence)
         return taken
 
-    def reading(self, tokens: int) -> list[tuple[Sequence, int]]:
-        """How many tokens of a step each sequence that still reads may read."""
+    def reading(self, tokens: int, beside: bool = False) -> list[tuple[Sequence, int]]:
+        """How many tokens of a step each sequence that still reads may read; `beside`: while others are written.
+
+        Those that ask for a vector alone get at most ASIDE of them where anybody else reads or is written.
+        """
         rest = [s for s in self.running if s.position < s.target]
-        if not rest or tokens < 1:
-            return []
-        oldest, given = rest[0], {}
-        given[oldest] = min(oldest.target - oldest.position, max(1, -(-tokens // 2)))
-        tokens -= given[oldest]
-        for sequence in sorted(rest[1:], key=lambda s: (s.target - s.position, s.ticket)):
-            if tokens > 0:
-                given[sequence] = min(sequence.target - sequence.position, tokens)
-                tokens -= given[sequence]
-        given[oldest] += min(tokens, oldest.target - oldest.position - given[oldest])
-        return list(given.items())
+        vectors, rest = [s for s in rest if s.request.embed], [s for s in rest if not s.request.embed]
+        given, left = {}, min(tokens, ASIDE) if rest or beside else tokens
+        for sequence in vectors:
+            if left > 0:
+                given[sequence] = min(sequence.target - sequence.position, left)
+                left -= given[sequence]
+        return list((given | _shared(rest, tokens - sum(given.values()))).items())
 
     def last_to_come(self) -> Sequence | None:
         """Whoever came last makes room for the others; None for nobody."""
@@ -106,3 +108,18 @@ class Scheduler:
         self._tickets += 1
         sequence.ticket = self._tickets
         self.waiting.append(sequence)
+
+
+def _shared(rest: Many[Sequence], tokens: int) -> dict[Sequence, int]:
+    """So many tokens for those that read: half for whoever came first, what is left for the shortest rest."""
+    if not rest or tokens < 1:
+        return {}
+    oldest, given = rest[0], {}
+    given[oldest] = min(oldest.target - oldest.position, max(1, -(-tokens // 2)))
+    tokens -= given[oldest]
+    for sequence in sorted(rest[1:], key=lambda s: (s.target - s.position, s.ticket)):
+        if tokens > 0:
+            given[sequence] = min(sequence.target - sequence.position, tokens)
+            tokens -= given[sequence]
+    given[oldest] += min(tokens, oldest.target - oldest.position - given[oldest])
+    return given

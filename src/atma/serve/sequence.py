@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from atma.serve.carry import Carried
+from atma.serve.guides import Guide
 from atma.serve.request import Finish, Logprob, Request, Usage
 from atma.text_stream import TextStream
 
@@ -19,7 +20,7 @@ class Sequence:
         self.prompt_length = len(tokens)
         self.salt = request.salt if request.cache else f"{request.salt}\0{identity}"
         self.seed = seed
-        self.stream = TextStream(request.stop)
+        self.stream = TextStream(request.stop, through=request.include_stop)
         self.leader: Sequence | None = None
         self.until = len(tokens)
         """Another that reads the first `until` tokens for this one too: it waits for that."""
@@ -43,12 +44,16 @@ class Sequence:
         """What it carries while it reads; while it is written its row of the batch holds that."""
         self.hidden: Tensor | None = None
         self.prompt_logprobs: list[Logprob] = []
+        self.total: Tensor | None = None
+        """The sum of the hidden states read so far (D,) float64, where their mean is asked for."""
         self.greedy, self.adjusts = request.temperature == 0, request.adjusts
         self.counts: Tensor | None = None
         self.seen: Tensor | None = None
         self.mark: str | None = None
         """The kept state from before what may become a stop text: a next turn goes on from there."""
         self.finish: Finish | None = None
+        self.guide: Guide | None = None
+        """Where it stands in the structure that was asked for."""
 
     @functools.cached_property
     def random(self) -> torch.Generator:
@@ -77,8 +82,20 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether every token of the prompt must be read for its log-probabilities, none taken from a kept state."""
+        """Whether every token of the prompt is to get a log-probability."""
         return self.request.echo and self.request.logprobs is not None and not self.written
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether every token of the prompt must be read, none taken from a kept state."""
+        return self.scores_prompt or self.request.embed == "mean"
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """The vector (D,) float32 of a prompt that has been read."""
+        if self.request.embed == "mean":
+            return None if self.total is None else (self.total / self.prompt_length).float()
+        return None if self.hidden is None else self.hidden[-1].float()
 
     @property
     def waits(self) -> bool:
@@ -90,6 +107,8 @@ class Sequence:
     def append(self, token: int) -> None:
         """A token of the answer."""
         self.tokens.append(token)
+        if self.guide is not None:
+            self.guide.take(token)
         if self.counts is not None:
             self.counts[token] += 1
         if self.seen is not None:

@@ -80,9 +80,9 @@ class Store:
         if sequence.refused == since:
             return False
         kept = None
-        if not sequence.scores_prompt:
+        if not sequence.reads_all:
             kept = self.cache.find(sequence.tokens, sequence.target, sequence.salt)
-        if not sequence.scores_prompt and self._follows(sequence, running, kept.standing.position if kept else 0):
+        if not sequence.reads_all and self._follows(sequence, running, kept.standing.position if kept else 0):
             return False
         spare = len(running)
         if not self._fits(sequence, kept, spare):

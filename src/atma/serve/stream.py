@@ -7,6 +7,7 @@ from typing import Self
 
 from atma.serve.completion import Completion
 from atma.serve.engine import Engine
+from atma.serve.guides import Prepared
 from atma.serve.handle import Handle
 from atma.serve.request import Request
 
@@ -18,7 +19,7 @@ class Steps:
         self.engine, self.lock = engine, RLock()
         self._left: deque[str] = deque()
 
-    def submit(self, request: Request, tokens: list[int]) -> Handle:
+    def submit(self, request: Request, tokens: Prepared) -> Handle:
         """Queue a prepared request. RequestError: the engine is closed."""
         with self.lock:
             return self.engine.submit(request, tokens)
@@ -49,7 +50,7 @@ class CompletionStream:
     answer once it has ended.
     """
 
-    def __init__(self, steps: Steps, request: Request, tokens: list[int]) -> None:
+    def __init__(self, steps: Steps, request: Request, tokens: Prepared) -> None:
         self._steps, self._request, self._tokens = steps, request, tokens
         self._handle: Handle | None = None
         self._shown, self._closed = 0, False

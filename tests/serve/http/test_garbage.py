@@ -11,7 +11,7 @@ import pytest
 from atma.serve.http import guard, protocol
 from tests.serve.http.conftest import Live
 
-ROUTES = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
+ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/tokenize", "/detokenize"]
 BODIES = {
     "/v1/chat/completions": {
         "model": "tiny",
@@ -27,6 +27,12 @@ BODIES = {
         "logit_bias": {"65": 1.5},
         "stream": False,
         "n": 2,
+        "min_tokens": 1,
+        "skip_special_tokens": False,
+        "chat_template_kwargs": {"enable_thinking": False, "x": [{"y": "z"}]},
+        "return_token_ids": True,
+        "best_of": 1,
+        "xtc_probability": 0,
     },
     "/v1/completions": {
         "prompt": [[1, 2, 3], [4]],
@@ -35,11 +41,31 @@ BODIES = {
         "logprobs": 1,
         "seed": 3,
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         "top_p": 0.9,
         "top_k": 5,
         "presence_penalty": 0.1,
         "repetition_penalty": 1.1,
+    },
+    "/v1/embeddings": {
+        "input": ["some", "texts"],
+        "encoding_format": "base64",
+        "dimensions": 32,
+        "truncate_prompt_tokens": 4,
+        "normalize": False,
+    },
+    "/v1/messages": {
+        "model": "tiny",
+        "max_tokens": 3,
+        "system": [{"type": "text", "text": "Be", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": "x"},
+        ],
+        "stop_sequences": ["y"],
+        "stream": True,
+        "tools": [],
+        "thinking": {"type": "disabled"},
     },
     "/tokenize": {"prompt": "some text", "add_special_tokens": False},
     "/detokenize": {"tokens": [1, 2, 250, 256]},
@@ -182,7 +208,7 @@ def test_mutated_bodies_are_answered_or_refused(live: Live):
 
 def test_garbage_on_the_wire_is_refused(live: Live, impatient):
     with Beside(live):
-        check_raw(live, 2, 200)
+        check_raw(live, 9, 200)
     assert live.settled()
 
 

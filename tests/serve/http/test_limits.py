@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from atma.serve import sampler
 from atma.serve.http import guard, protocol, streams
-from atma.serve.http.bodies import MOST_MESSAGES
+from atma.serve.http.fields import MOST_MESSAGES
 from tests.serve.http.conftest import OPTIONS, Live
 
 SHORT = {"prompt": "x", "max_tokens": 2}
@@ -40,7 +40,7 @@ def metric(live: Live, name: str, labels: dict[str, str] | None = None) -> float
         ("POST", "/v1/completions", b'{"prompt": "\xff"}', {}, 400, "invalid_request"),
         ("POST", "/v1/completions", b'{"prompt": [' + b"9" * 5000 + b"]}", {}, 400, "invalid_request"),
         ("POST", "/v1/completions", b"[" * 100_000, {}, 400, "too_deep"),
-        ("POST", "/v1/completions", b'{"a":' * 40 + b"1" + b"}" * 40, {}, 400, "too_deep"),
+        ("POST", "/v1/completions", b'{"a":' * 65 + b"1" + b"}" * 65, {}, 400, "too_deep"),
         ("POST", "/v1/completions", SHORT, {"content-type": "text/plain"}, 415, "content_type"),
         ("POST", "/v1/completions", SHORT, {"content-encoding": "gzip"}, 415, "content_encoding"),
         ("POST", "/v1/completions", {"prompt": "x", "model": "other"}, {}, 404, "model_not_found"),

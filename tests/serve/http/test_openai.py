@@ -241,15 +241,13 @@ def test_fields_that_change_nothing_are_accepted(client, fields):
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"tools": [TOOL]}, "tools"),
-        ({"response_format": SCHEMA}, "response_format"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format"),
         ({"store": True}, "store"),
         ({"extra_body": {"temperature_": 1}}, "did you mean 'temperature'"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template"),
@@ -267,7 +265,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
         ({"top_logprobs": 2}, "logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
             "image",

@@ -231,8 +231,25 @@ template <class T> int64_t place_of_largest(const T* x, long width) {
 template <class T> void largest(const Largest& p) {
     for (long r = 0; r < p.rows; ++r) p.y[r] = place_of_largest(static_cast<const T*>(p.x) + r * p.x_row, p.width);
 }
+
+PROBLEM(Forbidding,  // −∞ in the rows of x (…, width) that `held` (count, 2) names, where a bit is 0 of those at its address
+    int64_t count, width, x_row;
+    const int64_t* held;
+    void* x;
+)
+
+template <class T> void forbid(const Forbidding& p) {
+    for (long i = 0; i < p.count; ++i) {
+        T* x = static_cast<T*>(p.x) + p.held[2 * i] * p.x_row;
+        const uint32_t* bits = reinterpret_cast<const uint32_t*>(p.held[2 * i + 1]);
+        for (long d = 0; d < p.width; ++d)
+            x[d] = bits[d >> 5] >> (d & 31) & 1 ? x[d] : -std::numeric_limits<T>::infinity();
+    }
+}
 }  // namespace
 
+KERNEL(forbid_float32, Forbidding, forbid<float>)
+KERNEL(forbid_float64, Forbidding, forbid<double>)
 KERNEL(largest_float32, Largest, largest<float>)
 KERNEL(largest_float64, Largest, largest<double>)
 #define EXPORT(NAME, E)                                                \

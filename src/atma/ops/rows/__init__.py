@@ -10,9 +10,12 @@ Compiled and without gradients, `causal_conv`, `gated_conv`, `rms_norm`, `gated`
 delta rule in chunks are not: they go by the number of tokens. Nor are PyTorch's exponentials, by a number's place.
 """
 
+import array
 import ctypes
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,6 +131,19 @@ def largest(x: Tensor) -> Tensor:
     y = torch.empty(x.shape[0], dtype=torch.int64)
     native.call("largest", x.dtype, "rows width x_row x y", (*x.shape, x.stride(0), *native.addresses(x, y)))
     return y
+
+
+def forbid(x: Tensor, held: Sequence[tuple[int, np.ndarray]]) -> None:
+    """−inf in place in some rows of x (N, V), float32 or float64, where a bit is 0: `held` are rows and their bits
+    (⌈V / 32⌉,) uint32, the first ones lowest."""
+    if _compiled(x) and x.stride(-1) == 1:
+        flat = array.array("q", [number for row, bits in held for number in (row, bits.ctypes.data)])
+        values = (len(held), x.shape[1], x.stride(0), flat.buffer_info()[0], *native.addresses(x))
+        native.call("forbid", x.dtype, "count width x_row held x", values)
+        return
+    for row, bits in held:
+        allowed = np.unpackbits(bits.view(np.uint8), count=x.shape[1], bitorder="little")
+        x[row].masked_fill_(torch.from_numpy(allowed == 0).to(x.device), -torch.inf)
 
 
 def _gate(name: str, x: Tensor, opening: Tensor) -> Tensor:

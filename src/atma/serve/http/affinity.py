@@ -9,7 +9,8 @@ import hashlib
 import json
 import re
 
-from atma.serve.http.bodies import Message, Prompt
+from atma.serve.http.bodies import Message
+from atma.serve.http.fields import Prompt
 
 HEADER = "x-atma-affinity"
 CHARACTERS, TOKENS = 1024, 256

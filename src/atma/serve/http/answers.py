@@ -3,6 +3,8 @@
 import io
 import time
 import uuid
+from array import array
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import atma
@@ -19,13 +21,17 @@ class Tally:
 
     def __init__(self, prompts: int) -> None:
         self._first: list[Usage | None] = [None] * prompts
-        self.completion = 0
+        self._written: dict[tuple[int, int], int] = {}
 
     def add(self, index: int, event: Event) -> None:
         if event.usage is not None:
-            self.completion += event.usage.completion
+            self._written[index, event.index] = event.usage.completion
             if event.index == 0 or self._first[index] is None:
                 self._first[index] = event.usage
+
+    @property
+    def completion(self) -> int:
+        return sum(self._written.values())
 
     @property
     def prompt(self) -> int:
@@ -46,14 +52,18 @@ class Tally:
 
 
 class Shape(Protocol):
-    """How a kind of completion writes its answers: `choice` is what the whole has, `delta` what a chunk has."""
+    """How a kind of completion writes its answers: `choice` is what the whole has, `delta` what a chunk has; `ids` are
+    those of each prompt where token ids are asked for."""
 
     kind: str
     chunk_kind: str
     prefix: str
+    ids: list[list[int]] | None
+    ids_of_choices: bool
+    """Whether a prompt's are told with each of its choices, or once."""
 
     def opening(self) -> dict[str, Any] | None: ...
-    def choice(self, text: str) -> dict[str, Any]: ...
+    def choice(self, text: str, end: str | None) -> dict[str, Any]: ...
     def delta(self, event: Event) -> dict[str, Any]: ...
     def logprobs(self, position: int, event: Event) -> dict[str, Any] | None: ...
     def token_bytes(self, best: int) -> int: ...
@@ -63,15 +73,18 @@ class ChatShape:
     """chat.completion"""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
+    ids_of_choices = False
 
-    def __init__(self, names: TokenNames, scored: bool) -> None:
-        self.names, self.scored = names, scored
+    def __init__(self, names: TokenNames, scored: bool, ids: list[list[int]] | None = None, begun: str = "") -> None:
+        """`begun`: what comes before the text that is written."""
+        self.names, self.scored, self.ids, self.begun = names, scored, ids, begun
 
     def opening(self) -> dict[str, Any] | None:
-        return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        return {"delta": {"role": "assistant", "content": self.begun}, "logprobs": None}
 
-    def choice(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def choice(self, text: str, end: str | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": self.begun + text, "refusal": None}
+        return {"message": message, "finish_reason": end}
 
     def delta(self, event: Event) -> dict[str, Any]:
         return {"delta": {"content": event.text} if event.text or event.tokens else {}}
@@ -86,20 +99,23 @@ class ChatShape:
 
 class TextShape:
     """text_completion. `echo`: answers begin with the prompt, which spells special tokens if it is `spelled`, as one of
-    token ids is."""
+    token ids is, and as all of the text is where that is asked for."""
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl-"
+    ids_of_choices = True
 
-    def __init__(self, names: TokenNames, scored: bool, echo: bool, spelled: bool) -> None:
-        self.names, self.scored, self.echo, self.spelled = names, scored, echo, spelled
+    def __init__(
+        self, names: TokenNames, scored: bool, echo: bool, spelled: bool, ids: list[list[int]] | None = None
+    ) -> None:
+        self.names, self.scored, self.echo, self.spelled, self.ids = names, scored, echo, spelled, ids
         self._offsets: dict[int, TextLogprobs] = {}
 
     def opening(self) -> dict[str, Any] | None:
         return None
 
-    def choice(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def choice(self, text: str, end: str | None) -> dict[str, Any]:
+        return {"text": text, "finish_reason": end}
 
     def delta(self, event: Event) -> dict[str, Any]:
         return {"text": event.text}
@@ -154,6 +170,9 @@ class Answer:
         self._texts = [io.StringIO() for _ in range(self.choices)]
         self._scores = [Scores() for _ in range(self.choices)]
         self._ends: list[str | None] = [None] * self.choices
+        self._ids = [array("i") for _ in range(self.choices)]
+        self._told: set[int] = set()
+        """Choices whose prompt's ids a chunk has told."""
 
     def add(self, item: Item) -> None:
         """Take an event into the whole answer."""
@@ -161,6 +180,8 @@ class Answer:
         position = index * self.n + event.index
         self._texts[position].write(event.text)
         self._ends[position] = event.finish_reason
+        if self.shape.ids is not None:
+            self._ids[position].extend(event.tokens)
         self.tally.add(index, event)
         scored = self.shape.logprobs(position, event)
         if scored is not None:
@@ -168,9 +189,13 @@ class Answer:
 
     def whole(self) -> list[bytes]:
         """The body of an answer that is not streamed, in pieces."""
-        pieces = [encoded(self._head | {"object": self.shape.kind, "usage": self.tally.body})[:-1] + b',"choices":[']
+        head = self._head | {"object": self.shape.kind, "usage": self.tally.body}
+        if self.shape.ids is not None and not self.shape.ids_of_choices:
+            head["prompt_token_ids"] = self.shape.ids[0]
+        pieces = [encoded(head)[:-1] + b',"choices":[']
         for i, (text, scores, end) in enumerate(zip(self._texts, self._scores, self._ends, strict=True)):
-            choice = {"index": i} | self.shape.choice(text.getvalue()) | {"finish_reason": end}
+            choice = {"index": i} | self.shape.choice(text.getvalue(), end)
+            choice |= self._with_ids(i, self._ids[i])
             pieces += [b"," * (i > 0) + encoded(choice)[:-1] + b',"logprobs":', *scores.pieces(), b"}"]
         return [*pieces, b"]}"]
 
@@ -187,12 +212,25 @@ class Answer:
         self.tally.add(index, event)
         position = index * self.n + event.index
         scored = self.shape.logprobs(position, event) if event.tokens else None
-        rest = {"logprobs": scored, "finish_reason": event.finish_reason}
-        return self._chunk([{"index": position} | self.shape.delta(event) | rest])
+        rest = {"logprobs": scored, "finish_reason": event.finish_reason} | self._with_ids(position, event.tokens)
+        return self._chunk([{"index": position} | rest | self.shape.delta(event)])
 
     def usage_chunk(self) -> dict[str, Any]:
         """The chunk after the last, for those who ask for it."""
         return self._chunk([]) | {"usage": self.tally.body}
 
+    def _with_ids(self, position: int, written: Sequence[int]) -> dict[str, Any]:
+        """The ids of a choice, if they are asked for, with those of its prompt the first time."""
+        if self.shape.ids is None:
+            return {}
+        first = self.shape.ids_of_choices and position not in self._told
+        self._told.add(position)
+        of_prompt = {"prompt_token_ids": self.shape.ids[position // self.n]} if first else {}
+        return of_prompt | {"token_ids": list(written)}
+
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._head | {"object": self.shape.chunk_kind, "choices": choices}
+        head = self._head | {"object": self.shape.chunk_kind, "choices": choices}
+        if self.shape.ids is not None and not self.shape.ids_of_choices and not self._told:
+            self._told.add(-1)
+            head["prompt_token_ids"] = self.shape.ids[0]
+        return head

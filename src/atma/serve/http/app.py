@@ -1,52 +1,93 @@
 """START HERE. The routes: what is asked, in the words of OpenAI's API, and what the engine makes of it."""
 
 import asyncio
+import dataclasses
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 import atma
 from atma.serve.http import affinity
-from atma.serve.http.answers import Answer, ChatShape, Shape, TextShape
-from atma.serve.http.bodies import ChatBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from atma.serve.http import embeddings as vectors
+from atma.serve.http.answers import Answer, ChatShape, TextShape
+from atma.serve.http.bodies import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    SamplingBody,
+    StreamOptions,
+    TokenizeBody,
+)
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, ClientGone, Silence, json_response
+from atma.serve.http.errors import MESSAGES, ApiError, Body, json_response
 from atma.serve.http.feed import Feed
-from atma.serve.http.guard import LOG, Guard
+from atma.serve.http.guard import Guard
+from atma.serve.http.messages import Messages
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
-from atma.serve.http.room import Room, gathered_bytes
+from atma.serve.http.refusals import told
+from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
+from atma.serve.http.schemas import (
+    REFUSALS,
+    STREAMED,
+    ChatAnswer,
+    CountAnswer,
+    DetokenizeAnswer,
+    EmbeddingAnswer,
+    HealthAnswer,
+    MessageAnswer,
+    ModelAnswer,
+    ModelsAnswer,
+    TextAnswer,
+    TokenizeAnswer,
+    TokenizerAnswer,
+    describe,
+)
 from atma.serve.http.service import Ready, Service
-from atma.serve.http.streams import streamed, while_there, whole
+from atma.serve.http.streams import EventStream, streamed, while_there, whole
 from atma.serve.http.templates import PLAIN, chat_tokens
+from atma.serve.http.tokens import tokenizer_info
+from atma.serve.http.tooling import Tooling, ToolShape
 from atma.serve.request import Request as EngineRequest
+from atma.serve.request import RequestError
+from atma.serve.tools.formats import knows_tools
 
-NAMES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has other methods")}
 MOST_TOGETHER = 128
 
 
 def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     """The server as an ASGI application."""
-    metrics = metrics or Metrics()
+    metrics = metrics or Metrics(service.name)
     app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None)
     routes = Routes(service, metrics)
     post, get = ["POST"], ["GET"]
-    app.add_api_route("/v1/chat/completions", routes.chat, methods=post)
-    app.add_api_route("/v1/completions", routes.completions, methods=post)
-    app.add_api_route("/v1/models", routes.models, methods=get)
-    app.add_api_route("/v1/models/{name:path}", routes.model, methods=get)
-    app.add_api_route("/tokenize", routes.tokenize, methods=post)
-    app.add_api_route("/detokenize", routes.detokenize, methods=post)
-    app.add_api_route("/health", routes.health, methods=get)
-    app.add_api_route("/metrics", routes.metrics_text, methods=get)
+    others = {"/health": REFUSALS | {503: {"model": HealthAnswer}}}
+    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES), REFUSALS | STREAMED)
+    for path, route, methods, answer in (
+        ("/v1/chat/completions", routes.chat, post, ChatAnswer),
+        ("/v1/completions", routes.completions, post, TextAnswer),
+        ("/v1/embeddings", routes.embeddings, post, EmbeddingAnswer),
+        ("/v1/models", routes.models, get, ModelsAnswer),
+        ("/v1/models/{name:path}", routes.model, get, ModelAnswer),
+        ("/v1/messages", Messages(routes).answer, post, MessageAnswer),
+        ("/v1/messages/count_tokens", Messages(routes).count, post, CountAnswer),
+        ("/tokenize", routes.tokenize, post, TokenizeAnswer),
+        ("/detokenize", routes.detokenize, post, DetokenizeAnswer),
+        ("/tokenizer_info", routes.tokenizer_info, get, TokenizerAnswer),
+        ("/health", routes.health, get, HealthAnswer),
+    ):
+        refused = others.get(path, REFUSALS)
+        app.add_api_route(path, route, methods=methods, response_model=answer, responses=refused)
+    app.add_api_route("/metrics", routes.metrics_text, methods=get, response_class=PlainTextResponse)
     app.add_api_route("/", routes.page, methods=get, include_in_schema=False)
+    describe(app)
     for kind in (RequestValidationError, HTTPException, ApiError, Exception):
-        app.add_exception_handler(kind, _told)
-    return Guard(app, metrics, service.options.key(), service.options.body_bytes)
+        app.add_exception_handler(kind, told)
+    return Guard(app, metrics, service.options)
 
 
 class Routes:
@@ -55,27 +96,55 @@ class Routes:
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self.service, self.metrics = service, metrics
         self.room = Room(service.options.answer_bytes)
+        self.embedder = vectors.Embedder(max(1, service.options.max_rows // 2))
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        ready = self._ready(body)
-        tokens = await while_there(request.receive, chat_tokens(ready.renderer, ready.tokenizer, body.messages))
-        room = max(1, min(self.service.options.max_tokens, ready.longest - len(tokens) + 1))
-        asked = chat_request(body, tokens, ready.renderer.template.stop, ready.ends, room)
-        name = affinity.of_messages(body.messages, body.cache_salt)
-        return await self._answered([asked], ChatShape(ready.names, body.logprobs), body, request, name)
+        asked, shape, name = await self.asked(body, request)
+        return await self.answered([asked], Answer(shape, self.service.name, 1, body.n), body, request, name)
+
+    async def asked(self, body: ChatBody, request: Request) -> tuple[EngineRequest, ChatShape, str]:
+        """A conversation as the engine is asked it, its answer's shape, and the conversation's name."""
+        ready = self.ready(body)
+        template = ready.renderer.template
+        tooling = Tooling(body, ready.form, knows_tools(template.text), ready.tokenizer)
+        structure = tooling.structure(body.response_format or body.structured_outputs)
+        rendering = body.rendering._replace(tools=tooling.given)
+        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
+        tokens = await while_there(request.receive, work)
+        shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
+        shape = shape if tooling.form is None else ToolShape.of(tooling.form, body.parallel_tool_calls, shape)
+        most = max(1, ready.longest - len(tokens) + 1)
+        if not body.stream:
+            most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
+        lengths = most, self.service.options.max_tokens
+        asked = chat_request(body, tokens, template.stop, ready.ends, *lengths)
+        asked = dataclasses.replace(asked, structure=structure, special=asked.special or tooling.spelled)
+        return asked, shape, affinity.of_messages(body.messages, body.cache_salt)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue one or several texts."""
-        ready = self._ready(body)
+        ready = self.ready(body)
         requests = completion_requests(body, ready.ends)
         if len(requests) * body.n > MOST_TOGETHER:
             together = f"{len(requests)} prompts with {body.n} choices each"
             raise ApiError(400, "invalid_value", f"{together} are more than {MOST_TOGETHER} answers", "n")
-        spelled = body.echo and not isinstance(requests[0].prompt, str)
-        shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled)
+        spelled = not body.skip_special_tokens or (body.echo and not isinstance(requests[0].prompt, str))
+        ids = await asyncio.to_thread(prepared, ready, requests) if body.return_token_ids else None
+        shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled, ids)
         name = affinity.of_prompt(body.prompt, body.cache_salt)
-        return await self._answered(requests, shape, body, request, name)
+        answer = Answer(shape, self.service.name, len(requests), body.n)
+        return await self.answered(requests, answer, body, request, name)
+
+    async def embeddings(self, body: vectors.EmbeddingBody, request: Request) -> Response:
+        """A vector for each text."""
+        call, ready = request.state.call, self.ready(body)
+        asked = await vectors.requests_of(body, ready, self.service.options.pooling)
+        width = ready.engine.engine.served.config.width
+        await while_there(request.receive, call.hold(self.room, vectors.answer_bytes(len(asked), width)))
+        events = await while_there(request.receive, self.embedder.vectors(ready, asked))
+        call.sizes = sum(event.usage.prompt for event in events if event.usage), 0, 0
+        return Body(await asyncio.to_thread(vectors.answer, body, events, self.service.name))
 
     async def models(self) -> Response:
         """The one model."""
@@ -88,7 +157,7 @@ class Routes:
 
     async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
         """Tokens of a text, as a completion reads it, or of messages, as a chat does."""
-        ready = self._ready(body)
+        ready = self.ready(body)
         if body.messages is None:
             try:
                 tokens = await asyncio.to_thread(ready.tokenizer.encode, body.prompt or "")
@@ -96,17 +165,23 @@ class Routes:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
             tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
         else:
-            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, body.add_generation_prompt)
+            rendering = body.rendering._replace(tools=[tool.given for tool in body.tools] or None)
+            work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
             tokens = await while_there(request.receive, work)
         return json_response({"count": len(tokens), "max_model_len": ready.longest, "tokens": tokens})
 
     async def detokenize(self, body: DetokenizeBody) -> Response:
         """The text of tokens."""
-        ready = self._ready(body)
+        ready = self.ready(body)
         try:
             return json_response({"prompt": await asyncio.to_thread(ready.tokenizer.decode, body.tokens)})
         except ValueError as error:
             raise ApiError(400, "invalid_value", f"'tokens': {error}", "tokens") from None
+
+    async def tokenizer_info(self) -> Response:
+        """What the tokenizer and the chat template are."""
+        ready = self.service.require()
+        return json_response(tokenizer_info(ready.tokenizer, ready.renderer.template, ready.ends, ready.longest))
 
     async def health(self) -> Response:
         """200 when requests are taken."""
@@ -123,23 +198,29 @@ class Routes:
         """The chat page."""
         return page()
 
-    def _ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody) -> Ready:
+    def ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody | vectors.EmbeddingBody) -> Ready:
+        """The model that a body asks for. ApiError: there is none, or not now."""
         check_model(body.model, self.service.name)
         return self.service.require()
 
-    async def _answered(
-        self, requests: list[EngineRequest], shape: Shape, body: SamplingBody, request: Request, name: str
+    async def answered(
+        self,
+        requests: list[EngineRequest],
+        answer: Answer,
+        body: SamplingBody,
+        request: Request,
+        name: str,
+        kind: type[EventStream] = EventStream,
     ) -> Response:
+        """The engine's answer, whole or as a stream of that kind; `name` is the conversation's."""
         call: Call = request.state.call
         ready, config = self.service.require(), self.service.options.engine_config()
         sizes = ready.longest, config.max_rows, config.unread_bytes
-        gathered = gathered_bytes(requests, shape, not body.stream, *sizes)
+        gathered = gathered_bytes(requests, answer.shape, not body.stream, *sizes)
         await while_there(request.receive, call.hold(self.room, gathered))
         feed = Feed(ready.engine, requests)
-        answer = Answer(shape, self.service.name, len(requests), body.n)
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            work = streamed(feed, answer, call, with_usage)
+            work = streamed(feed, answer, call, body.stream_options or StreamOptions(), kind)
         else:
             work = whole(feed, answer, call)
         response = await while_there(request.receive, work)
@@ -156,36 +237,9 @@ class Routes:
         return model | {"max_model_len": ready.longest} | told
 
 
-async def _told(request: Request, error: Exception) -> Response:
-    call: Call = request.state.call
-    if isinstance(error, ClientGone):
-        return Silence()
-    known = isinstance(error, ApiError | RequestValidationError | HTTPException)
-    if not known:
-        LOG.error("id=%s: %s", call.id, type(error).__name__, exc_info=error)
-    call.error = _api_error(error) if known else ApiError.unforeseen(call.id)
-    return call.error.response()
-
-
-def _api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RequestValidationError):
-        return _invalid(error)
-    assert isinstance(error, HTTPException)
-    code, message = NAMES.get(error.status_code, ("invalid_request", str(error.detail)))
-    told = ApiError(error.status_code, code, message)
-    told.allow = (error.headers or {}).get("Allow")
-    return told
-
-
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, "invalid_json", "the body is not JSON")
-    place = [part for part in first["loc"] if part != "body"]
-    name = ".".join(map(str, place))
-    message = first["msg"].removeprefix("Value error, ")
-    message = f"'{name}': {message}" if name else message
-    return ApiError(400, "invalid_value", message, str(place[0]) if place else None)
+def prepared(ready: Ready, requests: list[EngineRequest]) -> list[list[int]]:
+    """The tokens of each prompt. ApiError: one is refused."""
+    try:
+        return [ready.engine.engine.prepare(request) for request in requests]
+    except RequestError as error:
+        raise ApiError.of(error) from None

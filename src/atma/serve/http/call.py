@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from typing import Any
 
 from atma.serve.http.answers import Tally
 from atma.serve.http.errors import ApiError
@@ -16,14 +17,17 @@ SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 class Call:
     """One request. `id` is the client's own where that is sane."""
 
-    def __init__(self, metrics: Metrics, asked: str | None) -> None:
-        self.metrics = metrics
+    def __init__(self, metrics: Metrics, asked: str | None, method: str) -> None:
+        self.metrics, self.method = metrics, method
         self.id = asked if asked is not None and SANE.fullmatch(asked) else uuid.uuid4().hex
         self.began = time.perf_counter()
         self.status = 0
         self.route = "none"
         self.error: ApiError | None = None
-        self.gone = False
+        self.gone = self.messages = False
+        """`messages`: whether it is one of Anthropic's API."""
+        self.ignored: list[str] = []
+        """Fields of its body that a lenient server passed over."""
         self.first: float | None = None
         self.sizes: tuple[int, int, int] | None = None
         self._rooms: list[tuple[Room, int]] = []
@@ -62,6 +66,14 @@ class Call:
     def count(self, tally: Tally) -> None:
         """Note the sizes: tokens of prompts, of these from kept states, and of answers."""
         self.sizes = (tally.prompt, tally.cached, tally.completion)
+
+    def fields(self) -> dict[str, Any]:
+        """What the log says of it as data."""
+        told = {"id": self.id, "method": self.method, "route": self.route, "status": self.status, "gone": self.gone}
+        told |= {"error": None if self.error is None else self.error.code}
+        told |= dict(zip(("prompt_tokens", "cached_tokens", "answer_tokens"), self.sizes or (0, 0, 0), strict=True))
+        first = None if self.first is None else round(self.first, 4)
+        return told | {"first_token_seconds": first, "seconds": round(self.seconds, 4)}
 
     def line(self) -> str:
         """What the log says of it."""

@@ -16,6 +16,9 @@ PIECE = 64 << 10
 FIELDS = {"stop_tokens": "stop_token_ids"}
 """What this API calls the engine's parameters, where the names differ."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+MESSAGE_TYPES = TYPES | {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
+MESSAGES = "/v1/messages"
+"""Where errors are in the words of Anthropic's API."""
 
 
 class ApiError(Exception):
@@ -39,8 +42,9 @@ class ApiError(Exception):
             "closed": (503, "draining", 5),
             "failed": (500, "failed", None),
         }[error.code]
-        name = FIELDS.get(error.parameter or "", error.parameter)
-        return cls(status, code, str(error).replace(f"'{error.parameter}'", f"'{name}'"), name, retry)
+        for parameter, name in FIELDS.items():
+            error = error.renamed(parameter, name)
+        return cls(status, code, str(error), error.parameter, retry)
 
     @classmethod
     def unforeseen(cls, identity: str) -> "ApiError":
@@ -55,7 +59,14 @@ class ApiError(Exception):
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": message, "type": kind, "param": self.parameter, "code": self.code}}
 
-    def response(self) -> Response:
+    @property
+    def message_body(self) -> dict[str, Any]:
+        """The same in the words of Anthropic's API."""
+        kind = MESSAGE_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.body["error"]["message"]}}
+
+    def response(self, path: str = "") -> Response:
+        """The answer to a request of that path."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if self.allow:
             headers["allow"] = self.allow
@@ -63,7 +74,8 @@ class ApiError(Exception):
             headers["www-authenticate"] = "Bearer"
         if self.status in (408, 413, 431):
             headers["connection"] = "close"
-        return json_response(self.body, self.status, headers)
+        body = self.message_body if path.startswith(MESSAGES) else self.body
+        return json_response(body, self.status, headers)
 
 
 class ClientGone(Exception):

@@ -7,43 +7,53 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atma.serve.http.call import Call
-from atma.serve.http.errors import ApiError, ClientGone
+from atma.serve.http.errors import MESSAGES, ApiError, ClientGone
+from atma.serve.http.front import TOLD, inside, preflight, shared_with
 from atma.serve.http.metrics import Metrics
-from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES
+from atma.serve.http.neutral import IGNORED
+from atma.serve.http.options import BODIES_AT_ONCE, BODY_SECONDS, HEAD_BYTES, ServerOptions, origins, root
 
 LOG = logging.getLogger("atma.serve")
 OPEN = {"/health", "/"}
 """Told without a key: whether the server is up, and the page, which holds nothing of the model."""
-DEEPEST = 16
+DEEPEST = 64
 PLAIN = bytes(byte for byte in range(256) if byte not in b"[]{}")
 UPDOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 LOCAL_HOST = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
-MEASURED = {"/v1/chat/completions", "/v1/completions"}
+UNSAYABLE = re.compile(r"[^A-Za-z0-9._-]", re.ASCII)
+MEASURED = {"/v1/chat/completions", "/v1/completions", MESSAGES}
 
 
 class Guard:
-    """ASGI around the routes. `key` None: anybody on this machine may ask, by a name that is this machine's."""
+    """ASGI around the routes. Without a key anybody on this machine may ask, by a name that is this machine's."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None, most: int) -> None:
-        self.app, self.metrics, self.most = app, metrics, most
+    def __init__(self, app: ASGIApp, metrics: Metrics, options: ServerOptions) -> None:
+        self.app, self.metrics, self.options, self.most = app, metrics, options, options.body_bytes
+        key = options.key()
         self._key = None if key is None else key.encode()
+        self._origins, self._root = origins(options.cors_origin), root(options.root_path)
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
-        call = Call(self.metrics, headers.get("x-request-id"))
+        call = Call(self.metrics, headers.get("x-request-id"), scope["method"])
+        call.messages = inside(scope, self._root)["path"].startswith(MESSAGES)
         scope.setdefault("state", {})["call"] = call
-        answer = _Answer(send, call, scope["method"] == "HEAD")
+        IGNORED.set(call.ignored if self.options.lenient else None)
+        scope = inside(scope, self._root)
+        shared = shared_with(self._origins, headers)
+        answer = _Answer(send, call, scope["method"] == "HEAD", shared)
         held = 0
 
         def hold(count: int) -> None:
@@ -56,6 +66,10 @@ class Guard:
             scope = {**scope, "method": "GET"}  # `_Answer` leaves the body out
         try:
             _short(scope)
+            told = preflight(scope["method"], headers, shared)
+            if told is not None:
+                await Response(status_code=204, headers=told)(scope, receive, answer)
+                return
             self._admit(scope["path"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._body(headers, receive, hold)
@@ -83,8 +97,8 @@ class Guard:
                 )
         elif path not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
-            same = secrets.compare_digest(given.strip().encode("utf-8", "replace"), self._key)
-            if kind.lower() != "bearer" or not same:
+            given = given if kind.lower() == "bearer" else headers.get("x-api-key", "")
+            if not secrets.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
                 raise ApiError(401, "invalid_api_key", "this server asks for its API key: 'Authorization: Bearer KEY'")
 
     async def _body(self, headers: Headers, receive: Receive, hold: Callable[[int], None]) -> Receive:
@@ -139,15 +153,15 @@ class Guard:
             self.metrics.refused.labels(call.error.code).inc()
         if call.route in MEASURED and call.sizes is not None:
             self.metrics.whole.observe(call.seconds)
-        if call.route not in ("/health", "/metrics"):
-            LOG.info("%s", call.line())
+        if call.route not in ("/health", "/metrics") and self.options.access_log != "off":
+            LOG.info("%s", call.line(), extra={"call": call.fields()})
 
 
 async def refuse(error: ApiError, call: Call, scope: Scope, receive: Receive, send: "_Answer") -> None:
     """Answer with an error, unless an answer has begun."""
     call.error = error
     if not call.status:
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
 
 def deepest(body: bytes) -> int:
@@ -166,16 +180,25 @@ def _short(scope: Scope) -> None:
 class _Answer:
     """`send` that puts what belongs on every response, and sends no body to who asks for the head alone."""
 
-    def __init__(self, send: Send, call: Call, bare: bool) -> None:
-        self._send, self._call, self._bare = send, call, bare
+    def __init__(self, send: Send, call: Call, bare: bool, shared: Mapping[str, str]) -> None:
+        self._send, self._call, self._bare, self._shared = send, call, bare, shared
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._call.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._call.id
+            if self._call.messages:
+                headers["request-id"] = self._call.id
             headers.setdefault("cache-control", "no-store")
             headers["x-content-type-options"] = "nosniff"
+            for name, value in self._shared.items():
+                headers.setdefault(name, value)
+            if "access-control-allow-origin" in self._shared:
+                headers["access-control-expose-headers"] = TOLD
+            if self._call.ignored:
+                names = ", ".join(UNSAYABLE.sub("?", name[:64]) for name in self._call.ignored)
+                headers["x-atma-ignored"] = names
         elif self._bare:
             message = {**message, "body": b""}
         await self._send(message)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -42,10 +42,11 @@ COUNTERS = {
 
 
 class Metrics:
-    """One server's; nothing is shared between servers of a process."""
+    """One server's; nothing is shared between servers of a process. `model`: the label of all but the process's."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, model: str) -> None:
+        self.model, self.registry, self.process = model, CollectorRegistry(), CollectorRegistry()
+        ProcessCollector(registry=self.process)
         self.first_token = self._histogram("time_to_first_token", "From a request's arrival to its first token", SLOW)
         self.between_tokens = self._histogram("inter_token", "Between two tokens of one answer", FAST)
         self.whole = self._histogram("request", "Completion requests from arrival to the end of the answer", SLOW)
@@ -59,10 +60,25 @@ class Metrics:
     def text(self, stats: dict[str, Any] | None) -> bytes:
         """All of it, with the engine's own counts if there is an engine."""
         self._engine.stats = stats
-        return generate_latest(self.registry)
+        told = CollectorRegistry(auto_describe=False)
+        told.register(_Named(self.registry, self.model))  # pyright: ignore[reportArgumentType]
+        return generate_latest(told) + generate_latest(self.process)
 
     def _histogram(self, name: str, told: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"atma_{name}_seconds", told, buckets=buckets, registry=self.registry)
+
+
+class _Named:
+    """All of a registry, each sample with the model's name."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self.registry, self.model = registry, model
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self.registry.collect():
+            named = [sample._replace(labels={**sample.labels, "model_name": self.model}) for sample in family.samples]
+            family.samples = named
+            yield family
 
 
 class _Engine:

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from atma.serve.http.logs import Form
 from atma.serve.settings import EngineConfig
 from atma.strict import check_fields
 
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 KEY_VARIABLE = "ATMA_API_KEY"
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?", re.ASCII)
+ROOT = re.compile(r"(?:/[A-Za-z0-9._~-]+)+", re.ASCII)
+TAKEN = {"v1", "tokenize", "detokenize", "tokenizer_info", "health", "metrics", "openapi.json"}
+"""How the paths of routes begin."""
 
 HEAD_BYTES = 32 << 10
 """Of a request's line and headers together."""
@@ -36,6 +41,9 @@ PING_SECONDS = 5.0
 """A stream that is silent for so long says so in a comment."""
 
 
+Pooling = Literal["last", "mean"]
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """How a model is served. ValueError names the option and the mend."""
@@ -50,6 +58,8 @@ class ServerOptions:
     """The name clients ask for; by default the folder's."""
     chat_template: Path | None = None
     """A Jinja template for chats, instead of the one in the model's folder."""
+    tool_parser: Literal["hermes", "llama3", "lfm2", "mistral"] | None = None
+    """How the model writes calls of tools; by default as its chat template teaches."""
     memory_budget: str = "512MiB"
     """For all that the server holds but its code and the weights: keys, values and states of running texts and kept
     ones, what a step computes with, 160 KiB for each text that is read, written or waits, and answers in one body."""
@@ -65,6 +75,8 @@ class ServerOptions:
     """Length of a chat's answer where the request names none."""
     max_body: str = "8MiB"
     """Largest body of a request; larger ones are refused with status 413."""
+    pooling: Pooling = "last"
+    """What the embedding of a text is: its last hidden state, or the mean of all of them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and states."""
     select: str | None = None
@@ -75,6 +87,14 @@ class ServerOptions:
     """Processor threads for the model; 0: OMP_NUM_THREADS, or else what measures fastest."""
     reader_seconds: float = 30.0
     """A client that for so long takes too little for its full buffer to empty is cut off."""
+    cors_origin: str | None = None
+    """Pages of these origins, parted by commas, may ask from a browser; * for any. By default none may."""
+    root_path: str = ""
+    """A prefix of every path, such as /models/mine, as a proxy before this server has it."""
+    access_log: Form = "text"
+    """How each request is told on stderr, never its text: a line of text or of JSON, or not at all."""
+    lenient: bool = False
+    """Pass over fields of requests that nobody knows, and name them in the header x-atma-ignored, instead of a 400."""
     drain_seconds: float = 30.0
     """After SIGTERM or Ctrl-C, answers under way get so long to end."""
 
@@ -89,6 +109,8 @@ class ServerOptions:
         _require(byte_count(self.max_body) >= 1024, "max-body", self.max_body, "at least 1KiB")
         _require(self.model_name is None or self.model_name.strip(), "model-name", self.model_name, "a name")
         _check_device(self.device)
+        origins(self.cors_origin)
+        root(self.root_path)
         self.engine_config()
 
     @property
@@ -137,6 +159,25 @@ def byte_count(text: str) -> int:
     if found is None or found[2] not in UNITS:
         raise ValueError(f"'{text}' is no size; write it like 2GiB, 512MiB or 1048576")
     return int(float(found[1]) * UNITS[found[2]])
+
+
+def origins(text: str | None) -> frozenset[str]:
+    """The origins of an option, which are parted by commas; "*" is any. ValueError for what is none."""
+    found = frozenset(part.strip() for part in (text or "").split(",") if part.strip())
+    for origin in found - {"*"}:
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError(f"--cors-origin '{origin}' is no origin; write it like https://app.example or *")
+    return found
+
+
+def root(text: str) -> str:
+    """A prefix of paths, "" or like "/models/mine". ValueError for anything else."""
+    path = text.rstrip("/")
+    if path and (not ROOT.fullmatch(path) or {".", ".."} & set(path.split("/"))):
+        raise ValueError(f"--root-path '{text}' must be like /models/mine")
+    if path.split("/")[1:2] and path.split("/")[1] in TAKEN:
+        raise ValueError(f"--root-path '{text}' begins like a route of this server; name another")
+    return path
 
 
 def is_loopback(host: str) -> bool:

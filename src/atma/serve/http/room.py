@@ -15,6 +15,10 @@ TEXT_BYTES = 24
 """Of a token's text, with the copies that are made of it."""
 
 
+ID_BYTES = 44
+"""Of a token's id: in an array, as a number of a list, and written out."""
+
+
 class Room:
     """So many bytes, taken in the order of asking."""
 
@@ -50,8 +54,18 @@ def gathered_bytes(requests: Sequence[Request], shape: Shape, whole: bool, longe
         scored, best = request.logprobs is not None, request.logprobs or 0
         prompt = len(request.prompt) if request.echo else 0
         if whole:
-            each = TEXT_BYTES + (shape.token_bytes(best) if scored else 0)
-            found += request.n * (prompt + min(request.max_tokens, longest)) * each
+            found += request.n * (prompt + min(request.max_tokens, longest)) * _token_bytes(shape, request.logprobs)
         if scored:
             found += request.n * prompt * scored_bytes(best) * min(1.0, rows / texts)
     return max(0, int(found) - texts * free)
+
+
+def most_tokens(total: int, shape: Shape, best: int | None, n: int) -> int:
+    """Tokens of an answer in one body, of `n` choices with so many best tokens, for which there is room in `total`."""
+    return max(1, total // (n * _token_bytes(shape, best)))
+
+
+def _token_bytes(shape: Shape, best: int | None) -> int:
+    """Of a token in an answer in one body; `best` None: without log-probabilities."""
+    scored = 0 if best is None else shape.token_bytes(best)
+    return TEXT_BYTES + scored + (ID_BYTES if shape.ids is not None else 0)

@@ -1,7 +1,8 @@
 """From a request's body to requests of the engine."""
 
-from atma.serve.http.bodies import ChatBody, CompletionBody, SamplingBody, shown
+from atma.serve.http.bodies import ChatBody, CompletionBody, SamplingBody
 from atma.serve.http.errors import ApiError
+from atma.serve.http.neutral import shown
 from atma.serve.request import Request
 
 SEEDS = 2**63
@@ -18,12 +19,13 @@ def completion_requests(body: CompletionBody, ends: tuple[int, ...]) -> list[Req
 
 
 def chat_request(
-    body: ChatBody, tokens: list[int], stop: tuple[str, ...], ends: tuple[int, ...], otherwise: int
+    body: ChatBody, tokens: list[int], stop: tuple[str, ...], ends: tuple[int, ...], most: int, otherwise: int
 ) -> Request:
-    """The request for a rendered chat; `stop` is the template's own, `otherwise` the length where none is named."""
-    limits = [limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None]
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _request(body, tokens, min(limits, default=otherwise), logprobs, False, stop, ends)
+    """The request for a rendered chat; `stop` is the template's own, `most` what there is room for, `otherwise` the
+    length where none is named."""
+    limits = [most if n == -1 else n for n in (body.max_tokens, body.max_completion_tokens) if n is not None]
+    length = min(limits, default=max(min(most, otherwise), body.min_tokens))
+    return _request(body, tokens, length, body.best, False, stop, ends)
 
 
 def check_model(asked: str | None, served: str) -> None:
@@ -57,7 +59,12 @@ def _request(
         stop=(*body.stop, *stop),
         stop_tokens=(*body.stop_token_ids, *(() if body.ignore_eos else ends)),
         ignore_end=body.ignore_eos,
+        min_tokens=body.min_tokens,
+        include_stop=body.include_stop_str_in_output,
+        special=not body.skip_special_tokens,
+        cache=body.cache_prompt,
         logprobs=logprobs,
+        structure=body.response_format or body.structured_outputs,
         echo=echo,
         salt=body.cache_salt,
     )

@@ -17,6 +17,7 @@ import uvicorn
 
 from atma.serve.http.allocator import few_heaps
 from atma.serve.http.app import create_app
+from atma.serve.http.logs import logs
 from atma.serve.http.options import HEAD_BYTES, SEND_BUFFER, ServerOptions
 from atma.serve.http.protocol import Connection
 from atma.serve.http.service import Service
@@ -31,22 +32,9 @@ def serve(path: str, options: ServerOptions) -> None:
     options.require_safe()
     few_heaps()
     service = Service(path, options)
-    with logs(), listening(options.host, options.port) as sock:
+    with logs(options.access_log), listening(options.host, options.port) as sock:
         print(f"atma: loading {service.name}", file=sys.stderr, flush=True)
         asyncio.run(Process(service).run(sock))
-
-
-@contextlib.contextmanager
-def logs() -> Generator[None, None, None]:
-    """One line a request on stderr; nothing of uvicorn's own."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        LOG.removeHandler(handler)
 
 
 def listening(host: str, port: int) -> socket.socket:

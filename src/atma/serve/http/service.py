@@ -22,6 +22,7 @@ from atma.serve.http.errors import ApiError
 from atma.serve.http.options import ServerOptions
 from atma.serve.http.templates import Renderer, find_template
 from atma.serve.http.tokens import TokenNames
+from atma.serve.tools.formats import Format, format_of
 from atma.stop_tokens import declared
 from atma.threads import settle
 from atma.tokenizer import Tokenizer
@@ -44,6 +45,8 @@ class Ready(NamedTuple):
     """Tokens that end the model's turns, besides end-of-text."""
     about: tuple[str, ...]
     """What to tell people of the model: its size, and what it was trained on."""
+    form: Format | None = None
+    """How it writes calls of tools."""
 
 
 class Service:
@@ -80,8 +83,9 @@ class Service:
         await renderer.start()
         longest = engine.store.longest_text
         names = TokenNames(engine.tokenizer)
+        form = format_of(renderer.template.text, self.options.tool_parser)
         give_back()
-        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends, about)
+        self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends, about, form)
         if self._state == "loading":
             self._state = "ready"
 

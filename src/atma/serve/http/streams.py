@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from atma.serve.http.answers import Answer
+from atma.serve.http.bodies import StreamOptions
 from atma.serve.http.call import Call
 from atma.serve.http.errors import PIECE, ApiError, Body, ClientGone, encoded
 from atma.serve.http.feed import Feed, Item
@@ -47,23 +48,29 @@ async def whole(feed: Feed, answer: Answer, call: Call) -> Response:
     return Body(answer.whole())
 
 
-async def streamed(feed: Feed, answer: Answer, call: Call, with_usage: bool) -> Response:
+async def streamed(
+    feed: Feed, answer: Answer, call: Call, options: StreamOptions, kind: "type[EventStream] | None" = None
+) -> Response:
     """The answer as events. What is refused at once is refused with a status; what comes late, with an event."""
     try:
         first = await feed.next(PING_SECONDS)
     except BaseException:
         await feed.close()
         raise
-    return EventStream(feed, answer, call, with_usage, first)
+    return (kind or EventStream)(feed, answer, call, options, first)
 
 
 class EventStream(Response):
     """Server-sent events; the feed is closed at its end, whatever that is."""
 
-    def __init__(self, feed: Feed, answer: Answer, call: Call, with_usage: bool, first: list[Item]) -> None:
+    ping = PING
+
+    def __init__(self, feed: Feed, answer: Answer, call: Call, options: StreamOptions, first: list[Item]) -> None:
         super().__init__(None, 200, {"x-accel-buffering": "no"}, "text/event-stream")
         del self.headers["content-length"]
-        self.feed, self.answer, self.call, self.with_usage, self.first = feed, answer, call, with_usage, first
+        self.feed, self.answer, self.call, self.first = feed, answer, call, first
+        self.running = options.continuous_usage_stats
+        self.with_usage = options.include_usage or self.running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -79,8 +86,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        opening = b"".join(map(self._event, self.answer.openings()))
-        yield opening + (b"" if self.first else PING)
+        yield self._opening() + (b"" if self.first else self.ping)
         try:
             for piece in self._chunks(self.first):
                 yield piece
@@ -89,21 +95,33 @@ class EventStream(Response):
                 for piece in self._chunks(items):
                     yield piece
                 if not items:
-                    yield PING
+                    yield self.ping
         except Exception as error:
             if not isinstance(error, ApiError):
                 LOG.exception("id=%s: %s", self.call.id, type(error).__name__)
             self.call.error = error if isinstance(error, ApiError) else ApiError.unforeseen(self.call.id)
-            yield b"data: " + encoded(self.call.error.body) + b"\n\n" + DONE
+            yield self._failure(self.call.error)
             return
-        yield (self._event(self.answer.usage_chunk()) if self.with_usage else b"") + DONE
+        yield self._ending()
+
+    def _opening(self) -> bytes:
+        return b"".join(map(self._event, self.answer.openings()))
+
+    def _of(self, item: Item) -> bytes:
+        return self._event(self.answer.chunk(item))
+
+    def _ending(self) -> bytes:
+        return (self._event(self.answer.usage_chunk()) if self.with_usage else b"") + DONE
+
+    def _failure(self, error: ApiError) -> bytes:
+        return b"data: " + encoded(error.body) + b"\n\n" + DONE
 
     def _chunks(self, items: list[Item]) -> Iterator[bytes]:
         """The events' chunks, as many at once as the connection takes in one piece."""
         piece = bytearray()
         for item in items:
             self.call.saw(item)
-            piece += self._event(self.answer.chunk(item))
+            piece += self._of(item)
             if len(piece) >= PIECE:
                 yield bytes(piece)
                 piece.clear()
@@ -112,7 +130,7 @@ class EventStream(Response):
 
     def _event(self, chunk: dict) -> bytes:
         if self.with_usage:
-            chunk = {"usage": None} | chunk
+            chunk = {"usage": self.answer.tally.body if self.running else None} | chunk
         return b"data: " + encoded(chunk) + b"\n\n"
 
 

@@ -5,17 +5,19 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atma.chat.template import PLAIN, WORKER, Specials, Template, find_template
 from atma.serve.http.bodies import Message
 from atma.serve.http.errors import ApiError
+from atma.serve.http.rendering import Rendering, hidden_in, texts_in
 from atma.tokenizer import Tokenizer
 
 RENDER_SECONDS = 5.0
 START_SECONDS = 30.0
 MOST_BYTES = 64 << 20
+DEFAULT = Rendering()
 
 
 class Renderer:
@@ -31,10 +33,16 @@ class Renderer:
         async with self._turn:
             await self._begin()
 
-    async def render(self, messages: Sequence[dict[str, Any]], prompted: bool) -> str:
-        """The text of a chat. ApiError if the template does not render it."""
-        request = self.template.names | {"messages": messages, "add_generation_prompt": prompted}
-        request |= {"tools": None, "documents": None}
+    async def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        prompted: bool,
+        named: Mapping[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        """The text of a chat; `named`: what else the template is given. ApiError if it does not render it."""
+        request = {**(named or {}), **self.template.names, "messages": messages, "add_generation_prompt": prompted}
+        request |= {"tools": tools, "documents": None}
         async with self._turn:
             try:
                 process = self._process or await self._begin()
@@ -92,21 +100,42 @@ class Renderer:
 
 
 async def chat_tokens(
-    renderer: Renderer, tokenizer: Tokenizer, messages: Sequence[Message], prompted: bool = True
+    renderer: Renderer, tokenizer: Tokenizer, messages: Sequence[Message], how: Rendering = DEFAULT
 ) -> list[int]:
     """The tokens of a chat: those that transformers gives, after end-of-text for the plain dialogue."""
-    specials = Specials(tokenizer, [text for m in messages for text in (m.content, m.name or "")])
-    plain = [
-        {"role": "system" if m.role == "developer" else m.role, "content": specials.hidden(m.content)}
-        | ({"name": specials.hidden(m.name)} if m.name else {})
-        for m in messages
-    ]
-    text = await renderer.render(plain, prompted)
+    try:
+        how.check(renderer.template.names)
+    except ValueError as error:
+        raise ApiError(400, "invalid_value", f"'chat_template_kwargs': {error}", "chat_template_kwargs") from None
+    turns = [_turn(message) for message in messages]
+    specials = Specials(tokenizer, [*texts_in(turns), *how.texts])
+    plain = [hidden_in(turn, specials) | {"role": turn["role"]} for turn in turns]
+    if how.continued:
+        plain[-1]["content"] += specials.mark
+    text = await renderer.render(plain, how.prompted, how.hidden(specials), hidden_in(how.tools, specials))
+    if how.continued:
+        text = _open(text, specials.mark)
     try:
         tokens = await asyncio.to_thread(specials.tokens, text)
         return [tokenizer.eot, *tokens] if renderer.template.after_end or not tokens else tokens
     except ValueError as error:
         raise ApiError(400, "invalid_value", f"'messages': {error}", "messages") from None
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as a template has it."""
+    turn = {"role": "system" if message.role == "developer" else message.role, "content": message.content}
+    given = {"name": message.name, "tool_calls": message.tool_calls, "tool_call_id": message.tool_call_id}
+    return turn | {key: value for key, value in given.items() if value}
+
+
+def _open(text: str, mark: str) -> str:
+    """A rendered chat up to the end of its last message, where the mark stands."""
+    end = text.rfind(mark)
+    if end < 0:
+        told = "'continue_final_message': the chat template does not show the last message as it is"
+        raise ApiError(400, "chat_template", told, "continue_final_message")
+    return text[:end]
 
 
 async def _ask(process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import codecs
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from atma.chat.template import Template
 from atma.serve.request import Logprob
 from atma.tokenizer import Tokenizer
 
@@ -46,6 +48,30 @@ def chat_logprobs(logprobs: Sequence[Logprob], names: TokenNames) -> dict[str, A
             entry(one.token, one.logprob) | {"top_logprobs": [entry(*best) for best in one.best]} for one in logprobs
         ],
         "refusal": None,
+    }
+
+
+def tokenizer_info(tokenizer: Tokenizer, template: Template, ends: Sequence[int], longest: int) -> dict[str, Any]:
+    """What a client needs to know of a tokenizer, by the names of a `tokenizer_config.json`, and of the chat template.
+
+    `ends`: tokens that end the model's turns besides end-of-text; `longest`: positions that there is memory for.
+    """
+    added = tokenizer.backend.get_added_tokens_decoder().items()
+    text = tokenizer.backend.id_to_token
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "name": tokenizer.name,
+        "hash": tokenizer.hash(),
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": longest,
+        "bos_token": text(tokenizer.start),
+        "eos_token": text(tokenizer.eot),
+        **template.names,
+        "special_tokens": {token.content: number for number, token in sorted(added) if token.special},
+        "end_of_turn_tokens": [text(end) for end in ends],
+        "beginning": list(tokenizer.beginning),
+        "chat_template": template.text,
+        "chat_template_source": Path(template.source).name,
     }
 
 

@@ -11,9 +11,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atma.serve.http.app import create_app
+from atma.serve.http.logs import logs
 from atma.serve.http.metrics import Metrics
 from atma.serve.http.options import ServerOptions
-from atma.serve.http.server import logs
 from atma.serve.http.service import Service
 from atma.serve.ray.forward import Forwarding
 
@@ -24,10 +24,10 @@ class Replica:
     async def __init__(self, model: str, options: ServerOptions, forwarded: int) -> None:
         """`forwarded`: requests that may be passed on to other replicas at once; 0 answers all here."""
         self._open = contextlib.ExitStack()
-        self._open.enter_context(logs())
+        self._open.enter_context(logs(options.access_log))
         self._service = Service(model, _own_folder(options))
         await self._service.load()
-        self._metrics = Metrics()
+        self._metrics = Metrics(self._service.name)
         self._guard = create_app(self._service, self._metrics)
         self._guard.app = Forwarding(self._guard.app, forwarded, options.api_key is None)
 

@@ -1,0 +1,232 @@
+"""From structures to masks: which tokens an answer may go on with, found by `llguidance` (the extra "guided").
+
+A structure is compiled once and remembered; every answer has a copy of where it stands in it. Before a token is
+drawn, the logits of all others become −inf: so log-probabilities are those of what the structure allows, and rows
+without a structure are left as they are, to the bit. When the structure may end, the tokens that end an answer are
+allowed, and when it must, they alone.
+"""
+
+import functools
+import importlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from collections.abc import Sequence as Many
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from atma.ops.rows import forbid
+from atma.serve.request import Request, RequestError
+from atma.serve.structure import Structure, quoted
+from atma.tokenizer import Tokenizer
+
+REMEMBERED = 128
+"""Compiled structures, those asked for last."""
+SPACES = "( |\\r?\\n[ \\t]{0,24})"
+"""White space between the parts of JSON: without an end to it a small model writes nothing else."""
+TRIED = 3
+"""Tokens that a structure is tried with when it is compiled: some are too wide for any but the first."""
+MEND = "pip install 'atma-lm[guided]' where the model runs"
+
+
+class Guide:
+    """Where one answer stands in its structure."""
+
+    def __init__(self, matcher: Any, request: Request, end: int, vocabulary: int) -> None:
+        self._matcher = matcher
+        self.bits = np.zeros(-(-vocabulary // 32), np.uint32)
+        """Of the tokens that may come next, as `allow` found them."""
+        self._address, self._bytes = self.bits.ctypes.data, self.bits.nbytes
+        self._ends = set(request.stop_tokens) | (set() if request.ignore_end else {end})
+        self._end = end
+        self.ended = False
+
+    def allow(self) -> np.ndarray:
+        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on."""
+        matcher, bits = self._matcher, self.bits
+        matcher.unsafe_compute_mask_ptr(self._address, self._bytes)
+        if matcher.is_accepting():
+            bits[self._end >> 5] &= ~np.uint32(1 << (self._end & 31))
+            for token in self._ends | ({self._end} if matcher.is_stopped() else set()):
+                bits[token >> 5] |= np.uint32(1 << (token & 31))
+        return bits
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing may come but the end."""
+        return self._matcher.is_stopped()
+
+    def stuck(self) -> ValueError:
+        """Why no token may come next."""
+        reason = _brief(self._matcher.get_error()) or "no token goes on with it"
+        return ValueError(f"the structure cannot be written on: {reason}")
+
+    def take(self, token: int) -> None:
+        """The token that was drawn. ValueError: the structure has no place for it."""
+        matcher = self._matcher
+        if matcher.is_accepting() and (token == self._end or token in self._ends):
+            self.ended = True
+        elif not matcher.consume_token(token):
+            raise self.stuck()
+
+
+class Guides:
+    """Structures compiled for one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._known: OrderedDict[Structure, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compiled(self, structure: Structure) -> Any:
+        """What `begin` begins from; in any thread. RequestError: it cannot be compiled, or the extra is missing."""
+        with self._lock:
+            if structure in self._known:
+                self._known.move_to_end(structure)
+                return self._known[structure]
+        if find_spec("llguidance") is None:
+            told = f"'{structure.parameter}' needs the package llguidance: {MEND}"
+            raise RequestError("invalid", told, structure.parameter)
+        try:
+            found = _compiled(structure, self._reader)
+        except ValueError as error:
+            told = f"'{structure.parameter}' cannot be compiled: {_brief(str(error))}"
+            raise RequestError("invalid", told, structure.parameter) from None
+        with self._lock:
+            self._known[structure] = found
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return found
+
+    def prepared(self, tokens: list[int], structure: Structure | None) -> "Prepared":
+        """A prompt's tokens with the structure of its answers. RequestError as of `compiled`."""
+        return Prepared(tokens, None if structure is None else self.compiled(structure))
+
+    def begin(self, prepared: "Prepared", request: Request) -> Guide | None:
+        """The guide of a new answer; None where it is free."""
+        compiled = prepared.structure
+        return (
+            None
+            if compiled is None
+            else Guide(compiled.deep_copy(), request, self.tokenizer.eot, self.tokenizer.vocab_size)
+        )
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        """The tokenizer as llguidance knows it."""
+        library: Any = importlib.import_module("llguidance")
+        return library.LLTokenizer(library.TokenizerWrapper(_Spelled(self.tokenizer)))
+
+
+class Prepared(list[int]):
+    """A prompt's tokens, and the compiled structure of its answers."""
+
+    def __init__(self, tokens: list[int], structure: Any = None) -> None:
+        super().__init__(tokens)
+        self.structure = structure
+
+
+def restrict(logits: Tensor, guides: Many[Guide | None]) -> None:
+    """−inf in the rows (N, V) of those that have a guide, in place, for tokens it does not allow."""
+    held = [(i, guide.allow()) for i, guide in enumerate(guides) if guide is not None]
+    if held:
+        forbid(logits, held)
+
+
+class _Spelled:
+    """What llguidance asks of a tokenizer. Tokens without bytes have names, which begin with 0xFF."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        data = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        self.eos_token_id, self.bos_token_id = tokenizer.eot, None
+        self.special_token_ids = [i for i, own in enumerate(data) if not own]
+        self.tokens = [own or self._name(i) for i, own in enumerate(data)]
+        self._ids = {own: i for i, own in reversed(list(enumerate(data))) if own}
+        self._longest = max(map(len, self._ids), default=0)
+        self._divided = functools.lru_cache(4096)(self._divide)
+
+    def __call__(self, data: bytes) -> list[int]:
+        """Tokens of a text that the structure leaves no choice about, as the tokenizer divides it."""
+        return self._divided(data)
+
+    def _divide(self, data: bytes) -> list[int]:
+        try:
+            ids = self._tokenizer.encode(data.decode())
+        except ValueError:
+            return self._greedy(data)
+        same = b"".join(self._tokenizer.token_bytes(i) for i in ids) == data
+        return ids if same else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """Tokens whose bytes are these, as far as there are any; a tokenizer may put a space before a text."""
+        found: list[int] = []
+        while data:
+            sizes = range(min(self._longest, len(data)), 0, -1)
+            size = next((size for size in sizes if data[:size] in self._ids), None)
+            if size is None:
+                break
+            found.append(self._ids[data[:size]])
+            data = data[size:]
+        return found
+
+    def _name(self, token: int) -> bytes:
+        text = self._tokenizer.backend.id_to_token(token) or f"<none {token}>"
+        return b"\xff" + text.encode()
+
+
+def _compiled(structure: Structure, reader: Any) -> Any:
+    """ValueError with the reason."""
+    library: Any = importlib.import_module("llguidance")
+    matcher = library.LLMatcher(reader, _source(structure), log_level=0, limits=_limits())
+    _require_sound(matcher)
+    trial = matcher.deep_copy()
+    for _ in range(TRIED):
+        allowed = np.unpackbits(np.frombuffer(trial.compute_bitmask(), np.uint8), bitorder="little")
+        _require_sound(trial)
+        if trial.is_stopped() or not allowed.any():
+            break
+        trial.consume_token(int(allowed.argmax()))
+    return matcher
+
+
+def _require_sound(matcher: Any) -> None:
+    if matcher.is_error():
+        raise ValueError(matcher.get_error())
+
+
+def _limits() -> Any:
+    library: Any = importlib.import_module("llguidance")
+    return library.LLParserLimits(verbose_errors=False)
+
+
+def _source(structure: Structure) -> str:
+    """The structure in llguidance's words."""
+    library: Any = importlib.import_module("llguidance")
+    matcher, kind = library.LLMatcher, structure.kind
+    if kind == "regex":
+        return matcher.grammar_from_regex(structure.regex)
+    if kind == "choice":
+        return matcher.grammar_from_lark(one_of(structure.choice or ()))
+    if kind == "grammar":
+        gbnf = "::=" in (structure.grammar or "")
+        return library.grammar_from("gbnf" if gbnf else "lark", structure.grammar)
+    form = {"whitespace_flexible": False} if structure.compact else {"whitespace_pattern": SPACES}
+    schema = '{"type":"object"}' if kind == "json_object" else structure.json
+    return matcher.grammar_from_json_schema(schema, overrides=form | {"lenient": structure.lenient})
+
+
+def one_of(texts: Iterable[str]) -> str:
+    """A Lark grammar of texts."""
+    return "start: " + " | ".join(map(quoted, texts))
+
+
+def _brief(reason: str) -> str:
+    """One line of what llguidance says."""
+    line = " ".join(reason.replace("<non-verbose/>", "").split())
+    if "does not fetch" in line:
+        return f"{line.partition(' is not present')[0]} is elsewhere, and nothing is fetched: put it under '$defs'"
+    return line if len(line) <= 300 else line[:300] + "…"

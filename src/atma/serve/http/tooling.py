@@ -1,0 +1,147 @@
+"""Chats with tools: what the model is held to, and the calls in what it writes."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atma.serve.http.answers import ChatShape
+from atma.serve.http.bodies import ChatBody, Message
+from atma.serve.http.errors import ApiError
+from atma.serve.http.neutral import shown
+from atma.serve.request import Event
+from atma.serve.structure import Structure
+from atma.serve.tools.formats import NAMES, Format
+from atma.serve.tools.grammar import Tool, calls, calls_or, freely, special
+from atma.serve.tools.reading import CallReader, Piece
+from atma.tokenizer import Tokenizer
+
+
+class Tooling:
+    """What a request asks of tools, in a form that the model writes. ApiError: it writes none, or it is wrong."""
+
+    def __init__(self, body: ChatBody, form: Format | None, known: bool, tokenizer: Tokenizer) -> None:
+        """`known`: whether the chat template does something with tools."""
+        check_calls(body.messages)
+        choice = body.tool_choice or "auto"
+        self.tools: list[Tool] = [] if choice == "none" else body.tools
+        names = [tool.name for tool in body.tools]
+        if choice not in ("none", "auto") and (not names or (choice[0] == ":" and choice[1:] not in names)):
+            told = f"no tool is called '{choice[1:]}'" if choice[0] == ":" else "there are no tools to choose from"
+            raise ApiError(400, "invalid_value", f"'tool_choice': {told}", "tool_choice")
+        if self.tools and not known:
+            told = "the chat template of this model knows no tools: serve one that does with --chat-template"
+            raise ApiError(400, "no_tools", f"'tools': {told}, or leave them out", "tools")
+        if self.tools and form is None:
+            told = f"how this model writes calls is not known; start with --tool-parser {', '.join(NAMES)}"
+            raise ApiError(400, "no_tools", f"'tools': {told}", "tools")
+        self.form, self._tokenizer, self._choice = form if self.tools else None, tokenizer, choice
+        self._several = body.parallel_tool_calls
+
+    @property
+    def given(self) -> list[Mapping[str, Any]] | None:
+        """What the template is told of the tools."""
+        return [tool.given for tool in self.tools] or None
+
+    @property
+    def spelled(self) -> bool:
+        """Whether signs around calls are special tokens, which the text must show."""
+        form, tokenizer = self.form, self._tokenizer
+        return form is not None and special(form.opening.strip(), tokenizer) is not None
+
+    def structure(self, asked: Structure | None) -> Structure | None:
+        """What the answer is held to, where `asked` is what the request says of it besides. ApiError."""
+        form, several = self.form, self._several
+        if form is None:
+            return asked
+        if self._choice == "auto" and asked is None:
+            held = not form.bare and any(tool.strict for tool in self.tools)
+            return freely(form, self.tools, self._tokenizer, several) if held else None
+        try:
+            if self._choice == "auto" and asked is not None:
+                if asked.kind not in ("json", "json_object"):
+                    raise ValueError(f"'{asked.parameter}': beside tools it must be JSON")
+                return calls_or(asked, form, self.tools, self._tokenizer, several)
+            some = [tool for tool in self.tools if self._choice in ("required", f":{tool.name}")]
+            return calls(form, some, self._tokenizer, several and self._choice == "required", "tools")
+        except ValueError as error:
+            raise ApiError(400, "invalid_value", str(error), "tools") from None
+
+
+def check_calls(messages: Sequence[Message]) -> None:
+    """ApiError for a result of a tool that no earlier message called."""
+    known: set[str] = set()
+    for i, message in enumerate(messages):
+        known |= {call["id"] for call in message.tool_calls if "id" in call}
+        if message.tool_calls and message.role != "assistant":
+            raise _wrong(i, "only an assistant's message has 'tool_calls'")
+        if message.role == "tool" and message.tool_call_id not in known:
+            given = f", not {shown(message.tool_call_id)}" if message.tool_call_id else ""
+            raise _wrong(i, f"its 'tool_call_id' must be that of a call before it{given}")
+
+
+def _wrong(index: int, problem: str) -> ApiError:
+    return ApiError(400, "invalid_value", f"'messages.{index}': {problem}", "messages")
+
+
+class ToolShape(ChatShape):
+    """A chat.completion of which the calls of tools are told apart from what is said."""
+
+    form: Format
+    several: bool
+    """Whether more calls than one are told."""
+    _readers: dict[int, CallReader]
+
+    @classmethod
+    def of(cls, form: Format, several: bool, shape: ChatShape) -> "ToolShape":
+        """The same chat, with calls written so."""
+        made = cls(shape.names, shape.scored, shape.ids, shape.begun)
+        made.form, made.several, made._readers = form, several, {}
+        return made
+
+    def choice(self, text: str, end: str | None) -> dict[str, Any]:
+        reader = CallReader(self.form)
+        pieces = self._told([*reader.push(text), *reader.finish()])
+        content, found = self.begun + "".join(one.content for one in pieces), self._begun(pieces)
+        for call in found:
+            own = (one.arguments for one in pieces if one.index == call["index"])
+            call["function"]["arguments"] = "".join(own)
+        whole = [{key: value for key, value in call.items() if key != "index"} for call in found]
+        message = {"role": "assistant", "content": content or (None if found else ""), "refusal": None}
+        message |= {"tool_calls": whole} if whole else {}
+        return {"message": message, "finish_reason": self._end(end, reader)}
+
+    def delta(self, event: Event) -> dict[str, Any]:
+        reader = self._readers.setdefault(event.index, CallReader(self.form))
+        pieces = reader.push(event.text)
+        pieces = self._told(pieces + (reader.finish() if event.finish_reason is not None else []))
+        content = "".join(one.content for one in pieces)
+        begun = {call["index"]: call for call in self._begun(pieces)}
+        parts = []
+        for one in pieces:
+            if one.name is not None and one.index is not None:
+                parts.append(begun[one.index])
+            elif one.index is not None and parts and parts[-1]["index"] == one.index:
+                parts[-1]["function"]["arguments"] += one.arguments
+            elif one.index is not None:
+                parts.append({"index": one.index, "function": {"arguments": one.arguments}})
+        delta: dict[str, Any] = {"content": content} if content else {}
+        delta |= {"tool_calls": parts} if parts else {}
+        return {"delta": delta, "finish_reason": self._end(event.finish_reason, reader)}
+
+    def _told(self, pieces: list[Piece]) -> list[Piece]:
+        return [one for one in pieces if self.several or not one.index]
+
+    def _begun(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": one.index,
+                "id": uuid.uuid4().hex[:9] if self.form.short_ids else f"call_{uuid.uuid4().hex[:24]}",
+                "type": "function",
+                "function": {"name": one.name, "arguments": ""},
+            }
+            for one in pieces
+            if one.name is not None
+        ]
+
+    def _end(self, end: str | None, reader: CallReader) -> str | None:
+        return "tool_calls" if end == "stop" and reader.count else end

@@ -1,0 +1,149 @@
+"""A file of requests becomes a file of answers: those of the routes, a line each, once, also after a break."""
+
+import json
+
+import pytest
+
+from atma.cli import main
+from atma.serve.http.batch import LONGEST_ID, Wrong, already, answer_batch, read
+from atma.serve.http.batch_options import BatchOptions
+from tests.serve.http.conftest import Live
+
+OPTIONS = BatchOptions(model_name="tiny", memory_budget="48MiB", max_rows=4, max_body="4KiB")
+TEXT = {"model": "tiny", "prompt": "Once", "max_tokens": 4, "temperature": 0}
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0}
+
+
+def line(name, url="/v1/completions", body=TEXT, **fields) -> str:
+    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": body} | fields)
+
+
+def batch(folder, tmp_path, lines, options=OPTIONS):
+    """The counts, and the answers by their names; those of lines without one in a list."""
+    asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_bytes(b"\n".join(one if isinstance(one, bytes) else one.encode() for one in lines) + b"\n")
+    counts = answer_batch(str(folder), asked, answered, options).counts
+    told = [json.loads(one) for one in answered.read_text().splitlines()]
+    named = {one["custom_id"]: one for one in told if one["custom_id"] is not None}
+    assert len(named) == sum(one["custom_id"] is not None for one in told)
+    return counts, named, [one for one in told if one["custom_id"] is None]
+
+
+def test_answers_are_those_of_the_routes(folder, tmp_path, live: Live):
+    asked = {
+        "a": ("/v1/completions", TEXT | {"prompt": ["one", "two"], "n": 2, "seed": 1, "temperature": 1}),
+        "b": ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 2}),
+        "c": ("/v1/embeddings", {"input": ["x", "y"]}),
+        "d": ("/v1/completions", TEXT | {"model": "other"}),
+        "e": ("/v1/chat/completions", {"messages": []}),
+    }
+    counts, told, _ = batch(folder, tmp_path, [line(name, *one) for name, one in asked.items()])
+    assert counts == "3 answered, 2 refused, 0 failed"
+    for name, (url, body) in asked.items():
+        served, own = live.post(url, body), told[name]["response"]
+        assert (own["status_code"], told[name]["error"]) == (served.status, None)
+        assert len(own["request_id"]) == 32
+        own, served = own["body"], served.json()
+        assert {key for key in own if own[key] != served.get(key)} <= {"id", "created", "usage"}
+
+
+def test_a_line_that_is_no_request_is_told_and_the_others_are_answered(folder, tmp_path):
+    wrong = {
+        "m": line("m", method="GET"),
+        "u": line("u", "/v1/images"),
+        "b": line("b", body=[1]),
+        "s": line("s", body=TEXT | {"stream": True}),
+    }
+    nameless = [
+        "no json",
+        "[]",
+        line(7),
+        line("x" * (LONGEST_ID + 1)),
+        line("long", body={"prompt": "x" * 9000}),
+        b"\xff",
+    ]
+    counts, told, lost = batch(folder, tmp_path, ["", line("fine"), *wrong.values(), *nameless, "  ", line("last")])
+    assert counts == "2 answered, 10 refused, 0 failed"
+    assert {told[name]["error"]["code"] for name in wrong} == {"invalid_line"}
+    assert told["fine"]["response"]["body"]["choices"] == told["last"]["response"]["body"]["choices"]
+    assert len(lost) == len(nameless)
+    assert all(one["response"] is None and one["error"]["message"] for one in lost)
+
+
+def test_what_has_been_answered_is_not_asked_again(folder, tmp_path):
+    lines = [line(f"n{i}", body=TEXT | {"prompt": f"{i}"}) for i in range(30)]
+    _, first, _ = batch(folder, tmp_path, lines[:20])
+    out = tmp_path / "out.jsonl"
+    whole = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(whole[:12]) + whole[12][:40])  # broken off in the middle of a line
+    counts, told, _ = batch(folder, tmp_path, [*lines, lines[3]])
+    assert counts == "18 answered, 0 refused, 0 failed; 13 were done before"
+    assert told.keys() == {f"n{i}" for i in range(30)}
+    for name, one in first.items():
+        assert told[name]["response"]["body"]["choices"] == one["response"]["body"]["choices"]
+
+
+def test_a_request_that_finds_the_queue_full_is_asked_again(folder, tmp_path, monkeypatch):
+    from atma.serve.http import batch as module
+
+    real, refused = module.ask, []
+
+    async def crowded(app, url, body):
+        if len(refused) < 5:
+            refused.append(url)
+            return 429, {}, b"{}"
+        return await real(app, url, body)
+
+    monkeypatch.setattr(module, "ask", crowded)
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
+    assert batch(folder, tmp_path, [line("a"), line("b")])[0] == "2 answered, 0 refused, 0 failed"
+    assert len(refused) == 5
+
+
+def test_only_what_is_under_way_is_in_memory(folder, tmp_path, monkeypatch):
+    from atma.serve.http import batch as module
+
+    real, under_way, most = module.ask, [0], [0]
+
+    async def counted(app, url, body):
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        try:
+            return await real(app, url, body)
+        finally:
+            under_way[0] -= 1
+
+    monkeypatch.setattr(module, "ask", counted)
+    batch(folder, tmp_path, [line(f"{i}") for i in range(60)])
+    assert most[0] == OPTIONS.together == 8
+
+
+def test_files_that_make_no_sense_are_one_line(folder, tmp_path, capsys):
+    asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    assert main(["batch", str(asked), str(answered)]) == 2
+    asked.write_text(line("a") + "\n")
+    assert main(["batch", str(asked), str(asked), "--model", str(folder)]) == 2
+    answered.write_text('{"something": "else"}\n')
+    assert main(["batch", str(asked), str(answered), "--model", str(folder)]) == 2
+    assert main(["batch", str(asked), str(answered), "--memory-budget", "lots"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "no such file of requests" in told[0]
+    assert "is the file of requests" in told[1]
+    assert "line 1 is no answer of a batch" in told[2]
+    assert "'lots' is no size" in told[3]
+    assert answered.read_text() == '{"something": "else"}\n'
+
+
+def test_the_command_answers_and_counts(folder, tmp_path, capsys):
+    asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text(line("a", body=CHAT, url="/v1/chat/completions") + "\n")
+    words = ["batch", str(asked), str(answered), "--model", str(folder), "--memory-budget", "48MiB", "--max-rows", "4"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "1 answered, 0 refused, 0 failed\n"
+    assert len(already(answered)) == 1
+
+
+def test_a_line_is_read_as_it_is():
+    assert read(line("é").encode(), 4096) == ("é", "/v1/completions", TEXT)
+    with pytest.raises(Wrong, match="custom_id"):
+        read(b"{}", 4096)

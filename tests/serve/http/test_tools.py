@@ -1,0 +1,267 @@
+"""Tools over HTTP: what the template is told, what the model is held to, and the calls that the real client gets."""
+
+import dataclasses
+import json
+import re
+
+import openai
+import pytest
+
+pytest.importorskip("llguidance", reason="the extra [guided] is not installed")
+pytest.importorskip("jsonschema", reason="the extra [test] is not installed")
+
+import jsonschema
+
+from atma.checkpoint import save_model
+from atma.text_stream import TextStream
+from atma.tokenizer import Tokenizer, byte_tokenizer
+from tests.serve.conftest import random_model
+from tests.serve.http.conftest import OPTIONS, Live
+
+TALK = [{"role": "user", "content": "What is it like in Oslo?"}]
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 6}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "now"}},
+]
+SCHEMAS = {"weather": WEATHER, "now": {"type": "object", "maxProperties": 0}}
+TEMPLATE = """{%- if tools %}{{ tools | tojson }}SIGN{% endif -%}
+{%- for m in messages %}<{{ m.role }}>{{ m.content }}
+{%- for call in m.tool_calls %}{% set f = call.function %}[{{ call.id }} {{ f.name }} {{ f.arguments | tojson }}]
+{%- endfor -%}
+{{ m.tool_call_id }}{% endfor %}<assistant>"""
+SIGNS = {
+    "hermes": "<tool_call>",
+    "llama3": "<|python_tag|>",
+    "lfm2": "<|tool_call_start|> <|tool_call_end|>",
+    "mistral": "[TOOL_CALLS]",
+}
+
+
+def special_tokenizer(signs: str) -> Tokenizer:
+    """Bytes, and special tokens for these signs, as in many models."""
+    backend = byte_tokenizer().backend
+    backend.add_special_tokens(signs.split())
+    return Tokenizer(backend, 256)
+
+
+def served(tmp_path_factory, form: str, plain: bool = False) -> Live:
+    folder = tmp_path_factory.mktemp("tools") / form
+    tokenizer = byte_tokenizer() if plain or form == "hermes" else special_tokenizer(SIGNS[form])
+    save_model(folder, random_model(vocabulary=tokenizer.vocab_size), tokenizer)
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("SIGN", SIGNS[form]))
+    return Live(folder, OPTIONS)
+
+
+@pytest.fixture(scope="module", params=list(SIGNS))
+def live(request, tmp_path_factory):
+    server = served(tmp_path_factory, request.param)
+    server.form = request.param
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(live: Live):
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=300) as opened:
+        yield opened
+
+
+def chat(client, **fields):
+    fields = {"model": "tiny", "messages": TALK, "tools": TOOLS, "max_tokens": 300, "seed": 3} | fields
+    return client.chat.completions.create(**fields)
+
+
+def check(calls) -> None:
+    for call in calls:
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+        assert call.type == "function"
+
+
+def test_a_named_tool_is_called_by_its_schema(client, live):
+    for name in SCHEMAS:
+        [choice] = chat(client, tool_choice={"type": "function", "function": {"name": name}}).choices
+        assert choice.finish_reason == "tool_calls"
+        [call] = choice.message.tool_calls
+        assert (call.function.name, choice.message.content) == (name, None)
+        assert re.fullmatch("[0-9a-f]{9}" if live.form == "mistral" else "call_[0-9a-f]{24}", call.id)
+        check([call])
+
+
+def test_required_calls_some_tool_and_one_if_only_one_is_wanted(client):
+    several = [chat(client, tool_choice="required", seed=seed, n=2).choices for seed in range(3)]
+    counts = []
+    for choice in (choice for choices in several for choice in choices):
+        if choice.finish_reason == "tool_calls":
+            check(choice.message.tool_calls)
+            counts.append(len(choice.message.tool_calls))
+    assert counts and min(counts) >= 1
+    for seed in range(3):
+        [choice] = chat(client, tool_choice="required", parallel_tool_calls=False, seed=seed).choices
+        assert (choice.finish_reason, len(choice.message.tool_calls)) == ("tool_calls", 1)
+
+
+def test_a_stream_tells_names_and_then_arguments_in_pieces(client):
+    asked = {"tool_choice": {"type": "function", "function": {"name": "weather"}}, "seed": 8}
+    [whole] = chat(client, **asked).choices
+    name, arguments, pieces = "", "", 0
+    for chunk in chat(client, stream=True, **asked):
+        [choice] = chunk.choices
+        assert not choice.delta.content
+        for call in choice.delta.tool_calls or []:
+            assert call.index == 0
+            if call.function.name:
+                name, identity = call.function.name, call.id
+            assert name and identity
+            arguments += call.function.arguments or ""
+            pieces += 1
+    assert choice.finish_reason == "tool_calls"
+    assert (name, arguments) == ("weather", whole.message.tool_calls[0].function.arguments)
+    assert pieces > 5
+
+
+def test_the_client_puts_a_stream_together(client):
+    asked = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300, "seed": 4}
+    with client.chat.completions.stream(model="tiny", messages=TALK, **asked) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert final.finish_reason == "tool_calls"
+    check(final.message.tool_calls)
+
+
+def test_a_model_that_is_free_says_what_it_likes(client):
+    [free] = chat(client, max_tokens=20).choices
+    assert free.message.content
+    assert free.finish_reason in ("length", "stop")
+    assert not free.message.tool_calls
+
+
+def test_json_is_possible_beside_tools(client):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": WEATHER, "strict": True}}
+    for seed in range(4):
+        [choice] = chat(client, response_format=form, seed=seed).choices
+        if choice.finish_reason == "tool_calls":
+            check(choice.message.tool_calls)
+        elif choice.finish_reason == "stop":
+            jsonschema.validate(json.loads(choice.message.content), WEATHER)
+
+
+def test_a_conversation_with_calls_and_results_goes_on(client, live):
+    [first] = chat(client, tool_choice="required", parallel_tool_calls=False).choices
+    [call] = first.message.tool_calls
+    talk = [*TALK, first.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "12 degrees"}]
+    assert chat(client, messages=talk, max_tokens=5).usage.completion_tokens > 0
+    rendered = live.post("/tokenize", {"messages": talk, "tools": TOOLS}).json()["tokens"]
+    text = live.post("/detokenize", {"tokens": rendered}).json()["prompt"]
+    arguments = json.dumps(json.loads(call.function.arguments), ensure_ascii=False)
+    assert f"[{call.id} {call.function.name} {arguments}]" in text
+    assert f"<tool>12 degrees{call.id}" in text
+    assert json.dumps(TOOLS, ensure_ascii=False) in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter", "told"),
+    [
+        ({"tools": 5}, "tools", "a list"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools", "'function'"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools", "'name'"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "'name'"),
+        ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "two tools are called 'now'"),
+        ({"tools": [TOOLS[1]] * 129}, "tools", "at most 128"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools", "'parameters'"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 2**18}}]}, "tools", "262,144"),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "required"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "z"}}}, "tool_choice", "'z'"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"messages": [*TALK, {"role": "tool", "content": "x"}]}, "messages", "tool_call_id"),
+        ({"messages": [*TALK, {"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages", "'y'"),
+        ({"messages": [*TALK, {"role": "user", "content": "x", "tool_calls": [
+            {"id": "a", "function": {"name": "f"}}]}]}, "messages", "assistant"),
+        ({"messages": [*TALK, {"role": "assistant", "tool_calls": [{"id": 5, "function": {}}]}]}, "messages", "calls"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_tools_is_a_400_that_names_its_field(live: Live, fields, parameter, told):
+    answer = live.post("/v1/chat/completions", {"messages": TALK, "max_tokens": 2} | fields)
+    assert answer.status == 400, answer.body
+    assert (answer.error()["param"], told in answer.error()["message"]) == (parameter, True), answer.error()
+
+
+def test_a_schema_that_cannot_be_held_to_is_refused_only_where_it_is_strict(live: Live):
+    schema = {"type": "object", "properties": {"a": {"not": {"type": "null"}}}}
+    for strict, status in ((True, 400), (False, 200)):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": schema, "strict": strict}}]
+        body = {"messages": TALK, "tools": tools, "tool_choice": "required", "max_tokens": 3}
+        assert live.post("/v1/chat/completions", body).status == status
+
+
+def test_a_template_without_tools_says_so_and_takes_none(folder):
+    plain = Live(folder, OPTIONS)
+    try:
+        asked = {"messages": TALK, "max_tokens": 2, "tools": TOOLS}
+        answer = plain.post("/v1/chat/completions", asked)
+        assert (answer.status, answer.error()["param"], answer.error()["code"]) == (400, "tools", "no_tools")
+        assert "--chat-template" in answer.error()["message"]
+        assert plain.post("/v1/chat/completions", asked | {"tool_choice": "none"}).status == 200
+    finally:
+        plain.stop()
+
+
+def test_a_template_of_an_unknown_form_needs_its_name(tmp_path):
+    folder = tmp_path / "strange"
+    save_model(folder, random_model(), byte_tokenizer())
+    (folder / "chat_template.jinja").write_text("{{ tools }}{{ messages[0].content }}")
+    asked = {"messages": TALK, "max_tokens": 200, "tools": TOOLS[1:], "tool_choice": "required"}
+    for name, status in ((None, 400), ("hermes", 200)):
+        server = Live(folder, dataclasses.replace(OPTIONS, tool_parser=name))
+        try:
+            answer = server.post("/v1/chat/completions", asked | {"parallel_tool_calls": False})
+            assert answer.status == status
+            assert status == 200 or "--tool-parser" in answer.error()["message"]
+        finally:
+            server.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_in_a_free_answer_are_found_and_only_the_first_if_one_is_wanted(live: Live, monkeypatch, stream):
+    f = f'{{"name": "now", "{"parameters" if live.form == "llama3" else "arguments"}": {{}}}}'
+    text = {
+        "hermes": f"Hm.<tool_call>{f}</tool_call><tool_call>{f}</tool_call>",
+        "llama3": f"{f}; {f}",
+        "lfm2": "Hm.<|tool_call_start|>[now(), now()]<|tool_call_end|>",
+        "mistral": f"Hm.[TOOL_CALLS][{f}, {f}]",
+    }[live.form]
+    monkeypatch.setattr(TextStream, "push", lambda self, data, looks=True: "")
+    monkeypatch.setattr(TextStream, "flush", lambda self: text)
+    for several in (True, False):
+        body = {"messages": TALK, "tools": TOOLS, "parallel_tool_calls": several, "stream": stream, "seed": 1}
+        body |= {"logit_bias": {"256": 100}, "max_tokens": 3}
+        answer = live.post("/v1/chat/completions", body)
+        if stream:
+            deltas = [event["choices"][0] for event in answer.events()]
+            found = [call for one in deltas for call in one["delta"].get("tool_calls", []) if "id" in call]
+            content, end = "".join(one["delta"].get("content", "") for one in deltas), deltas[-1]["finish_reason"]
+        else:
+            [choice] = answer.json()["choices"]
+            found, content, end = choice["message"]["tool_calls"], choice["message"]["content"], choice["finish_reason"]
+        assert [call["function"]["name"] for call in found] == ["now"] * (1 + several)
+        assert (content or "", end) == ("" if live.form == "llama3" else "Hm.", "tool_calls")
+        assert len({call["id"] for call in found}) == len(found)
+
+
+def test_calls_of_strict_tools_are_held_to_their_schema_where_the_model_begins_one(live: Live, client):
+    if live.form == "llama3":
+        return
+    strict = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}]
+    token = live.service.require().tokenizer.backend.token_to_id(SIGNS[live.form].split()[0])
+    bias = {} if token is None else {str(token): 100}
+    for seed in range(3):
+        [choice] = chat(
+            client, tools=strict, parallel_tool_calls=False, logit_bias=bias, seed=seed, max_tokens=120
+        ).choices
+        assert (choice.message.tool_calls is None) == (token is None)
+        if choice.finish_reason == "tool_calls":
+            check(choice.message.tool_calls)
