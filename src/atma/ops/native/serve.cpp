@@ -242,8 +242,14 @@ template <class T> void forbid(const Forbidding& p) {
     for (long i = 0; i < p.count; ++i) {
         T* x = static_cast<T*>(p.x) + p.held[2 * i] * p.x_row;
         const uint32_t* bits = reinterpret_cast<const uint32_t*>(p.held[2 * i + 1]);
-        for (long d = 0; d < p.width; ++d)
-            x[d] = bits[d >> 5] >> (d & 31) & 1 ? x[d] : -std::numeric_limits<T>::infinity();
+        for (long d = 0; d < p.width; d += 32) {
+            uint32_t some = bits[d >> 5];
+            long end = std::min(d + 32, p.width);
+            if (some == 0) std::fill(x + d, x + end, -std::numeric_limits<T>::infinity());
+            else if (some != ~uint32_t(0))
+                for (long j = d; j < end; ++j)
+                    if (!(some >> (j - d) & 1)) x[j] = -std::numeric_limits<T>::infinity();
+        }
     }
 }
 }  // namespace
