@@ -60,21 +60,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return 0
-    except KeyboardInterrupt:
-        print("atma: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["atma: interrupted", *_besides(error)]), file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (ValueError, OSError) as error:
         if not getattr(error, "silent", False):  # of several processes one tells it
-            print(f"atma: error: {_one_line(error)}", file=sys.stderr)
+            print("; ".join([f"atma: error: {_one_line(error)}", *_besides(error)]), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
         print(f"atma: error: out of memory: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _besides(error: BaseException) -> list[str]:
+    """What else went wrong, such as with a checkpoint that was being written."""
+    return [" ".join(note.split()) for note in getattr(error, "__notes__", ())]
 
 
 def _substitute(stream: object) -> None:

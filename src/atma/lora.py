@@ -11,6 +11,7 @@ same name, and its `weight`, to whoever reads it, is W + (α/r) B A: a head, who
 any projection, and what packs weights packs the right ones.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -119,6 +120,19 @@ def attach(model: Model, config: LoraConfig | None = None, generator: torch.Gene
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     """The layers with adapters, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+
+
+@contextlib.contextmanager
+def as_plain(model: nn.Module) -> Iterator[None]:
+    """Inside, layers with adapters are what they were: `weight` is W alone, for who looks weights up by their names."""
+    layers = adapted_layers(model).values()
+    for layer in layers:
+        cast(nn.Module, layer).__class__ = layer.plain
+    try:
+        yield
+    finally:
+        for layer in layers:
+            cast(nn.Module, layer).__class__ = Adapted
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,16 +1,23 @@
 """Weights and optimiser state in the processor's memory. Here that is where everything is: the way is the same."""
 
+import itertools
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 from tiny_run import tiny_model, tiny_recipe, tiny_source
 
+from atma.checkpoint import save_model
+from atma.lora_config import LoraConfig
 from atma.model import Model
 from atma.train import optim, parallel
 from atma.train.loop import Stopped, fit
 from atma.train.optim import Muon, Optimisers
 from atma.train.parallel import Ranks, any_of, join, sum_over, where
 from atma.train.shards import shard
+from atma.train.start import resolved
 from atma.weights import load_weights
 
 CPU = torch.device("cpu")
@@ -39,6 +46,25 @@ def test_a_run_can_change_between_both_and_ends_with_the_same_bits(alone, tmp_pa
     with pytest.raises(Stopped):
         fit(tiny_recipe(), changed, tiny_source(), resume=True, stop=lambda: next(done))
     assert same(fit(tiny_recipe(offload=True), changed, tiny_source(), resume=True, ranks=alone), whole)
+
+
+def test_adapters_go_on_from_a_validation_to_the_same_bits(alone, tmp_path):
+    """The first thing that reads the weights is then no step, and the adapters have learned something by then."""
+    model = Model(tiny_model(), torch.Generator().manual_seed(5))
+    torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(6))
+    save_model(tmp_path / "base", model, None)
+
+    def recipe(**changes):
+        start = tiny_recipe(init_from=str(tmp_path / "base"), lora_rate=0.01, keep_best=True, **changes)
+        return resolved(replace(start, lora=LoraConfig(rank=2, targets=("blocks.*.mixer.*",))))
+
+    whole = fit(recipe(), tmp_path / "whole", tiny_source())
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["kind"] == "validation" or any(row["kind"] == "validation" for row in rows)
+    parted, asked = tmp_path / "parted", itertools.count()
+    with pytest.raises(Stopped):
+        fit(recipe(offload=True), parted, tiny_source(), ranks=alone, stop=lambda: next(asked) >= 4)
+    assert same(fit(recipe(offload=True), parted, tiny_source(), resume=True, ranks=alone), whole)
 
 
 def test_one_process_holds_its_weights_once(alone):

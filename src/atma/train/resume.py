@@ -62,12 +62,13 @@ class RunState:
     evaluation_tokens: int = 0
     """What they were measured on, as the recipe has it; 0: not recorded."""
 
-    def here(self, device: torch.device, world: int = 1, compiled: bool = False) -> list[str]:
+    def here(self, device: torch.device, world: int = 1, compiled: bool = False, offload: bool = False) -> list[str]:
         """Take note of what computes from now on; what to tell where it is not what has computed so far."""
         before = f"{self.threads} threads", self.kernels, f"{self.world} process{'' if self.world == 1 else 'es'}"
         known = self.threads > 0, self.kernels != "", True
         self.threads, self.kernels, self.world = torch.get_num_threads(), native.name(device), world
         self.kernels += " in compiled blocks" if compiled else ""
+        self.kernels += ", moved by the processor" if offload and device.type != "cpu" else ""
         now = f"{self.threads} threads", self.kernels, f"{world} process{'' if world == 1 else 'es'}"
         return [
             f"made with {old}, goes on with {new}: equal up to rounding, not to the bit"

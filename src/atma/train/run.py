@@ -62,18 +62,19 @@ class Run:
         compute = choose_precision(recipe.train.precision, device, recipe.model.width)
         self.stepper = Stepper(self.model, self.optimisers, recipe.train, compute, ranks)
         self.state = RunState(identity(recipe), source.hash, str(compute).removeprefix("torch."), ranks.world)
-        self.state.here(device, ranks.world, recipe.train.compile)
+        self.state.here(device, ranks.world, recipe.train.compile, ranks.offload)
         self.state.evaluation_tokens = recipe.train.evaluation_tokens
         self.state.unvalidated = bool(recipe.train.init_from and recipe.train.evaluate_every)  # what it starts with
         self.saver, self._saved = Saver(ranks, recipe.train.hang_seconds), 0
         self._stop: Callable[[], bool] | None = None
+        self._ending = False
+        """Whether it has said so."""
 
     def restore(self) -> list[str]:
         """Go back to the newest good checkpoint, cut the record to it and keep this recipe. Returns what to tell of it.
 
         Without any checkpoint the run begins again; ValueError when there are some and none is good.
         """
-        self.saver.wait()
         folder, problems = newest_checkpoint(self.out)
         if folder is None and problems:
             raise ValueError(f"no good checkpoint to resume from: {problems[0]} (remove them to begin again)")
@@ -82,7 +83,7 @@ class Run:
             self.stepper.compute = getattr(torch, self.state.compute)
             self._saved = self.state.step
         anew = [
-            *self.state.here(self.device, self.ranks.world, self.recipe.train.compile),
+            *self.state.here(self.device, self.ranks.world, self.recipe.train.compile, self.ranks.offload),
             *self.state.rejudge(self.recipe.train, self.best),
         ]
         if self.ranks.rank == 0:
@@ -174,7 +175,8 @@ class Run:
         return self.state.step * self.recipe.train.batch_tokens
 
     def _told(self) -> bool:
-        return self._stop is not None and any_of(self.ranks, self._stop())
+        self._ending = self._ending or (self._stop is not None and any_of(self.ranks, self._stop()))
+        return self._ending
 
     def _validate(self, record: Record, progress: Progress) -> None:
         """Measure and record; given up when the run is told to stop before its end, and made when it goes on."""

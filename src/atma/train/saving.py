@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from atma.disk import destination
-from atma.folders import Writer, abandoned, begin_folder, end_folder, fill_folder, write_folder
+from atma.folders import Writer, abandoned, begin_folder, end_folder, fill_folder
 from atma.replacing import staging_place
 from atma.train.parallel import Ranks, all_here, lines_of_their_own, sum_over, where
 from atma.train.together import agreeing, answering, texts
@@ -47,7 +47,7 @@ class Copies:
         for name, value in writer.tensors.items():
             held = self._held.get((file, name))
             if held is None or (held.shape, held.dtype) != (value.shape, value.dtype):
-                held = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                held = torch.empty(value.shape, dtype=value.dtype)
                 self._held[file, name] = held
             held.copy_(value)
         return writer._replace(tensors={name: self._held[file, name] for name in writer.tensors})
@@ -64,8 +64,10 @@ class Saver:
         """Whether there may be a thread in any process that this one has not waited for."""
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._given_up = False
+        """Whether a write has taken too long: it must change nothing any more."""
         self._step, self._folder, self._since = 0, Path(), float("inf")
-        """What is written, and since when this process's disk is at work; not while it waits for other processes."""
+        """What is written, and since when this process's disk is at work on a file; not while it waits for others."""
 
     def begin(self, step: int, folder: Path, files: Mapping[str, Writer], then: Callable[[], object]) -> None:
         """Copy the tensors, and begin to write the `folder` of a step, after which the first process does `then`.
@@ -77,9 +79,27 @@ class Saver:
             self._group = lines_of_their_own(self._seconds)
         self._begun, self._step, self._folder = True, step, destination(folder)
         if files:
-            work = self._work(self._copies.of(files), then)
+            work = self._work(self._watched(self._copies.of(files)), then)
             self._thread = threading.Thread(target=work, name=f"writes {folder.name}", daemon=True)
             self._thread.start()
+
+    def _watched(self, files: Mapping[str, Writer]) -> dict[str, Writer]:
+        """The same writers, each of which may take as long as a disk has to answer, and none begins once given up."""
+
+        def watched(write: Writer) -> Writer:
+            def begun_anew(path: Path) -> None:
+                self._require_wanted()
+                self._since = time.monotonic()
+                write(path)
+
+            return begun_anew
+
+        return {name: watched(write) for name, write in files.items()}
+
+    def _require_wanted(self) -> None:
+        """ValueError once the run has given this write up: another may write at its place."""
+        if self._given_up:
+            raise ValueError(f"{self._folder}: was waited for in vain")
 
     def check(self) -> None:
         """ValueError or OSError, in all processes, once a write has failed in any. All call it at the same step."""
@@ -122,7 +142,7 @@ class Saver:
         while self._thread is not None and self._alive():
             self._thread.join(LOOK_SECONDS)
             if self._overdue():
-                self._thread = None
+                self._thread, self._given_up = None, True
                 waited = f"{self._folder}: not written after {self._seconds:g} s: does its disk answer?"
                 return ValueError(f"{waited} Where it is only slow, set train.hang_seconds higher")
         problem, self._thread, self._error = self._error, None, None
@@ -141,20 +161,29 @@ class Saver:
             try:
                 if self._group is None:
                     with self._working():
-                        write_folder(self._folder, files)
+                        self._write_all(files)
                 else:
                     with answering(self._ranks, self._seconds, lambda: self._step):
                         self._write_parts(files)
                 if self._ranks.rank == 0:
                     with self._working():
+                        self._require_wanted()
                         then()
             except Exception as error:
                 self._error = error
 
         return work
 
+    def _write_all(self, files: Mapping[str, Writer]) -> None:
+        """By one process."""
+        staging = begin_folder(self._folder)
+        with abandoned(staging, self._folder):
+            entries = fill_folder(staging, files)
+            self._require_wanted()
+            end_folder(staging, self._folder, entries)
+
     def _write_parts(self, files: Mapping[str, Writer]) -> None:
-        """`write_folder` by processes that share the weights and all see the folder, each with files of its own.
+        """The same by processes that share the weights and all see the folder, each with files of its own.
 
         ValueError or OSError, in all of them, when any cannot; the folder is then not there.
         """
@@ -169,6 +198,7 @@ class Saver:
                 entries = fill_folder(staging, files)
             told = texts(ranks, json.dumps(entries), self._group)
             with self._agreeing():
+                self._require_wanted()
                 if first:
                     end_folder(staging, folder, {name: one for text in told for name, one in json.loads(text).items()})
 

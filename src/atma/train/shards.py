@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from atma.lora import as_plain
 from atma.model import Model
 from atma.train.optim import Optimisers
 from atma.train.owners import Owners
@@ -131,6 +132,8 @@ def divide(model: Model, ranks: Ranks, mesh: Any, compute: torch.dtype = torch.f
     for blocks in [*_together(model.blocks), [model]]:
         _divide(blocks, mesh, ranks.offload)
     round_before_gathering(model, low)
+    with as_plain(model):  # FSDP looks at weights by their names once more, by default before the first forward pass
+        cast(Any, model)._get_fsdp_state()._lazy_init()
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)  # a sum: the loss is a share of the batch's already
         part.set_force_sum_reduction_for_comms(True)

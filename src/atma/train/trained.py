@@ -101,16 +101,11 @@ class Trained:
                     whole[name] = value
         if ranks.rank != 0:
             return None
-        held = self._second.model.state_dict()
+        model = begun(self.recipe, weights=False)  # built anew each time: a second model is not to be held for a run
+        attached, held = adapters(self.recipe, model), model.state_dict()
         for name, value in (whole | self._buffers()).items():
             held[name].copy_(value)
-        return self._second
-
-    @cached_property
-    def _second(self) -> "Trained":
-        """The same with a model that is in one piece, of weights that mean nothing yet."""
-        model = begun(self.recipe, weights=False)
-        return replace(self, model=model, attached=adapters(self.recipe, model))
+        return replace(self, model=model, attached=attached)
 
     def _buffers(self) -> dict[str, Tensor]:
         """What a model folder holds besides parameters."""

@@ -196,6 +196,18 @@ Some **bold**, *italic* and `co_de` words, 2 * 3 * 4, snake_case_name, \\*no\\*.
 2. two
    - inner
 
+3. with code:
+
+   ```python
+   for x in y:
+
+       pass
+   ```
+
+   and more
+
+4. last
+
 > said
 
 ```python
@@ -222,10 +234,12 @@ def test_markdown_is_shown_with_code_lists_and_tables_and_nothing_of_it_is_run(p
     assert said.locator("em").all_inner_texts() == ["italic"]
     assert said.locator("p code").all_inner_texts() == ["co_de"]
     assert "2 * 3 * 4, snake_case_name, *no*." in said.inner_text()
-    assert said.locator("ol > li").count() == 2
+    assert said.locator("ol").count() == 1 and said.locator("ol > li").count() == 4
     assert said.locator("ol ul li").inner_text() == "inner"
+    assert said.locator("ol pre code").inner_text() == "for x in y:\n\n    pass"
+    assert said.locator("ol > li").nth(2).locator("p").all_inner_texts() == ["with code:", "and more"]
     assert said.locator("blockquote").inner_text() == "said"
-    assert said.locator("pre code").inner_text() == 'if a < b:\n\n    print("<b>")'
+    assert said.locator(":scope > pre code").inner_text() == 'if a < b:\n\n    print("<b>")'
     assert said.locator("td").all_inner_texts() == ["a", "1"]
     assert said.locator("a").evaluate_all("all => all.map(one => one.href)") == ["https://example.org/a_b"]
     assert "javascript" not in said.inner_html()
@@ -311,11 +325,31 @@ def test_a_model_without_a_chat_template_continues_texts_and_the_text_is_kept_to
     page.view.close()
 
 
-def test_an_answer_that_ends_at_once_says_so(page: Page):
-    page.answers("")
+def test_an_answer_that_ends_at_once_says_so_and_the_talk_goes_on(page: Page):
+    asked = page.answers("", "yes")
     page.say("Hello")
     page.answered(1)
     assert "ended here at once" in page.view.inner_text("article.assistant .note")
+    page.say("Anybody?")
+    page.answered(2)
+    assert asked[1]["messages"] == [{"role": "user", "content": "Hello\n\nAnybody?"}]
+
+
+def test_a_page_read_again_during_an_answer_has_the_question(page: Page):
+    page.view.route("**/v1/chat/completions", lambda route: None)  # never answered
+    page.say("A question")
+    page.until("document.querySelectorAll('article').length == 2")
+    page.view.reload()
+    page.until("document.querySelectorAll('article').length > 0")
+    assert page.told()[0] == "A question"
+
+
+def test_no_text_is_too_deep_to_show(page: Page):
+    page.answers(">" * 20000 + " deep", "*" * 3000 + "_" * 3000)
+    for i in range(2):
+        page.say("Show me")
+        page.answered(i + 1)
+    assert page.complaints == []
 
 
 def test_keys_edit_the_last_message_and_leave_an_edit(page: Page):

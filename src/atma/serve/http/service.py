@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -135,12 +135,19 @@ async def _in_thread(work: Callable[[], R]) -> R:
 
 def _about(model: Model, folder: Path) -> Iterator[str]:
     yield f"{count_text(sum(parameter.numel() for parameter in model.parameters()))} parameters"
-    extra = load_info(folder).get("extra", {})
-    train = extra.get("recipe", {}).get("train", {})
-    if isinstance(train.get("length"), int):
-        yield f"trained on rows of {train['length']:,} tokens"
-    if isinstance(extra.get("tokens"), int):
-        yield f"{count_text(extra['tokens'])} tokens read in training"
+    extra = load_info(folder).get("extra")
+    length, tokens = _inside(extra, "recipe", "train", "length"), _inside(extra, "tokens")
+    if isinstance(length, int):
+        yield f"trained on rows of {length:,} tokens"
+    if isinstance(tokens, int):
+        yield f"{count_text(tokens)} tokens read in training"
+
+
+def _inside(values: Any, *names: str) -> Any:
+    """What lies in dictionaries under these names; None where it does not, for anybody may write `extra`."""
+    for name in names:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def _name(folder: Path) -> str:

@@ -56,7 +56,7 @@ function codeBlock(lines, language) {
 }
 
 function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+  return line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim());
 }
 
 function table(lines) {
@@ -65,26 +65,38 @@ function table(lines) {
   return element("table", element("thead", row("th", head)), element("tbody", ...rows.map((one) => row("td", one))));
 }
 
-function list(lines) {
+function list(lines, depth) {
   const first = item.exec(lines[0]), ordered = /\d/.test(first[2]), made = element(ordered ? "ol" : "ul");
   if (ordered) made.start = parseInt(first[2], 10);
-  const own = first[1].length;
   for (let i = 0; i < lines.length;) {
-    const head = item.exec(lines[i]), inner = [];
+    const head = item.exec(lines[i]), inner = [head[3]], deep = lines[i].length - head[3].length;
     for (i += 1; i < lines.length; i += 1) {
       const next = item.exec(lines[i]);
-      if (next && next[1].length <= own) break;
-      inner.push(lines[i]);
+      if (next && next[1].length <= first[1].length) break;
+      inner.push(lines[i].replace(new RegExp(`^\\s{1,${deep}}`), ""));
     }
-    const nested = inner.findIndex((line) => item.test(line));
-    const words = [head[3], ...(nested < 0 ? inner : inner.slice(0, nested)).map((line) => line.trim())].join(" ");
-    made.append(element("li", ...spans(words), ...(nested < 0 ? [] : [list(inner.slice(nested))])));
+    const parts = blocks(inner.join("\n"), depth + 1), tight = parts[0]?.nodeName === "P" && !inner.includes("");
+    made.append(element("li", ...(tight ? [...parts[0].childNodes, ...parts.slice(1)] : parts)));
   }
   return made;
 }
 
+// The lines of a list: what is indented belongs to it, code within whole, and so do blank lines before either.
+function listLines(lines, from) {
+  let to = from, open = "";
+  for (let i = from; i < lines.length; i += 1) {
+    const line = lines[i], sign = fence.exec(line.trimStart());
+    const own = open || item.test(line) || /^\s+\S/.test(line);
+    if (!own && (line.trim() || to < i - 1)) break;
+    if (open ? line.trim().startsWith(open) && !sign?.[2] : own && sign && /^\s/.test(line)) open = open ? "" : sign[1];
+    if (own) to = i + 1;
+  }
+  return lines.slice(from, to);
+}
+
 // The blocks of a text.
-function blocks(text) {
+function blocks(text, depth = 0) {
+  if (depth > 16) return [document.createTextNode(text)];
   const lines = text.split("\n"), found = [];
   let i = 0;
   const take = (holds) => {
@@ -94,8 +106,9 @@ function blocks(text) {
   };
   const rule = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/, heading = /^\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*$/, quote = /^\s{0,3}>/;
   const divider = /^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$/;
-  const isTable = () => lines[i].includes("|") && lines[i + 1]?.includes("-") && divider.test(lines[i + 1]);
-  const signs = [fence, heading, rule, item, quote], begins = (line) => !line.trim() || signs.some((one) => one.test(line));
+  const isTable = () => lines[i].includes("|") && lines[i + 1]?.includes("|") && divider.test(lines[i + 1]);
+  const signs = [fence, heading, rule, item, quote];
+  const begins = (line) => !line.trim() || signs.some((one) => one.test(line));
   while (i < lines.length) {
     const line = lines[i], opened = fence.exec(line), head = heading.exec(line);
     if (!line.trim()) { i += 1; continue; }
@@ -107,9 +120,12 @@ function blocks(text) {
     else if (rule.test(line)) { i += 1; found.push(element("hr")); }
     else if (quote.test(line)) {
       const inner = take((one) => quote.test(one)).map((one) => one.replace(/^\s{0,3}> ?/, ""));
-      found.push(element("blockquote", ...blocks(inner.join("\n"))));
-    } else if (item.test(line)) found.push(list(take((one) => item.test(one) || /^\s+\S/.test(one))));
-    else if (isTable()) found.push(table(take((one) => one.includes("|"))));
+      found.push(element("blockquote", ...blocks(inner.join("\n"), depth + 1)));
+    } else if (item.test(line)) {
+      const own = listLines(lines, i);
+      i += own.length;
+      found.push(list(own, depth));
+    } else if (isTable()) found.push(table(take((one) => one.includes("|"))));
     else {
       const first = i;
       found.push(element("p", ...spans(take((one) => i === first || !begins(one)).join("\n"))));
@@ -118,13 +134,18 @@ function blocks(text) {
   return found;
 }
 
-// Where the last block of a text begins that more text may change: what is before it stays as it is.
+// Where the last block of a text begins that more text may change: what is before it stays as it is. A blank line ends
+// a block once a whole line follows that cannot belong to a list before it.
 function settled(text, from) {
-  let at = from, place = from, open = "";
+  let at = from, place = from, open = "", ended = -1;
   for (const line of text.slice(from).split("\n").slice(0, -1)) {
-    const found = fence.exec(line);
-    if (open ? line.trim().startsWith(open) && !found?.[2] : found) open = open ? "" : found[1];
-    else if (!open && !line.trim() && place > from) at = place;
+    const found = fence.exec(line.trimStart());
+    if (!open && !line.trim()) ended = ended < 0 ? place : ended;
+    else {
+      if (ended > from && !open && !item.test(line) && /^\S/.test(line)) at = ended;
+      ended = -1;
+      if (open ? line.trim().startsWith(open) && !found?.[2] : found) open = open ? "" : found[1];
+    }
     place += line.length + 1;
   }
   return at;

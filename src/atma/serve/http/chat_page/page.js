@@ -162,7 +162,11 @@ function body(path) {
   if (stops.length) asked.stop = stops;
   if (mode() === "text") asked.prompt = path.map((turn) => turn.text).join("");
   else {
-    const messages = path.filter(({ text }) => text).map(({ role, text }) => ({ role, content: text }));
+    const messages = [];
+    for (const { role, text } of path.filter((turn) => turn.text)) { // where no answer came, questions go together
+      if (messages.at(-1)?.role === role) messages.at(-1).content += "\n\n" + text;
+      else messages.push({ role, content: text });
+    }
     asked.messages = system ? [{ role: "system", content: system }, ...messages] : messages;
   }
   return { ...asked, stream: true, stream_options: { include_usage: true } };
@@ -199,21 +203,23 @@ function told(turn, reason) {
 
 // Lets the model go on behind a turn. What it says is a new turn beside any that were there.
 async function reply(parent) {
-  const before = parent.chosen, talk = current(), path = talk.path();
+  const talk = current(), path = talk.path();
   const asked = body(path.slice(0, path.indexOf(parent) + 1));
   const route = mode() === "text" ? "v1/completions" : "v1/chat/completions", turn = talk.add(parent, "assistant", "");
-  running = Object.assign(new AbortController(), { turn });
+  running = Object.assign(new AbortController(), { turn, talk });
   at("send").disabled = true;
   at("stop").hidden = false;
   draw();
-  const { paint, later } = painter(turn);
+  keepTalks();
+  const { paint, later } = painter(turn), keeping = setInterval(keepTalks, 1000);
   try {
     const took = (piece) => { turn.text += piece; later(); };
     turn.note = told(turn, await ask(route, asked, running.signal, took, figures));
   } catch (error) {
     if (error.name === "AbortError") turn.note = "Stopped.";
-    else fail(talk, turn, before, error.message);
+    else fail(talk, turn, error.message);
   }
+  clearInterval(keeping);
   running = null;
   at("send").disabled = false;
   at("stop").hidden = true;
@@ -225,11 +231,11 @@ async function reply(parent) {
 }
 
 // An answer that did not come: what was asked goes back where it was written.
-function fail(talk, turn, before, message) {
+function fail(talk, turn, message) {
+  if (talk !== current()) { turn.note = message; return; }
   const { parent } = turn;
   if (!turn.text) {
     talk.drop(turn);
-    parent.chosen = Math.min(before, Math.max(0, parent.children.length - 1));
     if (parent.role === "user" && !parent.children.length) {
       if (!at("input").value) at("input").value = parent.text;
       talk.drop(parent);
@@ -262,7 +268,7 @@ at("input").addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 at("stop").addEventListener("click", () => running?.abort());
 at("fresh").addEventListener("click", () => {
-  running?.abort();
+  if (running?.talk === current()) running.abort();
   talks[mode()] = new Talk();
   keepTalks();
   for (const name of ["context", "saved"]) at(name).textContent = "0";

@@ -23,6 +23,7 @@ class Talk {
   add(parent, role, text) {
     const turn = { role, text, children: [], chosen: 0, note: "" };
     Object.defineProperty(turn, "parent", { value: parent });
+    Object.defineProperty(turn, "before", { value: parent.chosen });
     parent.chosen = parent.children.push(turn) - 1;
     return turn;
   }
@@ -30,7 +31,7 @@ class Talk {
   drop(turn) {
     const all = turn.parent.children;
     all.splice(all.indexOf(turn), 1);
-    turn.parent.chosen = Math.max(0, all.length - 1);
+    turn.parent.chosen = Math.min(turn.before, Math.max(0, all.length - 1));
   }
 
   choose(turn, step) {
