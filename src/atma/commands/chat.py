@@ -4,7 +4,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -22,6 +22,7 @@ def run(
     model: str = "nano",
     /,
     select: str | None = None,
+    weights: Literal["int8", "int4"] | None = None,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -33,11 +34,12 @@ def run(
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
         select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
+        weights: Read the large weights in int8 or int4 (docs/narrow.md), on the CPU; as they are by default.
         settings: How the next token is chosen; max-tokens counts for each turn.
         machine: Where to compute.
     """
     chosen = dataclasses.replace(settings, stop=(*settings.stop, f"\n{YOU}"))
-    for piece in converse(begin(model, chosen, machine=machine, select=select), _typed()):
+    for piece in converse(begin(model, chosen, machine=machine, select=select, weights=weights), _typed()):
         print(piece, end="", flush=True)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -27,6 +27,7 @@ def run(
     save_state: Path | None = None,
     continue_from: Path | None = None,
     select: str | None = None,
+    weights: Literal["int8", "int4"] | None = None,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -42,6 +43,7 @@ def run(
         save_state: Afterwards write everything needed to go on later to this file.
         continue_from: Go on from a saved state; a prompt is then appended, if there is one.
         select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
+        weights: Read the large weights in int8 or int4 (docs/narrow.md), on the CPU; as they are by default.
         settings: How the next token is chosen.
         machine: Where to compute.
     """
@@ -50,7 +52,7 @@ def run(
         raise ValueError("no prompt; give one, or --file FILE, or --continue-from STATE")
     if save_state:
         require_writable(save_state)
-    generation = begin(model, settings, continue_from, machine, select)
+    generation = begin(model, settings, continue_from, machine, select, weights)
     if text is not None:
         generation.feed(text)
     before, began = len(generation.tokens), time.perf_counter()
@@ -71,6 +73,7 @@ def begin(
     continue_from: Path | None = None,
     machine: Machine | None = None,
     select: str | None = None,
+    weights: str | None = None,
 ) -> "Generation":
     """A new or a saved text of a named model, read by a policy if there is one. ValueError: it has no tokenizer."""
     from atma.generation import Generation
@@ -78,7 +81,7 @@ def begin(
     from atma.stop_tokens import declared
 
     where = (machine or Machine("cpu")).take()
-    loaded = load(model, select=select)
+    loaded = load(model, select=select, weights=weights)
     loaded.model.to(where)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")

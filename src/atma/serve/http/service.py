@@ -105,7 +105,7 @@ class Service:
         """And what to tell of the model."""
         options = self.options
         threads = settle(options.threads)
-        loaded = load(self.path, getattr(torch, options.dtype), options.select)
+        loaded = load(self.path, getattr(torch, options.dtype), options.select, options.weights)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         about = tuple(_about(loaded.model, self.folder))
