@@ -1,9 +1,11 @@
 """A model whose large weights are in 8 or 4 bits: beside floats, decoded, saved and loaded, and what it refuses."""
 
 import copy
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 from atma.checkpoint import load_info, load_model, save_model
 from atma.cli import main
@@ -14,7 +16,7 @@ from atma.hashes import model_hash
 from atma.loading import load
 from atma.mixers import names, small
 from atma.model import Model
-from atma.narrow import LEAST, NarrowLinear, narrow, narrow_bytes, narrow_layers, numbers_in, width_in
+from atma.narrow import LEAST, Narrow, NarrowLinear, narrow, narrow_bytes, narrow_layers, numbers_in, width_in
 from atma.ops import native, use_backend
 from atma.ops.narrow import WIDTHS, widened
 from atma.ops.narrow.reference import rounded
@@ -104,7 +106,7 @@ def test_every_mixer_reads_what_floats_of_so_few_bits_would(kind, monkeypatch) -
     narrow(model, "int8")
     layers = narrow_layers(model)
     for name, layer in layers.items():
-        own = floats.get_submodule(name)
+        own = cast(nn.Linear, floats.get_submodule(name))
         with torch.no_grad():
             own.weight.copy_(widened(layer.codes_held))
         if name != "embed":
@@ -131,12 +133,12 @@ def test_a_saved_model_is_the_same_and_trains_from_its_floats(tmp_path, width, t
     with torch.inference_mode():
         assert torch.equal(again.logits(again(tokens)[0]), model.logits(model(tokens)[0]))
     assert isinstance(again.head, NarrowLinear)
-    shared = again.head.scale.data_ptr() == again.embed.scale.data_ptr()
-    assert shared is tied
+    ends = [cast(Narrow, module).held.scale.data_ptr() for module in (again.head, again.embed)]
+    assert (ends[0] == ends[1]) is tied
     floats, _ = load_model(tmp_path / "m")
     assert width_in(floats) is None
     for name, layer in narrow_layers(model).items():
-        assert torch.equal(floats.get_submodule(name).weight, widened(layer.codes_held))
+        assert torch.equal(cast(nn.Linear, floats.get_submodule(name)).weight, widened(layer.codes_held))
     assert all(parameter.requires_grad for parameter in floats.parameters())
 
 
@@ -169,7 +171,7 @@ def test_what_narrow_weights_cannot_do_is_told(tmp_path) -> None:
     model = load("nano", weights="int8").model
     for change in ({"dtype": torch.float64}, {"device": "meta"}, {"dtype": torch.float16}):
         with pytest.raises(ValueError, match="weights in int8 are read in float32 or bfloat16 on the CPU"):
-            copy.deepcopy(model).to(**change)
+            cast(Any, copy.deepcopy(model)).to(**change)
     with pytest.raises(ValueError, match="already"):
         narrow(model, "int4")
     save_model(tmp_path / "m", model, None)

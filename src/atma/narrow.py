@@ -3,8 +3,8 @@
 Narrow are the embedding, the head and every linear layer with as many outputs as LEAST. Norms, biases, decays, taps and
 the projections of a few gates stay as they are, which are few bytes. A model in int4 has its embedding and its head in
 int8: in 4 bits these alone cost more than all else together (docs/narrow.md). The layers are `layers.Linear` in another
-form, so the model's code is the same; a row's result depends on no other row, nor on the threads (atma.ops.narrow). They
-are read on the CPU, and not trained.
+form, so the model's code is the same; a row's result depends on no other row, nor on the threads (atma.ops.narrow).
+They are read on the CPU, and not trained.
 """
 
 from typing import Any, cast
@@ -28,7 +28,8 @@ class Narrow(nn.Module):
 
     def __init__(self, held: Codes | Packed, like: Tensor) -> None:
         super().__init__()
-        self.kind, self.width, self.inputs, self.outputs = type(held), held.width, held.inputs, held.outputs
+        self.kind, self.inputs, self.outputs = type(held), held.inputs, held.outputs
+        self.width: Width = held.width
         for name in _TENSORS:
             if hasattr(held, name):
                 self.register_buffer(name, getattr(held, name), persistent=False)
@@ -42,9 +43,11 @@ class Narrow(nn.Module):
     @property
     def held(self) -> Codes | Packed:
         """What is multiplied."""
-        tensors = {name: getattr(self, name) for name in _TENSORS if hasattr(self, name)}
-        sizes = {"outputs": self.outputs} if self.kind is Packed else {}
-        return self.kind(width=self.width, inputs=self.inputs, **sizes, **tensors)
+        found = self._buffers
+        if self.kind is Codes:
+            return Codes(self.width, self.inputs, cast(Tensor, found["codes"]), cast(Tensor, found["scale"]))
+        tensors = (cast(Tensor, found[name]) for name in ("panels", "scale", "sums"))
+        return Packed(self.width, self.inputs, self.outputs, *tensors)
 
     @property
     def codes_held(self) -> Codes:
@@ -140,8 +143,8 @@ def narrow_layers(model: nn.Module) -> dict[str, Narrow]:
 
 def width_in(model: nn.Module) -> Width | None:
     """The width of a model's narrow weights but for its ends; None: it has none."""
-    widths = {layer.width for layer in narrow_layers(model).values()}
-    return min(widths, default=None)  # int4 before int8
+    widths: set[Width] = {layer.width for layer in narrow_layers(model).values()}
+    return "int4" if "int4" in widths else "int8" if widths else None
 
 
 def numbers_in(model: nn.Module) -> int:

@@ -62,13 +62,12 @@ def _codes(name: str, tensors: Mapping[str, Tensor], shape: torch.Size, path: Pa
     codes, scale = tensors[name], tensors[name + SCALE]
     outputs, inputs = shape
     groups = -(-inputs // GROUP)
-    kinds = {
-        torch.int8: ("int8", (outputs, inputs), (outputs,), torch.float32),
-        torch.uint8: ("int4", (outputs, groups * GROUP // 2), (outputs, groups), torch.bfloat16),
-    }
-    if codes.dtype not in kinds:
+    if codes.dtype == torch.int8:
+        width, wanted = "int8", [(outputs, inputs), (outputs,), torch.float32]
+    elif codes.dtype == torch.uint8:
+        width, wanted = "int4", [(outputs, groups * GROUP // 2), (outputs, groups), torch.bfloat16]
+    else:
         raise ValueError(f"{path}: tensor '{name}' is {codes.dtype}, neither 8 nor 4 bits: save the model again")
-    width, *wanted = kinds[codes.dtype]
     found = [tuple(codes.shape), tuple(scale.shape), scale.dtype]
     if found != wanted:
         raise ValueError(f"{path}: tensor '{name}' in {width} is {found}, the config says {wanted}: of another config")

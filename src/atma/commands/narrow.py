@@ -7,8 +7,8 @@ from typing import Literal
 def run(model: str, out: Path, /, weights: Literal["int8", "int4"] = "int8") -> None:
     """Write a model with its large weights in 8 or 4 bits, a quarter or an eighth of their bytes.
 
-    The folder is used like any other, on the CPU; `atma serve MODEL --weights int8` reads the floats of MODEL so without
-    one. It cannot be trained as it is: training begins from the floats that its numbers stand for.
+    The folder is used like any other, on the CPU; `atma serve MODEL --weights int8` reads the floats of MODEL so
+    without one. It cannot be trained as it is: training begins from the floats that its numbers stand for.
 
     Args:
         model: A packaged model (see `atma info`), a model folder, a run folder or a folder of adapters.

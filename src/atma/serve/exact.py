@@ -2,8 +2,8 @@
 
 What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut
 into calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served
-as it is, equal up to rounding, and so is a model with a mixer that has no such form (`Mixer.steady`). Narrow weights are
-multiplied as they are: their sums are of integers, or in one order too (atma.ops.narrow).
+as it is, equal up to rounding, and so is a model with a mixer that has no such form (`Mixer.steady`). Narrow weights
+are multiplied as they are: their sums are of integers, or in one order too (atma.ops.narrow).
 """
 
 import copy

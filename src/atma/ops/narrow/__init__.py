@@ -122,7 +122,12 @@ def row_of(index: Tensor, weight: Codes | Packed, dtype: torch.dtype) -> Tensor:
     index = index.contiguous()
     y = torch.empty((*index.shape, weight.inputs), dtype=dtype)
     places = native.addresses(index, weight.panels, weight.scale, y)
-    native.call("chosen8" if weight.width == "int8" else "chosen4", dtype, "n inputs index packed scale y", (index.numel(), weight.inputs, *places))
+    native.call(
+        "chosen8" if weight.width == "int8" else "chosen4",
+        dtype,
+        "n inputs index packed scale y",
+        (index.numel(), weight.inputs, *places),
+    )
     return y
 
 
@@ -161,4 +166,17 @@ def _check(x: Tensor, width: str) -> None:
         raise ValueError(f"weights in {width} have no gradients; load the model without them to train it")
 
 
-__all__ = ["DTYPES", "GROUP", "WIDTHS", "Codes", "Packed", "Width", "pack", "product", "quantised", "row_of", "unpack", "widened"]
+__all__ = [
+    "DTYPES",
+    "GROUP",
+    "WIDTHS",
+    "Codes",
+    "Packed",
+    "Width",
+    "pack",
+    "product",
+    "quantised",
+    "row_of",
+    "unpack",
+    "widened",
+]
