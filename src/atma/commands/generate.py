@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from atma.commands.machine import Machine
+from atma.commands.reading import Reading
 from atma.disk import destination
 from atma.settings import Settings
 
@@ -26,8 +27,7 @@ def run(
     file: Path | None = None,
     save_state: Path | None = None,
     continue_from: Path | None = None,
-    select: str | None = None,
-    weights: Literal["int8", "int4"] | None = None,
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = Reading(),  # noqa: B008
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -42,8 +42,7 @@ def run(
         file: Read the prompt from this UTF-8 file.
         save_state: Afterwards write everything needed to go on later to this file.
         continue_from: Go on from a saved state; a prompt is then appended, if there is one.
-        select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
-        weights: Read the large weights in int8 or int4 (docs/narrow.md), on the CPU; as they are by default.
+        reading: How the model is read.
         settings: How the next token is chosen.
         machine: Where to compute.
     """
@@ -52,7 +51,7 @@ def run(
         raise ValueError("no prompt; give one, or --file FILE, or --continue-from STATE")
     if save_state:
         require_writable(save_state)
-    generation = begin(model, settings, continue_from, machine, select, weights)
+    generation = begin(model, settings, continue_from, machine, reading)
     if text is not None:
         generation.feed(text)
     before, began = len(generation.tokens), time.perf_counter()
@@ -72,16 +71,15 @@ def begin(
     settings: Settings,
     continue_from: Path | None = None,
     machine: Machine | None = None,
-    select: str | None = None,
-    weights: str | None = None,
+    reading: Reading = Reading(),
 ) -> "Generation":
-    """A new or a saved text of a named model, read by a policy if there is one. ValueError: it has no tokenizer."""
+    """A new or a saved text of a named model. ValueError: it has no tokenizer."""
     from atma.generation import Generation
     from atma.loading import load
     from atma.stop_tokens import declared
 
     where = (machine or Machine("cpu")).take()
-    loaded = load(model, select=select, weights=weights)
+    loaded = load(model, select=reading.select, weights=reading.weights)
     loaded.model.to(where)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
