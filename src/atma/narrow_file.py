@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atma.narrow import narrow_layers, packed, replace
-from atma.ops.narrow import GROUP, Codes, widened
+from atma.ops.narrow import GROUP, Codes, Width, widened
 
 if TYPE_CHECKING:
     from atma.model import Model
@@ -62,6 +62,7 @@ def _codes(name: str, tensors: Mapping[str, Tensor], shape: torch.Size, path: Pa
     codes, scale = tensors[name], tensors[name + SCALE]
     outputs, inputs = shape
     groups = -(-inputs // GROUP)
+    width: Width
     if codes.dtype == torch.int8:
         width, wanted = "int8", [(outputs, inputs), (outputs,), torch.float32]
     elif codes.dtype == torch.uint8:

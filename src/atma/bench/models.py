@@ -68,7 +68,8 @@ class Ours:
         weights: Width | None = None,
     ) -> None:
         self.name = f"atma {backend}" if weights is None else f"atma {backend} {weights}"
-        self.config, self.backend, self.weights = config, backend, weights
+        self.config, self.backend = config, backend
+        self.weights: Width | None = weights
         self.dtype, self.device = dtype, device
 
     def model(self) -> Model:

@@ -32,7 +32,7 @@ def run(
     evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
     out: Path | None = None,
     page: Path | None = None,
-    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = Reading(),
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = Reading(),  # noqa: B008
     rope: Annotated[Rope, tyro.conf.OmitArgPrefixes] = Rope(),
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:

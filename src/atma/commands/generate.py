@@ -71,15 +71,15 @@ def begin(
     settings: Settings,
     continue_from: Path | None = None,
     machine: Machine | None = None,
-    reading: Reading = Reading(),
+    reading: Reading | None = None,
 ) -> "Generation":
     """A new or a saved text of a named model. ValueError: it has no tokenizer."""
     from atma.generation import Generation
     from atma.loading import load
     from atma.stop_tokens import declared
 
-    where = (machine or Machine("cpu")).take()
-    loaded = load(model, select=reading.select, weights=reading.weights)
+    where, read = (machine or Machine("cpu")).take(), reading or Reading()
+    loaded = load(model, select=read.select, weights=read.weights)
     loaded.model.to(where)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
