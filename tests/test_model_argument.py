@@ -8,7 +8,13 @@ from tests.test_arguments import EVERY
 
 FIRST = [words for words, run in EVERY.items() if takes_first(run)]
 OPTION = [words for words, run in EVERY.items() if takes_option(run)]
-REST = {"export": ["out"], "merge": ["adapters", "out"], "compress": ["out", "--texts", "t"], "extend": ["out"]}
+REST = {
+    "export": ["out"],
+    "merge": ["adapters", "out"],
+    "compress": ["out", "--texts", "t"],
+    "narrow": ["out"],
+    "extend": ["out"],
+}
 NONE = {"import", "prepare", "generate", "eval diff", "eval recall", "demo", "bench", "runs", "completion", "train"}
 
 

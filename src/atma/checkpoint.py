@@ -23,6 +23,8 @@ from atma.hub_files import (
     token_keys,
     tokenizer_settings,
 )
+from atma.narrow import narrow_layers, width_in
+from atma.narrow_file import as_floats, codes_in, put_in, tensors_of, without
 from atma.replacing import OURS, recover_folder
 from atma.strict import from_dict, to_dict
 from atma.talk import talk_of
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from atma.tokenizer import Tokenizer
 
 FORMAT = "atma-1"
+NARROW_FORMAT = "atma-1-narrow"
+"""Of a folder whose large weights are in 8 or 4 bits, which "weights" names: versions that cannot read it refuse it."""
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", MANIFEST, *SIDE_FILES, TEMPLATE, *OURS)
 
 
@@ -55,8 +59,12 @@ def model_files(
     model: "Model", tokenizer: "Tokenizer | None", extra: Mapping[str, Any] | None = None
 ) -> dict[str, Writer]:
     """The writers of a model folder's files, for `write_folder`. What is tied, as a head may be, is written once."""
-    config = {"format": FORMAT, **class_keys(), "model": to_dict(model.config), "extra": dict(extra or {})}
-    files = {"model.safetensors": TensorWriter(_own(model)), SHIM: text_writer(SHIM_TEXT)}
+    width = width_in(model)
+    told = {"format": FORMAT, **class_keys()} if width is None else {"format": NARROW_FORMAT, "weights": width}
+    config = {**told, "model": to_dict(model.config), "extra": dict(extra or {})}
+    files: dict[str, Writer] = {"model.safetensors": TensorWriter(_own(model))}
+    if width is None:  # transformers reads floats alone
+        files[SHIM] = text_writer(SHIM_TEXT)
     if tokenizer is not None:
         config |= token_keys(tokenizer)
         if tokenizer.end_to_record:
@@ -107,8 +115,18 @@ def require_replaceable(folder: Path) -> None:
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple[Model, Tokenizer | None]":
     """The model (on the CPU, in `dtype`) and tokenizer of a model folder, checked against its manifest if it has one.
 
-    ValueError names the file and what is wrong with it.
+    Of a folder with narrow weights these are floats too, the numbers that its 8 or 4 bits stand for, to be trained or
+    converted; `load_narrow` has them as they are. ValueError names the file and what is wrong with it.
     """
+    return _load(folder, dtype, narrow=False)
+
+
+def load_narrow(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple[Model, Tokenizer | None]":
+    """`load_model`, but narrow weights stay as narrow as they are saved."""
+    return _load(folder, dtype, narrow=True)
+
+
+def _load(folder: str | Path, dtype: torch.dtype, narrow: bool) -> "tuple[Model, Tokenizer | None]":
     from atma.layers import without_init
     from atma.model import Model
     from atma.tokenizer import load_tokenizer
@@ -119,7 +137,11 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> "tuple
         verify_folder(folder)
     with without_init():
         model = Model(config).to(dtype)
-    fill_model(model, load_weights(folder), weight_files(folder)[0])
+    tensors, path = load_weights(folder), weight_files(folder)[0]
+    codes = codes_in(tensors, {name: value.shape for name, value in _own(model).items()}, path)
+    if narrow:
+        put_in(model, codes)
+    fill_model(model, without(tensors, codes) | ({} if narrow else as_floats(codes)), path)
     path = folder / "tokenizer.json"
     if not path.exists():
         return model, None
@@ -150,7 +172,7 @@ def load_info(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
     values = read_json(folder / "config.json")
-    if values.get("format") != FORMAT:
+    if values.get("format") not in (FORMAT, NARROW_FORMAT):
         found = values.get("format")
         raise ValueError(
             f"{folder / 'config.json'}: format {found!r}, not '{FORMAT}'; import it: `atma import hf:{folder} OUT` if "
@@ -161,7 +183,7 @@ def load_info(folder: str | Path) -> dict[str, Any]:
 
 def fill_model(model: "Model", tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy `tensors`, read from `path`, into the model; ValueError when a name or shape differs from its config."""
-    own = _own(model)
+    own = _floats(model)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing:
         raise ValueError(
@@ -184,6 +206,13 @@ def fill_model(model: "Model", tensors: Mapping[str, Tensor], path: Path) -> Non
 
 def _own(model: "Model") -> dict[str, Tensor]:
     """A model's tensors by name, one that has several by its first: a tied head is the embedding."""
+    return _floats(model) | tensors_of(model)
+
+
+def _floats(model: "Model") -> dict[str, Tensor]:
+    """Those but for narrow weights."""
     tensors = model.state_dict(keep_vars=True)
+    for name in narrow_layers(model):
+        del tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
     names = {id(value): name for name, value in reversed(tensors.items())}
     return {name: value.detach() for name, value in tensors.items() if names[id(value)] == name}

@@ -42,6 +42,7 @@ VERBS: Verbs = {
     "export": ("export", "write an imported model in the layout of its checkpoint again"),
     "merge": ("merge", "add adapters to the model they were trained on, into a model folder of its own"),
     "compress": ("compress", "narrow the keys that a trained model caches to what matters on your texts"),
+    "narrow": ("narrow", "write a model with its large weights in 8 or 4 bits"),
     "extend": ("extend", "give a trained model length: attention that goes on beyond what it was trained on"),
     "compile": ("compile", "compile the CPU kernels ahead of time, for this processor or for images"),
     "runs": ("runs", "list run folders: how they stand, losses, times; and their curves beside each other"),

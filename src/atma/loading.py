@@ -169,14 +169,30 @@ def dtype_of(dtype: "torch.dtype | str | None") -> "torch.dtype | None":
     return getattr(torch, dtype)
 
 
-def load(name: str | Path, dtype: "torch.dtype | str | None" = None, select: str | None = None) -> Loaded:
+def load(
+    name: str | Path,
+    dtype: "torch.dtype | str | None" = None,
+    select: str | None = None,
+    weights: str | None = None,
+) -> Loaded:
     """The model of a packaged name ("nano"), a model folder or a finished run, on the CPU, ready to evaluate.
 
     dtype: of its weights and of what it computes, such as "bfloat16"; float32 by default, whatever the folder has.
     select: a selection policy, as of `atma.select`; all keys are read by default.
+    weights: "int8" or "int4" reads the large ones in so few bits (docs/narrow.md), of what the folder has, whatever
+    `dtype` is; floats by default, or what a folder written by `atma narrow` has.
     Of a folder of adapters it is their base with the adapters merged in, and `path` is that of the adapters.
+    ValueError: no such model, dtype, policy or width; weights that are narrow already, or on no CPU.
     """
-    loaded = _load(name, dtype)
+    from atma.narrow import narrow, width_in, width_of
+
+    width = width_of(weights)
+    loaded = _load(name, dtype if width is None else None)
+    if width is not None:
+        if width_in(loaded.model) != width:
+            narrow(loaded.model, width)
+        if dtype is not None:
+            loaded.model.to(dtype_of(dtype))
     if select is not None:
         from atma.selection import select as set_policy
 
@@ -185,7 +201,7 @@ def load(name: str | Path, dtype: "torch.dtype | str | None" = None, select: str
 
 
 def _load(name: str | Path, dtype: "torch.dtype | str | None") -> Loaded:
-    from atma.checkpoint import load_info, load_model
+    from atma.checkpoint import load_info, load_model, load_narrow
 
     path, dtype = base_folder(name), dtype_of(dtype)
     if str(name) not in packaged() and is_adapters(Path(name)):
@@ -195,5 +211,5 @@ def _load(name: str | Path, dtype: "torch.dtype | str | None") -> Loaded:
         load_adapters(model, name)
         merge(model)
         return Loaded((model if dtype is None else model.to(dtype)).eval(), tokenizer, Path(name), load_info(path))
-    model, tokenizer = load_model(path) if dtype is None else load_model(path, dtype)
+    model, tokenizer = load_narrow(path) if dtype is None else load_narrow(path, dtype)
     return Loaded(model.eval(), tokenizer, path, load_info(path))

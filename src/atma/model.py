@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,10 +21,14 @@ from atma.display import count_text, facts_html, facts_text
 from atma.layers import MLP, RMSNorm, init_linear
 from atma.mixers import Call, Mixer
 from atma.mixers.stretches import Stretch
+from atma.narrow import NarrowLinear, numbers_in, width_in
 from atma.ops import softcap_loss
 from atma.ops.dense import linear
-from atma.ops.loss import softcap
+from atma.ops.loss import NOT_SCORED, softcap
 from atma.state import ModelState, capacity
+
+SCORED = 256
+"""Rows whose logits a narrow head computes at once for a loss."""
 
 
 class Block(nn.Module):
@@ -168,18 +173,35 @@ class Model(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) to soft-capped logits (…, vocabulary), float32 or wider."""
         work = torch.promote_types(hidden.dtype, torch.float32)
-        raw = linear(hidden, self.head.weight.to(hidden.dtype), None).to(work)
+        raw = self._scores(hidden).to(work)
         return softcap(raw if self.head.bias is None else raw + self.head.bias, self.config.logit_cap)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per token (B, T) of targets (B, T) int64 under hidden (B, T, D); target −100 gives 0 and no gradient."""
+        if isinstance(self.head, NarrowLinear):
+            return self._read_loss(hidden, targets)
         return softcap_loss(hidden, self.head.weight, self.head.bias, targets, self.config.logit_cap)
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """hidden (…, D) to scores (…, vocabulary) in its dtype, before the bias."""
+        if isinstance(self.head, NarrowLinear):
+            return self.head.unbiased(hidden)
+        return linear(hidden, self.head.weight.to(hidden.dtype), None)
+
+    def _read_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """`loss` of a head that has no gradient: so many rows at once that their logits are few."""
+        rows, wanted = hidden.flatten(0, -2), targets.flatten()
+        nats = [
+            F.cross_entropy(self.logits(some), goals, ignore_index=NOT_SCORED, reduction="none")
+            for some, goals in zip(rows.split(SCORED), wanted.split(SCORED), strict=True)
+        ]
+        return torch.cat(nats).view(targets.shape)
 
     def facts(self) -> dict[str, str]:
         """What it is, by name: layers, sizes, parameters."""
-        weight = self.embed.weight
-        count, dtype = sum(parameter.numel() for parameter in self.parameters()), str(weight.dtype)
-        where = f"{dtype.removeprefix('torch.')} on {weight.device}"
+        weight, count, width = self.embed.weight, numbers_in(self), width_in(self)
+        told = str(weight.dtype).removeprefix("torch.")
+        where = f"{told if width is None else f'{width} and {told}'} on {weight.device}"
         return self.config.facts() | {"parameters": f"{count:,} ({count_text(count)}), {where}"}
 
     def __repr__(self) -> str:

@@ -171,3 +171,15 @@ def test_what_is_timed_of_a_checkout_runs():
     measures = script("regressions").prepared()
     assert len(measures) == 4
     measures["write_64_tokens"]()
+
+
+def test_every_width_of_weights_has_its_speed_beside_bfloat16(monkeypatch, capsys):
+    narrow = script("narrow")
+    words = ["speed", "--presets", "nano-test", "--tokens", "16", "--rounds", "2"]
+    monkeypatch.setattr("sys.argv", ["narrow.py", *words])
+    narrow.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"nano-test {kind}, {side}" for kind in ("decode", "prefill") for side in narrow.SIDES
+    ]
+    assert all("× bfloat16 1.00" in line for line in lines if "bfloat16:" in line)

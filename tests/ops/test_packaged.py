@@ -43,7 +43,7 @@ def test_the_best_level_that_the_processor_can_run_is_taken(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert [level.name for level in levels.runnable(V4.needs)] == ["x86-64-v4", "x86-64-v3"]
     assert [level.name for level in levels.runnable(V3.needs)] == ["x86-64-v3"]
-    assert levels.runnable(V4.needs | {"avx512_bf16"})[0].name == "x86-64-v4-bf16"
+    assert levels.runnable(V4.needs | {"avx512_bf16", "avx512_vnni"})[0].name == "x86-64-v4-bf16"
     assert levels.runnable(frozenset({"sse2"})) == []
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert [level.name for level in levels.runnable(frozenset())] == ["arm64"]

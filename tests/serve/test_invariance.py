@@ -12,10 +12,10 @@ from atma.tokenizer import byte_tokenizer
 from tests.harness.invariance import alone, differences, random_requests, speaking, together
 
 
-@pytest.mark.parametrize("name", ["random nano-test", "nano"])
+@pytest.mark.parametrize("name", ["random nano-test", "nano", "nano int8", "nano int4"])
 def test_a_request_alone_and_in_batches_up_to_32_has_the_same_text(name: str) -> None:
-    if name == "nano":
-        loaded = load("nano")
+    if name.startswith("nano"):
+        loaded = load("nano", weights=name.removeprefix("nano").strip() or None)
         model, tokenizer = loaded.model, loaded.tokenizer
     else:
         model, tokenizer = speaking(preset("nano-test")), byte_tokenizer()

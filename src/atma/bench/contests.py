@@ -17,6 +17,7 @@ from atma.bench.models import Ours, attention_cost
 from atma.bench.plan import Plan
 from atma.bench.rows import Case, Entry, Job
 from atma.config import ModelConfig, preset
+from atma.narrow import width_of
 from atma.ops.backend import backend_for
 
 TINY_CONTEXT = 8
@@ -33,6 +34,8 @@ def jobs(kind: str, plan: Plan, device: torch.device, notes: list[str]) -> list[
         for backend in plan.backends:
             backend_for(backend, torch.empty(1, dtype=number, device=device))
             contenders.append(Ours(config, backend, number, device))
+            widths = plan.weights if kind in ("decode", "prefill") else ()
+            contenders += [Ours(config, backend, number, device, width_of(width)) for width in widths]
         contenders += peers(config, number, device, notes)
         for i, length in enumerate(plan.contexts if kind == "decode" else plan.lengths):
             build = partial(_case, make, kind, plan, contenders, length)

@@ -75,7 +75,7 @@ class Peer:
                 layer.keys, layer.values = keys, values
             return _go_on(model, token, cache).argmax(-1)
 
-        read = weight_bytes(model, model.get_input_embeddings().weight, self.config.tie_word_embeddings)
+        read = weight_bytes(model, model.get_input_embeddings(), self.config.tie_word_embeddings)
         return step, read + _cache_bytes(cache)
 
     def prefill(self, rows: int, length: int) -> tuple[Callable[[], object], int]:
@@ -87,7 +87,7 @@ class Peer:
         def read() -> Tensor:
             return model(input_ids=tokens, use_cache=True, logits_to_keep=1).logits
 
-        weights = weight_bytes(model, model.get_input_embeddings().weight, self.config.tie_word_embeddings)
+        weights = weight_bytes(model, model.get_input_embeddings(), self.config.tie_word_embeddings)
         return read, weights
 
     def tiny(self) -> "Peer":

@@ -18,7 +18,9 @@ from atma.eval.stream import hidden_chunks
 from atma.mixers import small
 from atma.mixers.heads import Attending
 from atma.model import Model
+from atma.narrow import narrow, narrow_bytes
 from atma.ops import use_backend
+from atma.ops.narrow import Width
 from atma.settings import Settings
 from atma.state import nbytes, transform
 from atma.train.optim import Optimisers
@@ -32,6 +34,10 @@ LEAST = {"query_heads": 1, "key_value_heads": 1, "head_width": 16}
 FIELDS_FILLED = 0.5
 SPARE = 32
 """Tokens that a decoding state is timed over before it is set back."""
+
+NARROW = {"int8": 0.05, "int4": 0.5}
+"""Of what is computed exactly, how far it may be from that with random weights in so few bits: a fault, such as a wrong
+scale, moves it by more than all of it."""
 
 
 class Batch(NamedTuple):
@@ -48,12 +54,22 @@ def batch_of(vocabulary: int, rows: int, length: int, device: torch.device) -> B
 
 
 class Ours:
-    """The model of a configuration on one backend. Training keeps float32 weights; else they are in `dtype`."""
+    """The model of a configuration on one backend. Training keeps float32 weights; else they are in `dtype`, or large
+    ones in 8 or 4 bits if `weights` says so."""
 
     ours = True
 
-    def __init__(self, config: ModelConfig, backend: str, dtype: torch.dtype, device: torch.device) -> None:
-        self.name, self.config, self.backend = f"atma {backend}", config, backend
+    def __init__(
+        self,
+        config: ModelConfig,
+        backend: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        weights: Width | None = None,
+    ) -> None:
+        self.name = f"atma {backend}" if weights is None else f"atma {backend} {weights}"
+        self.config, self.backend = config, backend
+        self.weights: Width | None = weights
         self.dtype, self.device = dtype, device
 
     def model(self) -> Model:
@@ -62,6 +78,12 @@ class Ours:
     def parameters(self) -> int:
         with torch.device("meta"):
             return sum(p.numel() for p in Model(self.config, torch.Generator("cpu")).parameters())
+
+    def reader(self, model: Model) -> Model:
+        """A model as it is read: moved to the device, narrow or in the dtype."""
+        if self.weights is not None:
+            narrow(model, self.weights)
+        return model.to(self.device, self.dtype)
 
     def trainer(self, rows: int, length: int) -> Callable[[], object]:
         """A whole optimiser step."""
@@ -72,8 +94,8 @@ class Ours:
 
     def decoder(self, rows: int, context: int) -> tuple[Callable[[], object], int]:
         """One more token at `context`, from at most SPARE tokens behind it; and the bytes that a token reads."""
-        model = self.model().to(self.dtype)
-        read = weight_bytes(model, model.embed.weight, self.config.tied_head) + nbytes(model.init_state(rows, context))
+        model = self.reader(self.model())
+        read = weight_bytes(model, model.embed, self.config.tied_head) + nbytes(model.init_state(rows, context))
         state = transform(model.init_state(rows, context + SPARE), partial(_filled, context))
         decoder = Decoder(model, state)
         token = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
@@ -88,7 +110,7 @@ class Ours:
 
     def prefill(self, rows: int, length: int) -> tuple[Callable[[], object], int]:
         """The next token's scores after a prompt, in chunks as generation reads it; and the bytes of the weights."""
-        model = self.model().to(self.dtype)
+        model = self.reader(self.model())
         tokens = batch_of(self.config.vocab_size, rows, length, self.device).tokens
 
         @torch.inference_mode()
@@ -97,7 +119,7 @@ class Ours:
             _, hidden = collections.deque(chunks, maxlen=1)[0]
             return model.logits(hidden[:, -1:])
 
-        return self._within(read), weight_bytes(model, model.embed.weight, self.config.tied_head)
+        return self._within(read), weight_bytes(model, model.embed, self.config.tied_head)
 
     def tiny(self) -> "Ours":
         """The same layers with next to no arithmetic in them, by the sizes of `LEAST` or those they are tested with."""
@@ -110,7 +132,7 @@ class Ours:
         shared = self.config.options | LEAST
         sizes = {"width": 16, "vocab_size": 16, "mlp_multiple": 1}
         config = dataclasses.replace(self.config, **sizes, mixers=mixers, options=shared)
-        return Ours(config, self.backend, self.dtype, self.device)
+        return Ours(config, self.backend, self.dtype, self.device, self.weights)
 
     def _within(self, call: Callable[[], object]) -> Callable[[], object]:
         def run() -> object:
@@ -139,7 +161,9 @@ class Ours:
         with use_backend(self.backend):
             found = ways[kind](model, *given)
         low = self.dtype not in (torch.float32, torch.float64)
-        if low:
+        if self.weights is not None:
+            allowed = [NARROW[self.weights] * rms(x) for x in truth]
+        elif low:
             with use_backend("reference"):
                 plain = ways[kind](self._low(exact_model, kind), *given)
             factors = [FORWARD * 2, GRADIENT]
@@ -149,7 +173,8 @@ class Ours:
         require(f"{kind} of the model on the {self.backend} backend in {self.dtype}", found, truth, allowed)
 
     def _low(self, model: Model, kind: str) -> Model:
-        return copy.deepcopy(model).to(self.device, torch.float32 if kind == "train" else self.dtype)
+        made = copy.deepcopy(model)
+        return made.to(self.device, torch.float32) if kind == "train" else self.reader(made)
 
     def _trained(self, model: Model, batch: Batch, chunk: int) -> list[Tensor]:
         """Loss of each token, and all gradients of their mean as one vector."""
@@ -182,10 +207,13 @@ def rewind(decoder: Decoder, context: int) -> None:
     decoder.room = SPARE
 
 
-def weight_bytes(model: torch.nn.Module, embedding: Tensor, tied: bool) -> int:
+def weight_bytes(model: torch.nn.Module, embedding: torch.nn.Module, tied: bool) -> int:
     """Bytes of the weights that a token reads: all, but of an embedding that is not the head too."""
-    held = sum(p.numel() * p.element_size() for p in model.parameters())
-    return held if tied else held - embedding.numel() * embedding.element_size()
+    return _held(model) if tied else _held(model) - _held(embedding)
+
+
+def _held(module: torch.nn.Module) -> int:
+    return narrow_bytes(module) + sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def _filled(context: int, field: str, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from atma.strict import check_fields
 
 KINDS = ("ops", "train", "decode", "prefill")
 DTYPES = ("float32", "bfloat16", "float16")
+WIDTHS = ("int8", "int4")
 OPERATIONS = ("polar", "delta", "kda", "gla", "mamba2", "conv", "loss")
 
 
@@ -34,6 +35,8 @@ class Plan:
     """Tokens that the loss of `ops` chooses from."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     """float32, bfloat16, float16. Training keeps float32 weights and computes in these."""
+    weights: tuple[str, ...] = ()
+    """int8, int4: of decode and prefill, rows with the model's large weights in so few bits, on the CPU."""
     preset: str = "nano"
     """Configuration of the model of train, decode and prefill, with random weights."""
     backends: tuple[str, ...] = ("auto",)
@@ -58,7 +61,7 @@ class Plan:
         _require(self.threads >= 0, "threads", self.threads, "0 (PyTorch's own choice) or more")
         divides = self.heads % self.key_value_heads == 0
         _require(divides, "key_value_heads", self.key_value_heads, f"a divisor of heads = {self.heads}")
-        for name, known in (("operations", OPERATIONS), ("dtypes", DTYPES)):
+        for name, known in (("operations", OPERATIONS), ("dtypes", DTYPES), ("weights", WIDTHS)):
             for value in getattr(self, name):
                 _require(value in known, name, value, f"from {', '.join(known)}")
         preset(self.preset)

@@ -31,6 +31,8 @@ def run(
     from atma.bench.roofline import write
     from atma.bench.table import show
 
+    if plan.weights and kind not in ("decode", "prefill"):
+        raise ValueError(f"--weights is for decode and prefill, not for {kind}: narrow weights are only read")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file; name a folder")
     result = bench(kind, plan)

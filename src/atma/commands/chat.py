@@ -10,6 +10,7 @@ import tyro
 
 from atma.commands.generate import begin
 from atma.commands.machine import Machine
+from atma.commands.reading import Reading
 from atma.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ YOU, MODEL = "User:", "Assistant:"
 def run(
     model: str = "nano",
     /,
-    select: str | None = None,
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = Reading(),  # noqa: B008
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -32,12 +33,12 @@ def run(
 
     Args:
         model: A packaged model (see `atma info`), a model folder or a run folder.
-        select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
+        reading: How the model is read.
         settings: How the next token is chosen; max-tokens counts for each turn.
         machine: Where to compute.
     """
     chosen = dataclasses.replace(settings, stop=(*settings.stop, f"\n{YOU}"))
-    for piece in converse(begin(model, chosen, machine=machine, select=select), _typed()):
+    for piece in converse(begin(model, chosen, machine=machine, reading=reading), _typed()):
         print(piece, end="", flush=True)
 
 

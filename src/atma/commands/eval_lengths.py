@@ -8,6 +8,7 @@ import tyro
 
 from atma.bars import bars
 from atma.commands.machine import Machine
+from atma.commands.reading import Reading
 from atma.commands.suite import check_page, tell, told_selection
 from atma.commands.tables import print_table
 from atma.config import EvaluationConfig
@@ -31,7 +32,7 @@ def run(
     evaluation: Annotated[EvaluationConfig, tyro.conf.OmitArgPrefixes] = EvaluationConfig(),  # noqa: B008
     out: Path | None = None,
     page: Path | None = None,
-    select: str | None = None,
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = Reading(),  # noqa: B008
     rope: Annotated[Rope, tyro.conf.OmitArgPrefixes] = Rope(),
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -47,7 +48,7 @@ def run(
         evaluation: What to measure.
         out: Keep the rows in this .jsonl file; what it already holds for the same model and data is not run again.
         page: Write the curves to this .html file.
-        select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
+        reading: How the model is read.
         rope: Whether positions are stretched.
         machine: Where to compute.
     """
@@ -59,7 +60,8 @@ def run(
         check_page(page)
     measured = Measured(
         model,
-        select=select,
+        select=reading.select,
+        weights=reading.weights,
         rope_scaling=rope.rope_scaling,
         rope_trained=rope.rope_trained,
         rope_factor=rope.rope_factor,

@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "atma eval recall --task copy --out recall.jsonl --page recall.html",
     ),
     "eval diff": ("atma eval diff a.jsonl b.jsonl", "atma eval diff a.jsonl b.jsonl --limit 10"),
+    "narrow": ("atma narrow nano models/nano-int8", "atma narrow runs/mine models/mine-int4 --weights int4"),
     "diagnose": (
         "atma diagnose nano",
         "atma diagnose runs/mine --data data/mine --size quick",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from atma.commands.machine import Machine
+from atma.commands.reading import Reading
 from atma.disk import destination
 from atma.settings import Settings
 
@@ -26,7 +27,7 @@ def run(
     file: Path | None = None,
     save_state: Path | None = None,
     continue_from: Path | None = None,
-    select: str | None = None,
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = Reading(),  # noqa: B008
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine(),  # noqa: B008
 ) -> None:
@@ -41,7 +42,7 @@ def run(
         file: Read the prompt from this UTF-8 file.
         save_state: Afterwards write everything needed to go on later to this file.
         continue_from: Go on from a saved state; a prompt is then appended, if there is one.
-        select: A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md).
+        reading: How the model is read.
         settings: How the next token is chosen.
         machine: Where to compute.
     """
@@ -50,7 +51,7 @@ def run(
         raise ValueError("no prompt; give one, or --file FILE, or --continue-from STATE")
     if save_state:
         require_writable(save_state)
-    generation = begin(model, settings, continue_from, machine, select)
+    generation = begin(model, settings, continue_from, machine, reading)
     if text is not None:
         generation.feed(text)
     before, began = len(generation.tokens), time.perf_counter()
@@ -70,15 +71,15 @@ def begin(
     settings: Settings,
     continue_from: Path | None = None,
     machine: Machine | None = None,
-    select: str | None = None,
+    reading: Reading | None = None,
 ) -> "Generation":
-    """A new or a saved text of a named model, read by a policy if there is one. ValueError: it has no tokenizer."""
+    """A new or a saved text of a named model. ValueError: it has no tokenizer."""
     from atma.generation import Generation
     from atma.loading import load
     from atma.stop_tokens import declared
 
-    where = (machine or Machine("cpu")).take()
-    loaded = load(model, select=select)
+    where, read = (machine or Machine("cpu")).take(), reading or Reading()
+    loaded = load(model, select=read.select, weights=read.weights)
     loaded.model.to(where)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")

@@ -22,6 +22,8 @@ class Measured:
     """A time such as 10m: fewer trials, as many as fit."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the weights and of what is computed."""
+    weights: Literal["int8", "int4"] | None = None
+    """Read the large weights of a model of ours in so few bits (docs/narrow.md); as they are by default."""
     device: str | None = None
     """cpu, cuda or a certain GPU such as cuda:1; a GPU if there is one by default."""
     threads: int = 0
@@ -66,8 +68,10 @@ class Measured:
                 raise ValueError("--rope-scaling is for models of ours; set that of transformers in its config.json")
             if self.select is not None:
                 raise ValueError("--select is for models of ours; import that one first (`atma convert`)")
+            if self.weights is not None:
+                raise ValueError("--weights is for models of ours; import that one first (`atma convert`)")
             return hugging_face.load(self.model[3:], dtype, str(where), streaming, self.truncate)
-        loaded = load(self.model, select=self.select)
+        loaded = load(self.model, select=self.select, weights=self.weights)
         loaded.model.to(where, dtype)
         stretch = stretch_of(loaded, self.rope_scaling, self.rope_trained, self.rope_factor)
         return OwnModel(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)

@@ -12,6 +12,7 @@ from atma.eval.stream import DEFAULT, Streaming
 from atma.hashes import code_hash, config_hash, weights_hash
 from atma.loading import called
 from atma.mixers.flat import is_flat
+from atma.narrow import numbers_in, width_in
 from atma.ops import backend_for
 
 
@@ -39,7 +40,8 @@ def model_provenance(loaded: Loaded) -> dict[str, Any]:
         "model": called(loaded.path) if loaded.path else None,
         **_mixing(loaded.model.config),
         **({} if loaded.model.selection is None else {"selection": loaded.model.selection}),
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        **({} if (width := width_in(loaded.model)) is None else {"weights": width}),
+        "parameters": numbers_in(loaded.model),
     }
 
 

@@ -2,7 +2,8 @@
 
 What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut
 into calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served
-as it is, equal up to rounding, and so is a model with a mixer that has no such form (`Mixer.steady`).
+as it is, equal up to rounding, and so is a model with a mixer that has no such form (`Mixer.steady`). Narrow weights
+are multiplied as they are: their sums are of integers, or in one order too (atma.ops.narrow).
 """
 
 import copy
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from atma.layers import Linear
 from atma.mixers import Mixer
 from atma.model import Model
+from atma.narrow import NarrowLinear, narrow_bytes
 from atma.ops.backend import backend_for
 from atma.ops.loss import softcap
 from atma.ops.rows import Packed, pack, product, row_of
@@ -60,9 +62,10 @@ class Served(nn.Module):
         self.head = None
         self.exact = _steady(self.model)
         if self.exact:
-            self.head = PackedLinear(self.model.head)
+            head = cast(nn.Module, self.model.head)
+            self.head = head if isinstance(head, NarrowLinear) else PackedLinear(self.model.head)
             _pack(self.model)
-            if self.config.tied_head and not keep:
+            if self.config.tied_head and not keep and isinstance(self.head, PackedLinear):
                 cast(nn.Module, self.model).embed = PackedEmbedding(self.head.packed)
 
     def forward(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
@@ -72,7 +75,8 @@ class Served(nn.Module):
     @property
     def packed_bytes(self) -> int:
         """Of the weights that products read."""
-        return sum(one.packed.panels.nbytes for one in self.modules() if isinstance(one, PackedLinear))
+        floats = sum(one.packed.panels.nbytes for one in self.modules() if isinstance(one, PackedLinear))
+        return floats + narrow_bytes(self)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`Model.logits` of hidden (N, D)."""

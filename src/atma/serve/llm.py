@@ -18,6 +18,7 @@ from atma.deprecation import deprecated
 from atma.device import device_of
 from atma.display import bytes_text, count_text
 from atma.loading import dtype_of, load
+from atma.narrow import numbers_in
 from atma.serve.completion import Completion
 from atma.serve.engine import Engine
 from atma.serve.handle import Handle
@@ -53,13 +54,15 @@ class LLM:
         device: str | None = None,
         threads: int | None = None,
         select: str | None = None,
+        weights: str | None = None,
         path: str | Path | None = None,
     ) -> None:
         """Load a packaged model ("nano"), a model folder, a run folder or a folder of adapters.
 
         config: sizes of the engine, 512 MiB beside the weights by default. dtype: of weights and arithmetic, such as
         "bfloat16"; float32 by default. device: "cpu" (the default) or "cuda". threads: PyTorch's, of the whole process.
-        select: a selection policy, such as "top_pages k=64", as of `atma.select`.
+        select: a selection policy, such as "top_pages k=64", as of `atma.select`. weights: "int8" or "int4" reads the
+        large ones in so few bits, as of `atma.load`.
         ValueError: no such model, it has no tokenizer, or no such device.
         """
         if path is not None:
@@ -67,14 +70,14 @@ class LLM:
             model = path
         if threads is not None:
             _set_threads(threads)
-        loaded = load(model, dtype_of(dtype), select)
+        loaded = load(model, dtype_of(dtype), select, weights)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         if device is not None:
             loaded.model.to(device_of(device, "device"))
         self.name, self.tokenizer, self._folder = loaded.path.name, loaded.tokenizer, loaded.base
         self._ends = declared(loaded.base, loaded.tokenizer)
-        self._parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+        self._parameters = numbers_in(loaded.model)
         self.engine = Engine(loaded.model, loaded.tokenizer, config, keep_model=False)
         self._steps = Steps(self.engine)
         self._renderers: dict[str, Renderer] = {}

@@ -38,6 +38,9 @@ class AtmaConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.format != "atma-1":
+            told = "a folder of narrow weights is read by atma.load; give transformers the model that it was made of"
+            raise ValueError(f"format {self.format!r}, not 'atma-1': {told}")
         made = from_dict(ModelConfig, self._given())
         self.model, self.extra = to_dict(made), dict(self.extra or {})
         self.vocab_size, self.hidden_size = made.vocab_size, made.width

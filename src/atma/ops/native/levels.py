@@ -39,7 +39,12 @@ class Level(NamedTuple):
 
 
 LEVELS = (
-    Level("x86-64-v4-bf16", ("x86_64",), ("-march=x86-64-v4", "-mavx512bf16"), _V4 | {"avx512_bf16"}),
+    Level(
+        "x86-64-v4-bf16",
+        ("x86_64",),
+        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
+        _V4 | {"avx512_bf16", "avx512_vnni"},
+    ),
     Level("x86-64-v4", ("x86_64",), ("-march=x86-64-v4",), _V4),
     Level("x86-64-v3", ("x86_64",), ("-march=x86-64-v3",), _V3),
     Level("arm64", ("aarch64", "arm64"), ("-march=armv8-a",)),

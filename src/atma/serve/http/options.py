@@ -79,6 +79,8 @@ class ServerOptions:
     """What the embedding of a text is: its last hidden state, or the mean of all of them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and states."""
+    weights: Literal["int8", "int4"] | None = None
+    """Read the large weights in so few bits (docs/narrow.md); as they are by default."""
     select: str | None = None
     """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
     device: str = "cpu"

@@ -15,6 +15,7 @@ from atma.checkpoint import load_info
 from atma.display import count_text
 from atma.loading import base_folder, called, load
 from atma.model import Model
+from atma.narrow import numbers_in
 from atma.serve.asynchronous import AsyncEngine
 from atma.serve.engine import Engine
 from atma.serve.http.allocator import give_back
@@ -109,7 +110,7 @@ class Service:
         """And what to tell of the model."""
         options = self.options
         threads = settle(options.threads)
-        loaded = load(self.path, getattr(torch, options.dtype), options.select)
+        loaded = load(self.path, getattr(torch, options.dtype), options.select, options.weights)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         about = tuple(_about(loaded.model, self.folder))
@@ -134,7 +135,7 @@ async def _in_thread(work: Callable[[], R]) -> R:
 
 
 def _about(model: Model, folder: Path) -> Iterator[str]:
-    yield f"{count_text(sum(parameter.numel() for parameter in model.parameters()))} parameters"
+    yield f"{count_text(numbers_in(model))} parameters"
     extra = load_info(folder).get("extra")
     length, tokens = _inside(extra, "recipe", "train", "length"), _inside(extra, "tokens")
     if isinstance(length, int):
