@@ -173,29 +173,14 @@ class Model(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, D) to soft-capped logits (…, vocabulary), float32 or wider."""
         work = torch.promote_types(hidden.dtype, torch.float32)
-        raw = self._scores(hidden).to(work)
+        raw = _scores(self.head, hidden).to(work)
         return softcap(raw if self.head.bias is None else raw + self.head.bias, self.config.logit_cap)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per token (B, T) of targets (B, T) int64 under hidden (B, T, D); target −100 gives 0 and no gradient."""
         if isinstance(self.head, NarrowLinear):
-            return self._read_loss(hidden, targets)
+            return _read_loss(self, hidden, targets)
         return softcap_loss(hidden, self.head.weight, self.head.bias, targets, self.config.logit_cap)
-
-    def _scores(self, hidden: Tensor) -> Tensor:
-        """hidden (…, D) to scores (…, vocabulary) in its dtype, before the bias."""
-        if isinstance(self.head, NarrowLinear):
-            return self.head.unbiased(hidden)
-        return linear(hidden, self.head.weight.to(hidden.dtype), None)
-
-    def _read_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """`loss` of a head that has no gradient: so many rows at once that their logits are few."""
-        rows, wanted = hidden.flatten(0, -2), targets.flatten()
-        nats = [
-            F.cross_entropy(self.logits(some), goals, ignore_index=NOT_SCORED, reduction="none")
-            for some, goals in zip(rows.split(SCORED), wanted.split(SCORED), strict=True)
-        ]
-        return torch.cat(nats).view(targets.shape)
 
     def facts(self) -> dict[str, str]:
         """What it is, by name: layers, sizes, parameters."""
@@ -223,3 +208,20 @@ class Model(nn.Module):
             raise ValueError(
                 f"{tokens.shape[1]} tokens after {reached} pass the state's capacity of {room}; grow it first"
             )
+
+
+def _scores(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """hidden (…, D) to scores (…, vocabulary) in its dtype, before the bias."""
+    if isinstance(head, NarrowLinear):
+        return head.unbiased(hidden)
+    return linear(hidden, head.weight.to(hidden.dtype), None)
+
+
+def _read_loss(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
+    """`Model.loss` of a head that has no gradient: so many rows at once that their logits are few."""
+    rows, wanted = hidden.flatten(0, -2), targets.flatten()
+    nats = [
+        F.cross_entropy(model.logits(some), goals, ignore_index=NOT_SCORED, reduction="none")
+        for some, goals in zip(rows.split(SCORED), wanted.split(SCORED), strict=True)
+    ]
+    return torch.cat(nats).view(targets.shape)
