@@ -68,6 +68,7 @@ def test_a_batch_is_a_function_of_its_step_alone(prepared, name, tmp_path):
         assert all(map(np.array_equal, resumed.batch(step), wanted.batch(step)))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_from_an_empty_cache_to_the_weights_of_a_run_here(
     name, prepared, tmp_path, monkeypatch
 ):

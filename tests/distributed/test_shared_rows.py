@@ -41,6 +41,7 @@ def test_losses_and_gradients_are_those_of_one_process(world, context, shard, ki
     [(1, ("atma", "titans")), *(pytest.param(context, ALL, marks=pytest.mark.slow) for context in (1, 2))],
     ids=lambda x: str(x) if isinstance(x, int) else f"{len(x)} mixers",
 )
+@pytest.mark.slow
 def test_weights_that_travel_in_bfloat16_change_not_a_bit(context, kinds, tmp_path):
     """Losses and gradients of steps in bfloat16, by two processes, are those of float32 weights gathered."""
     path = tmp_path / "told.json"

@@ -101,6 +101,7 @@ def trained(recipe, atma) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_laws_run_over_it(installed):
     laws = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/laws", "-k", "echo and not none"]
     done = subprocess.run(laws, cwd=ROOT, env=environment(installed), text=True, capture_output=True)
@@ -179,6 +180,7 @@ class Server:
             return json.loads(answer.read())
 
 
+@pytest.mark.slow
 def test_it_is_diagnosed(trained, atma, tmp_path):
     out = tmp_path / "rows.jsonl"
     options = ["--lengths", 128, 192, "--documents", 2, "--records", 1, "--stress", 1, "--page", tmp_path / "page.html"]
