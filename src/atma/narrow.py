@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from atma.device import device_of
 from atma.layers import Linear
 from atma.ops import narrow as ops
 from atma.ops.narrow import DTYPES, WIDTHS, Codes, Packed, Width
@@ -163,6 +164,18 @@ def require_floats(model: nn.Module, what: str) -> None:
         raise ValueError(f"{what} needs weights in floats, not in {width}: load them with atma.loading.load_floats")
 
 
+def home(model: nn.Module, device: str | None) -> torch.device:
+    """The device of that name (None: a GPU if there is one, or the CPU for narrow weights), which a model can be on.
+
+    ValueError: this machine lacks it, or the weights are narrow and it is no CPU.
+    """
+    width = width_in(model)
+    where = device_of("cpu" if device is None and width else device)
+    if width and where.type != "cpu":
+        raise ValueError(f"--device {device}: weights in {width} are read on the CPU; leave --device out")
+    return where
+
+
 def narrow_bytes(model: nn.Module) -> int:
     """Of a model's narrow weights, with their scales; what is shared once."""
     held = [getattr(one, name) for one in narrow_layers(model).values() for name in _TENSORS if hasattr(one, name)]
@@ -187,6 +200,7 @@ __all__ = [
     "Narrow",
     "NarrowEmbedding",
     "NarrowLinear",
+    "home",
     "narrow",
     "narrow_bytes",
     "narrow_layers",
