@@ -5,13 +5,16 @@ from typing import cast
 import pytest
 import torch
 
+from atma.checkpoint import save_model
 from atma.cli import main
+from atma.commands import diagnose
 from atma.commands.generate import begin
 from atma.commands.machine import Machine
 from atma.commands.reading import Reading
 from atma.eval.language_model import OwnModel
 from atma.eval.measured import Measured
 from atma.loading import load
+from atma.narrow import width_in
 from atma.settings import Settings
 from atma.threads import take
 from tests.test_arguments import EVERY
@@ -71,9 +74,12 @@ def test_narrow_weights_are_on_the_cpu_where_a_machine_has_a_gpu(monkeypatch):
         Machine("cuda").of(narrow)
 
 
-def test_narrow_weights_are_generated_from_measured_and_diagnosed_there(monkeypatch):
+def test_narrow_weights_are_generated_from_measured_and_diagnosed_there(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cpu = torch.device("cpu")
     generation = begin("nano", Settings(max_tokens=1), machine=Machine(), reading=Reading(weights="int8"))
     assert cast(OwnModel, Measured(weights="int8").load()).loaded.model.embed.weight.device == cpu
     assert generation.model.embed.weight.device == cpu
+    save_model(tmp_path / "narrow", generation.model, generation.tokenizer)
+    found = diagnose._loaded(str(tmp_path / "narrow"), "float32", Machine(), None).model
+    assert width_in(found) == "int8" and found.embed.weight.device == cpu
