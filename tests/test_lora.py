@@ -21,6 +21,7 @@ from atma.lora import (
 )
 from atma.mixers import names, small
 from atma.model import Model
+from atma.narrow import narrow
 from atma.serve.exact import Served
 from atma.train.optim import Optimisers
 from tests.conftest import tiny
@@ -247,3 +248,11 @@ def test_a_damaged_folder_and_one_that_holds_no_adapters_are_told(tmp_path):
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="something other than adapters"):
         save_adapters(tmp_path / "other", model, attached)
+
+
+def test_narrow_weights_take_no_adapter():
+    model = Model(tiny())
+    narrow(model, "int8")
+    with pytest.raises(ValueError, match="an adapter needs weights in floats, not in int8: load them with"):
+        attach(model)
+    assert not adapted_layers(model) and all(parameter.requires_grad for parameter in model.parameters())

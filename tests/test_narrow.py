@@ -9,11 +9,12 @@ from torch import nn
 
 from atma.checkpoint import load_info, load_model, save_model
 from atma.cli import main
+from atma.compress import compress
 from atma.config import ModelConfig
 from atma.decoding import Decoder
 from atma.generation import Generation
 from atma.hashes import model_hash
-from atma.loading import load
+from atma.loading import load, load_floats
 from atma.mixers import names, small
 from atma.model import Model
 from atma.narrow import LEAST, Narrow, NarrowLinear, narrow, narrow_bytes, narrow_layers, numbers_in, width_in
@@ -21,6 +22,9 @@ from atma.ops import native, use_backend
 from atma.ops.narrow import WIDTHS, widened
 from atma.ops.narrow.reference import rounded
 from atma.settings import Settings
+from atma.tokenizer import byte_tokenizer
+from atma.weights import load_weights
+from tests.conftest import tiny
 
 needs_kernels = pytest.mark.skipif(not native.available(torch.float32), reason="needs the compiled kernels")
 
@@ -142,6 +146,16 @@ def test_a_saved_model_is_the_same_and_trains_from_its_floats(tmp_path, width, t
     assert all(parameter.requires_grad for parameter in floats.parameters())
 
 
+def test_what_is_saved_narrow_has_names_that_no_float_model_takes(tmp_path) -> None:
+    made, plain = Model(tiny("nope")), Model(tiny("nope"))
+    narrow(made, "int8")
+    assert "embed.weight_codes" in made.state_dict()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        plain.load_state_dict(made.state_dict())
+    save_model(tmp_path / "m", made, None)
+    assert not {f"{name}.weight" for name in narrow_layers(made)} & load_weights(tmp_path / "m").keys()
+
+
 def test_the_command_writes_a_folder_that_generates_what_weights_would(tmp_path, capsys) -> None:
     assert main(["narrow", "nano", str(tmp_path / "small"), "--weights", "int4"]) == 0
     assert "in int4" in capsys.readouterr().out
@@ -179,3 +193,19 @@ def test_what_narrow_weights_cannot_do_is_told(tmp_path) -> None:
     config.write_text(config.read_text().replace("atma-1-narrow", "atma-2"))
     with pytest.raises(ValueError, match="format 'atma-2'"):
         load(tmp_path / "m")
+
+
+def test_a_narrow_folder_is_compressed_as_the_floats_that_it_stands_for(tmp_path, capsys) -> None:
+    made = Model(tiny("nope", memory=False).changed({"vocab_size": 300}), torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(made.head.weight, generator=torch.Generator().manual_seed(1))
+    narrow(made, "int8")
+    save_model(tmp_path / "m", made, byte_tokenizer())
+    (tmp_path / "texts.txt").write_text("To be, or not to be, that is the question. " * 3)
+    words = ["compress", str(tmp_path / "m"), str(tmp_path / "out"), "--texts", str(tmp_path / "texts.txt")]
+    assert main([*words, "--tolerance", "0", "--tokens", "64", "--device", "cpu"]) == 0, capsys.readouterr().err
+    found, floats = load(tmp_path / "out").model, load_floats(tmp_path / "m").model
+    assert width_in(found) is width_in(floats) is None
+    with torch.inference_mode():
+        torch.testing.assert_close(*(one.logits(one(torch.arange(20)[None])[0]) for one in (found, floats)))
+    with pytest.raises(ValueError, match="compressing needs weights in floats, not in int8"):
+        compress(made, {})

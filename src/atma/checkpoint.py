@@ -23,7 +23,7 @@ from atma.hub_files import (
     token_keys,
     tokenizer_settings,
 )
-from atma.narrow import narrow_layers, width_in
+from atma.narrow import CODES, SCALE, narrow_layers, width_in
 from atma.narrow_file import as_floats, codes_in, put_in, tensors_of, without
 from atma.replacing import OURS, recover_folder
 from atma.strict import from_dict, to_dict
@@ -213,6 +213,6 @@ def _floats(model: "Model") -> dict[str, Tensor]:
     """Those but for narrow weights."""
     tensors = model.state_dict(keep_vars=True)
     for name in narrow_layers(model):
-        del tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+        del tensors[f"{name}.weight{CODES}"], tensors[f"{name}.weight{SCALE}"]
     names = {id(value): name for name, value in reversed(tensors.items())}
     return {name: value.detach() for name, value in tensors.items() if names[id(value)] == name}

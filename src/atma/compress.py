@@ -16,6 +16,7 @@ from atma.mixers import find
 from atma.mixers.heads import Attending
 from atma.model import Block, Model
 from atma.model_config import KIND
+from atma.narrow import require_floats
 
 LOW_RANK = "low_rank"
 
@@ -82,10 +83,12 @@ def directions(found: Moments, tolerance: float) -> Directions:
 def compress(model: Model, found: dict[int, Moments], tolerance: float = 0.01) -> tuple[Model, dict[int, Directions]]:
     """The model whose caches hold so many numbers a key as the tolerance asks for, and what was kept of each layer.
 
-    tolerance: the share of Σ σ_i² q̄_i² that may be lost. ValueError unless 0 ≤ tolerance < 1.
+    tolerance: the share of Σ σ_i² q̄_i² that may be lost. ValueError unless 0 ≤ tolerance < 1, or
+    where its weights are narrow.
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be at least 0 and below 1, not {tolerance}")
+    require_floats(model, "compressing")
     config, own, pattern, tables = model.config, model.state_dict(), list(model.config.layers), {}
     kept = {layer: directions(one, tolerance) for layer, one in found.items()}
     for layer, one in kept.items():

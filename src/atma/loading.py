@@ -200,7 +200,12 @@ def load(
     return loaded
 
 
-def _load(name: str | Path, dtype: "torch.dtype | str | None") -> Loaded:
+def load_floats(name: str | Path) -> Loaded:
+    """`load(name)`, but the weights of a narrow folder are the floats that they stand for: to be trained."""
+    return _load(name, None, floats=True)
+
+
+def _load(name: str | Path, dtype: "torch.dtype | str | None", floats: bool = False) -> Loaded:
     from atma.checkpoint import load_info, load_model, load_narrow
 
     path, dtype = base_folder(name), dtype_of(dtype)
@@ -211,5 +216,6 @@ def _load(name: str | Path, dtype: "torch.dtype | str | None") -> Loaded:
         load_adapters(model, name)
         merge(model)
         return Loaded((model if dtype is None else model.to(dtype)).eval(), tokenizer, Path(name), load_info(path))
-    model, tokenizer = load_narrow(path) if dtype is None else load_narrow(path, dtype)
+    read = load_model if floats else load_narrow
+    model, tokenizer = read(path) if dtype is None else read(path, dtype)
     return Loaded(model.eval(), tokenizer, path, load_info(path))

@@ -27,6 +27,7 @@ from atma.loading import ADAPTERS
 from atma.lora_config import LoraConfig
 from atma.model import Model
 from atma.names import Part, matches, table, unmatched
+from atma.narrow import require_floats
 from atma.ops.dense import linear
 from atma.strict import from_dict, to_dict
 from atma.weights import TensorWriter, load_tensors
@@ -101,16 +102,16 @@ def attach(model: Model, config: LoraConfig | None = None, generator: torch.Gene
     """Freeze a model and give the layers that `config` names adapters, which `generator` draws (None: the global one).
 
     From then on what `requires_grad` is the adapters and what `config.train` names. ValueError: a pattern that hits
-    nothing, with the nearest that would; a model that has adapters; a head that is the embedding.
+    nothing, with the nearest that would; a model that has adapters, or narrow weights; a head that is the embedding.
     """
+    require_floats(model, "an adapter")
     config = config or LoraConfig()
     if adapted_layers(model):
         raise ValueError("the model has adapters already; merge them first, or load a fresh model")
     trained = _trained(model, config)
     layers, left = _chosen(model, config, trained)
     total = sum(parameter.numel() for parameter in model.parameters())
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     for parameter in trained.values():
         parameter.requires_grad_(True)
     added = tuple(Part(name, tuple(layer.weight.shape), _adapt(layer, config, generator)) for name, layer in layers)
@@ -150,8 +151,7 @@ def merge(model: nn.Module) -> None:
         for name in FACTORS:
             del layer._parameters[name]
         del layer.scale, layer.plain
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    model.requires_grad_(True)
 
 
 @torch.no_grad()

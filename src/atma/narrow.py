@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from atma.device import device_of
 from atma.layers import Linear
 from atma.ops import narrow as ops
 from atma.ops.narrow import DTYPES, WIDTHS, Codes, Packed, Width
@@ -20,6 +21,8 @@ ENDS = frozenset({"embed", "head"})
 """The layers that are in int8 whatever the width."""
 LEAST = 32
 """Outputs of the smallest layer that is narrowed."""
+CODES, SCALE = "_codes", "_scale"
+"""What a weight's name ends in where it is saved narrow: not its own, which whoever reads floats would take."""
 _TENSORS = ("codes", "panels", "scale", "sums")
 
 
@@ -61,7 +64,7 @@ class Narrow(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         codes = self.codes_held
-        destination |= {f"{prefix}weight": codes.codes, f"{prefix}weight_scale": codes.scale}
+        destination |= {f"{prefix}weight{CODES}": codes.codes, f"{prefix}weight{SCALE}": codes.scale}
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         """What `to` does: rows of another dtype, not another weight. ValueError: a dtype or device it has not."""
@@ -154,6 +157,25 @@ def numbers_in(model: nn.Module) -> int:
     return narrow + sum(parameter.numel() for parameter in model.parameters())
 
 
+def require_floats(model: nn.Module, what: str) -> None:
+    """ValueError, behind `what` needs them, where a model's weights are narrow."""
+    width = width_in(model)
+    if width is not None:
+        raise ValueError(f"{what} needs weights in floats, not in {width}: load them with atma.loading.load_floats")
+
+
+def home(model: nn.Module, device: str | None) -> torch.device:
+    """The device of that name (None: a GPU if there is one, or the CPU for narrow weights), which a model can be on.
+
+    ValueError: this machine lacks it, or the weights are narrow and it is no CPU.
+    """
+    width = width_in(model)
+    where = device_of("cpu" if device is None and width else device)
+    if width and where.type != "cpu":
+        raise ValueError(f"--device {device}: weights in {width} are read on the CPU; leave --device out")
+    return where
+
+
 def narrow_bytes(model: nn.Module) -> int:
     """Of a model's narrow weights, with their scales; what is shared once."""
     held = [getattr(one, name) for one in narrow_layers(model).values() for name in _TENSORS if hasattr(one, name)]
@@ -178,12 +200,14 @@ __all__ = [
     "Narrow",
     "NarrowEmbedding",
     "NarrowLinear",
+    "home",
     "narrow",
     "narrow_bytes",
     "narrow_layers",
     "numbers_in",
     "packed",
     "replace",
+    "require_floats",
     "width_in",
     "width_of",
 ]

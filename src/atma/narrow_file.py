@@ -1,4 +1,5 @@
-"""Narrow weights in a model folder: of a layer `NAME.weight` in 8 or 4 bits, and `NAME.weight_scale`."""
+"""Narrow weights in a model folder: of a layer `NAME.weight_codes` in 8 or 4 bits and
+`NAME.weight_scale`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from atma.narrow import narrow_layers, packed, replace
+from atma.narrow import CODES, SCALE, narrow_layers, packed, replace
 from atma.ops.narrow import GROUP, Codes, Width, widened
 
 if TYPE_CHECKING:
     from atma.model import Model
 
-WEIGHT, SCALE = ".weight", "_scale"
+WEIGHT = ".weight"
 
 
 def codes_in(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], path: Path) -> dict[str, Codes]:
@@ -21,13 +22,13 @@ def codes_in(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], pa
 
     ValueError: they are not of these shapes, or not of the types that they are saved in.
     """
-    names = [name for name in shapes if name + SCALE in tensors and name in tensors]
+    names = [name for name in shapes if name + CODES in tensors and name + SCALE in tensors]
     return {name: _codes(name, tensors, shapes[name], path) for name in names}
 
 
 def without(tensors: Mapping[str, Tensor], codes: Mapping[str, Codes]) -> dict[str, Tensor]:
     """The other tensors of the file."""
-    taken = {*codes, *(name + SCALE for name in codes)}
+    taken = {name + end for name in codes for end in (CODES, SCALE)}
     return {name: value for name, value in tensors.items() if name not in taken}
 
 
@@ -54,12 +55,12 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
         if held.scale.data_ptr() not in known:
             known.add(held.scale.data_ptr())
             codes = layer.codes_held
-            found |= {name + WEIGHT: codes.codes, name + WEIGHT + SCALE: codes.scale}
+            found |= {name + WEIGHT + CODES: codes.codes, name + WEIGHT + SCALE: codes.scale}
     return found
 
 
 def _codes(name: str, tensors: Mapping[str, Tensor], shape: torch.Size, path: Path) -> Codes:
-    codes, scale = tensors[name], tensors[name + SCALE]
+    codes, scale = tensors[name + CODES], tensors[name + SCALE]
     outputs, inputs = shape
     groups = -(-inputs // GROUP)
     width: Width
@@ -68,10 +69,12 @@ def _codes(name: str, tensors: Mapping[str, Tensor], shape: torch.Size, path: Pa
     elif codes.dtype == torch.uint8:
         width, wanted = "int4", [(outputs, groups * GROUP // 2), (outputs, groups), torch.bfloat16]
     else:
-        raise ValueError(f"{path}: tensor '{name}' is {codes.dtype}, neither 8 nor 4 bits: save the model again")
+        raise ValueError(f"{path}: tensor '{name}{CODES}' is {codes.dtype}, neither 8 nor 4 bits: save the model again")
     found = [tuple(codes.shape), tuple(scale.shape), scale.dtype]
     if found != wanted:
-        raise ValueError(f"{path}: tensor '{name}' in {width} is {found}, the config says {wanted}: of another config")
+        raise ValueError(
+            f"{path}: tensor '{name}{CODES}' in {width} is {found}, the config says {wanted}: of another config"
+        )
     if not bool(scale.isfinite().all()):
         raise ValueError(f"{path}: tensor '{name}{SCALE}' is not finite: damaged weights")
     return Codes(width, inputs, codes, scale)

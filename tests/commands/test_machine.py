@@ -1,10 +1,21 @@
 """--device and --threads: the same in every command that computes."""
 
+from typing import cast
+
 import pytest
 import torch
 
+from atma.checkpoint import save_model
 from atma.cli import main
+from atma.commands import diagnose
+from atma.commands.generate import begin
 from atma.commands.machine import Machine
+from atma.commands.reading import Reading
+from atma.eval.language_model import OwnModel
+from atma.eval.measured import Measured
+from atma.loading import load
+from atma.narrow import width_in
+from atma.settings import Settings
 from atma.threads import take
 from tests.test_arguments import EVERY
 from tests.test_help_text import helped
@@ -51,3 +62,24 @@ def test_threads_are_taken_or_left_and_never_below_one():
         torch.set_num_threads(before)
     with pytest.raises(ValueError, match="--threads -1: at least 1, or leave it out"):
         take(-1)
+
+
+def test_narrow_weights_are_on_the_cpu_where_a_machine_has_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    floats, narrow = (load("nano", weights=weights).model for weights in (None, "int8"))
+    assert Machine().of(floats) == Machine("cuda").of(floats) == torch.device("cuda")
+    assert Machine().of(narrow) == torch.device("cpu")
+    with pytest.raises(ValueError, match="--device cuda: weights in int8 are read on the CPU; leave --device out"):
+        Machine("cuda").of(narrow)
+
+
+def test_narrow_weights_are_generated_from_measured_and_diagnosed_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cpu = torch.device("cpu")
+    generation = begin("nano", Settings(max_tokens=1), machine=Machine(), reading=Reading(weights="int8"))
+    assert cast(OwnModel, Measured(weights="int8").load()).loaded.model.embed.weight.device == cpu
+    assert generation.model.embed.weight.device == cpu
+    save_model(tmp_path / "narrow", generation.model, generation.tokenizer)
+    found = diagnose._loaded(str(tmp_path / "narrow"), "float32", Machine(), None).model
+    assert width_in(found) == "int8" and found.embed.weight.device == cpu

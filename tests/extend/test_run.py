@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from atma.checkpoint import load_model, save_model
+from atma.cli import main
 from atma.config import ModelConfig, Recipe, TrainConfig
 from atma.extend.run import Extension, adopt, fit, recipe_for
 from atma.extend.settings import ExtendConfig
 from atma.extend.ways import way_of
-from atma.loading import load
+from atma.loading import load, load_floats
 from atma.lora import LoraConfig, adapter_tensors, attach, save_adapters
 from atma.model import Model
+from atma.narrow import narrow, width_in
 from atma.tokenizer import byte_tokenizer, train_bpe
 from atma.train.loop import Stopped
 from atma.train.record import read_record
@@ -226,3 +228,21 @@ def test_data_of_another_tokenizer_is_refused(talking, tmp_path):
 def test_settings_that_make_no_sense_are_refused(values, told):
     with pytest.raises(ValueError, match=told):
         ExtendConfig(**values)
+
+
+def test_a_teacher_in_8_bits_is_read_as_the_floats_that_it_stands_for(teacher, tmp_path, monkeypatch):
+    narrow(teacher.model, "int8")
+    save_model(tmp_path / "narrow", teacher.model, None)
+    floats, given = load_floats(tmp_path / "narrow").model, []
+    student = Model(floats.config)
+    assert adopt(student, floats) == [] and torch.equal(student.embed.weight, floats.embed.weight)
+    with pytest.raises(ValueError, match="extending needs weights in floats, not in int8"):
+        adopt(student, teacher.model)
+
+    def stub(extension, *_rest):
+        given.append(extension.loaded.model)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("atma.extend.run.extend", stub)
+    assert main(["extend", str(tmp_path / "narrow"), str(tmp_path / "out"), "--threads", "1"]) == 2
+    assert [width_in(model) for model in given] == [None]

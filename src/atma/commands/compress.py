@@ -35,12 +35,12 @@ def run(
     """
     from atma.checkpoint import require_replaceable, save_model
     from atma.compress import compress, moments
-    from atma.loading import load
+    from atma.loading import load_floats
 
     if min(tokens, length) < 2:
         raise ValueError(f"tokens and length must be at least 2, not {tokens} and {length}")
     require_replaceable(out)
-    where, (source, tokenizer, _, info) = machine.take(), load(model)
+    where, (source, tokenizer, _, info) = machine.take(), load_floats(model)
     source.to(where)
     if tokenizer is None:
         raise ValueError(f"{model}: no tokenizer.json in it, so no texts can be read")

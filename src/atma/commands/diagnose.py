@@ -77,8 +77,9 @@ def _loaded(model: str, dtype: str, machine: Machine, select: str | None) -> "Lo
 
     from atma.loading import load
 
-    where, loaded = machine.take(), load(model, select=select)
-    loaded.model.to(where, getattr(torch, dtype))
+    machine.take()
+    loaded = load(model, select=select)
+    loaded.model.to(machine.of(loaded.model), getattr(torch, dtype))
     return loaded
 
 

@@ -76,11 +76,11 @@ def run(
         from atma import threads as processor_threads
         from atma.device import device_of
         from atma.extend.run import Extension, extend, recipe_for
-        from atma.loading import load
+        from atma.loading import load_floats
         from atma.train import Stopped, terminal_progress
         from atma.train.resume import recorded_threads
 
-        loaded = load(model)
+        loaded = load_floats(model)
         text, train = _tables(loaded, settings, training, data)
         recipe = recipe_for(loaded, settings, text, train, out.resolve().name)
         extension = Extension(loaded, recipe, settings)
@@ -92,7 +92,7 @@ def run(
             raise SystemExit(asked.status) from None
     print(f"extended: {final}\ntry it: atma generate --model {shlex.quote(str(out))} PROMPT", flush=True)
     if training.factors:
-        _report(load(model), out, recipe, settings, training)
+        _report(load_floats(model), out, recipe, settings, training)
 
 
 def _tables(

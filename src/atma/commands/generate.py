@@ -78,9 +78,10 @@ def begin(
     from atma.loading import load
     from atma.stop_tokens import declared
 
-    where, read = (machine or Machine("cpu")).take(), reading or Reading()
+    machine, read = machine or Machine("cpu"), reading or Reading()
+    machine.take()
     loaded = load(model, select=read.select, weights=read.weights)
-    loaded.model.to(where)
+    loaded.model.to(machine.of(loaded.model))
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
     if not settings.ignore_end:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from atma.model import Model
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -23,3 +25,9 @@ class Machine:
 
         take(self.threads)
         return device_of(self.device)
+
+    def of(self, model: "Model") -> "torch.device":
+        """The device of a model: by default the CPU where its weights are narrow. ValueError: it cannot be there."""
+        from atma.narrow import home
+
+        return home(model, self.device)

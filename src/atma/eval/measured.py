@@ -56,6 +56,7 @@ class Measured:
         from atma.eval.rope import Stretched, stretch_of
         from atma.eval.stream import Streaming
         from atma.loading import load
+        from atma.narrow import home
         from atma.threads import take
 
         if self.chunk < 1 or self.batch_tokens < 1:
@@ -72,6 +73,6 @@ class Measured:
                 raise ValueError("--weights is for models of ours; import that one first (`atma convert`)")
             return hugging_face.load(self.model[3:], dtype, str(where), streaming, self.truncate)
         loaded = load(self.model, select=self.select, weights=self.weights)
-        loaded.model.to(where, dtype)
+        loaded.model.to(home(loaded.model, self.device), dtype)
         stretch = stretch_of(loaded, self.rope_scaling, self.rope_trained, self.rope_factor)
         return OwnModel(loaded, streaming) if stretch is None else Stretched(loaded, stretch, streaming)

@@ -17,6 +17,7 @@ from atma.folders import MANIFEST, file_hash, read_json, text_writer, write_fold
 from atma.loading import Loaded, is_adapters
 from atma.lora import LoraConfig, attach, merge
 from atma.model import Model
+from atma.narrow import require_floats
 from atma.strict import plain
 from atma.talk import talk_of
 from atma.train.checks import check_fit
@@ -156,8 +157,9 @@ def adopt(student: Model, teacher: Model) -> list[str]:
     """Give the student its teacher's weights. What it adds stays as it is, but Canon, which is made to change nothing;
     returns the names of the parameters that it adds.
 
-    ValueError names a weight of the teacher's that the student lacks.
+    ValueError names a weight of the teacher's that the student lacks, or says that the teacher's are narrow.
     """
+    require_floats(teacher, "extending")
     own = student.state_dict()
     for name, value in teacher.state_dict().items():
         if name not in own or own[name].shape != value.shape:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from atma.checkpoint import save_model
 from atma.data.sources import documents
 from atma.eval.language_model import OwnModel
 from atma.eval.reasoning.suite import Reasoning
@@ -111,3 +112,11 @@ def test_published_rows_are_not_trained_on(tiny, suite, tmp_path):
     with pytest.raises(ValueError, match="leave out --data"):
         fine_tune(OwnModel(tiny), published, FineTuning(), tmp_path / "run")
     assert not list(tmp_path.glob("[dr]*"))
+
+
+def test_a_model_in_8_bits_is_fine_tuned_from_floats(tiny, suite, tmp_path):
+    save_model(tmp_path / "floats", tiny.model, tiny.tokenizer)
+    floats = load(tmp_path / "floats")
+    model = OwnModel(load(tmp_path / "floats", weights="int8"))
+    fine_tune(model, suite, FineTuning(tokens=512, batch_tokens=512, rate=1e-9), tmp_path / "run")
+    torch.testing.assert_close(load(tmp_path / "run").model.embed.weight, floats.model.embed.weight, atol=1e-6, rtol=0)

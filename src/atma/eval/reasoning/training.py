@@ -21,6 +21,8 @@ from atma.eval.reasoning.suite import Reasoning
 from atma.eval.reasoning.tasks import chosen
 from atma.eval.reasoning.worlds import Task, between, pick
 from atma.eval.suite import sha256
+from atma.loading import load_floats
+from atma.narrow import require_floats, width_in
 from atma.ops.loss import NOT_SCORED
 from atma.strict import check_fields
 from atma.train.folder import claimed
@@ -119,7 +121,10 @@ def fine_tune(
 
     ValueError: `out` holds something else, or an option that makes no sense.
     """
-    own, config = model.loaded.model, tuning.config(suite)
+    own, config, folder = model.loaded.model, tuning.config(suite), model.loaded.path
+    if folder is not None and width_in(own) is not None:
+        own = load_floats(folder).model
+    require_floats(own, "fine-tuning")
     maker, weights = suite.maker(model, "train"), str(model.provenance()["weights_sha256"])
     text = maker.text.sha256 if maker.text is not None else ""
     told = f"reasoning: {' '.join(suite.tasks)}; lengths {list(suite.lengths)}; {tuning.loss} tokens; from {weights}"
