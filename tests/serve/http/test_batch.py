@@ -134,6 +134,31 @@ def test_files_that_make_no_sense_are_one_line(folder, tmp_path, capsys):
     assert answered.read_text() == '{"something": "else"}\n'
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}\n',
+        '{"custom_id": 5, "response": null, "error": null}\n',
+        '{"custom_id": null, "response": null, "error": null}\n',
+        "[" * 100_000 + "\n",
+        "dear diary",
+        '{"id":"batch_req_1","custom_id":"a","response":{},"error":null}\ndear diary',
+        '{"id":"batch_req_1","custom_id":"a","resp',
+    ],
+)
+def test_a_file_that_holds_no_answers_stays_as_it_is(tmp_path, held):
+    answered = tmp_path / "out.jsonl"
+    answered.write_text(held)
+    with pytest.raises(ValueError, match=r"out\.jsonl: .* no answer"):
+        already(answered)
+    assert answered.read_text() == held
+
+
+def test_a_file_with_nothing_in_it_takes_answers(tmp_path):
+    (tmp_path / "out.jsonl").write_bytes(b"")
+    assert already(tmp_path / "out.jsonl") == set()
+
+
 def test_the_command_answers_and_counts(folder, tmp_path, capsys):
     asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked.write_text(line("a", body=CHAT, url="/v1/chat/completions") + "\n")

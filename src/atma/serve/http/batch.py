@@ -30,6 +30,8 @@ AGAIN_SECONDS = 0.2
 TOLD_SECONDS = 10.0
 NOT_NOW = (429, 503)
 LONGEST_ID = 512
+BEGINNING = b'{"id":"batch_req_'
+"""How every answer begins."""
 
 
 class Line(NamedTuple):
@@ -74,16 +76,29 @@ def already(answered: Path) -> set[int]:
     with answered.open("r+b") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
+                if not done or not (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+                    raise ValueError(f"{answered}: what would be cut off its end is no answer; name another file")
                 break
+            name = _name_of(line)
+            if name is None:
+                raise ValueError(f"{answered}: line {number} is no answer of a batch; name another file")
+            done.add(_number(name))
             end += len(line)
-            try:
-                name = json.loads(line)["custom_id"]
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(f"{answered}: line {number} is no answer of a batch; name another file") from None
-            if name is not None:
-                done.add(_number(name))
         file.truncate(end)
     return done
+
+
+def _name_of(line: bytes) -> str | None:
+    """What an answer calls its request: by its name, else by its own, which `identity` made of the line. None: the line
+    is no answer."""
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(told, dict) or not {"custom_id", "response", "error"} <= told.keys():
+        return None
+    name = told["custom_id"] if told["custom_id"] is not None else told.get("id")
+    return name if isinstance(name, str) else None
 
 
 def read(line: bytes, most: int) -> Line:
