@@ -5,8 +5,10 @@ import json
 import pytest
 
 from atma.cli import main
-from atma.serve.http.batch import LONGEST_ID, Wrong, already, answer_batch, read
+from atma.serve.engine import Engine
+from atma.serve.http.batch import LONGEST_ID, Batch, Wrong, already, answer_batch, read
 from atma.serve.http.batch_options import BatchOptions
+from atma.serve.http.errors import encoded
 from tests.serve.http.conftest import Live
 
 OPTIONS = BatchOptions(model_name="tiny", memory_budget="48MiB", max_rows=4, max_body="4KiB")
@@ -100,6 +102,53 @@ def test_a_request_that_finds_the_queue_full_is_asked_again(folder, tmp_path, mo
     assert len(refused) == 5
 
 
+def test_a_key_for_servers_in_the_environment_is_not_asked_for(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATMA_API_KEY", "a key")
+    assert batch(folder, tmp_path, [line("a")])[0] == "1 answered, 0 refused, 0 failed"
+
+
+def test_a_failed_engine_answers_nothing(folder, tmp_path, monkeypatch, capsys):
+    step, count = Engine.step, iter(range(1_000_000))
+
+    def failing(engine):
+        if next(count) < 30:
+            return step(engine)
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(Engine, "step", failing)
+    asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("".join(line(f"{i}") + "\n" for i in range(60)))
+    words = ["--model-name", "tiny", "--memory-budget", "48MiB", "--max-rows", "4"]
+    assert main(["batch", str(asked), str(answered), "--model", str(folder), *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("atma: error: the model is failed; what is not answered")
+    told = [json.loads(one) for one in answered.read_text().splitlines()]
+    assert 0 < len(told) < 60
+    assert {one["response"]["status_code"] for one in told} == {200}
+    monkeypatch.undo()
+    counts, told, _ = batch(folder, tmp_path, [line(f"{i}") for i in range(60)])
+    assert "0 refused, 0 failed" in counts
+    assert len(told) == 60
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+def test_a_number_that_json_has_not_is_its_own_lines_matter(folder, tmp_path, number):
+    wrong = line("wrong", body=TEXT | {"temperature": "T"}).replace('"T"', number)
+    counts, told, _ = batch(folder, tmp_path, [wrong, line("fine")])
+    assert counts == "1 answered, 1 refused, 0 failed"
+    assert "not finite" in told["wrong"]["error"]["message"]
+
+
+def test_a_full_disk_is_one_line(folder, tmp_path, monkeypatch, capsys):
+    def full(batch, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Batch, "_write", full)
+    asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text(line("a") + "\n" + line("b") + "\n")
+    assert main(["batch", str(asked), str(answered), "--model", str(folder), "--memory-budget", "48MiB"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "atma: error: No space left on device"
+
+
 def test_only_what_is_under_way_is_in_memory(folder, tmp_path, monkeypatch):
     from atma.serve.http import batch as module
 
@@ -169,6 +218,6 @@ def test_the_command_answers_and_counts(folder, tmp_path, capsys):
 
 
 def test_a_line_is_read_as_it_is():
-    assert read(line("é").encode(), 4096) == ("é", "/v1/completions", TEXT)
+    assert read(line("é").encode(), 4096) == ("é", "/v1/completions", encoded(TEXT))
     with pytest.raises(Wrong, match="custom_id"):
         read(b"{}", 4096)

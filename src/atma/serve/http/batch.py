@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from starlette.types import ASGIApp, Message, Scope
 
 from atma.serve.http.app import create_app
-from atma.serve.http.batch_options import BatchOptions
+from atma.serve.http.batch_options import KEY, BatchOptions
 from atma.serve.http.errors import encoded
 from atma.serve.http.service import Service
 
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
     custom_id: str
     url: str
-    body: dict[str, Any]
+    body: bytes
 
 
 class Wrong(ValueError):
@@ -120,7 +120,10 @@ def read(line: bytes, most: int) -> Line:
         raise Wrong("'body' must be an object", name)
     if given["body"].get("stream"):
         raise Wrong("'stream': answers of a batch are not streamed; leave it out", name)
-    return Line(name, given["url"], given["body"])
+    try:
+        return Line(name, given["url"], encoded(given["body"]))
+    except (ValueError, RecursionError):
+        raise Wrong("'body' has a number that is not finite, such as NaN or 1e400, or is too deep", name) from None
 
 
 class Batch:
@@ -141,7 +144,10 @@ class Batch:
         return found + (f"; {self.skipped:,} were done before" if self.skipped else "")
 
     async def run(self, asked: Path) -> None:
-        """Answer every line; at the end, or when it is broken off, kept states go to disk if there is a folder."""
+        """Answer every line; at the end, or when it is broken off, kept states go to disk if there is a folder.
+
+        OSError: the answers cannot be written, or the engine has failed.
+        """
         await self.service.load()
         try:
             with asked.open("rb") as file:
@@ -149,9 +155,13 @@ class Batch:
                     for line in self._lines(file):
                         await self._free.acquire()
                         group.create_task(self._line(line))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         finally:
-            os.fsync(self._out.fileno())
-            await self.service.close(abort=True)
+            try:
+                os.fsync(self._out.fileno())
+            finally:
+                await self.service.close(abort=True)
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
         """The lines that are not empty, each at most a little longer than it may be."""
@@ -194,10 +204,15 @@ class Batch:
         return known
 
     async def _ask(self, asked: Line) -> tuple[int, dict[bytes, bytes], bytes]:
-        """The answer to a request, which is asked again while there is no room for it."""
+        """The answer to a request, which is asked again while there is no room for it. OSError: the engine has failed,
+        which is no answer to it."""
         while True:
-            told = await ask(self._app, asked.url, encoded(asked.body))
-            if told[0] not in NOT_NOW or self.service.state != "ready":
+            told = await ask(self._app, asked.url, asked.body)
+            if told[0] < 500 and told[0] not in NOT_NOW:
+                return told
+            if self.service.state != "ready":
+                raise OSError(f"the model is {self.service.state}; what is not answered is asked when this is run again")
+            if told[0] not in NOT_NOW:
                 return told
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -237,7 +252,7 @@ def _scope(url: str) -> Scope:
         "raw_path": url.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "headers": [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())],
         "client": None,
         "server": None,
     }

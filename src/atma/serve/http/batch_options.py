@@ -11,6 +11,11 @@ LARGEST = 128
 """Answers that one request may ask for: there is room for such a one beside all others."""
 
 
+KEY = "batch"
+"""The key that a batch's requests show, so that one for servers in the environment asks nothing of them. No other can
+ask: there is no address."""
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """How a batch is answered; as the options of `atma serve`. ValueError names the option and the mend."""
@@ -56,4 +61,4 @@ class BatchOptions:
         """The same for the server's own code. ValueError."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         waiting = LARGEST + self.together
-        return ServerOptions(**given, max_waiting=waiting, access_log="off")
+        return ServerOptions(**given, max_waiting=waiting, access_log="off", api_key=KEY)
