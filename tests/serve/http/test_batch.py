@@ -85,6 +85,16 @@ def test_what_has_been_answered_is_not_asked_again(folder, tmp_path):
         assert told[name]["response"]["body"]["choices"] == one["response"]["body"]["choices"]
 
 
+def test_lines_without_a_name_are_refused_once(folder, tmp_path):
+    lines = ["no json", line(7), line("fine"), "[]", line("x" * (LONGEST_ID + 1)), "[]"]
+    assert batch(folder, tmp_path, lines)[0] == "1 answered, 4 refused, 0 failed; 1 were done before"
+    held = (tmp_path / "out.jsonl").read_bytes()
+    counts, _, lost = batch(folder, tmp_path, lines)
+    assert (counts, len(lost)) == ("0 answered, 0 refused, 0 failed; 6 were done before", 4)
+    assert (tmp_path / "out.jsonl").read_bytes() == held
+    assert batch(folder, tmp_path, [*lines, "other"])[0].startswith("0 answered, 1 refused")
+
+
 def test_a_request_that_finds_the_queue_full_is_asked_again(folder, tmp_path, monkeypatch):
     from atma.serve.http import batch as module
 

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -89,8 +88,7 @@ def already(answered: Path) -> set[int]:
 
 
 def _name_of(line: bytes) -> str | None:
-    """What an answer calls its request: by its name, else by its own, which `identity` made of the line. None: the line
-    is no answer."""
+    """The name of an answer's request, else the one that `_identity` made of it. None: the line is no answer."""
     try:
         told = json.loads(line)
     except (ValueError, RecursionError):
@@ -183,15 +181,15 @@ class Batch:
             self.refused += 400 <= status < 500
             self.failed += status >= 500
             response = {"status_code": status, "request_id": headers.get(b"x-request-id", b"").decode()}
-            head = encoded({"id": _identity(), "custom_id": asked.custom_id, "error": None, "response": response})
+            head = encoded({"id": _identity(line), "custom_id": asked.custom_id, "error": None, "response": response})
             self._write(head[:-2] + b',"body":' + body + b"}}")
         except Wrong as error:
-            if error.custom_id is not None and self._taken(error.custom_id):
+            name, identity = error.custom_id, _identity(line)
+            if self._taken(identity if name is None else name):
                 return
             self.refused += 1
             told = {"code": "invalid_line", "message": str(error)}
-            name = error.custom_id
-            self._write(encoded({"id": _identity(), "custom_id": name, "response": None, "error": told}))
+            self._write(encoded({"id": identity, "custom_id": name, "response": None, "error": told}))
         finally:
             self._free.release()
 
@@ -258,8 +256,9 @@ def _scope(url: str) -> Scope:
     }
 
 
-def _identity() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"
+def _identity(line: bytes) -> str:
+    """What its answer is called; a line without a name is known by it when the batch goes on."""
+    return f"batch_req_{hashlib.blake2b(line.strip(), digest_size=16).hexdigest()}"
 
 
 def _number(name: str) -> int:
