@@ -1,5 +1,6 @@
 """A file of requests becomes a file of answers: those of the routes, a line each, once, also after a break."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from atma.serve.engine import Engine
 from atma.serve.http.batch import LONGEST_ID, Batch, Wrong, already, answer_batch, read
 from atma.serve.http.batch_options import BatchOptions
 from atma.serve.http.errors import encoded
+from atma.serve.http.options import ServerOptions
 from tests.serve.http.conftest import Live
 
 OPTIONS = BatchOptions(model_name="tiny", memory_budget="48MiB", max_rows=4, max_body="4KiB")
@@ -130,7 +132,7 @@ def test_a_failed_engine_answers_nothing(folder, tmp_path, monkeypatch, capsys):
     asked.write_text("".join(line(f"{i}") + "\n" for i in range(60)))
     words = ["--model-name", "tiny", "--memory-budget", "48MiB", "--max-rows", "4"]
     assert main(["batch", str(asked), str(answered), "--model", str(folder), *words]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("atma: error: the model is failed; what is not answered")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("atma: error: the model is failed; run this again")
     told = [json.loads(one) for one in answered.read_text().splitlines()]
     assert 0 < len(told) < 60
     assert {one["response"]["status_code"] for one in told} == {200}
@@ -225,6 +227,15 @@ def test_the_command_answers_and_counts(folder, tmp_path, capsys):
     assert main(words) == 0
     assert capsys.readouterr().out == "1 answered, 0 refused, 0 failed\n"
     assert len(already(answered)) == 1
+
+
+def test_every_option_of_the_server_but_those_of_connections_is_one_of_a_batch():
+    connections = {"host", "port", "api_key", "max_waiting", "reader_seconds", "cors_origin", "root_path"}
+    names = {field.name for field in dataclasses.fields(ServerOptions)}
+    own = {field.name for field in dataclasses.fields(BatchOptions)}
+    assert own == names - connections - {"access_log", "drain_seconds"}
+    options = BatchOptions(weights="int8", tool_parser="hermes").server()
+    assert (options.weights, options.tool_parser) == ("int8", "hermes")
 
 
 def test_a_line_is_read_as_it_is():

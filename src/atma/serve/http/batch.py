@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -209,7 +209,7 @@ class Batch:
             if told[0] < 500 and told[0] not in NOT_NOW:
                 return told
             if self.service.state != "ready":
-                raise OSError(f"the model is {self.service.state}; what is not answered is asked when this is run again")
+                raise OSError(f"the model is {self.service.state}; run this again for what is not answered")
             if told[0] not in NOT_NOW:
                 return told
             await asyncio.sleep(AGAIN_SECONDS)

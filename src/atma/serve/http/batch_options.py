@@ -24,6 +24,8 @@ class BatchOptions:
     """The name that requests may ask for; by default the folder's. One for another model is refused."""
     chat_template: Path | None = None
     """A Jinja template for chats, instead of the one in the model's folder."""
+    tool_parser: Literal["hermes", "llama3", "lfm2", "mistral"] | None = None
+    """How the model writes calls of tools; by default as its chat template teaches."""
     memory_budget: str = "512MiB"
     """For all that is held but the code and the weights."""
     cache_budget: str | None = None
@@ -40,6 +42,8 @@ class BatchOptions:
     """What the embedding of a text is: its last hidden state, or the mean of all of them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and states."""
+    weights: Literal["int8", "int4"] | None = None
+    """Read the large weights in so few bits (docs/narrow.md); as they are by default."""
     select: str | None = None
     """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
     device: str = "cpu"
