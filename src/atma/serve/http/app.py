@@ -141,7 +141,8 @@ class Routes:
         call, ready = request.state.call, self.ready(body)
         asked = await vectors.requests_of(body, ready, self.service.options.pooling)
         width = ready.engine.engine.served.config.width
-        await while_there(request.receive, call.hold(self.room, vectors.answer_bytes(len(asked), width)))
+        size = vectors.answer_bytes(len(asked), width)
+        await while_there(request.receive, call.hold(self.room, size, "input"))
         events = await while_there(request.receive, self.embedder.vectors(ready, asked))
         call.sizes = sum(event.usage.prompt for event in events if event.usage), 0, 0
         return Body(await asyncio.to_thread(vectors.answer, body, events, self.service.name))
