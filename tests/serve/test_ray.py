@@ -337,6 +337,31 @@ def test_without_a_key_only_the_proxys_own_machine_is_answered():
     assert told.stdout.strip() == "[True, True, False, False, False]"
 
 
+NAMES = """
+import sys
+from types import ModuleType
+for name in ("ray", "ray.serve", "ray.exceptions", "ray.serve.exceptions"):
+    sys.modules[name] = ModuleType(name)
+sys.modules["ray"].serve = sys.modules["ray.serve"]
+sys.modules["ray.exceptions"].RayError = sys.modules["ray.serve.exceptions"].RayServeException = OSError
+from atma.serve.ray.forward import BODIES, Forwarding
+
+def name(path, body):
+    return Forwarding._elsewhere(None, {"headers": []}, body.encode(), BODIES[path])
+
+turns = '"max_tokens": 3, "messages": [{"role": "user", "content": "Hi"}]'
+told = name("/v1/messages", '{"system": "Be brief.", %s}' % turns)
+system = turns.replace("[{", '[{"role": "system", "content": "Be brief."}, {')
+print(told is not None, told == name("/v1/chat/completions", "{%s}" % system), name("/v1/messages", "{}"))
+"""
+
+
+def test_a_conversation_has_the_same_home_in_the_words_of_either_api():
+    """Ray itself is not needed for a name, so that this runs anywhere."""
+    told = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=True, timeout=600)
+    assert told.stdout.strip() == "True True None"
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [

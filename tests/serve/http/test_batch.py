@@ -1,12 +1,16 @@
 """A file of requests becomes a file of answers: those of the routes, a line each, once, also after a break."""
 
+import dataclasses
 import json
 
 import pytest
 
 from atma.cli import main
-from atma.serve.http.batch import LONGEST_ID, Wrong, already, answer_batch, read
+from atma.serve.engine import Engine
+from atma.serve.http.batch import LONGEST_ID, Batch, Wrong, already, answer_batch, read
 from atma.serve.http.batch_options import BatchOptions
+from atma.serve.http.errors import encoded
+from atma.serve.http.options import ServerOptions
 from tests.serve.http.conftest import Live
 
 OPTIONS = BatchOptions(model_name="tiny", memory_budget="48MiB", max_rows=4, max_body="4KiB")
@@ -83,6 +87,16 @@ def test_what_has_been_answered_is_not_asked_again(folder, tmp_path):
         assert told[name]["response"]["body"]["choices"] == one["response"]["body"]["choices"]
 
 
+def test_lines_without_a_name_are_refused_once(folder, tmp_path):
+    lines = ["no json", line(7), line("fine"), "[]", line("x" * (LONGEST_ID + 1)), "[]"]
+    assert batch(folder, tmp_path, lines)[0] == "1 answered, 4 refused, 0 failed; 1 were done before"
+    held = (tmp_path / "out.jsonl").read_bytes()
+    counts, _, lost = batch(folder, tmp_path, lines)
+    assert (counts, len(lost)) == ("0 answered, 0 refused, 0 failed; 6 were done before", 4)
+    assert (tmp_path / "out.jsonl").read_bytes() == held
+    assert batch(folder, tmp_path, [*lines, "other"])[0].startswith("0 answered, 1 refused")
+
+
 def test_a_request_that_finds_the_queue_full_is_asked_again(folder, tmp_path, monkeypatch):
     from atma.serve.http import batch as module
 
@@ -98,6 +112,53 @@ def test_a_request_that_finds_the_queue_full_is_asked_again(folder, tmp_path, mo
     monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
     assert batch(folder, tmp_path, [line("a"), line("b")])[0] == "2 answered, 0 refused, 0 failed"
     assert len(refused) == 5
+
+
+def test_a_key_for_servers_in_the_environment_is_not_asked_for(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATMA_API_KEY", "a key")
+    assert batch(folder, tmp_path, [line("a")])[0] == "1 answered, 0 refused, 0 failed"
+
+
+def test_a_failed_engine_answers_nothing(folder, tmp_path, monkeypatch, capsys):
+    step, count = Engine.step, iter(range(1_000_000))
+
+    def failing(engine):
+        if next(count) < 30:
+            return step(engine)
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(Engine, "step", failing)
+    asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("".join(line(f"{i}") + "\n" for i in range(60)))
+    words = ["--model-name", "tiny", "--memory-budget", "48MiB", "--max-rows", "4"]
+    assert main(["batch", str(asked), str(answered), "--model", str(folder), *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("atma: error: the model is failed; run this again")
+    told = [json.loads(one) for one in answered.read_text().splitlines()]
+    assert 0 < len(told) < 60
+    assert {one["response"]["status_code"] for one in told} == {200}
+    monkeypatch.undo()
+    counts, told, _ = batch(folder, tmp_path, [line(f"{i}") for i in range(60)])
+    assert "0 refused, 0 failed" in counts
+    assert len(told) == 60
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+def test_a_number_that_json_has_not_is_its_own_lines_matter(folder, tmp_path, number):
+    wrong = line("wrong", body=TEXT | {"temperature": "T"}).replace('"T"', number)
+    counts, told, _ = batch(folder, tmp_path, [wrong, line("fine")])
+    assert counts == "1 answered, 1 refused, 0 failed"
+    assert "not finite" in told["wrong"]["error"]["message"]
+
+
+def test_a_full_disk_is_one_line(folder, tmp_path, monkeypatch, capsys):
+    def full(batch, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Batch, "_write", full)
+    asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text(line("a") + "\n" + line("b") + "\n")
+    assert main(["batch", str(asked), str(answered), "--model", str(folder), "--memory-budget", "48MiB"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "atma: error: No space left on device"
 
 
 def test_only_what_is_under_way_is_in_memory(folder, tmp_path, monkeypatch):
@@ -134,6 +195,31 @@ def test_files_that_make_no_sense_are_one_line(folder, tmp_path, capsys):
     assert answered.read_text() == '{"something": "else"}\n'
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}\n',
+        '{"custom_id": 5, "response": null, "error": null}\n',
+        '{"custom_id": null, "response": null, "error": null}\n',
+        "[" * 100_000 + "\n",
+        "dear diary",
+        '{"id":"batch_req_1","custom_id":"a","response":{},"error":null}\ndear diary',
+        '{"id":"batch_req_1","custom_id":"a","resp',
+    ],
+)
+def test_a_file_that_holds_no_answers_stays_as_it_is(tmp_path, held):
+    answered = tmp_path / "out.jsonl"
+    answered.write_text(held)
+    with pytest.raises(ValueError, match=r"out\.jsonl: .* no answer"):
+        already(answered)
+    assert answered.read_text() == held
+
+
+def test_a_file_with_nothing_in_it_takes_answers(tmp_path):
+    (tmp_path / "out.jsonl").write_bytes(b"")
+    assert already(tmp_path / "out.jsonl") == set()
+
+
 def test_the_command_answers_and_counts(folder, tmp_path, capsys):
     asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked.write_text(line("a", body=CHAT, url="/v1/chat/completions") + "\n")
@@ -143,7 +229,16 @@ def test_the_command_answers_and_counts(folder, tmp_path, capsys):
     assert len(already(answered)) == 1
 
 
+def test_every_option_of_the_server_but_those_of_connections_is_one_of_a_batch():
+    connections = {"host", "port", "api_key", "max_waiting", "reader_seconds", "cors_origin", "root_path"}
+    names = {field.name for field in dataclasses.fields(ServerOptions)}
+    own = {field.name for field in dataclasses.fields(BatchOptions)}
+    assert own == names - connections - {"access_log", "drain_seconds"}
+    options = BatchOptions(weights="int8", tool_parser="hermes").server()
+    assert (options.weights, options.tool_parser) == ("int8", "hermes")
+
+
 def test_a_line_is_read_as_it_is():
-    assert read(line("é").encode(), 4096) == ("é", "/v1/completions", TEXT)
+    assert read(line("é").encode(), 4096) == ("é", "/v1/completions", encoded(TEXT))
     with pytest.raises(Wrong, match="custom_id"):
         read(b"{}", 4096)

@@ -10,6 +10,7 @@ import openai
 import pytest
 import torch
 
+from atma.serve.http import embeddings
 from atma.serve.request import Request, RequestError
 from tests.serve.conftest import finish, random_model
 from tests.serve.http.conftest import OPTIONS, Live
@@ -108,6 +109,14 @@ def test_what_is_no_text_is_refused_by_name(live: Live, fields, param):
     assert told.status == 400
     assert told.error()["param"] == param
     assert live.post("/v1/embeddings", {"input": "x", "model": "other"}).status == 404
+
+
+def test_vectors_that_could_not_be_held_are_refused_with_a_mend_of_their_own(live: Live, monkeypatch):
+    monkeypatch.setattr(embeddings, "answer_bytes", lambda count, width: 1 << 40)
+    refused = live.post("/v1/embeddings", {"input": ["a", "b"]})
+    assert (refused.status, refused.error()["code"], refused.error()["param"]) == (400, "answer_too_large", "input")
+    assert "fewer texts" in refused.error()["message"]
+    assert "stream" not in refused.error()["message"]
 
 
 def test_many_texts_leave_chats_and_their_states_alone(live: Live):

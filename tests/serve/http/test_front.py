@@ -90,6 +90,9 @@ def test_a_prefix_is_taken_off_by_the_proxy_or_here(behind: Live):
         assert behind.ask("GET", prefix + "/v1/models/tiny", headers=key).json()["id"] == "tiny"
     schema = behind.ask("GET", "/models/mine/openapi.json", headers=key).json()
     assert schema["servers"] == [{"url": "/models/mine"}]
+    bare = behind.ask("GET", "/models/mine")
+    assert (bare.status, bare.headers["location"]) == (307, "/models/mine/")
+    assert behind.ask("GET", "/models/mine/health/", headers=key).status == 404
     for path in ("/models/mine/v1/models", "/models/minex/health", "/models/mine/models/mine/v1/models"):
         assert behind.ask("GET", path).status == 401
 

@@ -24,6 +24,7 @@ from atma.serve.http.bodies import (
 from atma.serve.http.call import Call
 from atma.serve.http.errors import MESSAGES, ApiError, Body, json_response
 from atma.serve.http.feed import Feed
+from atma.serve.http.front import moved
 from atma.serve.http.guard import Guard
 from atma.serve.http.messages import Messages
 from atma.serve.http.metrics import TYPE, Metrics
@@ -62,7 +63,7 @@ MOST_TOGETHER = 128
 def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     """The server as an ASGI application."""
     metrics = metrics or Metrics(service.name)
-    app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     routes = Routes(service, metrics)
     post, get = ["POST"], ["GET"]
     others = {"/health": REFUSALS | {503: {"model": HealthAnswer}}}
@@ -141,7 +142,8 @@ class Routes:
         call, ready = request.state.call, self.ready(body)
         asked = await vectors.requests_of(body, ready, self.service.options.pooling)
         width = ready.engine.engine.served.config.width
-        await while_there(request.receive, call.hold(self.room, vectors.answer_bytes(len(asked), width)))
+        size = vectors.answer_bytes(len(asked), width)
+        await while_there(request.receive, call.hold(self.room, size, "input"))
         events = await while_there(request.receive, self.embedder.vectors(ready, asked))
         call.sizes = sum(event.usage.prompt for event in events if event.usage), 0, 0
         return Body(await asyncio.to_thread(vectors.answer, body, events, self.service.name))
@@ -194,9 +196,9 @@ class Routes:
         """For Prometheus."""
         return Response(self.metrics.text(await self.service.stats()), media_type=TYPE)
 
-    async def page(self) -> Response:
+    async def page(self, request: Request) -> Response:
         """The chat page."""
-        return page()
+        return moved(request.scope) or page()
 
     def ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody | vectors.EmbeddingBody) -> Ready:
         """The model that a body asks for. ApiError: there is none, or not now."""

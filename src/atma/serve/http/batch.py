@@ -12,15 +12,14 @@ import json
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from starlette.types import ASGIApp, Message, Scope
 
 from atma.serve.http.app import create_app
-from atma.serve.http.batch_options import BatchOptions
+from atma.serve.http.batch_options import KEY, BatchOptions
 from atma.serve.http.errors import encoded
 from atma.serve.http.service import Service
 
@@ -30,6 +29,8 @@ AGAIN_SECONDS = 0.2
 TOLD_SECONDS = 10.0
 NOT_NOW = (429, 503)
 LONGEST_ID = 512
+BEGINNING = b'{"id":"batch_req_'
+"""How every answer begins."""
 
 
 class Line(NamedTuple):
@@ -37,7 +38,7 @@ class Line(NamedTuple):
 
     custom_id: str
     url: str
-    body: dict[str, Any]
+    body: bytes
 
 
 class Wrong(ValueError):
@@ -74,16 +75,28 @@ def already(answered: Path) -> set[int]:
     with answered.open("r+b") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
+                if not done or not (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+                    raise ValueError(f"{answered}: what would be cut off its end is no answer; name another file")
                 break
+            name = _name_of(line)
+            if name is None:
+                raise ValueError(f"{answered}: line {number} is no answer of a batch; name another file")
+            done.add(_number(name))
             end += len(line)
-            try:
-                name = json.loads(line)["custom_id"]
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(f"{answered}: line {number} is no answer of a batch; name another file") from None
-            if name is not None:
-                done.add(_number(name))
         file.truncate(end)
     return done
+
+
+def _name_of(line: bytes) -> str | None:
+    """The name of an answer's request, else the one that `_identity` made of it. None: the line is no answer."""
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(told, dict) or not {"custom_id", "response", "error"} <= told.keys():
+        return None
+    name = told["custom_id"] if told["custom_id"] is not None else told.get("id")
+    return name if isinstance(name, str) else None
 
 
 def read(line: bytes, most: int) -> Line:
@@ -105,7 +118,10 @@ def read(line: bytes, most: int) -> Line:
         raise Wrong("'body' must be an object", name)
     if given["body"].get("stream"):
         raise Wrong("'stream': answers of a batch are not streamed; leave it out", name)
-    return Line(name, given["url"], given["body"])
+    try:
+        return Line(name, given["url"], encoded(given["body"]))
+    except (ValueError, RecursionError):
+        raise Wrong("'body' has a number that is not finite, such as NaN or 1e400, or is too deep", name) from None
 
 
 class Batch:
@@ -126,7 +142,10 @@ class Batch:
         return found + (f"; {self.skipped:,} were done before" if self.skipped else "")
 
     async def run(self, asked: Path) -> None:
-        """Answer every line; at the end, or when it is broken off, kept states go to disk if there is a folder."""
+        """Answer every line; at the end, or when it is broken off, kept states go to disk if there is a folder.
+
+        OSError: the answers cannot be written, or the engine has failed.
+        """
         await self.service.load()
         try:
             with asked.open("rb") as file:
@@ -134,9 +153,13 @@ class Batch:
                     for line in self._lines(file):
                         await self._free.acquire()
                         group.create_task(self._line(line))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         finally:
-            os.fsync(self._out.fileno())
-            await self.service.close(abort=True)
+            try:
+                os.fsync(self._out.fileno())
+            finally:
+                await self.service.close(abort=True)
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
         """The lines that are not empty, each at most a little longer than it may be."""
@@ -158,15 +181,15 @@ class Batch:
             self.refused += 400 <= status < 500
             self.failed += status >= 500
             response = {"status_code": status, "request_id": headers.get(b"x-request-id", b"").decode()}
-            head = encoded({"id": _identity(), "custom_id": asked.custom_id, "error": None, "response": response})
+            head = encoded({"id": _identity(line), "custom_id": asked.custom_id, "error": None, "response": response})
             self._write(head[:-2] + b',"body":' + body + b"}}")
         except Wrong as error:
-            if error.custom_id is not None and self._taken(error.custom_id):
+            name, identity = error.custom_id, _identity(line)
+            if self._taken(identity if name is None else name):
                 return
             self.refused += 1
             told = {"code": "invalid_line", "message": str(error)}
-            name = error.custom_id
-            self._write(encoded({"id": _identity(), "custom_id": name, "response": None, "error": told}))
+            self._write(encoded({"id": identity, "custom_id": name, "response": None, "error": told}))
         finally:
             self._free.release()
 
@@ -179,10 +202,15 @@ class Batch:
         return known
 
     async def _ask(self, asked: Line) -> tuple[int, dict[bytes, bytes], bytes]:
-        """The answer to a request, which is asked again while there is no room for it."""
+        """The answer to a request, which is asked again while there is no room for it. OSError: the engine has failed,
+        which is no answer to it."""
         while True:
-            told = await ask(self._app, asked.url, encoded(asked.body))
-            if told[0] not in NOT_NOW or self.service.state != "ready":
+            told = await ask(self._app, asked.url, asked.body)
+            if told[0] < 500 and told[0] not in NOT_NOW:
+                return told
+            if self.service.state != "ready":
+                raise OSError(f"the model is {self.service.state}; run this again for what is not answered")
+            if told[0] not in NOT_NOW:
                 return told
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -222,14 +250,15 @@ def _scope(url: str) -> Scope:
         "raw_path": url.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "headers": [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())],
         "client": None,
         "server": None,
     }
 
 
-def _identity() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"
+def _identity(line: bytes) -> str:
+    """What its answer is called; a line without a name is known by it when the batch goes on."""
+    return f"batch_req_{hashlib.blake2b(line.strip(), digest_size=16).hexdigest()}"
 
 
 def _number(name: str) -> int:

@@ -11,6 +11,11 @@ LARGEST = 128
 """Answers that one request may ask for: there is room for such a one beside all others."""
 
 
+KEY = "batch"
+"""The key that a batch's requests show, so that one for servers in the environment asks nothing of them. No other can
+ask: there is no address."""
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """How a batch is answered; as the options of `atma serve`. ValueError names the option and the mend."""
@@ -19,6 +24,8 @@ class BatchOptions:
     """The name that requests may ask for; by default the folder's. One for another model is refused."""
     chat_template: Path | None = None
     """A Jinja template for chats, instead of the one in the model's folder."""
+    tool_parser: Literal["hermes", "llama3", "lfm2", "mistral"] | None = None
+    """How the model writes calls of tools; by default as its chat template teaches."""
     memory_budget: str = "512MiB"
     """For all that is held but the code and the weights."""
     cache_budget: str | None = None
@@ -35,6 +42,8 @@ class BatchOptions:
     """What the embedding of a text is: its last hidden state, or the mean of all of them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and states."""
+    weights: Literal["int8", "int4"] | None = None
+    """Read the large weights in so few bits (docs/narrow.md); as they are by default."""
     select: str | None = None
     """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
     device: str = "cpu"
@@ -56,4 +65,4 @@ class BatchOptions:
         """The same for the server's own code. ValueError."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         waiting = LARGEST + self.together
-        return ServerOptions(**given, max_waiting=waiting, access_log="off")
+        return ServerOptions(**given, max_waiting=waiting, access_log="off", api_key=KEY)

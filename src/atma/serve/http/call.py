@@ -51,10 +51,10 @@ class Call:
             self.metrics.between_tokens.observe(now - self._last[choice])
         self._last[choice] = now
 
-    async def hold(self, room: Room, count: int) -> None:
-        """Room for its answer, until it is closed."""
+    async def hold(self, room: Room, count: int, parameter: str = "max_tokens") -> None:
+        """Room for its answer, until it is closed; `parameter` asks for most of it."""
         if count:
-            await room.take(count)
+            await room.take(count, parameter)
             self._rooms.append((room, count))
 
     def close(self) -> None:

@@ -4,11 +4,14 @@ import re
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
 NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?: *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*", re.ASCII)
 TOLD = "x-request-id, x-atma-affinity, x-atma-ignored, x-atma-replica, retry-after"
 KEPT_SECONDS = 600
+BARE = "atma.bare"
+"""In a scope: whether it asks for the prefix and nothing behind it."""
 
 
 def inside(scope: Scope, prefix: str) -> Scope:
@@ -17,8 +20,14 @@ def inside(scope: Scope, prefix: str) -> Scope:
         return scope
     raw, path, taken = scope["raw_path"], scope["path"], {}
     if path == prefix or path.startswith(prefix + "/"):
-        taken = {"path": path[len(prefix) :] or "/", "raw_path": raw[len(prefix) :] or b"/"}
+        taken = {"path": path[len(prefix) :] or "/", "raw_path": raw[len(prefix) :] or b"/", BARE: path == prefix}
     return {**scope, "root_path": prefix, **taken}
+
+
+def moved(scope: Scope) -> Response | None:
+    """Where a request for the prefix alone goes instead: to the prefix with a slash, from which the page's links are
+    read. None for any other."""
+    return RedirectResponse(scope["root_path"] + "/") if scope.get(BARE) else None
 
 
 def shared_with(allowed: frozenset[str], headers: Headers) -> dict[str, str]:

@@ -11,6 +11,11 @@ from atma.serve.http.answers import Shape
 from atma.serve.http.errors import ApiError
 from atma.serve.request import Request, scored_bytes
 
+MENDS = {
+    "max_tokens": "stream it, ask for fewer tokens, choices or log-probabilities",
+    "input": "ask for fewer texts at once",
+}
+"""What makes an answer smaller, by the parameter that asks for most of it."""
 TEXT_BYTES = 24
 """Of a token's text, with the copies that are made of it."""
 
@@ -26,12 +31,12 @@ class Room:
         self.total, self.held = total, 0
         self._turn, self._freed = asyncio.Lock(), asyncio.Event()
 
-    async def take(self, count: int) -> None:
-        """Wait until there is room. ApiError: there never will be."""
+    async def take(self, count: int, parameter: str = "max_tokens") -> None:
+        """Wait until there is room. ApiError, for one of `MENDS`: there never will be."""
         if count > self.total:
             told = f"this answer could take {count:,} bytes before it is sent, of at most {self.total:,}"
-            mend = "stream it, ask for fewer tokens, choices or log-probabilities, or start with more --memory-budget"
-            raise ApiError(400, "answer_too_large", f"{told}; {mend}", "max_tokens")
+            mend = f"{MENDS[parameter]}, or start with more --memory-budget"
+            raise ApiError(400, "answer_too_large", f"{told}; {mend}", parameter)
         async with self._turn:
             while self.held + count > self.total:
                 self._freed.clear()

@@ -23,7 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atma.serve.http import affinity
 from atma.serve.http.bodies import ChatBody, CompletionBody
-from atma.serve.http.errors import ApiError
+from atma.serve.http.errors import MESSAGES, ApiError
+from atma.serve.http.messages import MessagesBody
 from atma.serve.http.metrics import TYPE
 from atma.serve.ray.metrics import merged
 
@@ -32,7 +33,10 @@ REPLICA = "x-atma-replica"
 METRICS_SECONDS = 10.0
 PASSED_ON = "atma.passed_on"
 SENT = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client", "server")
-BODIES = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody}
+BODIES = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody, MESSAGES: MessagesBody}
+
+
+Asked = ChatBody | CompletionBody | MessagesBody
 
 
 class Route(NamedTuple):
@@ -81,14 +85,15 @@ class Forwarding:
             receive = _again(first, receive)
         await self.app(scope, receive, send)
 
-    def _elsewhere(self, scope: Scope, body: bytes, model: type[ChatBody] | type[CompletionBody]) -> str | None:
+    def _elsewhere(self, scope: Scope, body: bytes, model: type[Asked]) -> str | None:
         """The name of the conversation, if its home may be another replica."""
         given = affinity.given(Headers(scope=scope).get(affinity.HEADER))
         if given is not None:
             return None if self._routed else given
         try:
             asked = model.model_validate_json(body)
-        except ValidationError:
+            asked = asked.asked() if isinstance(asked, MessagesBody) else asked
+        except (ValidationError, ApiError):
             return None
         if isinstance(asked, ChatBody):
             return affinity.of_messages(asked.messages, asked.cache_salt)
