@@ -57,6 +57,12 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("call", ['f(x={{"a": 1}})', "f(x={[1]})", "f(x=1e999)", "a." * 1500 + "a()"])
+def test_python_that_is_no_call_is_text_and_no_error(call):
+    text = f"<|tool_call_start|>{call}"
+    assert read("lfm2", text + "<|tool_call_end|>", []) == (text, [])
+
+
 def read(form: str, text: str, cuts: list[int]):
     """What is said, and the calls, of a text that comes in pieces."""
     reader, said, calls = CallReader(BY_NAME[form]), "", []
