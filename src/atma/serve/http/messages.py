@@ -7,7 +7,8 @@ import uuid
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from fastapi import Request
-from pydantic import Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from atma.serve.http.answers import Answer, ChatShape
@@ -38,7 +39,8 @@ class Turn(Body):
         return key in MESSAGE_ASIDE or without_nulls(value) in ({}, [], "")
 
 
-Turns = Annotated[list[Turn], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
+# One fewer than a chat has: 'system' is a message of it.
+Turns = Annotated[list[Turn], Field(min_length=1, max_length=MOST_MESSAGES - 1, fail_fast=True)]
 
 
 class CountBody(Body):
@@ -58,7 +60,10 @@ class CountBody(Body):
         turns = [{"role": turn.role, "content": turn.content} for turn in self.messages]
         begun = self.messages[-1].role == get_args(Role)[1]
         given = {"model": self.model, "messages": [*system, *turns], "continue_final_message": begun}
-        return ChatBody.model_validate(given | fields)
+        try:
+            return ChatBody.model_validate(given | fields)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
 
 
 class MessagesBody(CountBody):
