@@ -198,6 +198,14 @@ def test_a_schema_that_cannot_be_held_to_is_refused_only_where_it_is_strict(live
         assert live.post("/v1/chat/completions", body).status == status
 
 
+def test_strict_tools_too_long_for_a_grammar_are_a_400(live: Live):
+    schema = {"type": "object", "description": "x" * (2**18 - 200)}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}]
+    answer = live.post("/v1/chat/completions", {"messages": TALK, "tools": tools, "max_tokens": 3})
+    assert answer.status == 400
+    assert live.form == "llama3" or answer.error()["param"] == "tools"  # of llama3 the prompt is too long
+
+
 def test_a_template_without_tools_says_so_and_takes_none(folder):
     plain = Live(folder, OPTIONS)
     try:

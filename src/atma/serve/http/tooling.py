@@ -53,10 +53,10 @@ class Tooling:
         form, several = self.form, self._several
         if form is None:
             return asked
-        if self._choice == "auto" and asked is None:
-            held = not form.bare and any(tool.strict for tool in self.tools)
-            return freely(form, self.tools, self._tokenizer, several) if held else None
         try:
+            if self._choice == "auto" and asked is None:
+                held = not form.bare and any(tool.strict for tool in self.tools)
+                return freely(form, self.tools, self._tokenizer, several) if held else None
             if self._choice == "auto" and asked is not None:
                 if asked.kind not in ("json", "json_object"):
                     raise ValueError(f"'{asked.parameter}': beside tools it must be JSON")
