@@ -158,4 +158,4 @@ def test_what_a_chat_refuses_is_refused_here():
     body = CountBody(messages=[{"role": "user", "content": "x"}], system="Be brief")
     body.messages *= 4096
     with pytest.raises(RequestValidationError, match="at most 4096"):
-        body.chat()
+        body.chat({})
