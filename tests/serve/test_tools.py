@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 
 import pytest
 
@@ -54,12 +55,30 @@ CASES = [
     ("lfm2", 'Said<|tool_call_start|>[f(**{"a b": 1})]<|tool_call_end|>', "Said", [("f", {"a b": 1})]),
     ("lfm2", "<|tool_call_start|>[f(1)]<|tool_call_end|>", "<|tool_call_start|>[f(1)]", []),
     ("lfm2", "<|tool_call_start|>[f(a=1)]", "", [("f", {"a": 1})]),
+    ("llama3", '{"name": "f", "parameters": {}} bye', "bye", [("f", {})]),
+    ("llama3", '<|python_tag|>{"name": "other"}', "", [("other", {})]),
+    ("llama3", '{"name": "Bob", "age": 3}', '{"name": "Bob", "age": 3}', []),
+    ("llama3", ' {"name": "f", "age": 3}', ' {"name": "f", "age": 3}', []),
+    ("llama3", '{"name": "Bob", "parameters": {"a": 1}}', '{"name": "Bob", "parameters": {"a": 1}}', []),
+    ("llama3", '{"parameters": {"a": 1}, "name": "f"}', "", [("f", {"a": 1})]),
+    ("hermes", f"<tool_call>{F}\nand then text", "and then text", [("f", ARGS)]),
+    ("hermes", f"<tool_call>{F}\n</tool_ca", "", [("f", ARGS)]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {}, oops} </tool_call>\nbye', "bye", [("f", {})]),
+    ("mistral", f"[TOOL_CALLS][{F}] bye", "bye", [("f", ARGS)]),
+    ("mistral", f"[TOOL_CALLS][{F}] bye {{x}}", "bye {x}", [("f", ARGS)]),
+    ("lfm2", f"<|tool_call_start|>[{F}]<|tool_call_", "", [("f", ARGS)]),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ['f(x={{"a": 1}})', "f(x={[1]})", "f(x=1e999)", "a." * 1500 + "a()"])
+def test_python_that_is_no_call_is_text_and_no_error(call):
+    text = f"<|tool_call_start|>{call}"
+    assert read("lfm2", text + "<|tool_call_end|>", []) == (text, [])
 
 
 def read(form: str, text: str, cuts: list[int]):
     """What is said, and the calls, of a text that comes in pieces."""
-    reader, said, calls = CallReader(BY_NAME[form]), "", []
+    reader, said, calls = CallReader(BY_NAME[form], {"f", "g"}), "", []
     pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     for one in [*(piece for some in pieces for piece in reader.push(some)), *reader.finish()]:
         said += one.content
@@ -88,6 +107,34 @@ def test_a_name_is_told_before_its_arguments_and_these_as_they_come():
     assert told[0].name == "f"
     assert len(told) > 10
     assert all(one.arguments and one.name is None for one in told[1:])
+
+
+def test_arguments_that_are_no_json_are_told_as_they_were_written():
+    broken = '<tool_call>{"name": "f", "arguments": {"x": oops}}\n</tool_call> bye'
+    assert read("hermes", broken, []) == ("bye", [["f", '{"x": oops}']])
+
+
+@pytest.mark.parametrize(
+    ("form", "begin", "end"),
+    [
+        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "', '"}}</tool_call>'),
+        (LLAMA3, '{"parameters": {"a": "', '"}, "name": "f"}'),
+        (LFM2, "<|tool_call_start|>[f(a='", "')]<|tool_call_end|>"),
+        (LLAMA3, " ", "x"),
+        (HERMES, "<tool_call>", F),
+    ],
+)
+def test_reading_takes_as_much_longer_as_the_text_is(form, begin, end):
+    taken = []
+    for count in (20_000, 160_000):
+        text = begin + " " * count + end
+        begun = time.process_time()
+        reader = CallReader(form)
+        for at in range(0, len(text), 4):
+            reader.push(text[at : at + 4])
+        reader.finish()
+        taken.append(time.process_time() - begun)
+    assert taken[1] < 16 * taken[0]
 
 
 def test_a_call_that_is_cut_off_keeps_what_came():
@@ -147,6 +194,10 @@ def test_grammars_allow_calls_of_the_tools_and_nothing_else(form: Format, specia
         assert sum(piece.name is not None for piece in [*reader.push(text), *reader.finish()]) == count
     answer = calls_or(Structure(json={"const": [5]}), form, TOOLS, tokenizer, True)
     assert [allows(answer, tokenizer, text) for text in (one, two, "[5]", "[6]")] == [True, True, True, False]
+    spaced, tight = "[5, 6]", "[5,6]"
+    for compact, allowed in ((False, [True, True]), (True, [False, True])):
+        answer = calls_or(Structure(json={"const": [5, 6]}, compact=compact), form, TOOLS, tokenizer, True)
+        assert [allows(answer, tokenizer, text) for text in (spaced, tight)] == allowed
     if form.bare:
         return
     free = freely(form, TOOLS, tokenizer, True)

@@ -4,7 +4,9 @@ import dataclasses
 import json
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 
+from atma.serve.http.messages import CountBody
 from tests.serve.http.conftest import OPTIONS, Live
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -144,3 +146,16 @@ def test_the_real_client_is_answered_streamed_counted_and_refused(folder):
             wrong.messages.create(**fields)
     finally:
         live.stop()
+
+
+@pytest.mark.parametrize("count", [4095, 4096])
+def test_too_many_turns_for_a_chat_are_a_400(live: Live, count):
+    asked = {"messages": HELLO * count, "system": "Be brief"}
+    assert live.post("/v1/messages/count_tokens", asked).status == (200 if count == 4095 else 400)
+
+
+def test_what_a_chat_refuses_is_refused_here():
+    body = CountBody(messages=[{"role": "user", "content": "x"}], system="Be brief")
+    body.messages *= 4096
+    with pytest.raises(RequestValidationError, match="at most 4096"):
+        body.chat({})

@@ -173,6 +173,8 @@ def test_a_conversation_with_calls_and_results_goes_on(client, live):
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "two tools are called 'now'"),
         ({"tools": [TOOLS[1]] * 129}, "tools", "at most 128"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools", "'parameters'"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}]}, "tools", "'x'"),
+        ({"tools": TOOLS, "tool_choice": "required", "structured_outputs": {"regex": "a"}}, "tools", "'tool_choice'"),
         ({"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 2**18}}]}, "tools", "262,144"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "required"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "z"}}}, "tool_choice", "'z'"),
@@ -196,6 +198,14 @@ def test_a_schema_that_cannot_be_held_to_is_refused_only_where_it_is_strict(live
         tools = [{"type": "function", "function": {"name": "f", "parameters": schema, "strict": strict}}]
         body = {"messages": TALK, "tools": tools, "tool_choice": "required", "max_tokens": 3}
         assert live.post("/v1/chat/completions", body).status == status
+
+
+def test_strict_tools_too_long_for_a_grammar_are_a_400(live: Live):
+    schema = {"type": "object", "description": "x" * (2**18 - 200)}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}]
+    answer = live.post("/v1/chat/completions", {"messages": TALK, "tools": tools, "max_tokens": 3})
+    assert answer.status == 400
+    assert live.form == "llama3" or answer.error()["param"] == "tools"  # of llama3 the prompt is too long
 
 
 def test_a_template_without_tools_says_so_and_takes_none(folder):
@@ -223,6 +233,19 @@ def test_a_template_of_an_unknown_form_needs_its_name(tmp_path):
             assert status == 200 or "--tool-parser" in answer.error()["message"]
         finally:
             server.stop()
+
+
+def test_an_answer_in_json_is_no_call_of_a_tool_that_there_is_not(live: Live, monkeypatch):
+    text = '{"name": "Bob", "parameters": {"age": 3}}'
+    monkeypatch.setattr(TextStream, "push", lambda self, data, looks=True: "")
+    monkeypatch.setattr(TextStream, "flush", lambda self: text)
+    body = {"messages": TALK, "tools": TOOLS, "logit_bias": {"256": 100}, "max_tokens": 3}
+    [choice] = live.post("/v1/chat/completions", body).json()["choices"]
+    assert (choice["message"]["content"], choice["message"].get("tool_calls")) == (text, None)
+    deltas = [
+        event["choices"][0]["delta"] for event in live.post("/v1/chat/completions", body | {"stream": True}).events()
+    ]
+    assert "".join(one.get("content", "") for one in deltas) == text
 
 
 @pytest.mark.parametrize("stream", [False, True])

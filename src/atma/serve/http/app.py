@@ -114,7 +114,7 @@ class Routes:
         work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
         tokens = await while_there(request.receive, work)
         shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
-        shape = shape if tooling.form is None else ToolShape.of(tooling.form, body.parallel_tool_calls, shape)
+        shape = shape if tooling.form is None else ToolShape.of(tooling, tooling.form, shape)
         most = max(1, ready.longest - len(tokens) + 1)
         if not body.stream:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))

@@ -4,10 +4,12 @@ A last message of the assistant is the beginning of the answer. Tools and thinki
 """
 
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from fastapi import Request
-from pydantic import Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from atma.serve.http.answers import Answer, ChatShape
@@ -38,7 +40,8 @@ class Turn(Body):
         return key in MESSAGE_ASIDE or without_nulls(value) in ({}, [], "")
 
 
-Turns = Annotated[list[Turn], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
+# One fewer than a chat has: 'system' is a message of it.
+Turns = Annotated[list[Turn], Field(min_length=1, max_length=MOST_MESSAGES - 1, fail_fast=True)]
 
 
 class CountBody(Body):
@@ -52,13 +55,16 @@ class CountBody(Body):
     def _asks_nothing(cls, key: str, value: Any) -> bool:
         return asks_nothing(key, value) or (key == "tool_choice" and without_nulls(value) in CHOICES)
 
-    def chat(self, **fields: Any) -> ChatBody:
-        """The same conversation in the words of OpenAI's API."""
+    def chat(self, fields: Mapping[str, Any]) -> ChatBody:
+        """The same conversation, with these fields, in the words of OpenAI's API."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         turns = [{"role": turn.role, "content": turn.content} for turn in self.messages]
         begun = self.messages[-1].role == get_args(Role)[1]
         given = {"model": self.model, "messages": [*system, *turns], "continue_final_message": begun}
-        return ChatBody.model_validate(given | fields)
+        try:
+            return ChatBody.model_validate(given | dict(fields))
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
 
 
 class MessagesBody(CountBody):
@@ -74,7 +80,7 @@ class MessagesBody(CountBody):
     def asked(self) -> ChatBody:
         """The same request in the words of OpenAI's API."""
         names = ("max_tokens", "temperature", "top_p", "top_k", "stream")
-        return self.chat(stop=list(self.stop_sequences), **{name: getattr(self, name) for name in names})
+        return self.chat({name: getattr(self, name) for name in names} | {"stop": list(self.stop_sequences)})
 
 
 class Message(Answer):
@@ -167,7 +173,7 @@ class Messages:
 
     async def count(self, body: CountBody, request: Request) -> Response:
         """How many tokens a conversation is read as."""
-        chat = body.chat()
+        chat = body.chat({})
         ready = self.routes.ready(chat)
         work = chat_tokens(ready.renderer, ready.tokenizer, chat.messages, chat.rendering)
         return json_response({"input_tokens": len(await while_there(request.receive, work))})

@@ -34,6 +34,8 @@ def _tool(value: object) -> Tool:
     name, parameters, strict = _name(function), function.get("parameters"), function.get("strict")
     if not isinstance(parameters, dict | None):
         raise ValueError(f"'parameters' of '{name}' must be a JSON schema, which is an object")
+    if parameters is not None and parameters.get("type", "object") != "object":
+        raise ValueError(f"'parameters' of '{name}' must have the type 'object', not {shown(parameters['type'])}")
     if not isinstance(function.get("description"), str | None) or not isinstance(strict, bool | None):
         raise ValueError(f"of '{name}' 'description' must be a text and 'strict' true or false")
     known = {key: one for key, one in function.items() if one is not None and key != "strict"}

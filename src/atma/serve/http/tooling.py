@@ -35,7 +35,7 @@ class Tooling:
             told = f"how this model writes calls is not known; start with --tool-parser {', '.join(NAMES)}"
             raise ApiError(400, "no_tools", f"'tools': {told}", "tools")
         self.form, self._tokenizer, self._choice = form if self.tools else None, tokenizer, choice
-        self._several = body.parallel_tool_calls
+        self.several = body.parallel_tool_calls
 
     @property
     def given(self) -> list[Mapping[str, Any]] | None:
@@ -50,17 +50,21 @@ class Tooling:
 
     def structure(self, asked: Structure | None) -> Structure | None:
         """What the answer is held to, where `asked` is what the request says of it besides. ApiError."""
-        form, several = self.form, self._several
+        form, several = self.form, self.several
         if form is None:
             return asked
-        if self._choice == "auto" and asked is None:
-            held = not form.bare and any(tool.strict for tool in self.tools)
-            return freely(form, self.tools, self._tokenizer, several) if held else None
         try:
+            if self._choice == "auto" and asked is None:
+                held = not form.bare and any(tool.strict for tool in self.tools)
+                return freely(form, self.tools, self._tokenizer, several) if held else None
             if self._choice == "auto" and asked is not None:
                 if asked.kind not in ("json", "json_object"):
                     raise ValueError(f"'{asked.parameter}': beside tools it must be JSON")
                 return calls_or(asked, form, self.tools, self._tokenizer, several)
+            if asked is not None:
+                raise ValueError(
+                    f"'{asked.parameter}': the answer is calls alone by 'tool_choice'; leave one of them out"
+                )
             some = [tool for tool in self.tools if self._choice in ("required", f":{tool.name}")]
             return calls(form, some, self._tokenizer, several and self._choice == "required", "tools")
         except ValueError as error:
@@ -89,17 +93,19 @@ class ToolShape(ChatShape):
     form: Format
     several: bool
     """Whether more calls than one are told."""
+    _names: frozenset[str]
     _readers: dict[int, CallReader]
 
     @classmethod
-    def of(cls, form: Format, several: bool, shape: ChatShape) -> "ToolShape":
-        """The same chat, with calls written so."""
+    def of(cls, tooling: Tooling, form: Format, shape: ChatShape) -> "ToolShape":
+        """The same chat, with calls of these tools written so."""
         made = cls(shape.names, shape.scored, shape.ids, shape.begun)
-        made.form, made.several, made._readers = form, several, {}
+        made.form, made.several, made._readers = form, tooling.several, {}
+        made._names = frozenset(tool.name for tool in tooling.tools)
         return made
 
     def choice(self, text: str, end: str | None) -> dict[str, Any]:
-        reader = CallReader(self.form)
+        reader = CallReader(self.form, self._names)
         pieces = self._told([*reader.push(text), *reader.finish()])
         content, found = self.begun + "".join(one.content for one in pieces), self._begun(pieces)
         for call in found:
@@ -111,7 +117,7 @@ class ToolShape(ChatShape):
         return {"message": message, "finish_reason": self._end(end, reader)}
 
     def delta(self, event: Event) -> dict[str, Any]:
-        reader = self._readers.setdefault(event.index, CallReader(self.form))
+        reader = self._readers.setdefault(event.index, CallReader(self.form, self._names))
         pieces = reader.push(event.text)
         pieces = self._told(pieces + (reader.finish() if event.finish_reason is not None else []))
         content = "".join(one.content for one in pieces)

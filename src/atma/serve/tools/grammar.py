@@ -36,7 +36,7 @@ def calls(form: Format, tools: Sequence[Tool], tokenizer: Tokenizer, several: bo
 def calls_or(answer: Structure, form: Format, tools: Sequence[Tool], tokenizer: Tokenizer, several: bool) -> Structure:
     """Calls, or an answer of a form of its own, which is JSON."""
     found = calls(form, tools, tokenizer, several, answer.parameter).grammar or ""
-    schema = _json(json.loads(answer.json or '{"type": "object"}'), answer.lenient)
+    schema = _json(json.loads(answer.json or '{"type": "object"}'), answer.lenient, answer.compact)
     grammar = f"start: calls | answer\nanswer: %json {schema}\ncalls: {found.removeprefix('start: ')}"
     return Structure(grammar=grammar, parameter=answer.parameter)
 
@@ -62,9 +62,11 @@ def _rules(form: Format, tools: Sequence[Tool]) -> str:
     return "\n".join(lines)
 
 
-def _json(schema: Any, lenient: bool) -> str:
+def _json(schema: Any, lenient: bool, compact: bool = False) -> str:
     """A schema as it stands in a grammar, which has no other place for how it is to be read."""
-    options = {"whitespace_pattern": SPACES, "lenient": lenient}
+    options: dict[str, Any] = {"lenient": lenient} | (
+        {"whitespace_flexible": False} if compact else {"whitespace_pattern": SPACES}
+    )
     known = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
     return json.dumps(known | {"x-guidance": options}, ensure_ascii=False)
 

@@ -11,10 +11,10 @@ def calls(text: str) -> list[tuple[str, str]]:
     """Names and arguments, as JSON, of a list of calls or of one. ValueError: the text is none of these."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        found = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+        return [_call(one) for one in found]
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"no calls: {error}") from None
-    found = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
-    return [_call(one) for one in found]
 
 
 def _call(node: ast.expr) -> tuple[str, str]:
@@ -29,7 +29,7 @@ def _call(node: ast.expr) -> tuple[str, str]:
             given |= more
         else:
             given[one.arg] = _value(one.value)
-    return _name(node.func), json.dumps(given, ensure_ascii=False)
+    return _name(node.func), json.dumps(given, ensure_ascii=False, allow_nan=False)
 
 
 def _name(node: ast.expr) -> str:

@@ -1,10 +1,13 @@
 """From the text of an answer, as it comes, to what is said and which tools are called.
 
 What may be the beginning of a call is held back until it is known; a call is told by its name first, then its arguments
-piece by piece. What turns out to be no call is said as it was written. The whole is the same however it was cut.
+piece by piece. What turns out to be no call is said as it was written; of a call that breaks off when its name has been
+told, the rest is dropped, up to the closing sign or the end. The whole is the same however it was cut.
 """
 
 import re
+from collections.abc import Collection
+from itertools import groupby
 from typing import NamedTuple
 
 from atma.serve.tools import pythonic
@@ -26,46 +29,67 @@ class Piece(NamedTuple):
 
 
 class CallReader:
-    """Reads one answer. `count` calls have begun."""
+    """Reads one answer. `count` calls have begun.
 
-    def __init__(self, form: Format) -> None:
-        self.form, self.count = form, 0
+    `names`: those of the tools. An object that nothing marks as a call is one only if it is of these.
+    """
+
+    def __init__(self, form: Format, names: Collection[str] | None = None) -> None:
+        self.form, self.count, self._names = form, 0, names
         self._opening, self._closing = form.opening.strip(), form.closing.strip()
+        self._gap: list[str] = []
+        """What says nothing by itself before what is `_held`; a call as in Python."""
         self._held = ""
-        """Outside what may begin a call; inside what has come of one."""
-        self._inside = self._told = self._spoken = self._called = False
-        self._scan: CallScan | None = None
+        """Outside what may be an opening sign; inside what may be a name or a closing sign."""
+        self._inside = self._spoken = self._called = False
+        self._leave()
         self._pieces: list[Piece] = []
 
     def push(self, text: str) -> list[Piece]:
         """What some more text tells."""
         for character in text:
-            self._held += character
-            if self._inside:
+            if self._scan is not None:
+                self._scan.push(character)
+                self._tell(self._scan)
+            elif self._inside:
                 self._in_calls(character)
             else:
                 self._outside(character)
+        self._take()
         return self._flushed()
 
     def finish(self) -> list[Piece]:
         """What is left at the end of the answer."""
-        if self._inside and self.form.python and self._scan is None:
-            self._python(self._held)
-        elif not (self._inside and (self._told or not self._held.strip(APART))):
-            self._say(self._held if not self._inside or self._scan is None else self._marked())
-        self._held = ""
+        rest = "".join([*self._gap, self._held])
+        if not self._inside:
+            self._say(rest)
+        elif self._scan is not None:
+            self._say("" if self._told else self._marked())
+        elif self._broken or not rest.strip(APART) or (self._follows and self._closing.startswith(rest.strip(APART))):
+            pass
+        elif self.form.python:
+            self._python(rest)
+        else:
+            self._say(self._marked())
+        self._gap, self._held = [], ""
         return self._flushed()
 
     def _outside(self, character: str) -> None:
-        held = self._held
+        bare = self.form.bare and not self._spoken and not self._held
+        if bare and character.isspace():
+            self._gap.append(character)
+            return
+        if bare and character == "{":
+            self._begin("".join(self._gap), True)
+            self._in_calls(character)
+            return
+        self._say("".join(self._gap))
+        self._gap = []
+        held = self._held = self._held + character
         if held.endswith(self._opening):
             self._say(held[: -len(self._opening)])
-            self._begin(self._opening)
-        elif self.form.bare and not self._spoken and held.lstrip()[:1] == "{":
-            self._begin("")
-            self._held = held.lstrip()
-            self._in_calls(character)
-        elif not (self.form.bare and not self._spoken and held.isspace()):
+            self._begin(self._opening, False)
+        else:
             keep = next((n for n in range(min(len(held), len(self._opening) - 1), 0, -1) if self._begins(n)), 0)
             self._say(held[: len(held) - keep])
             self._held = held[len(held) - keep :]
@@ -73,37 +97,50 @@ class CallReader:
     def _begins(self, count: int) -> bool:
         return self._opening.startswith(self._held[-count:])
 
-    def _begin(self, mark: str) -> None:
-        self._inside, self._told, self._scan, self._held = True, False, None, ""
-        self._mark = mark
+    def _begin(self, mark: str, bare: bool) -> None:
+        self._leave()
+        self._inside, self._mark, self._bare = True, mark, bare
 
     def _in_calls(self, character: str) -> None:
-        if self._scan is not None:
-            self._scan.push(character)
-            self._tell(self._scan)
-        elif self._closing and self._held.endswith(self._closing):
-            if self.form.python:
-                self._python(self._held[: -len(self._closing)])
+        """Between calls, in one as in Python, or behind one that broke off."""
+        if self._broken:
+            self._held = (self._held + character)[-len(self._closing) :] if self._closing else ""
+        elif self._python_begun or (self.form.python and character not in APART + "{"):
+            self._in_python(character)
+            return
+        elif character == "{":
+            self._open(self._held)
+            return
+        elif not self._held and character in APART:
+            self._gap.append(character)
+            return
+        else:
+            self._held += character
+        if self._closing and self._held == self._closing:
             self._leave()
-        elif character == "{" and not self._pythonic(self._held[:-1]):
-            self._open(self._held[:-1].lstrip(APART))
-        elif not self._awaited(self._held.lstrip(APART)):
+        elif not self._broken and not self._awaited(self._held):
             self._give_up()
 
-    def _pythonic(self, before: str) -> bool:
-        """Whether what has come is a call as in Python, which is read when it is whole."""
-        return self.form.python and bool(before.strip(APART))
+    def _in_python(self, character: str) -> None:
+        """In a call as in Python, which is read when it is whole."""
+        self._python_begun, size = True, len(self._closing)
+        self._gap.append(character)
+        if character == self._closing[-1] and "".join(self._gap[-size:]) == self._closing:
+            self._python("".join(self._gap[:-size]))
+            self._leave()
 
     def _awaited(self, before: str) -> bool:
         """Whether what stands before a call may go on to be one."""
-        if not before or self.form.python or (self._closing and self._closing.startswith(before)):
+        if self._closing and self._closing.startswith(before):
             return True
         return self.form.short_ids and NAMED.fullmatch(before.partition("[")[0]) is not None and len(before) < 400
 
     def _open(self, before: str) -> None:
         """An object begins, with the name of its tool before it in some forms."""
         named = NAMED.fullmatch(before) if before else None
-        if before and (named is None or not self.form.short_ids):
+        unknown = named is not None and self._follows and self._names is not None and named[1] not in self._names
+        if before and (named is None or unknown or not self.form.short_ids):
+            self._held += "{"
             self._give_up()
             return
         self._scan, self._told = CallScan(named[1] if named else None), False
@@ -111,16 +148,25 @@ class CallReader:
         self._tell(self._scan)
 
     def _tell(self, scan: CallScan) -> None:
-        if scan.name is not None and not scan.failed:
-            if not self._told:
+        if scan.name is not None and not scan.failed and not self._told:
+            unknown = self._bare and self._names is not None and scan.name not in self._names
+            if unknown or (self._bare and scan.done and not scan.begun):
+                self._give_up()
+                return
+            if scan.begun or not self._bare:
                 self._pieces.append(Piece(index=self.count, name=scan.name))
                 self._told, self.count = True, self.count + 1
-            if some := scan.taken():
-                self._pieces.append(Piece(index=self.count - 1, arguments=some))
         if scan.done:
-            self._scan, self._held, self._mark, self._called = None, "", "", True
+            self._take()
+            self._scan, self._gap, self._held, self._mark = None, [], "", ""
+            self._told, self._called, self._follows = False, True, True
         elif scan.failed:
             self._give_up()
+
+    def _take(self) -> None:
+        """What has come of the arguments of the call that is told."""
+        if self._scan is not None and self._told and (some := self._scan.taken()):
+            self._pieces.append(Piece(index=self.count - 1, arguments=some))
 
     def _python(self, text: str) -> None:
         if not text.strip(APART):
@@ -135,16 +181,24 @@ class CallReader:
             self.count, self._called = self.count + 1, True
 
     def _give_up(self) -> None:
-        """No call after all: what has not been told as one is said."""
-        if not self._told:
-            self._say(self._marked())
+        """No call after all, and it is said; or one that was told and is wrong, and its rest belongs to nobody."""
+        if self._told:
+            self._take()
+            self._scan, self._gap, self._held, self._broken, self._called = None, [], "", True, True
+            return
+        self._say(self._marked())
         self._leave()
 
     def _marked(self) -> str:
-        return self._mark + self._held
+        """What was held of what is no call."""
+        held = "".join([*self._gap, self._held]) + ("" if self._scan is None else self._scan.text)
+        ended = self._follows and self.form.listed
+        return self._mark + (held.lstrip().removeprefix("]") if ended else held)
 
     def _leave(self) -> None:
-        self._inside, self._scan, self._held, self._told = False, None, "", False
+        self._inside = self._told = self._follows = self._broken = self._bare = self._python_begun = False
+        self._scan: CallScan | None = None
+        self._mark, self._held, self._gap = "", "", []
 
     def _say(self, text: str) -> None:
         if self._called:  # white space behind calls says nothing
@@ -157,11 +211,11 @@ class CallReader:
     def _flushed(self) -> list[Piece]:
         """The pieces so far, neighbours of one kind as one."""
         found: list[Piece] = []
-        for one in self._pieces:
-            last = found[-1] if found else None
-            if last is not None and last.index == one.index and one.name is None and last.name is None:
-                found[-1] = Piece(last.content + one.content, one.index, None, last.arguments + one.arguments)
-            else:
-                found.append(one)
+        for (index, named), some in groupby(self._pieces, lambda one: (one.index, one.name)):
+            if named is not None:
+                found += some
+                continue
+            parts = list(some)
+            found.append(Piece("".join(p.content for p in parts), index, None, "".join(p.arguments for p in parts)))
         self._pieces = []
         return found
