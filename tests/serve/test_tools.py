@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import time
 
 import pytest
 
@@ -112,29 +111,6 @@ def test_a_name_is_told_before_its_arguments_and_these_as_they_come():
 def test_arguments_that_are_no_json_are_told_as_they_were_written():
     broken = '<tool_call>{"name": "f", "arguments": {"x": oops}}\n</tool_call> bye'
     assert read("hermes", broken, []) == ("bye", [["f", '{"x": oops}']])
-
-
-@pytest.mark.parametrize(
-    ("form", "begin", "end"),
-    [
-        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "', '"}}</tool_call>'),
-        (LLAMA3, '{"parameters": {"a": "', '"}, "name": "f"}'),
-        (LFM2, "<|tool_call_start|>[f(a='", "')]<|tool_call_end|>"),
-        (LLAMA3, " ", "x"),
-        (HERMES, "<tool_call>", F),
-    ],
-)
-def test_reading_takes_as_much_longer_as_the_text_is(form, begin, end):
-    taken = []
-    for count in (20_000, 160_000):
-        text = begin + " " * count + end
-        begun = time.process_time()
-        reader = CallReader(form)
-        for at in range(0, len(text), 4):
-            reader.push(text[at : at + 4])
-        reader.finish()
-        taken.append(time.process_time() - begun)
-    assert taken[1] < 16 * taken[0]
 
 
 def test_a_call_that_is_cut_off_keeps_what_came():
