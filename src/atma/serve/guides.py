@@ -25,6 +25,8 @@ from atma.tokenizer import Tokenizer
 
 REMEMBERED = 128
 """Compiled structures, those asked for last."""
+REMEMBERED_CHARACTERS = 512 << 10
+"""Of the sources of all of them together: a schema's takes some 90 bytes for each of its characters."""
 SPACES = "( |\\r?\\n[ \\t]{0,24})"
 """White space between the parts of JSON: without an end to it a small model writes nothing else."""
 TRIED = 3
@@ -54,10 +56,12 @@ class Guide:
                 bits[token >> 5] |= np.uint32(1 << (token & 31))
         return bits
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing may come but the end."""
-        return self._matcher.is_stopped()
+    def spared(self, ends: Many[int]) -> Many[int]:
+        """Those of these tokens that can be forbidden too: all, or none where nothing else may come by `bits`."""
+        left = self.bits.copy()
+        for token in ends:
+            left[token >> 5] &= ~np.uint32(1 << (token & 31))
+        return ends if left.any() else ()
 
     def stuck(self) -> ValueError:
         """Why no token may come next."""
@@ -97,7 +101,7 @@ class Guides:
             raise RequestError("invalid", told, structure.parameter) from None
         with self._lock:
             self._known[structure] = found
-            while len(self._known) > REMEMBERED:
+            while len(self._known) > REMEMBERED or sum(map(_characters, self._known)) > REMEMBERED_CHARACTERS:
                 self._known.popitem(last=False)
         return found
 
@@ -219,9 +223,16 @@ def _source(structure: Structure) -> str:
     return matcher.grammar_from_json_schema(schema, overrides=form | {"lenient": structure.lenient})
 
 
+def _characters(structure: Structure) -> int:
+    """Of its source."""
+    return sum(
+        map(len, (structure.json or "", structure.regex or "", structure.grammar or "", *(structure.choice or ())))
+    )
+
+
 def one_of(texts: Iterable[str]) -> str:
-    """A Lark grammar of texts."""
-    return "start: " + " | ".join(map(quoted, texts))
+    """A Lark grammar of texts: one terminal, as a row of the parser has room for 2,000."""
+    return "start: TEXT\nTEXT: " + " | ".join(map(quoted, texts))
 
 
 def _brief(reason: str) -> str:
