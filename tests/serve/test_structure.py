@@ -116,6 +116,17 @@ def test_a_choice_may_have_as_many_texts_as_are_promised(engine) -> None:
     assert answer(engine, Structure(choice=("ab", "ab", "a")), logit_bias={ord("b"): 90.0}).text == "ab"
 
 
+def test_a_grammar_whose_masks_take_long_ends_its_own_answer_alone() -> None:
+    tokenizer = train_bpe(["a" * 64, "ab" * 32, "aab" * 20] * 20, 272)
+    engine = Engine(random_model(vocabulary=272), tokenizer, EngineConfig(32 << 20, 0))
+    form = Structure(grammar='start: e\ne: e e | "a" | "b"')
+    [longest] = tokenizer.encode("a" * 32)
+    asked = Request("x", structure=form, max_tokens=40, ignore_end=True, logit_bias={longest: 90.0})
+    slow, free = finished(engine, [asked, Request("free", max_tokens=20, ignore_end=True)])
+    assert slow.finish_reason == "error" and "Too many items" in str(slow.error), slow
+    assert (free.finish_reason, len(free.tokens)) == ("length", 20)
+
+
 def test_log_probabilities_are_those_of_what_the_form_allows(engine) -> None:
     output = answer(engine, Structure(regex="[01]{20}"), temperature=0, logprobs=3)
     for one in output.logprobs[:-1]:
@@ -178,7 +189,7 @@ def test_the_next_turn_goes_on_from_the_state_that_an_answer_left() -> None:
         ({"json": {"$ref": "http://127.0.0.1:9/x"}}, "'http://127.0.0.1:9/x' is elsewhere, and nothing is fetched"),
         ({"json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json": {"type": "integer", "minimum": 5, "maximum": 2}}, "Unsatisfiable"),
-        ({"json": {"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}}, "max is 2000"),
+        ({"json": {"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}}, "Too many items"),
         ({"json": {"type": "string", "pattern": "(?=a)"}}, "look-around"),
         ({"regex": "("}, "unclosed group"),
         ({"grammar": "start: missing"}, "unknown name"),

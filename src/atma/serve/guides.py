@@ -29,6 +29,8 @@ REMEMBERED_CHARACTERS = 512 << 10
 """Of the sources of all of them together: a schema's takes some 90 bytes for each of its characters."""
 SPACES = "( |\\r?\\n[ \\t]{0,24})"
 """White space between the parts of JSON: without an end to it a small model writes nothing else."""
+MOST_ITEMS = 5000
+"""Of the parser in a step: an ambiguous grammar ends its own answer before its masks hold everybody up."""
 TRIED = 3
 """Tokens that a structure is tried with when it is compiled: some are too wide for any but the first."""
 MEND = "pip install 'atma-lm[guided]' where the model runs"
@@ -47,9 +49,12 @@ class Guide:
         self.ended = False
 
     def allow(self) -> np.ndarray:
-        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on."""
+        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on. ValueError: a limit
+        was reached."""
         matcher, bits = self._matcher, self.bits
         matcher.unsafe_compute_mask_ptr(self._address, self._bytes)
+        if matcher.is_error():  # the mask is then the end alone, as if the form were complete
+            raise self.stuck()
         if matcher.is_accepting():
             bits[self._end >> 5] &= ~np.uint32(1 << (self._end & 31))
             for token in self._ends | ({self._end} if matcher.is_stopped() else set()):
@@ -204,7 +209,7 @@ def _require_sound(matcher: Any) -> None:
 
 def _limits() -> Any:
     library: Any = importlib.import_module("llguidance")
-    return library.LLParserLimits(verbose_errors=False)
+    return library.LLParserLimits(verbose_errors=False, step_max_items=MOST_ITEMS)
 
 
 def _source(structure: Structure) -> str:
