@@ -116,17 +116,6 @@ def test_a_choice_may_have_as_many_texts_as_are_promised(engine) -> None:
     assert answer(engine, Structure(choice=("ab", "ab", "a")), logit_bias={ord("b"): 90.0}).text == "ab"
 
 
-def test_a_grammar_whose_masks_take_long_ends_its_own_answer_alone() -> None:
-    tokenizer = train_bpe(["a" * 64, "ab" * 32, "aab" * 20] * 20, 272)
-    engine = Engine(random_model(vocabulary=272), tokenizer, EngineConfig(32 << 20, 0))
-    form = Structure(grammar='start: e\ne: e e | "a" | "b"')
-    [longest] = tokenizer.encode("a" * 32)
-    asked = Request("x", structure=form, max_tokens=40, ignore_end=True, logit_bias={longest: 90.0})
-    slow, free = finished(engine, [asked, Request("free", max_tokens=20, ignore_end=True)])
-    assert slow.finish_reason == "error" and "Too many items" in str(slow.error), slow
-    assert (free.finish_reason, len(free.tokens)) == ("length", 20)
-
-
 def test_log_probabilities_are_those_of_what_the_form_allows(engine) -> None:
     output = answer(engine, Structure(regex="[01]{20}"), temperature=0, logprobs=3)
     for one in output.logprobs[:-1]:
