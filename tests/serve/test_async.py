@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import dataclasses
+import threading
 
 import pytest
 
 from atma.serve import LLM, AsyncEngine, EngineConfig, Request, RequestError
+from atma.serve.structure import Structure
 from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
 from tests.serve.conftest import SMALL, AuditedEngine
@@ -108,7 +110,7 @@ def test_draining_finishes_what_is_under_way_and_refuses_the_rest(engine) -> Non
 
 
 def test_a_fault_of_the_engine_leaves_nobody_waiting(engine) -> None:
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("broken")
 
     async def work(serving):
@@ -118,6 +120,44 @@ def test_a_fault_of_the_engine_leaves_nobody_waiting(engine) -> None:
     output = _run(engine, work)[0]
     assert output.finish_reason == "error"
     assert "broken" in str(output.error)
+
+
+def test_a_panic_in_the_engine_leaves_nobody_waiting(engine) -> None:
+    class Panic(BaseException):
+        pass
+
+    def broken(*_, **__):
+        raise Panic("broken")
+
+    async def work(serving):
+        engine.scheduler.reading = broken
+        return await asyncio.wait_for(serving.generate(Request("abc", max_tokens=5)), 5)
+
+    assert "Panic('broken')" in str(_run(engine, work)[0].error)
+
+
+def test_forms_that_wait_to_be_compiled_when_the_engine_ends_are_refused(engine) -> None:
+    """The one that is being compiled, those behind it, and those that come later."""
+    begun, release, prepare = threading.Event(), threading.Event(), engine.prepare
+
+    def slow(request):
+        begun.set()
+        assert release.wait(10)
+        return prepare(dataclasses.replace(request, structure=None))
+
+    async def work(serving):
+        engine.prepare = slow
+        asked = [Request(f"text {i}", structure=Structure(regex="a")) for i in range(4)]
+        tasks = [asyncio.create_task(serving.generate(one)) for one in asked[:3]]
+        await asyncio.to_thread(begun.wait, 10)
+        await serving.shutdown()
+        tasks.append(asyncio.create_task(serving.generate(asked[3])))
+        await asyncio.sleep(0.05)
+        release.set()
+        return [await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5) for task in tasks]
+
+    found = [error for [error] in _run(engine, work)]
+    assert [getattr(error, "code", error) for error in found] == ["closed"] * 4
 
 
 def test_many_prompts_come_back_in_their_order() -> None:

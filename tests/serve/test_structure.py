@@ -16,7 +16,7 @@ from atma.serve import guides
 from atma.serve.engine import Engine
 from atma.serve.request import Request, RequestError
 from atma.serve.settings import EngineConfig
-from atma.serve.structure import Structure
+from atma.serve.structure import LONGEST, MOST_CHOICES, Structure
 from atma.tokenizer import byte_tokenizer, train_bpe
 from tests.harness.random_schemas import random_schema
 from tests.serve.conftest import SMALL, AuditedEngine, finish, random_model
@@ -97,6 +97,25 @@ def test_tokens_that_end_a_turn_end_it_where_the_form_may_end_and_not_before(eng
     assert (output.text, output.finish_reason, output.tokens[-1]) == ("aaa", "stop", turn)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_before_the_least_length_a_stop_token_that_the_form_needs_is_written(engine, temperature) -> None:
+    """All other ends are ruled out: the form goes on while it can."""
+    asked = {"temperature": temperature, "min_tokens": 6, "max_tokens": 9}
+    needed = answer(engine, Structure(regex="xyz"), stop_tokens=(ord("x"),), **asked)
+    assert (needed.finish_reason, needed.tokens) == ("stop", [ord("x")]), needed
+    may_end = answer(engine, Structure(regex="a+~?"), stop_tokens=(ord("~"),), logit_bias={ord("~"): 90.0}, **asked)
+    assert may_end.tokens == [*b"aaaaaa~"]
+    must_end = answer(engine, Structure(regex="abc"), stop_tokens=(ord("~"),), **asked)
+    assert (must_end.finish_reason, must_end.text) == ("stop", "abc")
+
+
+def test_a_choice_may_have_as_many_texts_as_are_promised(engine) -> None:
+    texts = tuple(f"text {i}" for i in range(MOST_CHOICES))
+    assert answer(engine, Structure(choice=texts)).text in texts
+    assert answer(engine, Structure(choice=("", "b")), logit_bias={ord("b"): -90.0}).text == ""
+    assert answer(engine, Structure(choice=("ab", "ab", "a")), logit_bias={ord("b"): 90.0}).text == "ab"
+
+
 def test_log_probabilities_are_those_of_what_the_form_allows(engine) -> None:
     output = answer(engine, Structure(regex="[01]{20}"), temperature=0, logprobs=3)
     for one in output.logprobs[:-1]:
@@ -159,7 +178,7 @@ def test_the_next_turn_goes_on_from_the_state_that_an_answer_left() -> None:
         ({"json": {"$ref": "http://127.0.0.1:9/x"}}, "'http://127.0.0.1:9/x' is elsewhere, and nothing is fetched"),
         ({"json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json": {"type": "integer", "minimum": 5, "maximum": 2}}, "Unsatisfiable"),
-        ({"json": {"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}}, "max is 2000"),
+        ({"json": {"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}}, "Too many items"),
         ({"json": {"type": "string", "pattern": "(?=a)"}}, "look-around"),
         ({"regex": "("}, "unclosed group"),
         ({"grammar": "start: missing"}, "unknown name"),
@@ -213,6 +232,21 @@ def test_a_structure_is_compiled_once_and_the_oldest_are_forgotten(engine, monke
     for regex in ("a", "b", "a", "c", "a", "b"):
         assert answer(engine, Structure(regex=regex)).text == regex
     assert [one.regex for one in made] == ["a", "b", "c", "b"]
+
+
+def test_structures_are_forgotten_by_the_characters_of_their_sources_too(engine, monkeypatch) -> None:
+    assert guides.REMEMBERED_CHARACTERS > LONGEST, "the longest is remembered"
+    monkeypatch.setattr(guides, "REMEMBERED_CHARACTERS", 20)
+    for structure in (
+        Structure(regex="a" * 8),
+        Structure(choice=("b" * 4, "c" * 4)),
+        Structure(grammar='start: "d"'),
+        Structure(json={"const": 1}),
+    ):
+        answer(engine, structure)
+        assert sum(map(guides._characters, engine.guides._known)) <= 20
+        assert structure in engine.guides._known
+    assert len(engine.guides._known) == 1
 
 
 @pytest.mark.parametrize("vocabulary", ["bpe", "nano"])

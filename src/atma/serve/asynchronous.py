@@ -73,8 +73,9 @@ class AsyncEngine:
 
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """Events as the steps bring them, until every choice has ended. RequestError before the first if refused."""
+        self._require_open()
         loop, compiles = asyncio.get_running_loop(), request.structure is not None
-        tokens = await loop.run_in_executor(self._compiling if compiles else None, self.engine.prepare, request)
+        tokens = await loop.run_in_executor(self._compiling if compiles else None, self._prepare, request)
         identity = uuid.uuid4().hex if request.id is None else request.id
         request = dataclasses.replace(request, id=identity)
         reader, left = _Reader(request.n * self.engine.config.unread_bytes), request.n
@@ -118,7 +119,7 @@ class AsyncEngine:
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
-        self._compiling.shutdown(wait=False, cancel_futures=True)
+        self._compiling.shutdown(wait=False)  # those that wait there find it draining
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -144,9 +145,17 @@ class AsyncEngine:
             run()
         return future
 
-    def _open(self, request: Request, tokens: Prepared, reader: _Reader) -> None:
+    def _require_open(self) -> None:
         if self.draining:
             raise RequestError("closed", "the engine is shutting down")
+
+    def _prepare(self, request: Request) -> Prepared:
+        """`Engine.prepare` in another thread, unless the engine has begun to end while the request waited for it."""
+        self._require_open()
+        return self.engine.prepare(request)
+
+    def _open(self, request: Request, tokens: Prepared, reader: _Reader) -> None:
+        self._require_open()
         handle = self.engine.submit(request, tokens, keep=False)
         self._readers[handle.id] = reader
 
@@ -189,7 +198,7 @@ class AsyncEngine:
     def _step(self) -> list[Event]:
         try:
             return self.engine.step()
-        except Exception as error:  # a fault of the engine itself: nobody is left waiting for it
+        except BaseException as error:  # a fault of the engine itself, or a panic in it: nobody is left waiting for it
             LOG.exception("the engine failed: %s", type(error).__name__)
             self.draining = True
             reason, none = RequestError("failed", f"the engine failed: {error!r}"), Usage(0, 0, 0)

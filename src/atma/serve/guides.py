@@ -25,8 +25,12 @@ from atma.tokenizer import Tokenizer
 
 REMEMBERED = 128
 """Compiled structures, those asked for last."""
+REMEMBERED_CHARACTERS = 512 << 10
+"""Of the sources of all of them together: a schema's takes some 90 bytes for each of its characters."""
 SPACES = "( |\\r?\\n[ \\t]{0,24})"
 """White space between the parts of JSON: without an end to it a small model writes nothing else."""
+MOST_ITEMS = 5000
+"""Of the parser in a step: an ambiguous grammar ends its own answer before its masks hold everybody up."""
 TRIED = 3
 """Tokens that a structure is tried with when it is compiled: some are too wide for any but the first."""
 MEND = "pip install 'atma-lm[guided]' where the model runs"
@@ -45,19 +49,24 @@ class Guide:
         self.ended = False
 
     def allow(self) -> np.ndarray:
-        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on."""
+        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on. ValueError: a limit
+        was reached."""
         matcher, bits = self._matcher, self.bits
         matcher.unsafe_compute_mask_ptr(self._address, self._bytes)
+        if matcher.is_error():  # the mask is then the end alone, as if the form were complete
+            raise self.stuck()
         if matcher.is_accepting():
             bits[self._end >> 5] &= ~np.uint32(1 << (self._end & 31))
             for token in self._ends | ({self._end} if matcher.is_stopped() else set()):
                 bits[token >> 5] |= np.uint32(1 << (token & 31))
         return bits
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing may come but the end."""
-        return self._matcher.is_stopped()
+    def spared(self, ends: Many[int]) -> Many[int]:
+        """Those of these tokens that can be forbidden too: all, or none where nothing else may come by `bits`."""
+        left = self.bits.copy()
+        for token in ends:
+            left[token >> 5] &= ~np.uint32(1 << (token & 31))
+        return ends if left.any() else ()
 
     def stuck(self) -> ValueError:
         """Why no token may come next."""
@@ -97,7 +106,7 @@ class Guides:
             raise RequestError("invalid", told, structure.parameter) from None
         with self._lock:
             self._known[structure] = found
-            while len(self._known) > REMEMBERED:
+            while len(self._known) > REMEMBERED or sum(map(_characters, self._known)) > REMEMBERED_CHARACTERS:
                 self._known.popitem(last=False)
         return found
 
@@ -200,7 +209,7 @@ def _require_sound(matcher: Any) -> None:
 
 def _limits() -> Any:
     library: Any = importlib.import_module("llguidance")
-    return library.LLParserLimits(verbose_errors=False)
+    return library.LLParserLimits(verbose_errors=False, step_max_items=MOST_ITEMS)
 
 
 def _source(structure: Structure) -> str:
@@ -219,9 +228,16 @@ def _source(structure: Structure) -> str:
     return matcher.grammar_from_json_schema(schema, overrides=form | {"lenient": structure.lenient})
 
 
+def _characters(structure: Structure) -> int:
+    """Of its source."""
+    return sum(
+        map(len, (structure.json or "", structure.regex or "", structure.grammar or "", *(structure.choice or ())))
+    )
+
+
 def one_of(texts: Iterable[str]) -> str:
-    """A Lark grammar of texts."""
-    return "start: " + " | ".join(map(quoted, texts))
+    """A Lark grammar of texts: one terminal, as a row of the parser has room for 2,000."""
+    return "start: TEXT\nTEXT: " + " | ".join(map(quoted, texts))
 
 
 def _brief(reason: str) -> str:

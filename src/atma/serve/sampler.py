@@ -137,8 +137,9 @@ def _adjusted(logits: Tensor, sequences: Many[Sequence], end: int) -> Tensor:
         if request.logit_bias:
             ids = torch.tensor(list(request.logit_bias), device=row.device)
             row = row.index_add(0, ids, torch.tensor(list(request.logit_bias.values()), dtype=row.dtype).to(row.device))
-        if sequence.written < request.min_tokens and not (sequence.guide is not None and sequence.guide.over):
+        if sequence.written < request.min_tokens:
             ends = [*request.stop_tokens, *(() if request.ignore_end else (end,))]
+            ends = ends if sequence.guide is None else sequence.guide.spared(ends)
             row = row.index_fill(0, torch.tensor(ends, dtype=torch.long, device=row.device), -torch.inf)
         changed[i] = row
     return logits if changed is None else changed

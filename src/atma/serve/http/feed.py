@@ -52,8 +52,13 @@ class Feed:
         try:
             async for event in events:
                 await self._queue.put((index, event))
-        except Exception as error:
-            await self._queue.put(error)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a library's panic, too, or a cancellation of what it waits for
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # by `close`: nobody reads any more
+                raise
+            await self._queue.put(error if isinstance(error, Exception) else _broken(error))
         finally:
             await events.aclose()
 
@@ -67,3 +72,10 @@ class Feed:
         if event.finish_reason == "abort":
             raise ApiError.of(RequestError("closed", "the server is shutting down; ask another one, or again later"))
         return item
+
+
+def _broken(error: BaseException) -> RuntimeError:
+    """What is no Exception, as one."""
+    broken = RuntimeError(f"the request was broken off by {type(error).__name__}: {error}")
+    broken.__cause__ = error
+    return broken
