@@ -151,6 +151,18 @@ def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
     assert "out of memory: " in failing(capsys, "info")
 
 
+@pytest.mark.parametrize(("error", "status"), [(ValueError("first"), 2), (KeyboardInterrupt(), 130)])
+def test_what_went_wrong_besides_is_told_in_the_same_line(error, status, monkeypatch, capsys):
+    def failed(*_):
+        error.add_note("besides: no room\non the disk")
+        raise error
+
+    monkeypatch.setattr("atma.cli._dispatch", failed)
+    assert main([]) == status
+    told = capsys.readouterr().err
+    assert told.endswith("; besides: no room on the disk\n") and told.count("\n") == 1
+
+
 def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -160,6 +160,7 @@ def test_a_disk_that_does_not_answer_is_found(tmp_path, disk):
     answers.set()
     assert left and left[0].daemon  # or the process would not end
     left[0].join(WAIT)
+    assert not (tmp_path / "run" / "checkpoints" / "step-00000004").exists()  # what was given up changes nothing later
 
 
 def two(folder: Path, how: str, shard: int, rank: int, seconds: int) -> list[str]:

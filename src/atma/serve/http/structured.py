@@ -4,10 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import PlainValidator, WithJsonSchema
 
-from atma.serve.structure import Structure
+from atma.serve.structure import KINDS, Structure
 
 FORMATS = ("text", "json_object", "json_schema")
-KINDS = ("json", "regex", "grammar", "choice", "json_object")
 
 
 def response_format(value: object) -> Structure | None:
