@@ -183,7 +183,7 @@ NEUTRAL: dict[str, list[Any]] = {
     "format": [""],
     "images": [[]],
 }
-MESSAGE_NEUTRAL = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "reasoning")
+MESSAGE_NEUTRAL = ("refusal", "annotations", "audio", "function_call", "reasoning_content", "reasoning")
 MESSAGE_ASIDE = ("cache_control",)
 
 IGNORED: ContextVar[list[str] | None] = ContextVar("ignored", default=None)
