@@ -108,7 +108,7 @@ class Routes:
         """A conversation as the engine is asked it, its answer's shape, and the conversation's name."""
         ready = self.ready(body)
         template = ready.renderer.template
-        tooling = Tooling(body, ready.form, knows_tools(template.text), ready.tokenizer)
+        tooling = Tooling(body, ready.form, knows_tools(template.for_tools), ready.tokenizer)
         structure = tooling.structure(body.response_format or body.structured_outputs)
         rendering = body.rendering._replace(tools=tooling.given)
         work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
@@ -120,7 +120,7 @@ class Routes:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
         lengths = most, self.service.options.max_tokens
         asked = chat_request(body, tokens, template.stop, ready.ends, *lengths)
-        asked = dataclasses.replace(asked, structure=structure, special=asked.special or tooling.spelled)
+        asked = dataclasses.replace(asked, structure=structure, spelled=tooling.spelled)
         return asked, shape, affinity.of_messages(body.messages, body.cache_salt)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:

@@ -43,10 +43,10 @@ class Tooling:
         return [tool.given for tool in self.tools] or None
 
     @property
-    def spelled(self) -> bool:
-        """Whether signs around calls are special tokens, which the text must show."""
-        form, tokenizer = self.form, self._tokenizer
-        return form is not None and special(form.opening.strip(), tokenizer) is not None
+    def spelled(self) -> tuple[int, ...]:
+        """The signs of calls that are special tokens, which the text must show."""
+        found = (special(sign, self._tokenizer) for sign in (self.form.signs if self.form else ()))
+        return tuple(token for token in found if token is not None)
 
     def structure(self, asked: Structure | None) -> Structure | None:
         """What the answer is held to, where `asked` is what the request says of it besides. ApiError."""
