@@ -150,6 +150,27 @@ def test_json_is_possible_beside_tools(client):
             jsonschema.validate(json.loads(choice.message.content), WEATHER)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_object_is_an_answer_beside_tools_and_a_call_if_it_is_one(live: Live, monkeypatch, stream):
+    arguments = "parameters" if live.form == "llama3" else "arguments"
+    wrong = f'{{"name": "weather", "{arguments}": {{"city": 5}}}}'
+    right = f'{{"name": "weather", "{arguments}": {{"city": "Oslo", "unit": "C"}}}}'
+    for text in (wrong, right):
+        monkeypatch.setattr(TextStream, "push", lambda self, data, looks=True: "")
+        monkeypatch.setattr(TextStream, "flush", lambda self, text=text: text)
+        body = {"messages": TALK, "tools": TOOLS, "response_format": {"type": "json_object"}, "max_tokens": 1}
+        answer = live.post("/v1/chat/completions", body | {"stream": stream})
+        if stream:
+            deltas = [event["choices"][0]["delta"] for event in answer.events()]
+            content = "".join(one.get("content") or "" for one in deltas)
+            called = any("tool_calls" in one for one in deltas)
+        else:
+            [choice] = answer.json()["choices"]
+            content, called = choice["message"]["content"] or "", "tool_calls" in choice["message"]
+        is_call = live.form == "llama3" and text == right
+        assert (content, called) == ("" if is_call else text, is_call)
+
+
 def test_a_conversation_with_calls_and_results_goes_on(client, live):
     [first] = chat(client, tool_choice="required", parallel_tool_calls=False).choices
     [call] = first.message.tool_calls
@@ -322,6 +343,9 @@ def test_of_special_tokens_an_answer_spells_only_the_signs_of_calls(live: Live):
     name = backend.id_to_token(end)
     assert SIGNS[live.form].split()[0] in told[0] or live.form == "lfm2"
     assert name not in told[1]
-    assert name * 3 == live.post("/v1/chat/completions", body | {"skip_special_tokens": False}).json()["choices"][0][
-        "message"
-    ]["content"]
+    assert (
+        name * 3
+        == live.post("/v1/chat/completions", body | {"skip_special_tokens": False}).json()["choices"][0]["message"][
+            "content"
+        ]
+    )

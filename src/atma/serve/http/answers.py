@@ -12,6 +12,7 @@ from atma.serve.http.errors import encoded
 from atma.serve.http.feed import Item
 from atma.serve.http.tokens import TextLogprobs, TokenNames, chat_logprobs
 from atma.serve.request import Event, Usage
+from atma.serve.tools.reading import Piece
 
 FINGERPRINT = f"atma-{atma.__version__}"
 
@@ -88,6 +89,18 @@ class ChatShape:
 
     def delta(self, event: Event) -> dict[str, Any]:
         return {"delta": {"content": event.text} if event.text or event.tokens else {}}
+
+    def read(self, event: Event) -> list[Piece]:
+        """What an event says and calls; each is read once, in their order."""
+        return [Piece(event.text)] if event.text else []
+
+    def called(self, index: int = 0) -> bool:
+        """Whether what has been read of a choice calls a tool."""
+        return False
+
+    def call_id(self, prefix: str = "call_") -> str:
+        """A new id of a call."""
+        return prefix + uuid.uuid4().hex[:24]
 
     def logprobs(self, position: int, event: Event) -> dict[str, Any] | None:
         return chat_logprobs(event.logprobs or (), self.names) if self.scored else None

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -55,6 +57,7 @@ from atma.serve.http.tokens import tokenizer_info
 from atma.serve.http.tooling import Tooling, ToolShape
 from atma.serve.request import Request as EngineRequest
 from atma.serve.request import RequestError
+from atma.serve.structure import Structure
 from atma.serve.tools.formats import knows_tools
 
 MOST_TOGETHER = 128
@@ -104,24 +107,35 @@ class Routes:
         asked, shape, name = await self.asked(body, request)
         return await self.answered([asked], Answer(shape, self.service.name, 1, body.n), body, request, name)
 
-    async def asked(self, body: ChatBody, request: Request) -> tuple[EngineRequest, ChatShape, str]:
-        """A conversation as the engine is asked it, its answer's shape, and the conversation's name."""
+    async def asked(
+        self, body: ChatBody, request: Request, gathered: bool = False
+    ) -> tuple[EngineRequest, ChatShape, str]:
+        """A conversation as the engine is asked it, its answer's shape, and the conversation's name; `gathered`:
+        whether the answer is held until its end though it is streamed."""
         ready = self.ready(body)
-        template = ready.renderer.template
+        template, form = ready.renderer.template, body.response_format or body.structured_outputs
         tooling = Tooling(body, ready.form, knows_tools(template.for_tools), ready.tokenizer)
-        structure = tooling.structure(body.response_format or body.structured_outputs)
-        rendering = body.rendering._replace(tools=tooling.given)
-        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
-        tokens = await while_there(request.receive, work)
+        structure = tooling.structure(form)
+        tokens = await while_there(request.receive, self.rendered(body, tooling))
         shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
-        shape = shape if tooling.form is None else ToolShape.of(tooling, tooling.form, shape)
+        if tooling.form is not None:
+            fits = await while_there(request.receive, judge(ready, tooling.either(form)))
+            shape = ToolShape.of(tooling, tooling.form, shape, fits)
         most = max(1, ready.longest - len(tokens) + 1)
-        if not body.stream:
+        if gathered or not body.stream:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
         lengths = most, self.service.options.max_tokens
         asked = chat_request(body, tokens, template.stop, ready.ends, *lengths)
         asked = dataclasses.replace(asked, structure=structure, spelled=tooling.spelled)
         return asked, shape, affinity.of_messages(body.messages, body.cache_salt)
+
+    async def rendered(self, body: ChatBody, tooling: Tooling | None = None) -> list[int]:
+        """The tokens of a conversation, of which the template is told the tools."""
+        ready = self.ready(body)
+        if tooling is None:
+            tooling = Tooling(body, ready.form, knows_tools(ready.renderer.template.for_tools), ready.tokenizer)
+        rendering = body.rendering._replace(tools=tooling.given)
+        return await chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue one or several texts."""
@@ -237,6 +251,18 @@ class Routes:
         ready = service.require()
         told = {"chat_template": ready.renderer.template.source != PLAIN, "description": list(ready.about)}
         return model | {"max_model_len": ready.longest} | told
+
+
+async def judge(ready: Ready, call: Structure | None) -> Callable[[str], bool] | None:
+    """What tells whether a text is a call of that form. ApiError: it cannot be compiled."""
+    if call is None:
+        return None
+    guides = ready.engine.engine.guides
+    try:
+        await asyncio.to_thread(guides.compiled, call)
+    except RequestError as error:
+        raise ApiError.of(error) from None
+    return functools.partial(guides.allows, call)
 
 
 def prepared(ready: Ready, requests: list[EngineRequest]) -> list[list[int]]:
