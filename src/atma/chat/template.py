@@ -30,8 +30,8 @@ BUILT_IN = {
 
 class Template(NamedTuple):
     """A template's text, where it is from, what else it may name, the texts that end its answers, and whether a chat
-    begins with end-of-text all the same. A template of a folder writes all tokens itself, as in transformers. `tool_use`
-    is the text of the one for chats with tools, where there is a separate one."""
+    begins with end-of-text all the same. A template of a folder writes all tokens itself, as in transformers.
+    `tool_use` is the text of the one for chats with tools, where there is a separate one."""
 
     text: str
     source: str
