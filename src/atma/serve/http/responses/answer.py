@@ -81,7 +81,7 @@ class ResponseAnswer(Answer):
         self._number = number  # its item's end is told by this event alone
         return self.body
 
-    def event(self, kind: str, **fields: Any) -> Told:
+    def event(self, kind: str, fields: Told) -> Told:
         """The next event of the stream."""
         self._number += 1
         return {"type": f"response.{kind}", "sequence_number": self._number - 1} | fields
@@ -167,7 +167,7 @@ class ResponseAnswer(Answer):
     def _begin(self, item: Told) -> Told:
         self.output.append(item | {"status": "in_progress"})
         self._open = True
-        return self.event("output_item.added", output_index=len(self.output) - 1, item=dict(self.output[-1]))
+        return self._output_item("added", dict(self.output[-1]))
 
     def _more(self, kind: str, text: str, **fields: Any) -> Told:
         self._parts.append(text)
@@ -187,10 +187,13 @@ class ResponseAnswer(Answer):
             item["content"] = [part]
             done = self._of_item("output_text.done", content_index=0, text=text, logprobs=part["logprobs"])
             told = [done, self._of_item("content_part.done", content_index=0, part=part)]
-        return [*told, self.event("output_item.done", output_index=len(self.output) - 1, item=item)]
+        return [*told, self._output_item("done", item)]
 
     def _of_item(self, kind: str, **fields: Any) -> Told:
-        return self.event(kind, item_id=self.output[-1]["id"], output_index=len(self.output) - 1, **fields)
+        return self.event(kind, {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1} | fields)
+
+    def _output_item(self, kind: str, item: Told) -> Told:
+        return self.event(f"output_item.{kind}", {"output_index": len(self.output) - 1, "item": item})
 
 
 class ResponseStream(EventStream):
@@ -203,18 +206,18 @@ class ResponseStream(EventStream):
 
     def _opening(self) -> bytes:
         kinds = ("created", "in_progress")
-        return b"".join(_event(self.response.event(kind, response=self.response.body)) for kind in kinds)
+        return b"".join(_event(self.response.event(kind, {"response": self.response.body})) for kind in kinds)
 
     def _of(self, item: Item) -> bytes:
         return b"".join(map(_event, self.response.take(item[1])))
 
     def _ending(self) -> bytes:
         body = self.response.ended()
-        return _event(self.response.event(self.response.ending, response=body))
+        return _event(self.response.event(self.response.ending, {"response": body}))
 
     def _failure(self, error: ApiError) -> bytes:
         body = self.response.failed(error)
-        return _event(self.response.event(self.response.ending, response=body))
+        return _event(self.response.event(self.response.ending, {"response": body}))
 
 
 def _text(text: str, scores: list[Told]) -> Told:
