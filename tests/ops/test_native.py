@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from atma.ops import native, polar_attention, use_backend
+from tests.harness.processes import forked
 
-ROOT = Path(__file__).parents[2]
 REPORT = (
     "from atma.ops import native, backend_for; from tests.ops.test_native import total; "
     "print(backend_for()); print(native.status().reason); print(total())"
@@ -68,10 +68,10 @@ def expected() -> float:
 def run(cache, **environment):
     """The backend that a fresh process takes, the reason, the sum there, and what it says besides."""
     environment = settings(cache, cache.parent, environment)
-    command = [sys.executable, "-c", REPORT]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
-    backend, reason, total = result.stdout.splitlines()
-    return backend, reason, float(total), result.stderr
+    [ended] = forked(["-c", REPORT], [environment])
+    assert ended.status == 0, ended.err
+    backend, reason, total = ended.out.splitlines()
+    return backend, reason, float(total), ended.err
 
 
 def status(folder, **environment) -> Found:
