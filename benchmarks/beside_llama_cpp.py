@@ -1,7 +1,7 @@
 """Beside llama.cpp: the next token at a context, and a prompt, with weights of every width, each side in turn.
 
     pip install llama-cpp-python gguf 'atma-lm[bench]'
-    python benchmarks/llama_cpp.py --presets nano base --contexts 1024 16384 --rounds 5
+    python benchmarks/beside_llama_cpp.py --presets nano base --contexts 1024 16384 --rounds 5
 
 llama.cpp runs an LFM2 of the same depth, width, heads and number of parameters, with random weights, written with the
 package gguf: its convolutions, its attention and its 16-bit keys and values as they are by default. A side reads a block of
@@ -37,6 +37,7 @@ PAIRS: dict[str, tuple[tuple[torch.dtype, Width | None], str]] = {
 """Of a width: ours, and the type of llama.cpp's matrices."""
 BLOCK = 16
 """Tokens that a side writes in its turn."""
+QUIET = llama_cpp.llama_log_callback(lambda *_: None)
 WAIT = 0.05
 """Seconds between turns: threads of the other side that wait in a loop have given up by then."""
 
@@ -47,7 +48,7 @@ def write(path: Path, config: ModelConfig, kind: str) -> int:
     found = [one for one in peers(config, torch.float32, CPU, notes) if one.name == "LFM2"]
     if not found:
         raise SystemExit("; ".join(notes))
-    like, layers = found[0].config, layers_of(config)
+    layers, between = layers_of(config), 32 * round(found[0].config.intermediate_size / 32)  # whole groups of its types
     assert layers is not None
     writer = gguf.GGUFWriter(path, "lfm2")
     writer.add_tokenizer_model("none")
@@ -55,14 +56,14 @@ def write(path: Path, config: ModelConfig, kind: str) -> int:
     writer.add_block_count(config.depth)
     writer.add_context_length(1 << 20)
     writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(like.intermediate_size)
+    writer.add_feed_forward_length(between)
     writer.add_head_count(layers.heads)
     writer.add_head_count_kv([layers.groups if attends else 0 for attends in layers.attending])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e6)
     writer.add_shortconv_l_cache(layers.taps)
     random, count = np.random.default_rng(0), 0
-    for name, shape in tensors(config, like.intermediate_size):
+    for name, shape in tensors(config, between):
         small = len(shape) == 1 or "conv.conv" in name
         x = np.ones(shape, np.float32) if len(shape) == 1 else random.standard_normal(shape, np.float32) * 0.02
         of = gguf.GGMLQuantizationType.F32 if small else gguf.GGMLQuantizationType[kind]
@@ -119,7 +120,8 @@ class Theirs:
         """So many tokens behind what it has read; the scores of the last are computed."""
         for start in range(0, count, 1024):
             some = self._random.integers(0, self._vocabulary, min(1024, count - start)).tolist()
-            batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(some))(*some), len(some))
+            tokens = (llama_cpp.llama_token * len(some))(*some)  # a batch is but its address
+            batch = llama_cpp.llama_batch_get_one(tokens, len(some))
             if llama_cpp.llama_decode(self.context, batch):
                 raise SystemExit("llama.cpp could not read")
         scores = llama_cpp.llama_get_logits_ith(self.context, -1)
@@ -147,7 +149,10 @@ def sides(config: ModelConfig, options: argparse.Namespace, width: str, context:
     theirs = Theirs(path, config.vocab_size, room, options.threads)
     theirs.read(context)
     step = ours.decoder(1, context)[0]
-    calls = {"ours": lambda: [step() for _ in range(BLOCK)], "llama.cpp": lambda: [theirs.read(1) for _ in range(BLOCK)]}
+    calls = {
+        "ours": lambda: [step() for _ in range(BLOCK)],
+        "llama.cpp": lambda: [theirs.read(1) for _ in range(BLOCK)],
+    }
     return {"decode": calls, "close": theirs.close}
 
 
@@ -196,6 +201,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
     print("| | ours, tokens/s | llama.cpp, tokens/s | ours / theirs |\n|---|---:|---:|---:|")
     for name in options.presets:
         config = preset(name)
