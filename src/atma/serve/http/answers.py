@@ -63,6 +63,9 @@ class Shape(Protocol):
     ids_of_choices: bool
     """Whether a prompt's are told with each of its choices, or once."""
 
+    copies: int
+    """How often an answer that is held to its end is in memory."""
+
     def opening(self) -> dict[str, Any] | None: ...
     def choice(self, text: str, end: str | None) -> dict[str, Any]: ...
     def delta(self, event: Event) -> dict[str, Any]: ...
@@ -74,7 +77,7 @@ class ChatShape:
     """chat.completion"""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
-    ids_of_choices = False
+    ids_of_choices, copies = False, 1
 
     def __init__(self, names: TokenNames, scored: bool, ids: list[list[int]] | None = None, begun: str = "") -> None:
         """`begun`: what comes before the text that is written."""
@@ -116,7 +119,7 @@ class TextShape:
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl-"
-    ids_of_choices = True
+    ids_of_choices, copies = True, 1
 
     def __init__(
         self, names: TokenNames, scored: bool, echo: bool, spelled: bool, ids: list[list[int]] | None = None
@@ -174,6 +177,9 @@ class Scores:
 
 class Answer:
     """One HTTP request's answer as it grows. Choice j of prompt i stands at position i · n + j."""
+
+    gathers = False
+    """Whether it is held to its end though it is streamed."""
 
     def __init__(self, shape: Shape, model: str, prompts: int, n: int) -> None:
         self.shape, self.n, self.choices = shape, n, prompts * n

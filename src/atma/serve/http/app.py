@@ -24,7 +24,7 @@ from atma.serve.http.bodies import (
     TokenizeBody,
 )
 from atma.serve.http.call import Call
-from atma.serve.http.errors import MESSAGES, ApiError, Body, json_response
+from atma.serve.http.errors import MESSAGES, RESPONSES, ApiError, Body, json_response
 from atma.serve.http.feed import Feed
 from atma.serve.http.front import moved
 from atma.serve.http.guard import Guard
@@ -32,6 +32,8 @@ from atma.serve.http.messages import Messages
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
 from atma.serve.http.refusals import told
+from atma.serve.http.responses.routes import Responses
+from atma.serve.http.responses.schemas import DeletedAnswer, ResponseAnswer
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
 from atma.serve.http.schemas import (
@@ -68,15 +70,19 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     metrics = metrics or Metrics(service.name)
     app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     routes = Routes(service, metrics)
+    responses = Responses(routes)
     post, get = ["POST"], ["GET"]
     others = {"/health": REFUSALS | {503: {"model": HealthAnswer}}}
-    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES), REFUSALS | STREAMED)
+    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES, RESPONSES), REFUSALS | STREAMED)
     for path, route, methods, answer in (
         ("/v1/chat/completions", routes.chat, post, ChatAnswer),
         ("/v1/completions", routes.completions, post, TextAnswer),
         ("/v1/embeddings", routes.embeddings, post, EmbeddingAnswer),
         ("/v1/models", routes.models, get, ModelsAnswer),
         ("/v1/models/{name:path}", routes.model, get, ModelAnswer),
+        (RESPONSES, responses.create, post, ResponseAnswer),
+        (RESPONSES + "/{response_id}", responses.told, get, ResponseAnswer),
+        (RESPONSES + "/{response_id}", responses.forget, ["DELETE"], DeletedAnswer),
         ("/v1/messages", Messages(routes).answer, post, MessageAnswer),
         ("/v1/messages/count_tokens", Messages(routes).count, post, CountAnswer),
         ("/tokenize", routes.tokenize, post, TokenizeAnswer),
@@ -107,11 +113,9 @@ class Routes:
         asked, shape, name = await self.asked(body, request)
         return await self.answered([asked], Answer(shape, self.service.name, 1, body.n), body, request, name)
 
-    async def asked(
-        self, body: ChatBody, request: Request, gathered: bool = False
-    ) -> tuple[EngineRequest, ChatShape, str]:
-        """A conversation as the engine is asked it, its answer's shape, and the conversation's name; `gathered`:
-        whether the answer is held until its end though it is streamed."""
+    async def asked(self, body: ChatBody, request: Request, copies: int = 0) -> tuple[EngineRequest, ChatShape, str]:
+        """A conversation as the engine is asked it, its answer's shape, and the conversation's name; `copies`: how
+        often the answer is in memory at its end, 0: once, and only if it is not streamed."""
         ready = self.ready(body)
         template, form = ready.renderer.template, body.response_format or body.structured_outputs
         tooling = Tooling(body, ready.form, knows_tools(template.for_tools), ready.tokenizer)
@@ -122,7 +126,8 @@ class Routes:
             fits = await while_there(request.receive, judge(ready, tooling.either(form)))
             shape = ToolShape.of(tooling, tooling.form, shape, fits)
         most = max(1, ready.longest - len(tokens) + 1)
-        if gathered or not body.stream:
+        shape.copies = copies or 1
+        if copies or not body.stream:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
         lengths = most, self.service.options.max_tokens
         asked = chat_request(body, tokens, template.stop, ready.ends, *lengths)
@@ -232,7 +237,7 @@ class Routes:
         call: Call = request.state.call
         ready, config = self.service.require(), self.service.options.engine_config()
         sizes = ready.longest, config.max_rows, config.unread_bytes
-        gathered = gathered_bytes(requests, answer.shape, not body.stream, *sizes)
+        gathered = gathered_bytes(requests, answer.shape, answer.gathers or not body.stream, *sizes)
         await while_there(request.receive, call.hold(self.room, gathered))
         feed = Feed(ready.engine, requests)
         if body.stream:

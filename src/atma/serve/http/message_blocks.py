@@ -130,7 +130,7 @@ def _tool(value: object) -> dict[str, Any]:
 
 def _block(value: object) -> dict[str, Any]:
     kind = value.get("type") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or kind not in BLOCKS:
+    if not isinstance(value, dict) or not isinstance(kind, str) or kind not in BLOCKS:
         told = f"blocks are of type {', '.join(BLOCKS)}, not {shown(kind)}"
         raise ValueError(f"{told}: this model reads no images, files or thoughts")
     if kind == "tool_result":
