@@ -1,4 +1,7 @@
-"""openai-agents, by chats and by Responses: answers, objects, tools, another agent, and a talk that goes on."""
+"""openai-agents, by chats and by Responses: objects, tools, another agent, and a talk that goes on.
+
+Every answer is held to a form that ends: by Responses the client refuses one that `max_tokens` cut.
+"""
 
 import asyncio
 
@@ -40,9 +43,9 @@ ONE = {"tool_choice": "required", "parallel_tool_calls": False}
 
 def test_a_talk_goes_on(run):
     async def work(agent):
-        first = await agents.Runner.run(agent(settings={"max_tokens": 5}), "Hi")
+        first = await agents.Runner.run(agent(output_type=Person), "Hi")
         talk = [*first.to_input_list(), {"role": "user", "content": "And?"}]
-        return await agents.Runner.run(agent(settings={"max_tokens": 5}), talk)
+        return await agents.Runner.run(agent(output_type=Person), talk)
 
     assert run(work).context_wrapper.usage.input_tokens_details.cached_tokens > 0
 
@@ -56,17 +59,17 @@ def test_an_answer_is_an_object(run):
 
 def test_a_tool_is_called_and_its_result_goes_back(run):
     async def work(agent):
-        one = agent(settings=ONE, tools=[agents.function_tool(weather)])
-        return await agents.Runner.run(one, "Where?")
+        one = agent(settings=ONE, tools=[agents.function_tool(weather)], output_type=Person)
+        return await agents.Runner.run(one, "Where?", max_turns=40)
 
-    kinds = [item.type for item in run(work).new_items]
-    assert kinds == ["tool_call_item", "tool_call_output_item", "message_output_item"]
+    first, second, *_, last = (item.type for item in run(work).new_items)
+    assert (first, second, last) == ("tool_call_item", "tool_call_output_item", "message_output_item")
 
 
 def test_a_stream_with_a_tool(run):
     async def work(agent):
-        one = agent(settings=ONE | {"include_usage": True}, tools=[agents.function_tool(weather)])
-        told = agents.Runner.run_streamed(one, "Where?")
+        one = agent(settings=ONE | {"include_usage": True}, tools=[agents.function_tool(weather)], output_type=Person)
+        told = agents.Runner.run_streamed(one, "Where?", max_turns=40)
         kinds = {event.type async for event in told.stream_events()}
         return kinds, told.context_wrapper.usage
 
@@ -77,6 +80,6 @@ def test_a_stream_with_a_tool(run):
 
 def test_another_agent_takes_over(run):
     async def work(agent):
-        return await agents.Runner.run(agent(settings=ONE, handoffs=[agent("b", {"max_tokens": 5})]), "Hi")
+        return await agents.Runner.run(agent(settings=ONE, handoffs=[agent("b", output_type=Person)]), "Hi")
 
     assert run(work).last_agent.name == "b"
