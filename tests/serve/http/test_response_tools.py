@@ -205,7 +205,6 @@ def test_a_next_turn_reads_only_what_is_new(client):
          "text", "nothing is fetched"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"a": "x" * 2**18}}}, "tools": []},
          "text", "262,144"),
-        ({"text": {"format": {"type": "json_object"}}, "tool_choice": "required"}, "tools", "'tool_choice'"),
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "two tools are called 'now'"),
         ({"tools": [TOOLS[1]] * 129}, "tools", "at most 128"),
         ({"tools": [TOOLS[1] | {"defer_loading": True}]}, "tools", "'defer_loading'"),

@@ -198,6 +198,12 @@ def test_an_object_is_an_answer_beside_tools_and_a_call_if_it_is_one(live: Live,
         assert (content, called) == ("" if is_call else text, is_call)
 
 
+def test_a_form_of_what_is_said_is_taken_where_calls_alone_are_wanted(client):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
+    [choice] = chat(client, response_format=form, tool_choice={"type": "function", "function": {"name": "now"}}).choices
+    assert ([call.function.name for call in choice.message.tool_calls], choice.message.content) == (["now"], None)
+
+
 def test_a_conversation_with_calls_and_results_goes_on(client, live):
     [first] = chat(client, tool_choice="required", parallel_tool_calls=False).choices
     [call] = first.message.tool_calls

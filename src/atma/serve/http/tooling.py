@@ -58,16 +58,13 @@ class Tooling:
         if form is None:
             return asked
         try:
+            if asked is not None and asked.kind not in ("json", "json_object"):
+                raise ValueError(f"'{asked.parameter}': beside tools, also by 'tool_choice', it must be JSON")
             if self._mode == "auto" and asked is None:
                 return self._free(form)
             if self._mode == "auto" and asked is not None:
-                if asked.kind not in ("json", "json_object"):
-                    raise ValueError(f"'{asked.parameter}': beside tools it must be JSON")
                 return calls_or(asked, form, self.some, self._tokenizer, several)
-            if asked is not None:
-                raise ValueError(
-                    f"'{asked.parameter}': the answer is calls alone by 'tool_choice'; leave one of them out"
-                )
+            # An answer that is calls alone says nothing that could have a form of its own.
             return calls(form, self.some, self._tokenizer, several, "tools")
         except ValueError as error:
             raise ApiError(400, "invalid_value", str(error), "tools") from None
