@@ -4,8 +4,8 @@
     python benchmarks/beside_llama_cpp.py --presets nano base --contexts 1024 16384 --rounds 5
 
 llama.cpp runs an LFM2 of the same depth, width, heads and number of parameters, with random weights, written with the
-package gguf: its convolutions, its attention and its 16-bit keys and values as they are by default. A side reads a block of
-tokens, then the next does; medians of wall time over rounds, and the ratio of medians. Nothing else may be running.
+package gguf: its convolutions, its attention and its 16-bit keys and values as they are by default. A side reads a
+block of tokens, then the next does; medians of wall time over rounds, and the ratio of medians. Nothing else may run.
 """
 
 import argparse

@@ -180,6 +180,7 @@ def test_answers_are_what_the_schema_says(live: Live):
     validated(live, schemas.HealthAnswer, live.ask("GET", "/health"))
     validated(live, schemas.TokenizerAnswer, live.ask("GET", "/tokenizer_info"))
     schemas.ErrorAnswer.model_validate(live.post("/v1/completions", {}).json(), strict=True)
+    schemas.MessageErrorAnswer.model_validate(live.post("/v1/messages", {}).json(), strict=True)
 
 
 def test_the_schema_has_every_route_and_no_status_that_never_comes(live: Live):
@@ -189,7 +190,12 @@ def test_the_schema_has_every_route_and_no_status_that_never_comes(live: Live):
             assert "422" not in operation["responses"]
             told = operation["responses"]["200"]["content"]
             assert path == "/metrics" or told["application/json"]["schema"]["$ref"].endswith("Answer")
+            if path != "/metrics":
+                wrong = operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"]
+                assert wrong.endswith("/MessageErrorAnswer" if "/messages" in path else "/ErrorAnswer")
     assert "HTTPValidationError" not in schema["components"]["schemas"]
+    sent = [body for name, body in schema["components"]["schemas"].items() if name.endswith("Body")]
+    assert sent and all(body["additionalProperties"] == {"type": "null"} for body in sent)
     assert "text/event-stream" in schema["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
 
 

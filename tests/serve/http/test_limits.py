@@ -29,6 +29,10 @@ def metric(live: Live, name: str, labels: dict[str, str] | None = None) -> float
         ("GET", "/nowhere", None, {}, 404, "not_found"),
         ("GET", "/v1/completions", None, {}, 405, "method_not_allowed"),
         ("DELETE", "/v1/models", None, {}, 405, "method_not_allowed"),
+        ("PUT", "/v1/completions", SHORT, {}, 405, "method_not_allowed"),
+        ("PUT", "/health", None, {}, 405, "method_not_allowed"),
+        ("POST", "/health", None, {}, 405, "method_not_allowed"),
+        ("POST", "/v1/completions", None, {}, 400, "invalid_value"),
         ("POST", "/v1/completions", b"{", {}, 400, "invalid_json"),
         ("POST", "/v1/completions", b"", {}, 400, "invalid_value"),
         ("POST", "/v1/completions", b"[1]", {}, 400, "invalid_value"),
@@ -212,6 +216,10 @@ def test_texts_become_tokens_and_tokens_texts(live: Live):
     assert told["count"] == 4
     assert told["max_model_len"] == live.ask("GET", "/v1/models").json()["data"][0]["max_model_len"] > 1000
     assert live.post("/tokenize", {"prompt": "x", "add_special_tokens": False}).json()["tokens"] == [120]
+    named = live.post("/tokenize", {"prompt": "<|endoftext|>", "add_special_tokens": False}).json()["tokens"]
+    assert named == [256]  # the name alone; in a text, and where a text begins as it does elsewhere, it is characters
+    for text in ({"prompt": "<|endoftext|>!", "add_special_tokens": False}, {"prompt": "<|endoftext|>"}):
+        assert live.post("/tokenize", text).json()["count"] == 14
     chat = live.post("/tokenize", {"messages": [{"role": "user", "content": "Hi"}]}).json()["tokens"]
     assert live.post("/detokenize", {"tokens": chat}).json() == {"prompt": "<|endoftext|>User: Hi\nAssistant:"}
     assert live.post("/detokenize", {"tokens": []}).json() == {"prompt": ""}

@@ -57,6 +57,19 @@ def test_a_named_tool_is_called_by_its_schema(client, live):
         assert len(block.id) == 9 if live.form == "mistral" else block.id.startswith("toolu_")
 
 
+def test_an_answer_has_the_form_that_is_asked_for(client, live):
+    form = {"format": {"type": "json_schema", "schema": WEATHER}}
+    asked = {key: value for key, value in FIELDS.items() if key != "tools"}
+    told = client.messages.create(**asked, output_config=form)
+    jsonschema.validate(json.loads(told.content[0].text), WEATHER)
+    wrong = {"format": {"type": "json_schema", "schema": {"$ref": "http://127.0.0.1:9/x"}}}
+    for stream in (False, True):
+        body = {"messages": TALK, "max_tokens": 2, "output_config": wrong, "stream": stream}
+        refused = live.post("/v1/messages", body)
+        assert refused.status == 400
+        assert refused.error()["message"].startswith("'output_config' ")
+
+
 def test_any_calls_some_tool_and_one_if_only_one_is_wanted(client):
     told = client.messages.create(**FIELDS, tool_choice={"type": "any", "disable_parallel_tool_use": True})
     [block] = told.content

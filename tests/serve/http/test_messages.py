@@ -88,6 +88,7 @@ def test_the_stop_text_that_ended_it_is_named(live: Live):
     "fields",
     [
         {"tools": [], "tool_choice": {"type": "auto"}, "thinking": {"type": "disabled"}, "metadata": {"user_id": "x"}},
+        {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high", "format": None}},
         {"service_tier": "auto", "container": None, "top_k": None, "stop_sequences": []},
     ],
 )
@@ -107,6 +108,9 @@ def test_what_asks_for_nothing_is_taken(live: Live, fields):
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error", "image"),
         ({"tools": [{"name": "f", "input_schema": {}}]}, 400, "invalid_request_error", "tools"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 400, "invalid_request_error", "thinking"),
+        ({"output_config": {"effort": "low"}}, 400, "invalid_request_error", "'effort'"),
+        ({"output_config": {"format": {"type": "json_object"}}}, 400, "invalid_request_error", "json_schema"),
+        ({"output_config": {"task_budget": 5}}, 400, "invalid_request_error", "task_budget"),
         ({"max_completion_tokens": 3}, 400, "invalid_request_error", "did you mean 'max_tokens'"),
         ({"model": "other"}, 404, "not_found_error", "tiny"),
         ({"max_tokens": 10**9}, 400, "invalid_request_error", "memory"),
@@ -146,6 +150,16 @@ def test_the_real_client_is_answered_streamed_counted_and_refused(folder):
             wrong.messages.create(**fields)
     finally:
         live.stop()
+
+
+def test_the_model_is_listed_as_anthropic_lists_them(live: Live):
+    anthropic = pytest.importorskip("anthropic", reason="pip install anthropic: the client that is tried here")
+    with anthropic.Anthropic(base_url=live.url, api_key="none", max_retries=0) as client:
+        [listed] = client.models.list()
+        one = client.models.retrieve("tiny")
+    assert (listed.id, listed.type, listed.display_name) == ("tiny", "model", "tiny")
+    assert one.created_at == listed.created_at
+    assert one.created_at.timestamp() == live.service.created
 
 
 @pytest.mark.parametrize("count", [4095, 4096])

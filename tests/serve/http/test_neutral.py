@@ -228,6 +228,36 @@ def test_a_text_that_is_not_to_be_cached_reads_and_keeps_nothing(live: Live):
     assert [usage["prompt_tokens_details"]["cached_tokens"] for usage in cached] == [0, 0]
 
 
+def test_as_many_answers_as_are_told_are_not_the_best_of_more(live: Live):
+    asked = TEXT | {"n": 2, "temperature": 1, "seed": 3}
+    told = [live.post("/v1/completions", asked | more).json()["choices"] for more in ({}, {"best_of": 2})]
+    assert told[0] == told[1]
+    assert live.post("/v1/completions", asked | {"best_of": 3}).error()["param"] == "best_of"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "same"),
+    [
+        ("/v1/completions", {"prompt": [1.0, 2, 3.0], "max_tokens": 3.0, "temperature": 0, "stop_token_ids": [7.0]}, {
+            "prompt": [1, 2, 3], "max_tokens": 3, "temperature": 0, "stop_token_ids": [7]}),
+        ("/v1/chat/completions", CHAT | {"max_tokens": 2.0, "top_k": 5.0, "seed": -0.0}, CHAT | {
+            "max_tokens": 2, "top_k": 5, "seed": 0}),
+        ("/v1/embeddings", {"input": [[1.0], [2]]}, {"input": [[1], [2]]}),
+        ("/detokenize", {"tokens": [65.0, 66]}, {"tokens": [65, 66]}),
+    ],
+)  # fmt: skip
+def test_a_whole_number_may_be_written_with_a_point(live: Live, path, given, same):
+    told, other = (live.post(path, one).json() for one in (given, same))
+    unlike = ("id", "created", "usage")
+    assert {k: v for k, v in told.items() if k not in unlike} == {k: v for k, v in other.items() if k not in unlike}
+
+
+@pytest.mark.parametrize("token", [1.5, 1e300, -1.0, True, "1"])
+def test_what_is_no_whole_number_is_no_token(live: Live, token):
+    told = live.post("/v1/completions", TEXT | {"prompt": [token, 2]})
+    assert (told.status, told.error()["param"]) == (400, "prompt")
+
+
 @pytest.fixture(scope="module")
 def lenient(folder):
     server = Live(folder, dataclasses.replace(OPTIONS, lenient=True))

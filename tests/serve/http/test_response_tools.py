@@ -73,6 +73,16 @@ def test_required_calls_some_tool_and_one_if_only_one_is_wanted(client):
     assert [item.type for item in create(client, tool_choice="none", max_output_tokens=5).output] == ["message"]
 
 
+def test_of_allowed_tools_one_is_called_and_the_choice_is_told_again(client, live):
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [NAMED]}
+    told = create(client, tool_choice=allowed, parallel_tool_calls=False)
+    [item] = told.output
+    check(item)
+    assert (item.name, told.tool_choice.to_dict()) == ("weather", allowed)
+    asked = ASKED | {"tool_choice": allowed}
+    ResponseAnswer.model_validate(live.post("/v1/responses", asked).json(), strict=True)
+
+
 def test_a_stream_of_a_call_has_its_events_in_their_order(live):
     told = events(live.post("/v1/responses", ASKED | {"tool_choice": NAMED, "stream": True}))
     kinds = [one["type"].removeprefix("response.") for one in told]
@@ -195,13 +205,14 @@ def test_a_next_turn_reads_only_what_is_new(client):
          "text", "nothing is fetched"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"a": "x" * 2**18}}}, "tools": []},
          "text", "262,144"),
-        ({"text": {"format": {"type": "json_object"}}, "tool_choice": "required"}, "tools", "'tool_choice'"),
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "two tools are called 'now'"),
         ({"tools": [TOOLS[1]] * 129}, "tools", "at most 128"),
         ({"tools": [TOOLS[1] | {"defer_loading": True}]}, "tools", "'defer_loading'"),
         ({"tools": [TOOLS[1] | {"parameters": {"type": "string"}}]}, "tools", "'parameters'"),
         ({"tools": [TOOLS[0] | {"parameters": {"properties": {"a": {"not": {}}}}}]}, "tools", "cannot be compiled"),
         ({"tool_choice": {"type": "function", "name": "z"}}, "tool_choice", "'z'"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "any", "tools": [NAMED]}}, "tool_choice", "allowed_tools"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [5]}}, "tool_choice", "allowed_tools"),
         ({"include": ["message.output_text.logprobs"]}, "include", "beside tools"),
     ],
 )  # fmt: skip

@@ -106,6 +106,33 @@ def test_required_calls_some_tool_and_one_if_only_one_is_wanted(client):
         assert (choice.finish_reason, len(choice.message.tool_calls)) == ("tool_calls", 1)
 
 
+def allowed(mode, *names):
+    some = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": some}}
+
+
+def test_only_allowed_tools_are_called_and_the_template_is_told_of_all(client, live):
+    all_told = chat(client, max_tokens=1).usage.prompt_tokens
+    for seed in range(3):
+        told = chat(client, tool_choice=allowed("required", "now"), seed=seed)
+        assert told.usage.prompt_tokens == all_told
+        [choice] = told.choices
+        calls = choice.message.tool_calls or []
+        assert {call.function.name for call in calls} == {"now"} or choice.finish_reason == "length"
+    token = live.service.require().tokenizer.backend.token_to_id(SIGNS[live.form].split()[0])
+    if live.form == "llama3":
+        with pytest.raises(openai.BadRequestError, match="required") as refused:
+            chat(client, tool_choice=allowed("auto", "now"))
+        assert refused.value.param == "tool_choice"
+    elif token is not None:
+        bias = {str(token): 100}
+        asked = {"logit_bias": bias, "parallel_tool_calls": False, "max_tokens": 60}
+        for name in SCHEMAS:
+            chosen = [chat(client, tool_choice=allowed("auto", name), seed=seed, **asked).choices[0] for seed in (1, 2)]
+            assert {call.function.name for one in chosen for call in one.message.tool_calls} == {name}
+    assert chat(client, tool_choice=allowed("auto", *SCHEMAS), max_tokens=5).choices
+
+
 def test_a_stream_tells_names_and_then_arguments_in_pieces(client):
     asked = {"tool_choice": {"type": "function", "function": {"name": "weather"}}, "seed": 8}
     [whole] = chat(client, **asked).choices
@@ -171,6 +198,12 @@ def test_an_object_is_an_answer_beside_tools_and_a_call_if_it_is_one(live: Live,
         assert (content, called) == ("" if is_call else text, is_call)
 
 
+def test_a_form_of_what_is_said_is_taken_where_calls_alone_are_wanted(client):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
+    [choice] = chat(client, response_format=form, tool_choice={"type": "function", "function": {"name": "now"}}).choices
+    assert ([call.function.name for call in choice.message.tool_calls], choice.message.content) == (["now"], None)
+
+
 def test_a_conversation_with_calls_and_results_goes_on(client, live):
     [first] = chat(client, tool_choice="required", parallel_tool_calls=False).choices
     [call] = first.message.tool_calls
@@ -199,6 +232,10 @@ def test_a_conversation_with_calls_and_results_goes_on(client, live):
         ({"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 2**18}}]}, "tools", "262,144"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "required"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "z"}}}, "tool_choice", "'z'"),
+        ({"tools": TOOLS, "tool_choice": allowed("required", "now", "z")}, "tool_choice", "'z'"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice", "1 to 128"),
+        ({"tools": TOOLS, "tool_choice": allowed("any", "now")}, "tool_choice", "allowed_tools"),
+        ({"tool_choice": allowed("auto", "now")}, "tool_choice", "'now'"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"messages": [*TALK, {"role": "tool", "content": "x"}]}, "messages", "tool_call_id"),
         ({"messages": [*TALK, {"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages", "'y'"),

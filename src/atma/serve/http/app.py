@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import datetime
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,7 @@ from atma.serve.http.responses.schemas import DeletedAnswer, ResponseAnswer
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, check_model, completion_requests
 from atma.serve.http.schemas import (
+    MESSAGE_REFUSALS,
     REFUSALS,
     STREAMED,
     ChatAnswer,
@@ -61,8 +63,10 @@ from atma.serve.request import Request as EngineRequest
 from atma.serve.request import RequestError
 from atma.serve.structure import Structure
 from atma.serve.tools.formats import knows_tools
+from atma.serve.tools.grammar import special
 
 MOST_TOGETHER = 128
+COUNT = f"{MESSAGES}/count_tokens"
 
 
 def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
@@ -73,7 +77,8 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     responses = Responses(routes)
     post, get = ["POST"], ["GET"]
     others = {"/health": REFUSALS | {503: {"model": HealthAnswer}}}
-    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES, RESPONSES), REFUSALS | STREAMED)
+    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", RESPONSES), REFUSALS | STREAMED)
+    others |= {MESSAGES: MESSAGE_REFUSALS | STREAMED, COUNT: MESSAGE_REFUSALS}
     for path, route, methods, answer in (
         ("/v1/chat/completions", routes.chat, post, ChatAnswer),
         ("/v1/completions", routes.completions, post, TextAnswer),
@@ -83,8 +88,8 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
         (RESPONSES, responses.create, post, ResponseAnswer),
         (RESPONSES + "/{response_id}", responses.told, get, ResponseAnswer),
         (RESPONSES + "/{response_id}", responses.forget, ["DELETE"], DeletedAnswer),
-        ("/v1/messages", Messages(routes).answer, post, MessageAnswer),
-        ("/v1/messages/count_tokens", Messages(routes).count, post, CountAnswer),
+        (MESSAGES, Messages(routes).answer, post, MessageAnswer),
+        (COUNT, Messages(routes).count, post, CountAnswer),
         ("/tokenize", routes.tokenize, post, TokenizeAnswer),
         ("/detokenize", routes.detokenize, post, DetokenizeAnswer),
         ("/tokenizer_info", routes.tokenizer_info, get, TokenizerAnswer),
@@ -169,7 +174,9 @@ class Routes:
 
     async def models(self) -> Response:
         """The one model."""
-        return json_response({"object": "list", "data": [self._model()]})
+        name, pages = self.service.name, {"has_more": False}
+        pages |= {"first_id": name, "last_id": name}
+        return json_response({"object": "list", "data": [self._model()]} | pages)
 
     async def model(self, name: str) -> Response:
         """The model by its name."""
@@ -177,11 +184,17 @@ class Routes:
         return json_response(self._model())
 
     async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
-        """Tokens of a text, as a completion reads it, or of messages, as a chat does."""
+        """Tokens of a text, as a completion reads it, or of messages, as a chat does.
+
+        What is nothing but the name of a special token, and nothing to be added, is that token: so clients that know
+        tokens by name learn their ids.
+        """
         ready = self.ready(body)
         if body.messages is None:
+            text = body.prompt or ""
+            alone = None if body.add_special_tokens else special(text, ready.tokenizer)
             try:
-                tokens = await asyncio.to_thread(ready.tokenizer.encode, body.prompt or "")
+                tokens = [alone] if alone is not None else await asyncio.to_thread(ready.tokenizer.encode, text)
             except ValueError as error:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
             tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
@@ -251,6 +264,8 @@ class Routes:
     def _model(self) -> dict[str, Any]:
         service = self.service
         model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "atma"}
+        begun = datetime.datetime.fromtimestamp(service.created, datetime.UTC).isoformat()
+        model |= {"type": "model", "display_name": service.name, "created_at": begun}
         if service.state != "ready":
             return model
         ready = service.require()

@@ -23,6 +23,7 @@ from atma.serve.http.fields import (
     StopField,
     StopTokensField,
     TokensField,
+    whole_number,
 )
 from atma.serve.http.neutral import (
     ASIDE,
@@ -40,11 +41,14 @@ from atma.serve.http.rendering import Rendering
 from atma.serve.http.structured import ResponseFormat, StructuredOutputs
 from atma.serve.http.tool_fields import CallsField, ToolChoice, ToolsField
 
+NO_MORE: dict[str, Any] = {"additionalProperties": {"type": "null"}}
+"""What schemas say of fields that they do not name; those that are known and ask for nothing are taken all the same."""
+
 
 class Body(BaseModel):
     """Strict: a number in quotes is no number. Null is the same as nothing, in fields that nobody knows too."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True, json_schema_extra=NO_MORE)
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +61,7 @@ class Body(BaseModel):
             if value is None:
                 continue
             if key in cls.model_fields:
-                kept[key] = value
+                kept[key] = whole_number(value)
             elif key in ASIDE or cls._asks_nothing(key, value):
                 continue
             elif ignored is not None and key not in NEUTRAL and len(ignored) < MOST_IGNORED:
@@ -133,6 +137,13 @@ class CompletionBody(SamplingBody):
     max_tokens: Annotated[int, Field(ge=0, lt=TOKEN)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     echo: bool = False
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+
+    @model_validator(mode="after")
+    def _all_told(self) -> "CompletionBody":
+        if self.best_of not in (None, 1, self.n):
+            raise Refused(self._refusal("best_of"), "best_of")
+        return self
 
 
 class Message(Body):
@@ -210,8 +221,16 @@ class ChatBody(SamplingBody, RenderedBody):
         return self
 
 
+ONE_OF: list[Any] = [
+    {"properties": {name: {"type": kind}}, "required": [name]}
+    for name, kind in {"prompt": "string", "messages": "array"}.items()
+]
+
+
 class TokenizeBody(RenderedBody):
     """The body of /tokenize: a text, or messages as a chat would read them."""
+
+    model_config = ConfigDict(json_schema_extra=NO_MORE | {"oneOf": ONE_OF})
 
     model: Annotated[str, Field(max_length=256)] | None = None
     prompt: str | None = None

@@ -18,6 +18,12 @@ Prompt = str | list[str] | list[int] | list[list[int]]
 Text = dict[str, object]
 
 
+def whole_number(value: Any) -> Any:
+    """A number without a fraction as an integer: JSON and its schemas do not tell 3.0 from 3, and some languages write
+    all numbers so."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
+
+
 def _prompt(value: object) -> Prompt:
     return inputs(value, MOST_TEXTS)
 
@@ -28,7 +34,7 @@ def inputs(value: object, most: int = MOST_INPUTS) -> Prompt:
         return value
     if not isinstance(value, list) or not value:
         raise ValueError("must be a text, a list of texts, token ids, or a list of lists of token ids; none empty")
-    if type(value[0]) is int:
+    if type(whole_number(value[0])) is int:
         return _tokens(value)
     if len(value) > most:
         raise ValueError(f"at most {most:,} texts in one request, not {len(value):,}")
@@ -40,6 +46,7 @@ def inputs(value: object, most: int = MOST_INPUTS) -> Prompt:
 def _tokens(value: object) -> list[int]:
     if not isinstance(value, list) or not value:
         raise ValueError("must be texts or lists of token ids, all of one kind, none empty")
+    value = list(map(whole_number, value)) if float in set(map(type, value)) else value
     for token in value:
         if type(token) is not int or not 0 <= token < TOKEN:
             raise ValueError(f"token ids are whole numbers from 0, not {shown(token)}")

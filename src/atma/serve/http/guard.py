@@ -71,7 +71,7 @@ class Guard:
                 await Response(status_code=204, headers=told)(scope, receive, answer)
                 return
             self._admit(scope["path"], headers)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
+            if scope["method"] == "POST" and not _nothing_comes(headers):
                 receive = await self._body(headers, receive, hold)
             await self.app(scope, receive, answer)
         except ApiError as error:
@@ -162,6 +162,11 @@ async def refuse(error: ApiError, call: Call, scope: Scope, receive: Receive, se
     call.error = error
     if not call.status:
         await error.response(scope["path"])(scope, receive, send)
+
+
+def _nothing_comes(headers: Headers) -> bool:
+    """Whether a request says of its body neither what it is nor that there is one: its route is what tells it off."""
+    return not {"content-type", "transfer-encoding"} & set(headers.keys()) and headers.get("content-length", "0") == "0"
 
 
 def deepest(body: bytes) -> int:

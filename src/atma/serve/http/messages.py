@@ -28,6 +28,7 @@ from atma.serve.http.message_blocks import (
 )
 from atma.serve.http.neutral import MESSAGE_ASIDE, Refused, without_nulls
 from atma.serve.http.streams import EventStream, while_there
+from atma.serve.http.structured import OutputConfig
 from atma.serve.request import Event, Usage
 
 if TYPE_CHECKING:
@@ -91,11 +92,14 @@ class MessagesBody(CountBody):
     top_k: Annotated[int, Field(ge=-1, lt=TOKEN)] = 0
     stop_sequences: StopField = ()
     stream: bool = False
+    output_config: OutputConfig = None
 
     def asked(self) -> ChatBody:
         """The same request in the words of OpenAI's API."""
         names = ("max_tokens", "temperature", "top_p", "top_k", "stream")
-        return self.chat({name: getattr(self, name) for name in names} | {"stop": list(self.stop_sequences)})
+        chat = self.chat({name: getattr(self, name) for name in names} | {"stop": list(self.stop_sequences)})
+        chat.response_format = self.output_config
+        return chat
 
 
 class Message(Answer):

@@ -170,7 +170,7 @@ NEUTRAL: dict[str, list[Any]] = {
     "plugins": [[]],
     "top_a": [0],
     "reasoning": [{}, {"enabled": False}, {"effort": "none"}],
-    "thinking": [{}, {"type": "disabled"}],
+    "thinking": [{}, {"type": "disabled"}, {"type": "adaptive"}],
     "output_config": [{}],
     "context_management": [{}],
     "mcp_servers": [[]],

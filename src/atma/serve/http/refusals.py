@@ -43,6 +43,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is not JSON")
     place = [part for part in first["loc"] if part != "body"]
+    if first["type"] == "missing" and not place:
+        return ApiError(400, "invalid_value", "there is no body: send a JSON object")
     name = ".".join(map(str, place))
     message = first["msg"].removeprefix("Value error, ")
     message = f"'{name}': {message}" if name else message

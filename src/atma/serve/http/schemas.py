@@ -28,6 +28,18 @@ class ErrorAnswer(Answered):
     error: Error
 
 
+class MessageError(Answered):
+    type: str
+    message: str
+
+
+class MessageErrorAnswer(Answered):
+    """Every refusal in the words of Anthropic's API."""
+
+    type: Literal["error"]
+    error: MessageError
+
+
 class PromptDetails(Answered):
     cached_tokens: int
 
@@ -144,14 +156,22 @@ class ModelAnswer(Answered):
     object: Literal["model"]
     created: int
     owned_by: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
     max_model_len: int | None = None
     chat_template: bool | None = None
     description: list[str] | None = None
 
 
 class ModelsAnswer(Answered):
+    """In the words of OpenAI's API and of Anthropic's."""
+
     object: Literal["list"]
     data: list[ModelAnswer]
+    has_more: bool
+    first_id: str
+    last_id: str
 
 
 class TokenizeAnswer(Answered):
@@ -226,6 +246,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "Refused, with the field at fault where there is one"},
     "5XX": {"model": ErrorAnswer, "description": "Not now, or not by this server"},
 }
+MESSAGE_REFUSALS = {status: told | {"model": MessageErrorAnswer} for status, told in REFUSALS.items()}
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {

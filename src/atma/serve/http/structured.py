@@ -1,4 +1,5 @@
-"""What requests say of the form of an answer: `response_format`, as OpenAI has it, and vLLM's `structured_outputs`."""
+"""What requests say of the form of an answer: OpenAI's `response_format`, vLLM's `structured_outputs`, and Anthropic's
+`output_config`."""
 
 from typing import Annotated, Any
 
@@ -30,6 +31,22 @@ def structured_outputs(value: object) -> Structure | None:
         if not isinstance(value.get(name), kind | None):
             raise ValueError(f"'{name}' must be {'true or false' if kind is bool else 'a list of texts'}")
     return _said(compact=value.get("disable_any_whitespace") is True, parameter="structured_outputs", **given)
+
+
+def output_config(value: object) -> Structure | None:
+    """The structure of `output_config`, as Anthropic's API has it; None for plain text. ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object with a 'format'")
+    _only(value, {"format", "effort"})
+    if value.get("effort") not in (None, "high"):
+        raise ValueError("'effort' can only be high here; leave it out")
+    form = value.get("format")
+    if form is None:
+        return None
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise ValueError("'format' must be an object of type json_schema with a 'schema', which is an object")
+    _only(form, {"type", "schema", "name"})
+    return _said(json=form["schema"], parameter="output_config")
 
 
 def _schema(value: object) -> Structure:
@@ -75,5 +92,18 @@ _OUTPUTS_SCHEMA: dict[str, Any] = {
     },
 }
 
+_CONFIG_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "format": {
+            "type": "object",
+            "properties": {"type": {"const": "json_schema"}, "schema": {"type": "object"}},
+            "required": ["type", "schema"],
+        },
+        "effort": {"const": "high"},
+    },
+}
+
 ResponseFormat = Annotated[Any, PlainValidator(response_format), WithJsonSchema(_FORMAT_SCHEMA)]
 StructuredOutputs = Annotated[Any, PlainValidator(structured_outputs), WithJsonSchema(_OUTPUTS_SCHEMA)]
+OutputConfig = Annotated[Any, PlainValidator(output_config), WithJsonSchema(_CONFIG_SCHEMA)]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import PlainValidator, WithJsonSchema
 
@@ -12,6 +12,15 @@ from atma.serve.tools.grammar import Tool
 MOST_TOOLS, MOST_CALLS, LONGEST = 128, 128, 256 << 10
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 CHOICES = ("none", "auto", "required")
+
+
+class Chosen(NamedTuple):
+    """Whether tools are called: if the model likes, or at all events; `names`: which, all of them if none is named."""
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    names: tuple[str, ...] = ()
+    alone: bool = False
+    """One call and no more."""
 
 
 def _tools(value: object) -> list[Tool]:
@@ -49,16 +58,28 @@ def _name(function: dict[str, Any]) -> str:
     return name
 
 
-def _choice(value: object) -> str:
-    """One of `CHOICES`, or the name of a tool behind a colon."""
+def _choice(value: object) -> Chosen:
+    """Of `tool_choice`: a mode, one function, or a mode and the functions that are allowed. ValueError."""
     if isinstance(value, str) and value in CHOICES:
-        return value
+        return Chosen(value)
+    given = value if isinstance(value, dict) else {}
+    allowed = given.get("allowed_tools") if given.get("type") == "allowed_tools" else None
+    if isinstance(allowed, dict) and allowed.get("mode") in ("auto", "required"):
+        some = allowed.get("tools")
+        if not isinstance(some, list) or not 0 < len(some) <= MOST_TOOLS:
+            raise ValueError(f"'tools' of 'allowed_tools' must be a list of 1 to {MOST_TOOLS} tools")
+        return Chosen(allowed["mode"], tuple(_name(_function(one)) for one in some))
+    return Chosen("required", (_name(_function(given)),), alone=True)
+
+
+def _function(value: object) -> dict[str, Any]:
     function = (
         value.get("function") if isinstance(value, dict) and value.get("type", "function") == "function" else None
     )
     if not isinstance(function, dict):
-        raise ValueError('must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}')
-    return ":" + _name(function)
+        kinds = '"none", "auto", "required", {"type": "function", "function": {"name": …}}'
+        raise ValueError(f'must be {kinds} or {{"type": "allowed_tools", "allowed_tools": {{"mode": …, "tools": …}}}}')
+    return function
 
 
 def _calls(value: object) -> list[dict[str, Any]]:
@@ -100,7 +121,19 @@ _TOOL = {
     "required": ["function"],
 }
 _TOOLS_SCHEMA: dict[str, Any] = {"type": "array", "items": _TOOL, "maxItems": MOST_TOOLS}
-_CHOICE_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": list(CHOICES)}, _TOOL]}
+_ALLOWED = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "allowed_tools"},
+        "allowed_tools": {
+            "type": "object",
+            "properties": {"mode": {"enum": ["auto", "required"]}, "tools": _TOOLS_SCHEMA | {"minItems": 1}},
+            "required": ["mode", "tools"],
+        },
+    },
+    "required": ["type", "allowed_tools"],
+}
+_CHOICE_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": list(CHOICES)}, _TOOL, _ALLOWED]}
 _CALL = {"type": "object", "properties": {"id": {"type": "string"}, "function": {"type": "object"}}}
 _CALLS_SCHEMA: dict[str, Any] = {"type": "array", "items": _CALL, "maxItems": MOST_CALLS}
 

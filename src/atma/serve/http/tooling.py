@@ -8,6 +8,7 @@ from atma.serve.http.answers import ChatShape
 from atma.serve.http.bodies import ChatBody, Message
 from atma.serve.http.errors import ApiError
 from atma.serve.http.neutral import shown
+from atma.serve.http.tool_fields import Chosen
 from atma.serve.request import Event
 from atma.serve.structure import Structure
 from atma.serve.tools.formats import NAMES, Format
@@ -22,11 +23,12 @@ class Tooling:
     def __init__(self, body: ChatBody, form: Format | None, known: bool, tokenizer: Tokenizer) -> None:
         """`known`: whether the chat template does something with tools."""
         check_calls(body.messages)
-        choice = body.tool_choice or "auto"
-        self.tools: list[Tool] = [] if choice == "none" else body.tools
-        names = [tool.name for tool in body.tools]
-        if choice not in ("none", "auto") and (not names or (choice[0] == ":" and choice[1:] not in names)):
-            told = f"no tool is called '{choice[1:]}'" if choice[0] == ":" else "there are no tools to choose from"
+        chosen = body.tool_choice or Chosen()
+        self.tools: list[Tool] = [] if chosen.mode == "none" else body.tools
+        names = {tool.name for tool in body.tools}
+        strange = next((name for name in chosen.names if name not in names), None)
+        if strange is not None or (chosen.mode == "required" and not names):
+            told = "there are no tools to choose from" if strange is None else f"no tool is called '{strange}'"
             raise ApiError(400, "invalid_value", f"'tool_choice': {told}", "tool_choice")
         if self.tools and not known:
             told = "the chat template of this model knows no tools: serve one that does with --chat-template"
@@ -34,8 +36,10 @@ class Tooling:
         if self.tools and form is None:
             told = f"how this model writes calls is not known; start with --tool-parser {', '.join(NAMES)}"
             raise ApiError(400, "no_tools", f"'tools': {told}", "tools")
-        self.form, self._tokenizer, self._choice = form if self.tools else None, tokenizer, choice
-        self.several = body.parallel_tool_calls
+        self.form, self._tokenizer, self._mode = form if self.tools else None, tokenizer, chosen.mode
+        self.some = [tool for tool in self.tools if not chosen.names or tool.name in chosen.names]
+        """Those that may be called."""
+        self.several = body.parallel_tool_calls and not chosen.alone
 
     @property
     def given(self) -> list[Mapping[str, Any]] | None:
@@ -54,19 +58,14 @@ class Tooling:
         if form is None:
             return asked
         try:
-            if self._choice == "auto" and asked is None:
-                held = not form.bare and any(tool.strict for tool in self.tools)
-                return freely(form, self.tools, self._tokenizer, several) if held else None
-            if self._choice == "auto" and asked is not None:
-                if asked.kind not in ("json", "json_object"):
-                    raise ValueError(f"'{asked.parameter}': beside tools it must be JSON")
-                return calls_or(asked, form, self.tools, self._tokenizer, several)
-            if asked is not None:
-                raise ValueError(
-                    f"'{asked.parameter}': the answer is calls alone by 'tool_choice'; leave one of them out"
-                )
-            some = [tool for tool in self.tools if self._choice in ("required", f":{tool.name}")]
-            return calls(form, some, self._tokenizer, several and self._choice == "required", "tools")
+            if asked is not None and asked.kind not in ("json", "json_object"):
+                raise ValueError(f"'{asked.parameter}': beside tools, also by 'tool_choice', it must be JSON")
+            if self._mode == "auto" and asked is None:
+                return self._free(form)
+            if self._mode == "auto" and asked is not None:
+                return calls_or(asked, form, self.some, self._tokenizer, several)
+            # An answer that is calls alone says nothing that could have a form of its own.
+            return calls(form, self.some, self._tokenizer, several, "tools")
         except ValueError as error:
             raise ApiError(400, "invalid_value", str(error), "tools") from None
 
@@ -74,9 +73,19 @@ class Tooling:
         """A single call, where nothing but its form tells it from the JSON that the answer else is; None if anything
         does."""
         form = self.form
-        if form is None or not form.bare or asked is None or self._choice != "auto":
+        if form is None or not form.bare or asked is None or self._mode != "auto":
             return None
-        return calls(form, self.tools, self._tokenizer, False, asked.parameter)
+        return calls(form, self.some, self._tokenizer, False, asked.parameter)
+
+    def _free(self, form: Format) -> Structure | None:
+        """What calls in any text are held to: strict tools, and those of several that are allowed. ApiError."""
+        limited = len(self.some) < len(self.tools)
+        if limited and form.bare:
+            told = "'tool_choice': free answers of this model cannot be held to some of the tools"
+            mend = "make the mode 'required', or leave out the other tools"
+            raise ApiError(400, "invalid_value", f"{told}; {mend}", "tool_choice")
+        held = limited or (not form.bare and any(tool.strict for tool in self.some))
+        return freely(form, self.some, self._tokenizer, self.several) if held else None
 
 
 def check_calls(messages: Sequence[Message]) -> None:

@@ -225,7 +225,12 @@ def _text(text: str, scores: list[Told]) -> Told:
 
 
 def _chosen(choice: Any) -> Any:
-    return choice if isinstance(choice, str) else {"type": "function", "name": choice["function"]["name"]}
+    if isinstance(choice, str):
+        return choice
+    if choice["type"] == "allowed_tools":
+        allowed = choice["allowed_tools"]
+        return {"type": choice["type"], "mode": allowed["mode"], "tools": [_chosen(one) for one in allowed["tools"]]}
+    return {"type": "function", "name": choice["function"]["name"]}
 
 
 def _event(data: Told) -> bytes:

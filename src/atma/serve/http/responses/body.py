@@ -108,8 +108,17 @@ def _tool(value: object) -> dict[str, Any]:
 def _choice(value: object) -> Any:
     if isinstance(value, str) and value in CHOICES:
         return value
+    if isinstance(value, dict) and value.get("type") == "allowed_tools" and isinstance(value.get("tools"), list):
+        _only(value, ("type", "mode", "tools"))
+        allowed = {"mode": value.get("mode"), "tools": [_named(one) for one in value["tools"]]}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return _named(value)
+
+
+def _named(value: object) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("type") != "function" or not isinstance(value.get("name"), str):
-        raise ValueError('must be "none", "auto", "required" or {"type": "function", "name": …}')
+        kinds = '"none", "auto", "required" or {"type": "function", "name": …}'
+        raise ValueError(f'must be {kinds}, or {{"type": "allowed_tools", "mode": …, "tools": […]}}')
     _only(value, ("type", "name"))
     return {"type": "function", "function": {"name": value["name"]}}
 
@@ -158,6 +167,16 @@ _NAMED = {
     "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
     "required": ["type", "name"],
 }
+_ALLOWED = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "allowed_tools"},
+        "mode": {"enum": ["auto", "required"]},
+        "tools": {"type": "array", "items": _NAMED, "minItems": 1, "maxItems": MOST_TOOLS},
+    },
+    "required": ["type", "mode", "tools"],
+}
+_CHOICE = {"anyOf": [{"enum": list(CHOICES)}, _NAMED, _ALLOWED]}
 _FORMAT = {"type": "object", "properties": {"type": {"enum": list(FORMATS)}}, "required": ["type"]}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string", "maxLength": 512}, "maxProperties": 16}
 
@@ -180,7 +199,7 @@ class ResponsesBody(Body):
     stream: bool = False
     stream_options: Options | None = None
     tools: Annotated[Any, PlainValidator(_tools), _schema({"type": "array", "items": _TOOL})] = ()
-    tool_choice: Annotated[Any, PlainValidator(_choice), _schema({"anyOf": [{"enum": list(CHOICES)}, _NAMED]})] = "auto"
+    tool_choice: Annotated[Any, PlainValidator(_choice), _schema(_CHOICE)] = "auto"
     parallel_tool_calls: bool = True
     text: Annotated[Any, PlainValidator(_form), _schema({"type": "object", "properties": {"format": _FORMAT}})] = Form()
     metadata: Annotated[Any, PlainValidator(_metadata), _schema(_TEXTS)] = None

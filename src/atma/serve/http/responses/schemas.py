@@ -63,6 +63,12 @@ class Named(Answered):
     name: str
 
 
+class Allowed(Answered):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[Named]
+
+
 class Reasoning(Answered):
     effort: None
     summary: None
@@ -96,7 +102,7 @@ class ResponseAnswer(Answered):
     store: bool
     temperature: float
     text: TextForm
-    tool_choice: Literal["none", "auto", "required"] | Named
+    tool_choice: Literal["none", "auto", "required"] | Named | Allowed
     tools: list[Function]
     top_logprobs: int
     top_p: float
