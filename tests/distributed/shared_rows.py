@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from atma.config import ModelConfig
+from atma.mixers import Mixer
 from atma.mixers.stretches import stretch_of
 from atma.mixers.table import names, small
 from atma.model import Model
@@ -61,7 +62,13 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters() if p.requires_grad]
 
 
-def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
+def composes(model: Model, ranks: Ranks) -> list[bool]:
+    """The forms in which rows are shared: the chain, and the prefix form where the mixers have it."""
+    known = any(type(block.mixer).transition is not Mixer.transition for block in model.blocks)
+    return [False, True] if known and ranks.context > 1 else [False]
+
+
+def compared(model: Model, rows: str, ranks: Ranks, mesh: Any, prefix: bool = False) -> float:
     """The largest difference between one process and all, of the loss and of every gradient, in units of its size."""
     segments = documents(rows, ranks.context)
     segments = None if segments is None else segments.repeat(ranks.replicas, 1)
@@ -74,7 +81,7 @@ def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
         model = copy.deepcopy(model)
         divide(model, ranks, mesh)
     model.checkpointing = rows == "edges"  # a block is then computed again, what it hands on too
-    loss = own_loss(model, tokens, targets, segments, ranks)
+    loss = own_loss(model, tokens, targets, segments, ranks, prefix)
     shared = [loss.detach(), *gradients(model, loss)]
     worst = 0.0
     for one, other in zip(whole, shared, strict=True):
@@ -87,7 +94,12 @@ def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
 
 
 def own_loss(
-    model: Model, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor | None, ranks: Ranks
+    model: Model,
+    tokens: torch.Tensor,
+    targets: torch.Tensor,
+    segments: torch.Tensor | None,
+    ranks: Ranks,
+    prefix: bool = False,
 ) -> torch.Tensor:
     """The loss of this process's rows, or stretch of them."""
 
@@ -99,7 +111,7 @@ def own_loss(
         return model.loss(model(tokens, segment_ids=segments)[0], targets).sum()
     place = ranks.rank % ranks.context
     shares = SHARES[ranks.context] if ranks.shard > 1 else ()
-    stretch = stretch_of(place, ranks.peers, segments, tuple(tokens.shape), shares)
+    stretch = stretch_of(place, ranks.peers, segments, tuple(tokens.shape), shares, prefix)
     some = slice(stretch.start, stretch.seen)
     return model.loss(model(tokens[:, some], stretch=stretch)[0], targets[:, some]).sum()
 
@@ -118,8 +130,10 @@ def main() -> None:
                 model = model_of(kind, options)
                 if rows == "frozen":
                     freeze(model)
-                    compared(model, rows, ranks, mesh)  # what nobody took of it would be taken for the next one's
-                told[f"{kind}-{i} {rows}"] = compared(model, rows, ranks, mesh)
+                for prefix in composes(model, ranks):
+                    if rows == "frozen":
+                        compared(model, rows, ranks, mesh, prefix)  # what nobody took would be taken for the next one's
+                    told[f"{kind}-{i} {rows}{' prefix' * prefix}"] = compared(model, rows, ranks, mesh, prefix)
     if ranks.rank == 0:
         Path(path).write_text(json.dumps(told))
     dist.destroy_process_group()
