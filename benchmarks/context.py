@@ -20,6 +20,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,8 +62,8 @@ def _config(name: str, width: int, depth: int) -> ModelConfig:
     """Heads of 64 numbers, whatever a mixer calls them."""
     heads, found = width // 64, find(name)
     sizes = {"heads": heads, "query_heads": heads, "key_value_heads": heads, "key_width": 64, "head_width": 64}
-    own = found.cls.takes(found.fixed)
-    return ModelConfig(1024, width=width, depth=depth, pattern=(name,), **{k: sizes[k] for k in sizes if k in own})
+    own: dict[str, Any] = {key: sizes[key] for key in found.cls.takes(found.fixed) if key in sizes}
+    return ModelConfig(1024, width=width, depth=depth, pattern=(name,), **own)
 
 
 def moved(model: Model) -> Model:
@@ -94,8 +95,8 @@ def _layer(name: str, model: Model, length: int, rounds: int) -> None:
         told = [one for one in (*made.after.values(), *made.factors.values()) if one.requires_grad]
         torch.autograd.backward([made.finish(made.read, given), *told], [grad, *(torch.ones_like(one) for one in told)])
 
-    times = turns([chain, prefix], rounds, time.perf_counter)
-    one, other, ratio = _medians(times)
+    times = turns([chain, prefix], rounds, lambda: _numbers(time.perf_counter()))
+    one, other, ratio = _medians([(a[0], b[0]) for a, b in times])
     print(f"{name}, a layer of width {model.config.width}, {length:,} tokens, one process, forward and backward pass:")
     print(f"  chain {1e3 * one:.1f} ms, prefix {1e3 * other:.1f} ms, ratio {ratio:.2f}", flush=True)
     print("  a layer by N processes, prefix / chain: " + ", ".join(f"{n}: {ratio / n:.2f}" for n in (2, 3, 4, 8)))
@@ -115,22 +116,20 @@ def _row(name: str, model: Model, ranks: Ranks, length: int, rounds: int) -> Non
         losses[prefix] = float(sum_over(ranks, loss.detach()))
 
     forms = [functools.partial(run, prefix) for prefix in (False, True)]
-    clock = turns(forms, rounds, lambda: (dist.barrier(), time.perf_counter())[1])
-    work = turns(forms, rounds, lambda: float(sum_over(ranks, _number(time.process_time()))))
     with Counted(ranks) as counted:
-        way = turns(forms, rounds, counted.now)
+        times = turns(forms, rounds, counted.now)
     if abs(losses[True] - losses[False]) > 1e-4:
         raise SystemExit(f"losses differ: {losses[False]} as a chain, {losses[True]} in the prefix form")
     if ranks.rank == 0:
         layers = len(model.blocks)
         print(f"{name}, {layers} layer{'s' * (layers > 1)}, a row of {length:,} tokens by {ranks.world} processes:")
-        for what, times in (("clock", clock), ("processors", work), ("counted", way)):
-            one, other, ratio = _medians(times)
+        for i, what in enumerate(("clock", "processors", "counted")):
+            one, other, ratio = _medians([tuple(each[i] for each in both) for both in times])
             print(f"  {what}: chain {1e3 * one:.0f} ms, prefix {1e3 * other:.0f} ms, ratio {ratio:.2f}", flush=True)
 
 
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def _numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 class Counted:
@@ -150,39 +149,39 @@ class Counted:
     @staticmethod
     def _use(send: Callable[..., None], received_from: Callable[..., Tensor]) -> None:
         for module in (messages, stretches, stretches_ahead, stretches_prefix):
-            module.send, module.received_from = send, received_from
+            vars(module).update(send=send, received_from=received_from)
 
     def own(self) -> float:
         return time.process_time() + self.ahead
 
     def stamped(self, x: Tensor, peer: int) -> None:
-        self.send(_number(self.own()), peer)
+        self.send(_numbers(self.own()), peer)
         self.send(x, peer)
 
     def taken(self, like: Tensor, peer: int) -> Tensor:
-        stamp, found = self.received_from(_number(0), peer), self.received_from(like, peer)
+        stamp, found = self.received_from(_numbers(0), peer), self.received_from(like, peer)
         self.ahead += max(0.0, float(stamp) - self.own())
         return found
 
-    def now(self) -> float:
-        """The latest of all processes, from which all of them go on."""
-        times = [_number(0) for _ in range(self.ranks.world)]
-        dist.all_gather(times, _number(self.own()))
-        latest = float(max(times))
-        self.ahead += latest - self.own()
-        return latest
+    def now(self) -> Tensor:
+        """The clock, the processors' time of all processes together, and the latest of them, from which all go on."""
+        times = [_numbers(0, 0) for _ in range(self.ranks.world)]
+        dist.all_gather(times, _numbers(time.process_time(), self.own()))
+        used, own = torch.stack(times).unbind(1)
+        self.ahead += float(own.max()) - self.own()
+        return torch.stack([_numbers(time.perf_counter())[0], used.sum(), own.max()])
 
 
-def turns(forms: Sequence[Callable[[], None]], rounds: int, now: Callable[[], float]) -> list[tuple[float, ...]]:
-    """Seconds of each form in each round; the first round warms up."""
+def turns(forms: Sequence[Callable[[], None]], rounds: int, now: Callable[[], Tensor]) -> list[list[list[float]]]:
+    """Of each form in each round the seconds of each clock; the first round warms up."""
     times = []
     for _ in range(rounds + 1):
         found = []
         for run in forms:
             start = now()
             run()
-            found.append(now() - start)
-        times.append(tuple(found))
+            found.append((now() - start).tolist())
+        times.append(found)
     return times[1:]
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 
 from atma.config import ModelConfig
-from atma.mixers import Mixer
 from atma.mixers.stretches import stretch_of
 from atma.mixers.table import names, small
 from atma.model import Model
@@ -64,7 +63,7 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
 
 def composes(model: Model, ranks: Ranks) -> list[bool]:
     """The forms in which rows are shared: the chain, and the prefix form where the mixers have it."""
-    known = any(type(block.mixer).transition is not Mixer.transition for block in model.blocks)
+    known = any(block.mixer.composes for block in model.blocks)
     return [False, True] if known and ranks.context > 1 else [False]
 
 

@@ -105,10 +105,14 @@ class Mixer(nn.Module):
         By default the state goes from process to process, which is exact for any mixer (atma.mixers.stretches); where
         it has a `transition` and the stretch asks for it, that is composed instead (atma.mixers.stretches_prefix).
         """
+        form = prefixed if stretch.prefix and self.composes else chained
+        return form(self, x, stretch, call)
+
+    @property
+    def composes(self) -> bool:
+        """Whether processes that share rows can compose what is before each, by its `transition`."""
         known = type(self).transition is not Mixer.transition
-        if stretch.prefix and known and self.reach is not None and not (self.reach and self.reads_call):
-            return prefixed(self, x, stretch, call)
-        return chained(self, x, stretch, call)
+        return known and self.reach is not None and not (self.reach and self.reads_call)
 
     def transition(self, x: Tensor, state: Any, begun: bool) -> Transition:
         """What tokens x (B, T, D) do to a state that is linear in what it was, and what they read where it was zero.

@@ -21,8 +21,17 @@ from atma.ops.backend import own_precision
 if TYPE_CHECKING:
     from atma.mixers.base import Call, Mixer
 
+WORTH = 4
+"""Layers for each process after the first, up to which the prefix form is the faster one (benchmarks/context.py): as a
+chain each process waits for one layer of each before it, once; in the prefix form every layer computes a little more,
+from 3% for decays of a head to 30% for the delta rule."""
 Fields = Mapping[str, Tensor]
 """Of a state, by name."""
+
+
+def composes(layers: int, processes: int) -> bool:
+    """Whether rows of a model of so many layers are shared by so many processes in the prefix form."""
+    return layers <= WORTH * (processes - 1)
 
 
 class Transition(NamedTuple):
@@ -259,4 +268,4 @@ class _HandOn(torch.autograd.Function):
         return None, None, *gradients, *found
 
 
-__all__ = ["Transition", "prefixed"]
+__all__ = ["Transition", "composes", "prefixed"]
