@@ -22,15 +22,15 @@ from atma.train.parallel import Ranks
 from atma.train.shards import divide, mesh_of
 from tests.laws.conftest import randomise
 
-VOCABULARY, TOKENS = 16, 12
-"""Ids, and tokens of a stretch."""
+VOCABULARY, TOKENS, FEW = 16, 12, 3
+"""Ids, and tokens of a stretch; so few that what a convolution reads of the text before may span two."""
 SHARES = {2: (5.0, 3.0), 4: (4.0, 3.0, 2.0, 1.0)}
 """Of a row for each of its processes, where weights are shared too."""
 
 
 def documents(rows: str, world: int) -> torch.Tensor | None:
     """Segments of three rows: one document; documents that end inside, at and next to edges; short ones everywhere."""
-    if rows in ("whole", "frozen"):
+    if rows in ("whole", "frozen", "few"):
         return None
     length = TOKENS * world
     ends = (
@@ -71,8 +71,8 @@ def compared(model: Model, rows: str, ranks: Ranks, mesh: Any, prefix: bool = Fa
     """The largest difference between one process and all, of the loss and of every gradient, in units of its size."""
     segments = documents(rows, ranks.context)
     segments = None if segments is None else segments.repeat(ranks.replicas, 1)
-    generator = torch.Generator().manual_seed(1)
-    tokens, targets = torch.randint(0, VOCABULARY, (2, 3 * ranks.replicas, TOKENS * ranks.context), generator=generator)
+    generator, length = torch.Generator().manual_seed(1), ranks.context * (FEW if rows == "few" else TOKENS)
+    tokens, targets = torch.randint(0, VOCABULARY, (2, 3 * ranks.replicas, length), generator=generator)
     targets[1, :4] = -100
     loss = model.loss(model(tokens, segment_ids=segments)[0], targets).sum()
     whole = [loss.detach(), *gradients(model, loss)]
@@ -124,7 +124,7 @@ def main() -> None:
     told = {}
     for kind in kinds or names():
         for i, options in enumerate(small(kind)):
-            for rows in ("whole", "edges", "short", "frozen"):
+            for rows in ("whole", "edges", "short", "few", "frozen"):
                 torch.manual_seed(0)
                 model = model_of(kind, options)
                 if rows == "frozen":

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from atma.mixers.stretches import edges_of, stretch_of
+from atma.mixers.stretches_prefix import composes
 from atma.mixers.table import names
 from tests.harness.processes import group
 
@@ -21,6 +22,7 @@ SLOW += [(2, 1, 2, ALL), (2, 2, 2, ALL), (4, 2, 2, OFTEN), (4, 4, 2, OFTEN), (4,
     ("world", "context", "shard", "kinds"),
     [
         (2, 2, 1, ("gated_conv", "atma", "titans", "low_rank")),
+        (3, 3, 1, ("gla",)),
         (2, 2, 2, ("atma",)),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
     ],
@@ -28,7 +30,7 @@ SLOW += [(2, 1, 2, ALL), (2, 2, 2, ALL), (4, 2, 2, OFTEN), (4, 4, 2, OFTEN), (4,
 )
 def test_losses_and_gradients_are_those_of_one_process(world, context, shard, kinds, tmp_path):
     """Rows shared by `context` processes, weights by `shard`: in float64 to 1e-10. Documents that are whole rows, that
-    end inside, at and next to edges, and short ones."""
+    end inside, at and next to edges, and short ones; the chain, and the prefix form where a mixer has it."""
     path = tmp_path / "told.json"
     group(world, ["-m", "tests.distributed.shared_rows", str(path), str(context), str(shard), *kinds])
     told = json.loads(path.read_text())
@@ -69,6 +71,11 @@ def test_shares_make_stretches_of_unequal_length():
     assert (made.start, made.tokens, made.seen) == (15, 9, 24)
     with pytest.raises(ValueError, match=r"shares \[1, 1e-06\] of 10 tokens leave a process none"):
         edges_of(10, 2, [1, 1e-6])
+
+
+def test_the_form_is_chosen_by_layers_and_processes():
+    assert [composes(layers, 2) for layers in (1, 4, 5, 48)] == [True, True, False, False]
+    assert composes(12, 4) and not composes(13, 4) and not composes(1, 1)
 
 
 def test_a_length_that_cannot_be_shared_is_told():
