@@ -21,10 +21,10 @@ from atma.ops.backend import own_precision
 if TYPE_CHECKING:
     from atma.mixers.base import Call, Mixer
 
-WORTH = 4
-"""Layers for each process after the first, up to which the prefix form is the faster one (benchmarks/context.py): as a
-chain each process waits for one layer of each before it, once; in the prefix form every layer computes a little more,
-from 3% for decays of a head to 30% for the delta rule."""
+WORTH = 2
+"""Layers for each process after the first, up to which the prefix form is surely the faster one (docs/LOG.md): as a
+chain each process waits for one layer of each before it, once; in the prefix form every layer computes more, by 3 to
+20% where channels or heads decay and by 20 to 33% by the delta rule."""
 Fields = Mapping[str, Tensor]
 """Of a state, by name."""
 

@@ -111,7 +111,7 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         "keep the same on every device",
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states go "
         "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one, or of recurrences and "
-        "convolutions alone, at most 4 layers for each rank after the first, L; its ranks have equal work, as "
+        "convolutions alone, at most 2 layers for each rank after the first, L; its ranks have equal work, as "
         "with train.context_shares, and the memory of equal stretches",
         "reading data, validation and checkpoints are left out; from the first checkpoint on the first process, or of "
         "sharded weights each process of its part, also keeps a copy of all that is saved in the CPU's memory",
