@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from atma.mixers.features import FEATURES, Narrow, Poly
-from atma.mixers.linear_recurrence import recur
+from atma.mixers.recurrent_reading import Inputs, recur
 from atma.mixers.recurrent_systems import RecurrenceConfig
 from atma.ops import use_backend
 from tests.test_linear_recurrence import EXACT, inputs
@@ -58,7 +58,7 @@ def test_normalised_recurrences_and_their_gradients_are_the_golden_ones(name, ba
     q, k, v, memory = (held[key].clone().requires_grad_() for key in ("q", "k", "v", "memory_in"))
     config = RecurrenceConfig("linear", feature=name)
     with use_backend(backend):
-        out, after = recur((phi(q), phi(k), v), (None, None), memory, None, config, False)
+        out, after = recur(Inputs(phi(q), phi(k), v, None, None), memory, None, config, False)
     assert_golden({"out": out, "memory_out": after}, held, {"q": q, "k": k, "v": v, "memory_in": memory, **learned})
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from atma.config import ModelConfig
 from atma.mixers import MEMORIES, MIXERS, Place, find, small
-from atma.mixers.linear_recurrence import LinearRecurrence, recur
+from atma.mixers.linear_recurrence import LinearRecurrence
+from atma.mixers.recurrent_reading import Inputs, recur
 from atma.mixers.recurrent_systems import SYSTEMS
 from atma.model import Model
 from atma.ops import use_backend
@@ -233,7 +234,7 @@ def test_channels_that_decay_alike_are_the_gated_delta_rule():
     one.gates.beta_proj.load_state_dict(other.gates.beta_proj.state_dict())
     (q, k, v), _ = other._project(x, None, None)
     q, k = other.feature(q), other.feature(k)
-    both = [recur((q, k, v), m.gates(x), None, None, m.config, False) for m in (one, other)]
+    both = [recur(Inputs(q, k, v, *m.gates(x)), None, None, m.config, False) for m in (one, other)]
     for a, b in zip(*both, strict=True):
         torch.testing.assert_close(a, b, **EXACT)
 

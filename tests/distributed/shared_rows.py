@@ -22,15 +22,15 @@ from atma.train.parallel import Ranks
 from atma.train.shards import divide, mesh_of
 from tests.laws.conftest import randomise
 
-VOCABULARY, TOKENS = 16, 12
-"""Ids, and tokens of a stretch."""
+VOCABULARY, TOKENS, FEW = 16, 12, 3
+"""Ids, and tokens of a stretch; so few that what a convolution reads of the text before may span two."""
 SHARES = {2: (5.0, 3.0), 4: (4.0, 3.0, 2.0, 1.0)}
 """Of a row for each of its processes, where weights are shared too."""
 
 
 def documents(rows: str, world: int) -> torch.Tensor | None:
     """Segments of three rows: one document; documents that end inside, at and next to edges; short ones everywhere."""
-    if rows in ("whole", "frozen"):
+    if rows in ("whole", "frozen", "few"):
         return None
     length = TOKENS * world
     ends = (
@@ -61,12 +61,18 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters() if p.requires_grad]
 
 
-def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
+def composes(model: Model, ranks: Ranks) -> list[bool]:
+    """The forms in which rows are shared: the chain, and the prefix form where the mixers have it."""
+    known = any(block.mixer.composes for block in model.blocks)
+    return [False, True] if known and ranks.context > 1 else [False]
+
+
+def compared(model: Model, rows: str, ranks: Ranks, mesh: Any, prefix: bool = False) -> float:
     """The largest difference between one process and all, of the loss and of every gradient, in units of its size."""
     segments = documents(rows, ranks.context)
     segments = None if segments is None else segments.repeat(ranks.replicas, 1)
-    generator = torch.Generator().manual_seed(1)
-    tokens, targets = torch.randint(0, VOCABULARY, (2, 3 * ranks.replicas, TOKENS * ranks.context), generator=generator)
+    generator, length = torch.Generator().manual_seed(1), ranks.context * (FEW if rows == "few" else TOKENS)
+    tokens, targets = torch.randint(0, VOCABULARY, (2, 3 * ranks.replicas, length), generator=generator)
     targets[1, :4] = -100
     loss = model.loss(model(tokens, segment_ids=segments)[0], targets).sum()
     whole = [loss.detach(), *gradients(model, loss)]
@@ -74,7 +80,7 @@ def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
         model = copy.deepcopy(model)
         divide(model, ranks, mesh)
     model.checkpointing = rows == "edges"  # a block is then computed again, what it hands on too
-    loss = own_loss(model, tokens, targets, segments, ranks)
+    loss = own_loss(model, tokens, targets, segments, ranks, prefix)
     shared = [loss.detach(), *gradients(model, loss)]
     worst = 0.0
     for one, other in zip(whole, shared, strict=True):
@@ -87,7 +93,12 @@ def compared(model: Model, rows: str, ranks: Ranks, mesh: Any) -> float:
 
 
 def own_loss(
-    model: Model, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor | None, ranks: Ranks
+    model: Model,
+    tokens: torch.Tensor,
+    targets: torch.Tensor,
+    segments: torch.Tensor | None,
+    ranks: Ranks,
+    prefix: bool = False,
 ) -> torch.Tensor:
     """The loss of this process's rows, or stretch of them."""
 
@@ -99,7 +110,7 @@ def own_loss(
         return model.loss(model(tokens, segment_ids=segments)[0], targets).sum()
     place = ranks.rank % ranks.context
     shares = SHARES[ranks.context] if ranks.shard > 1 else ()
-    stretch = stretch_of(place, ranks.peers, segments, tuple(tokens.shape), shares)
+    stretch = stretch_of(place, ranks.peers, segments, tuple(tokens.shape), shares, prefix)
     some = slice(stretch.start, stretch.seen)
     return model.loss(model(tokens[:, some], stretch=stretch)[0], targets[:, some]).sum()
 
@@ -115,13 +126,15 @@ def main() -> None:
         for i, options in enumerate(small(kind)):
             if only not in ("", str(i)):
                 continue
-            for rows in ("whole", "edges", "short", "frozen"):
+            for rows in ("whole", "edges", "short", "few", "frozen"):
                 torch.manual_seed(0)
                 model = model_of(kind, options)
                 if rows == "frozen":
                     freeze(model)
-                    compared(model, rows, ranks, mesh)  # what nobody took of it would be taken for the next one's
-                told[f"{kind}-{i} {rows}"] = compared(model, rows, ranks, mesh)
+                for prefix in composes(model, ranks):
+                    if rows == "frozen":
+                        compared(model, rows, ranks, mesh, prefix)  # what nobody took would be taken for the next one's
+                    told[f"{kind}-{i} {rows}{' prefix' * prefix}"] = compared(model, rows, ranks, mesh, prefix)
     if ranks.rank == 0:
         Path(path).write_text(json.dumps(told))
     dist.destroy_process_group()

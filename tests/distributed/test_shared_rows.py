@@ -6,29 +6,34 @@ import pytest
 import torch
 
 from atma.mixers.stretches import edges_of, stretch_of
+from atma.mixers.stretches_prefix import composes
 from atma.mixers.table import names
 from tests.harness.processes import group
 
 OFTEN = ("gated_conv", "atma", "polar", "rope", "gla", "titans", "polar_pages")
+QUARTERS = [tuple(names())[i::4] for i in range(4)]
+"""Of all mixers: a group of processes for each."""
+SLOW = [(*sizes, some) for sizes in ((2, 2, 1), (3, 3, 1), (2, 1, 2), (2, 2, 2)) for some in QUARTERS]
+SLOW += [(4, 4, 1, OFTEN), (4, 2, 1, OFTEN), (4, 2, 2, OFTEN), (4, 4, 2, OFTEN), (4, 2, 4, OFTEN), (4, 1, 2, OFTEN)]
 
 
-ALL = tuple(names())
-SLOW = [(2, 2, 1, ALL), (3, 3, 1, ALL), (4, 4, 1, OFTEN), (4, 2, 1, OFTEN)]
-SLOW += [(2, 1, 2, ALL), (2, 2, 2, ALL), (4, 2, 2, OFTEN), (4, 4, 2, OFTEN), (4, 2, 4, OFTEN), (4, 1, 2, OFTEN)]
+def _named(x: object) -> str:
+    return f"{x[0]} and {len(x) - 1} more" if isinstance(x, tuple) else str(x)
 
 
 @pytest.mark.parametrize(
     ("world", "context", "shard", "kinds"),
     [
         (2, 2, 1, ("gated_conv-0", "atma", "titans", "low_rank-0")),
+        (3, 3, 1, ("gla-0",)),
         (2, 2, 2, ("atma",)),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
     ],
-    ids=lambda x: str(x) if isinstance(x, int) else f"{len(x)} mixers",
+    ids=_named,
 )
 def test_losses_and_gradients_are_those_of_one_process(world, context, shard, kinds, tmp_path):
     """Rows shared by `context` processes, weights by `shard`: in float64 to 1e-10. Documents that are whole rows, that
-    end inside, at and next to edges, and short ones."""
+    end inside, at and next to edges, and short ones; the chain, and the prefix form where a mixer has it."""
     path = tmp_path / "told.json"
     group(world, ["-m", "tests.distributed.shared_rows", str(path), str(context), str(shard), *kinds])
     told = json.loads(path.read_text())
@@ -38,8 +43,8 @@ def test_losses_and_gradients_are_those_of_one_process(world, context, shard, ki
 
 @pytest.mark.parametrize(
     ("context", "kinds"),
-    [(1, ("atma", "titans")), *(pytest.param(context, ALL, marks=pytest.mark.slow) for context in (1, 2))],
-    ids=lambda x: str(x) if isinstance(x, int) else f"{len(x)} mixers",
+    [(1, ("atma", "titans")), *((context, some) for context in (1, 2) for some in QUARTERS)],
+    ids=_named,
 )
 @pytest.mark.slow
 def test_weights_that_travel_in_bfloat16_change_not_a_bit(context, kinds, tmp_path):
@@ -69,6 +74,11 @@ def test_shares_make_stretches_of_unequal_length():
     assert (made.start, made.tokens, made.seen) == (15, 9, 24)
     with pytest.raises(ValueError, match=r"shares \[1, 1e-06\] of 10 tokens leave a process none"):
         edges_of(10, 2, [1, 1e-6])
+
+
+def test_the_form_is_chosen_by_layers_and_processes():
+    assert [composes(layers, 2) for layers in (1, 2, 3, 48)] == [True, True, False, False]
+    assert composes(6, 4) and not composes(7, 4) and not composes(1, 1)
 
 
 def test_a_length_that_cannot_be_shared_is_told():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from atma.layers import init_linear
 from atma.mixers.stretches import Stretch, chained
+from atma.mixers.stretches_prefix import Transition, prefixed
 from atma.strict import from_dict
 
 
@@ -101,9 +102,26 @@ class Mixer(nn.Module):
     def forward_shard(self, x: Tensor, stretch: Stretch, call: Call | None = None) -> Tensor:
         """`forward` of rows that several processes share: x (B, tokens, D) of this one's stretch to y of the same.
 
-        By default the state goes from process to process, which is exact for any mixer (atma.mixers.stretches).
+        By default the state goes from process to process, which is exact for any mixer (atma.mixers.stretches); where
+        it has a `transition` and the stretch asks for it, that is composed instead (atma.mixers.stretches_prefix).
         """
-        return chained(self, x, stretch, call)
+        form = prefixed if stretch.prefix and self.composes else chained
+        return form(self, x, stretch, call)
+
+    @property
+    def composes(self) -> bool:
+        """Whether processes that share rows can compose what is before each, by its `transition`."""
+        known = type(self).transition is not Mixer.transition
+        return known and self.reach is not None and not (self.reach and self.reads_call)
+
+    def transition(self, x: Tensor, state: Any, begun: bool) -> Transition:
+        """What tokens x (B, T, D) do to a state that is linear in what it was, and what they read where it was zero.
+
+        state: as `forward` takes it, of which everything but the linear fields counts; it must follow from the last
+        `reach` tokens before x and from `length`. begun: whether anything is before x; else factors are not asked for.
+        With `call` where the mixer `reads_call`, and then only without a `reach`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} knows no transition")
 
     def channels(self) -> dict[str, nn.Linear]:
         """The projections by which the mixer reaches the residual stream, by name; y is the sum of their outputs.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from atma.layers import Linear, init_linear
 from atma.mixers.base import Mixer, Place
+from atma.mixers.stretches_prefix import Transition
 from atma.ops import causal_conv, gated_conv
 from atma.ops.backend import backend_for
 from atma.strict import UNSAID, check_fields, require
@@ -68,6 +69,10 @@ class GatedConv(Mixer):
         inputs = b * u
         y = self.out_proj(c * causal_conv(inputs, self.taps, state.tail.to(h.dtype), segment_ids))
         return y, LocalState(advance(state.tail, inputs.to(state.tail.dtype)))
+
+    def transition(self, x: Tensor, state: LocalState, begun: bool) -> Transition:
+        """`Mixer.transition`: nothing but the last tokens counts."""
+        return Transition(self(x, state)[0], {}, {}, lambda read, _: read)
 
     def steady(self, on: bool = True) -> bool:
         """`Mixer.steady`: the compiled convolution is, as it is."""

@@ -4,6 +4,7 @@ The published systems are the lines of `recurrent_systems`; their feature maps, 
 this one.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,18 +15,16 @@ from atma.mixers.base import Mixer, Place
 from atma.mixers.features import FEATURES, Feature, Unit
 from atma.mixers.recurrent_decays import Sizes, by_head, silu
 from atma.mixers.recurrent_gates import Gates
+from atma.mixers.recurrent_reading import Inputs, behind, from_nothing, recur
 from atma.mixers.recurrent_surround import Readout, ShortConv, begin_at_recall
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, sizes
-from atma.ops import recurrence
+from atma.mixers.stretches_prefix import Transition
 from atma.ops.backend import backend_for
-from atma.ops.native import logging
 from atma.ops.rows import rotate
 from atma.ops.segments import tokens_before
 
 BASE = 10_000.0
 """Of RetNet's rotary positions."""
-EPSILON = 1e-12
-"""Added to a normaliser."""
 
 
 class RecurrentState(NamedTuple):
@@ -91,7 +90,30 @@ class LinearRecurrence(Mixer):
         self, x: Tensor, state: RecurrentState | None = None, *, segment_ids: Tensor | None = None
     ) -> tuple[Tensor, RecurrentState | None]:
         """x (B, T, D) to y (B, T, D). ValueError: a normaliser of zero."""
-        memory, tail, length = (None, None, None) if state is None else state
+        given, tail = self._inputs(x, state, segment_ids)
+        memory = None if state is None else state.memory
+        read, memory = recur(given, memory, segment_ids, self.config, self.in_turn)
+        y = self._output(read, given, x)
+        if state is None:
+            return y, None
+        return y, RecurrentState(memory, tail, None if state.length is None else state.length + x.shape[1])
+
+    def transition(self, x: Tensor, state: RecurrentState, begun: bool) -> Transition:
+        """`Mixer.transition`: of the memory."""
+        given, _ = self._inputs(x, state, None)
+        made = from_nothing(given, self.config, begun)
+
+        def finish(read: Tensor, before: Mapping[str, Tensor]) -> Tensor:
+            return self._output(behind(read, before.get("memory"), given, self.config), given, x)
+
+        factors = {} if made.factor is None else {"memory": made.factor}
+        return Transition(made.read, {"memory": made.memory}, factors, finish, self.config.rule == "delta")
+
+    def _inputs(
+        self, x: Tensor, state: RecurrentState | None, segment_ids: Tensor | None
+    ) -> tuple[Inputs, Tensor | None]:
+        """What the operation takes of x, and the tail after."""
+        tail, length = (None, None) if state is None else (state.tail, state.length)
         (q, k, v), tail = self._project(x, tail, segment_ids)
         if self.turned:
             assert k is not None
@@ -106,13 +128,13 @@ class LinearRecurrence(Mixer):
             q, k = (z.repeat_interleave(self.heads // self.key_heads, 1) for z in (q, k))
         if SYSTEMS[self.config.system].scaled:
             q = q * self.sizes.key_width**-0.5
-        read, memory = recur((q, k, v), (log_decay, beta), memory, segment_ids, self.config, self.in_turn)
+        return Inputs(q, k, v, log_decay, beta), tail
+
+    def _output(self, read: Tensor, given: Inputs, x: Tensor) -> Tensor:
+        """y (B, T, D) of what is read (B, H, T, V)."""
         if self.skip is not None:
-            read = read + self.skip.to(read.dtype)[:, None, None] * v
-        y = self.readout(read, x, self.in_turn)
-        if state is None:
-            return y, None
-        return y, RecurrentState(memory, tail, None if length is None else length + x.shape[1])
+            read = read + self.skip.to(read.dtype)[:, None, None] * given.v
+        return self.readout(read, x, self.in_turn)
 
     def _project(
         self, x: Tensor, tail: Tensor | None, segment_ids: Tensor | None
@@ -175,37 +197,6 @@ class LinearRecurrence(Mixer):
     def reach(self) -> int:
         """`Mixer.reach`."""
         return 0 if self.conv is None else self.conv.taps.shape[1] - 1
-
-
-def recur(
-    read: tuple[Tensor, Tensor, Tensor],
-    gates: tuple[Tensor | None, Tensor | None],
-    memory: Tensor | None,
-    segment_ids: Tensor | None,
-    config: RecurrenceConfig,
-    steady: bool,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence of q, k and v with a normaliser where there is one: what is read, and the memory after."""
-    q, k, v = read
-    assert config.rule is not None
-    if not config.normaliser:
-        return recurrence(q, k, v, *gates, memory, segment_ids, config.rule, steady=steady)
-    v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-    out, memory = recurrence(q, k, v, *gates, memory, segment_ids, config.rule, steady=steady)
-    total = out[..., -1:]
-    _check_total(total)
-    return out[..., :-1] / (total + EPSILON), memory
-
-
-def _check_total(total: Tensor) -> None:
-    """On the CPU, where looking costs little, and not in a step that is recorded."""
-    if total.device.type != "cpu" or torch.compiler.is_compiling() or logging():
-        return
-    if bool((total == 0).any()):
-        raise ValueError(
-            "a query has no weight on any key: its features are all zero, so what it reads cannot be normalised; "
-            "queries or keys are too large (a norm before the mixer, or a lower learning rate)"
-        )
 
 
 def feature_of(config: RecurrenceConfig, sizes: Sizes) -> Feature:

@@ -4,6 +4,7 @@ A router chooses slots for a token. Those fade and take the token's key and valu
 what they hold. A query finds slots by their keys and reads their values: two linear recurrences with a softmax between.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from atma.layers import Linear, RMSNorm
 from atma.mixers.base import Call, Mixer, Place
 from atma.mixers.recurrent_decays import init_rate, init_step
+from atma.mixers.stretches_prefix import Transition
 from atma.ops import recurrence
+from atma.ops.backend import own_precision
 from atma.strict import check_fields, require
 
 EPSILON = 1e-6
@@ -109,17 +112,36 @@ class Raven(Mixer):
         call: Call | None = None,
     ) -> tuple[Tensor, RavenState | None]:
         """x (B, T, D) to y (B, T, D). The router has noise only in training, where the call has a seed for it."""
+        given = self._inputs(x, call)
+        held = (None, None) if state is None else state
+        found, keys = given.found(held[0], segment_ids)
+        read, values = given.read(found, held[1], segment_ids)
+        return self._output(read), None if state is None else RavenState(keys, values)
+
+    def transition(self, x: Tensor, state: RavenState, begun: bool, call: Call | None = None) -> Transition:
+        """`Mixer.transition`: what is written to the values knows nothing of the slots that are found."""
+        given = self._inputs(x, call)
+        nothing, keys = given.found(None, None)
+        _, values = given.read(given.s[:, :1], None, None)
+        kept = given.f.sum(2)
+
+        def finish(read: Tensor, before: Mapping[str, Tensor]) -> Tensor:
+            if before:
+                read = _with(read, given, before["keys"])
+            return self._output(given.read(read, before.get("values"), None)[0])
+
+        factors = {"keys": kept[..., None].exp(), "values": kept[..., None, :].exp()} if begun else {}
+        return Transition(nothing, {"keys": keys, "values": values}, factors, finish)
+
+    def _inputs(self, x: Tensor, call: Call | None) -> "_Inputs":
         q, k, v = (F.silu(proj(x)).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (z.transpose(1, 2) for z in (self.q_norm(q), self.k_norm(k), v))
         weight = self.slot_weights(x, _seed(call, self.layer) if self.training else None)
         f = (self.log_decay(x) * self.config.slots)[..., None] * weight
-        s = -torch.expm1(f)
-        held = (None, None) if state is None else state
-        found, keys = recurrence(q, k, s, f, None, held[0], segment_ids, "add", "value")  # (3.6)
-        share = found.to(f.dtype).softmax(-1)
-        read, values = recurrence(share, s, v, f, None, held[1], segment_ids, "add", "key")  # (3.7)
-        y = self.norm(F.silu(read.to(v.dtype)).transpose(1, 2).flatten(2))
-        return self.out_proj(y), None if state is None else RavenState(keys, values)
+        return _Inputs(q, k, v, f, -torch.expm1(f))
+
+    def _output(self, read: Tensor) -> Tensor:
+        return self.out_proj(self.norm(F.silu(read).transpose(1, 2).flatten(2)))
 
     def channels(self) -> dict[str, nn.Linear]:
         """`Mixer.channels`."""
@@ -129,6 +151,32 @@ class Raven(Mixer):
     def reach(self) -> int:
         """`Mixer.reach`: there is nothing but a memory."""
         return 0
+
+
+class _Inputs(NamedTuple):
+    """What both recurrences take of a call."""
+
+    q: Tensor  # (B, H, T, K), and k and v (B, H, T, V) likewise
+    k: Tensor
+    v: Tensor
+    f: Tensor  # (B, H, T, M), float32 or wider, and s
+    s: Tensor
+
+    def found(self, keys: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores of the slots (B, H, T, M) by their keys, and these after: (3.6)."""
+        return recurrence(self.q, self.k, self.s, self.f, None, keys, segment_ids, "add", "value")
+
+    def read(self, found: Tensor, values: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the slots found hold (B, H, T, V), and their values after: (3.7)."""
+        share = found.to(self.f.dtype).softmax(-1)
+        read, values = recurrence(share, self.s, self.v, self.f, None, values, segment_ids, "add", "key")
+        return read.to(self.v.dtype), values
+
+
+@own_precision
+def _with(found: Tensor, given: _Inputs, keys: Tensor) -> Tensor:
+    """Scores of the slots by their keys from nothing, with those that they had before."""
+    return (found + given.f.cumsum(2).exp() * (given.q.to(keys.dtype) @ keys.mT)).to(found.dtype)
 
 
 def largest(score: Tensor, count: int) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from atma.layers import init_linear
 from atma.mixers.features import WIDEST, Narrow
 from atma.mixers.heads import Heads, Memory
-from atma.mixers.linear_recurrence import empty_memory, feature_of, gates_of, mean_of, recur, taken
+from atma.mixers.linear_recurrence import empty_memory, feature_of, gates_of, mean_of, taken
 from atma.mixers.recurrent_decays import Sizes
+from atma.mixers.recurrent_reading import Inputs, recur
 from atma.mixers.recurrent_surround import Readout, StartName
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, SystemName
 from atma.ops.backend import backend_for
@@ -99,8 +100,8 @@ class RecurrentMemory(Memory):
         q, k = self.feature(q, self.in_turn), self.feature(k, self.in_turn)
         if SYSTEMS[self.config.system].scaled:
             q = q * self.sizes.key_width**-0.5
-        gates = taken(self, x, log_decay), beta
-        read, memory = recur((q, k, v), gates, memory, segment_ids, self.config, self.in_turn)
+        given = Inputs(q, k, v, taken(self, x, log_decay), beta)
+        read, memory = recur(given, memory, segment_ids, self.config, self.in_turn)
         return self.readout(read, x, self.in_turn), memory
 
     @property

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from atma import state as states
+from atma.mixers.messages import Joined, Receive, answered, received_from, send
 
 if TYPE_CHECKING:
     from atma.mixers.base import Call, Mixer
@@ -43,13 +43,22 @@ class Stretch(NamedTuple):
     """Which of the row's stretches, from 0."""
     peers: tuple[int, ...]
     """The processes that hold the stretches of these rows, in order, by their number in the whole group."""
-    start: int
-    """Tokens of a row before this stretch."""
+    edges: tuple[int, ...]
+    """Where each of the row's stretches begins, and where the last ends, in tokens."""
     segments: Tensor
     """(B, tokens) int: the documents of this stretch."""
     parts: tuple[Part, ...]
     before: Tensor
     """Rows, (n,) int64, whose first document was begun in the stretch before."""
+    begun: Tensor
+    """(stretches, B) int64: at which token of the row the first document of each stretch begins."""
+    prefix: bool = False
+    """Whether mixers that know their transitions hand these on in place of states (atma.mixers.stretches_prefix)."""
+
+    @property
+    def start(self) -> int:
+        """Tokens of a row before this stretch."""
+        return self.edges[self.index]
 
     @property
     def tokens(self) -> int:
@@ -82,15 +91,22 @@ def edges_of(length: int, count: int, shares: Sequence[float] = ()) -> list[int]
 
 
 def stretch_of(
-    index: int, peers: Sequence[int], segments: Tensor | None, shape: tuple[int, int], shares: Sequence[float] = ()
+    index: int,
+    peers: Sequence[int],
+    segments: Tensor | None,
+    shape: tuple[int, int],
+    shares: Sequence[float] = (),
+    prefix: bool = False,
 ) -> Stretch:
     """The stretch of rows (B, whole length) of `shape`, of documents with a number each, ascending; no segments: each
-    row is one document. Shares and ValueError as for `edges_of`."""
-    start, end = edges_of(shape[1], len(peers), shares)[index : index + 2]
+    row is one document. Shares and ValueError as for `edges_of`, prefix as of `Stretch`."""
+    edges = edges_of(shape[1], len(peers), shares)
     whole = torch.zeros(shape, dtype=torch.int32) if segments is None else segments
-    own = whole[:, start:end]
-    before, after = (_over(whole, edge) for edge in (start, end))
-    return Stretch(index, tuple(peers), start, own, tuple(_parts(own, before, after)), before.nonzero()[:, 0])
+    own = whole[:, edges[index] : edges[index + 1]]
+    before, after = (_over(whole, edge) for edge in edges[index : index + 2])
+    begun = torch.stack([(whole < whole[:, start, None]).sum(1) for start in edges[:-1]])
+    parts = tuple(_parts(own, before, after))
+    return Stretch(index, tuple(peers), tuple(edges), own, parts, before.nonzero()[:, 0], begun, prefix)
 
 
 def _over(segments: Tensor, at: int) -> Tensor:
@@ -160,12 +176,19 @@ def called(
     given: tuple[Any, Tensor | None],
     record: "tuple[Part, Call | None]",
 ) -> tuple[Tensor, Any]:
+    """y of some tokens of the rows x of a part, behind a state or of documents, and the state after them."""
     (state, segments), (part, call) = given, record
     more: dict[str, Any] = {} if state is not None else {"segment_ids": segments}
-    if mixer.reads_call and call is not None:
-        left = call.left.setdefault(f"rows {part.rows.tolist()} from {some.start}", {})
-        more["call"] = dataclasses.replace(call, embedding=call.embedding[part.rows, some], left=left, stretch=None)
-    return mixer(x[:, some], state, **more)
+    return mixer(x[:, some], state, **more, **with_call(mixer, some, part, call))
+
+
+def with_call(mixer: "Mixer", some: slice, part: Part, call: "Call | None") -> dict[str, Any]:
+    """The argument `call` of some tokens of a part's rows, where the mixer reads it."""
+    if not mixer.reads_call or call is None:
+        return {}
+    left = call.left.setdefault(f"rows {part.rows.tolist()} from {some.start}", {})
+    own = dataclasses.replace(call, embedding=call.embedding[part.rows, some], left=left, stretch=None)
+    return {"call": own}
 
 
 def chosen(x: Tensor, rows: Tensor) -> Tensor:
@@ -189,7 +212,7 @@ def receive(mixer: "Mixer", stretch: Stretch) -> tuple[Any, tuple[Tensor, ...]]:
     template = mixer.init_state(len(stretch.before), stretch.start)
     anchor = torch.empty(0, requires_grad=torch.is_grad_enabled())
     like = [x.detach() for x in states.tensors(template)]
-    found = _Receive.apply(anchor, stretch.peers[stretch.index - 1], *like)
+    found = Receive.apply(anchor, stretch.peers[stretch.index - 1], *like)
     fill = iter(found)
     state = states.transform(template, lambda *_: next(fill))
     return states.grow(state, stretch.seen), tuple(x for x in found if x.requires_grad)
@@ -200,31 +223,6 @@ def _hand_over(y: Tensor, state: Any, mixer: "Mixer", stretch: Stretch) -> Tenso
     expected = (x.dtype for x in states.tensors(mixer.init_state(1, 1)))
     sent = [x.to(dtype) for x, dtype in zip(states.tensors(state), expected, strict=True)]
     return _HandOver.apply(answered(y), stretch.peers[stretch.index + 1], *sent)
-
-
-def answered(x: Tensor) -> Tensor:
-    """x, through which gradients go even where nothing before it is trained: who is sent a state always gives some."""
-    if x.requires_grad or not x.is_floating_point() or not torch.is_grad_enabled():
-        return x
-    return x.detach().requires_grad_()
-
-
-class _Receive(torch.autograd.Function):
-    """Tensors like those given, from a process; their gradients go back to it."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, peer: int, *like: Tensor) -> tuple[Tensor, ...]:
-        ctx.peer = peer
-        found = tuple(received_from(x, peer) for x in like)
-        ctx.mark_non_differentiable(*(x for x in found if not x.is_floating_point()))
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        floats = [x for x in gradients if x is not None and x.is_floating_point()]
-        for x in floats:
-            send(x, ctx.peer)
-        return (None,) * (2 + len(gradients))
 
 
 class _HandOver(torch.autograd.Function):
@@ -243,56 +241,16 @@ class _HandOver(torch.autograd.Function):
         return gradient, None, *(None if x is None else received_from(x, ctx.peer) for x in like)
 
 
-class Joined(torch.autograd.Function):
-    """y as it is, of which the tensors are a part with gradient zero: so that their sender is always answered."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.count = len(tensors)
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return gradient, *(None,) * ctx.count
-
-
-_on_their_way: list[tuple[Any, Tensor]] = []
-"""What was sent and has perhaps not arrived: whoever sends goes on at once."""
-
-
-def send(x: Tensor, peer: int) -> None:
-    """Let a tensor go to a process, which takes what comes in its order."""
-    _on_their_way[:] = [one for one in _on_their_way if not one[0].is_completed()]
-    whole = x.contiguous()
-    try:
-        _on_their_way.append((dist.isend(whole, peer), whole))
-    except RuntimeError as error:
-        raise RuntimeError(f"process {peer}: {error}") from error
-
-
-def received_from(like: Tensor, peer: int) -> Tensor:
-    """What a process has sent, which is like this."""
-    found = torch.empty_like(like, memory_format=torch.contiguous_format)
-    try:
-        dist.recv(found, peer)
-    except RuntimeError as error:
-        raise RuntimeError(f"process {peer}: {error}") from error
-    return found
-
-
 __all__ = [
-    "Joined",
     "Part",
     "Stretch",
-    "answered",
     "called",
     "chained",
     "chosen",
     "edges_of",
     "in_order",
     "receive",
-    "received_from",
     "rows_of",
-    "send",
     "stretch_of",
+    "with_call",
 ]

@@ -12,19 +12,8 @@ import torch
 from torch import Tensor
 
 from atma import state as states
-from atma.mixers.stretches import (
-    Joined,
-    Part,
-    Stretch,
-    answered,
-    called,
-    chosen,
-    in_order,
-    receive,
-    received_from,
-    rows_of,
-    send,
-)
+from atma.mixers.messages import Joined, answered, received_from, send
+from atma.mixers.stretches import Part, Stretch, called, chosen, in_order, receive, rows_of
 
 
 class Ahead(Protocol):

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from atma.config import Recipe
 from atma.display import bytes_text
+from atma.mixers.stretches_prefix import composes
 from atma.plan.costs import Costs
 from atma.plan.memory import Held, held
 from atma.plan.meshes import Mesh, Sent, meshes, sent
@@ -63,9 +64,7 @@ def plan(costs: Costs, gpus: int, pace: Pace) -> Plan:
 def _option(costs: Costs, mesh: Mesh, checkpointing: bool, pace: Pace) -> Option:
     train = costs.recipe.train
     tokens = train.batch_tokens / mesh.ranks
-    layers = costs.recipe.model.depth
-    waiting = (layers + mesh.context - 1) / layers  # a stretch of a row begins a layer after the one before it
-    compute = waiting * pace.compute(tokens, train.length, checkpointing)
+    compute = _waiting(costs, mesh) * pace.compute(tokens, train.length, checkpointing)
     update = pace.update(1 / mesh.ranks)
     messages = sent(costs, mesh, checkpointing)
     communication = sum(pace.send(one) for one in messages)
@@ -73,6 +72,13 @@ def _option(costs: Costs, mesh: Mesh, checkpointing: bool, pace: Pace) -> Option
     seconds = compute + update + communication
     fits = memory.peak <= pace.room
     return Option(mesh, checkpointing, memory, messages, compute, update, communication, seconds, fits)
+
+
+def _waiting(costs: Costs, mesh: Mesh) -> float:
+    """Turns of a layer for each of them: a stretch of a row begins one after the stretch before it, unless composed."""
+    layers = costs.recipe.model.depth
+    alone = composes(layers, mesh.context) and all(one.composes for one in costs.layers.values())
+    return 1.0 if alone else (layers + mesh.context - 1) / layers
 
 
 def short(plan: Plan) -> str:
@@ -104,7 +110,8 @@ def _assumptions(costs: Costs, pace: Pace) -> list[str]:
         "activations are what autograd keeps on a CPU, counted at 128 to 512 tokens; blocked operations are taken to "
         "keep the same on every device",
         "communication is on a ring, whole and not hidden behind computing, without latency; a context's states go "
-        "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one; its ranks have equal work, as "
+        "from rank to rank, so that L layers on N ranks take L + N - 1 turns of one, or of recurrences and "
+        "convolutions alone, at most 2 layers for each rank after the first, L; its ranks have equal work, as "
         "with train.context_shares, and the memory of equal stretches",
         "reading data, validation and checkpoints are left out; from the first checkpoint on the first process, or of "
         "sharded weights each process of its part, also keeps a copy of all that is saved in the CPU's memory",

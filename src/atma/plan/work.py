@@ -81,6 +81,8 @@ class LayerWork(NamedTuple):
     """D."""
     low: int
     """Numbers of its weights that travel in bfloat16 where parts are gathered and steps compute in it."""
+    composes: bool
+    """Whether no rank of a context need wait there for another."""
 
     def attention(self, length: float) -> float:
         """Multiply-adds of a token that are there because a row has this length."""
@@ -211,6 +213,7 @@ def _layer_work(config: ModelConfig, name: str, count: int) -> LayerWork:
         short[0],
         config.width,
         _weights(block.named_parameters(), low_names(block)).low,
+        block.mixer.composes,
     )
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from atma.config import TrainConfig
 from atma.mixers.stretches import edges_of, stretch_of
+from atma.mixers.stretches_prefix import composes
 from atma.model import Model
 from atma.ops.loss import NOT_SCORED
 from atma.train.allocator import keep_freed_memory
@@ -115,7 +116,8 @@ class Stepper:
             return self.model(tokens, segment_ids=segments, noise=noise)[0]
         place = self.ranks.rank % self.ranks.context
         shape, shares = (tokens.shape[0], tokens.shape[1]), self.train.context_shares
-        stretch = stretch_of(place, self.ranks.peers, segments, shape, shares)
+        prefix = composes(len(self.model.blocks), self.ranks.context)
+        stretch = stretch_of(place, self.ranks.peers, segments, shape, shares, prefix)
         return self.model(self.own(tokens), noise=noise, stretch=stretch)[0]
 
     def _losses(self, part: tuple[Tensor, Tensor, Tensor], scored: Tensor, draw: int) -> dict[str, Tensor]:
