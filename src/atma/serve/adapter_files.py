@@ -52,19 +52,6 @@ def read_adapters(folders: Mapping[str, str | Path], name: str | Path, model: Mo
     return tuple(_read(called, Path(folder), base) for called, folder in folders.items())
 
 
-def named_folders(given: tuple[str, ...]) -> dict[str, Path]:
-    """Folders by the names of adapters, of texts like "NAME=FOLDER". ValueError for anything else, or a name twice."""
-    found: dict[str, Path] = {}
-    for text in given:
-        name, equals, folder = text.partition("=")
-        if not (name.strip() and equals and folder.strip()):
-            raise ValueError(f"--adapter '{text}' must be like NAME=FOLDER")
-        if name in found:
-            raise ValueError(f"--adapter '{text}': another adapter is called '{name}'; give each a name of its own")
-        found[name] = Path(folder)
-    return found
-
-
 def _read(called: str, folder: Path, base: _Base) -> Adapter:
     if (folder / ADAPTERS).is_file():
         layers = _ours(folder, base)

@@ -223,7 +223,9 @@ class Engine:
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")
                 writing = []
-        begun = [s for s in self.scheduler.running if s.carried is not None and not s.written and s.position == s.target]
+        begun = [
+            s for s in self.scheduler.running if s.carried is not None and not s.written and s.position == s.target
+        ]
         for sequence in begun:
             try:
                 self.answers.begin(sequence)

@@ -36,7 +36,7 @@ OTHER_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def peft_layers(folder: Path) -> dict[str, Factors]:
-    """The factors of a folder by the names that PEFT has, B with its scale. ValueError: of a kind that is not served."""
+    """The factors of a folder by PEFT's own names, B with its scale. ValueError: of a kind that is not served."""
     settings = read_json(folder / SETTINGS)
     _check_kind(folder, settings)
     path, layers = folder / TENSORS, dict[str, Factors]()
@@ -50,7 +50,9 @@ def peft_layers(folder: Path) -> dict[str, Factors]:
             raise ValueError(f"{path}: of '{layer}' one factor is missing; save the adapter again")
         layer = layer.removeprefix(WRAPPED)
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.numel():
-            raise ValueError(f"{path}: '{layer}' has factors {tuple(a.shape)} and {tuple(b.shape)}, not (r, I) and (O, r)")
+            raise ValueError(
+                f"{path}: '{layer}' has factors {tuple(a.shape)} and {tuple(b.shape)}, not (r, I) and (O, r)"
+            )
         layers[layer] = Factors(a.float(), b.float() * _scale(folder, settings, layer, len(a)))
     return layers
 

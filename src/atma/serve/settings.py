@@ -94,7 +94,7 @@ class Budget:
     cache_bytes: int
     recording: Recording
     set_aside: int
-    """For rows, while they are read and while they are written, for the model's steps, for adapters and for requests."""
+    """For rows, while they are read and while they are written, for steps, for adapters and for requests."""
     pending_bytes: int
     """For copies of kept states that are being written to disk."""
 

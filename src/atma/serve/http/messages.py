@@ -168,7 +168,7 @@ class Messages:
         """Answer a conversation, in the words of Anthropic's API."""
         chat = body.asked()
         asked, shape, name = await self.routes.asked(chat, request)
-        answer = Message(shape, self.routes.service.name, len(asked.prompt), list(body.stop_sequences))
+        answer = Message(shape, self.routes.service.called(chat.model), len(asked.prompt), list(body.stop_sequences))
         return await self.routes.answered([asked], answer, chat, request, name, MessageStream)
 
     async def count(self, body: CountBody, request: Request) -> Response:

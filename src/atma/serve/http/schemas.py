@@ -144,6 +144,7 @@ class ModelAnswer(Answered):
     object: Literal["model"]
     created: int
     owned_by: str
+    parent: str | None = None
     max_model_len: int | None = None
     chat_template: bool | None = None
     description: list[str] | None = None
