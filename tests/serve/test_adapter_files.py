@@ -90,8 +90,9 @@ def test_an_adapter_on_adapters_that_are_merged_is_of_the_merged_model(base, ada
 def peft_of(folder, out, **settings):
     """An adapter of PEFT's on a model as transformers has it, and the folder of the model with it merged."""
     peft = pytest.importorskip("peft", reason="the extra [trl] is not installed")
-    import atma.integrations.transformers  # noqa: F401
     from transformers import AutoModelForCausalLM
+
+    import atma.integrations.transformers  # noqa: F401
 
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -81,7 +81,6 @@ class Engine:
     def prepare(self, request: Request) -> Prepared:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
         tokens = prompt_tokens(request, self.tokenizer, self.store.longest_text)
-        self.served.adapters.worn(request.adapter)
         return self.guides.prepared(tokens, request.structure)
 
     def check_open(self) -> None:
@@ -223,9 +222,8 @@ class Engine:
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")
                 writing = []
-        begun = [
-            s for s in self.scheduler.running if s.carried is not None and not s.written and s.position == s.target
-        ]
+        read = [s for s in self.scheduler.running if s.carried is not None]
+        begun = [s for s in read if not s.written and s.position == s.target]
         for sequence in begun:
             try:
                 self.answers.begin(sequence)

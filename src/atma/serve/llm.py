@@ -9,7 +9,7 @@ One prompt gives one `Completion`, a list of prompts a list of them.
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack, cast, overload
 
 from atma.chat.asking import Message, chat_ids, chat_template
 from atma.chat.renderer import Renderer
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     import torch
 
 
+class Former(TypedDict, total=False):
+    """What `LLM` is still told by names that it had before."""
+
+    path: str | Path
+
+
 class LLM:
     """A model with an engine around it: many prompts at once, and nothing read twice.
 
@@ -53,7 +59,7 @@ class LLM:
         select: str | None = None,
         weights: str | None = None,
         adapters: Mapping[str, str | Path] | None = None,
-        path: str | Path | None = None,
+        **former: Unpack[Former],
     ) -> None:
         """Load a packaged model ("nano"), a model folder, a run folder or a folder of adapters.
 
@@ -64,9 +70,11 @@ class LLM:
         or PEFT's, by the names that calls ask for.
         ValueError: no such model, it has no tokenizer, no such device, or adapters of another model.
         """
-        if path is not None:
+        if unknown := former.keys() - {"path"}:
+            raise TypeError(f"LLM has no argument '{min(unknown)}'")
+        if "path" in former:
             deprecated("LLM(path=...)", "LLM(model=...)", "0.1.0")
-            model = path
+            model = former["path"]
         if threads is not None:
             _set_threads(threads)
         loaded = load(model, dtype_of(dtype), select, weights)

@@ -60,7 +60,9 @@ def test_openai_finds_an_adapter_as_a_model_and_is_answered_in_its_words(worn, m
             ("again", "tiny"),
         ]
         assert client.models.retrieve("poet").id == "poet"
-        with pytest.raises(openai.NotFoundError, match="no model 'other' here; this server has 'tiny', 'poet', 'again'"):
+        with pytest.raises(
+            openai.NotFoundError, match="no model 'other' here; this server has 'tiny', 'poet', 'again'"
+        ):
             client.completions.create(model="other", prompt="a")
         fields = {"max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
         found = client.completions.create(model="poet", prompt="Once upon", **fields)
