@@ -19,11 +19,13 @@ from atma.model import Model
 from atma.ops.low_rank import Factors
 from atma.serve import Engine, EngineConfig, Request
 from atma.serve.adapters import Adapter
+from atma.tokenizer import Tokenizer
 
 BEGUN = 6
 """Steps that are not timed: prompts are read, and a step is recorded."""
 KINDS = {"none loaded": (), "4, none named": (None,), "1, all name it": ("a0",), "4, mixed": ("a0", "a1", "a2", "a3")}
 """What texts name in turn; without anything to name the engine has no adapters."""
+COMPARED = list(KINDS)[1:]
 
 
 def drawn(model: Model, name: str, rank: int, seed: int) -> Adapter:
@@ -35,7 +37,7 @@ def drawn(model: Model, name: str, rank: int, seed: int) -> Adapter:
     return Adapter(name, found, name)
 
 
-def engine_of(model: Model, tokenizer, kind: str, rank: int) -> Engine:  # noqa: ANN001
+def engine_of(model: Model, tokenizer: Tokenizer, kind: str, rank: int) -> Engine:
     count = {"none loaded": 0, "1, all name it": 1}.get(kind, 4)
     adapters = [drawn(model, f"a{i}", rank, i) for i in range(count)]
     return Engine(model, tokenizer, EngineConfig(512 << 20, 0), adapters=adapters)
@@ -79,23 +81,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args(arguments)
     loaded = begin(options, f"rank {options.rank}")
+    assert loaded.tokenizer is not None
     engines = {kind: engine_of(loaded.model, loaded.tokenizer, kind, options.rank) for kind in KINDS}
-    rows = {}
+    rows: dict[str, dict[str, list[float]]] = {}
     for streams in options.streams:
-        found = {kind: [] for kind in KINDS}
+        found = {kind: list[float]() for kind in KINDS}
         for seed in range(options.rounds + 1):  # the first is not counted
             for kind, engine in engines.items():
                 found[kind].append(seconds(engine, kind, options, streams, seed))
         rows[f"writing, {streams} streams"] = {kind: times[1:] for kind, times in found.items()}
-    found = {kind: [] for kind in KINDS}
+    found = {kind: list[float]() for kind in KINDS}
     for _ in range(options.rounds + 1):
         for kind, engine in engines.items():
             found[kind].append(reading(engine, kind, 512, 4))
     rows["reading 4 prompts of 512 tokens"] = {kind: times[1:] for kind, times in found.items()}
-    print(f"| a step takes, times | {' | '.join(list(KINDS)[1:])} |\n|---|---|---|---|")
+    print(f"| a step takes, times | {' | '.join(COMPARED)} |\n|---|---|---|---|")
     for told, times in rows.items():
         plain = times["none loaded"]
-        ratios = [statistics.median(b / a for a, b in zip(plain, times[kind], strict=True)) for kind in list(KINDS)[1:]]
+        ratios = [statistics.median(b / a for a, b in zip(plain, times[kind], strict=True)) for kind in COMPARED]
         print(f"| {told} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return 0
 

@@ -1,6 +1,7 @@
 """Folders of adapters for a served model: our own, PEFT's, and those that are refused."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -124,8 +125,8 @@ def imported(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    sizes = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(**sizes, **heads, bos_token_id=None, eos_token_id=256)
     LlamaForCausalLM(config).save_pretrained(folder / "theirs")
     byte_tokenizer().save(folder / "theirs" / "tokenizer.json")
