@@ -7,10 +7,12 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
+from atma.layers import Linear
 from atma.loading import ADAPTERS, load_floats
 from atma.lora import FACTORS, TENSORS, adapter_record, base_hash
 from atma.lora_config import LoraConfig
@@ -24,6 +26,8 @@ from atma.weights import load_tensors
 
 MOST_RANK = 512
 """Of one layer: an adapter of a larger one is better merged."""
+SERVED = (nn.Linear, Linear, NarrowLinear)
+"""Layers that adapters may be on, and no others that come of them."""
 
 
 class _Base:
@@ -31,7 +35,7 @@ class _Base:
 
     def __init__(self, name: str | Path, model: Model) -> None:
         self.name, self.model = name, model
-        layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, nn.Linear | NarrowLinear)}
+        layers = {n: cast(nn.Linear, one) for n, one in model.named_modules() if type(one) in SERVED}
         self.shapes = {n: (layer.out_features, layer.in_features) for n, layer in layers.items()}
         """Outputs and inputs of its linear layers."""
 

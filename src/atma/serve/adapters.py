@@ -52,6 +52,7 @@ class Adapters:
             raise ValueError(f"adapters {', '.join(one.name for one in adapters)}: each needs a name of its own")
         names = dict.fromkeys(name for one in adapters for name in one.layers)
         self._stacks = {name: Stack([one.layers.get(name) for one in adapters], dtype, device) for name in names}
+        self._hooks: dict[str, _Adding] = {}
         self._which: Tensor | None = None
 
     def __len__(self) -> int:
@@ -89,7 +90,15 @@ class Adapters:
         for name, stack in self._stacks.items():
             if name not in layers:
                 raise ValueError(f"an adapter is on '{name}', of which the model has no layer")
-            layers[name].register_forward_hook(_Adding(self, stack))
+            self._hooks[name] = _Adding(self, stack)
+            layers[name].register_forward_hook(self._hooks[name])
+
+    def require_called(self) -> None:
+        """ValueError, once the model has read: a layer with adapters is not called as a layer, and so adds nothing."""
+        silent = next((name for name, hook in self._hooks.items() if not hook.called), None)
+        if silent is not None:
+            told = f"an adapter is on '{silent}', whose weight this model reads in another way than as a layer"
+            raise ValueError(f"{told}; merge the adapter, or train it without that layer")
 
     @contextlib.contextmanager
     def rows(self, which: Tensor | Many[int] | None) -> Iterator[None]:
@@ -116,6 +125,8 @@ class _Adding:
 
     def __init__(self, adapters: Adapters, stack: Stack) -> None:
         self._adapters, self._stack = adapters, stack
+        self.called = False
 
     def __call__(self, _: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> None:
+        self.called = True
         low_rank.add(y, given[0], self._adapters.which, self._stack)

@@ -61,6 +61,7 @@ def working_bytes(served: Served, carrier: Carrier, config: EngineConfig) -> int
     with Meter() as scoring:
         some = hidden.flatten(0, 1)[:SCORED]
         scores(served.logits(some, [-1]), [0] * len(some), 1)
+    served.adapters.require_called()
     return max(reading.most, scoring.most)
 
 
