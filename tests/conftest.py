@@ -19,7 +19,23 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
+
+
+LONGEST = [
+    "ops/test_native", "train/test_sharded_runs", "distributed/test_shared_rows", "documents/test_runs",
+    "test_model", "sweep/test_dashboard", "sweep/test_command", "train/test_compiled", "train/test_parallel",
+    "train/test_fine_tuning", "laws/test_laws", "test_selection", "ops/test_recurrence", "serve/test_exact",
+    "documents/test_types", "third_party/test_third_party", "test_cli", "serve/http/test_page",
+    "ops/test_recurrence_gpu", "ops/test_polar_gpu",
+]  # fmt: skip
+"""Files that take longest. A parallel run that begins with them does not wait for one of them at its end."""
+
+
+def pytest_collection_modifyitems(items):
+    turns = {TESTS / f"{name}.py": turn for turn, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: turns.get(item.path, len(turns)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,6 +83,15 @@ def browser():
         opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser):
+    """One page of the browser, for all tests of a module in turn."""
+    opened = browser.new_page()
+    opened.set_default_timeout(120_000)  # a machine may be busy
+    yield opened
+    opened.close()
 
 
 def tiny(core: str = "polar", memory: bool = True, window: int | None = None) -> ModelConfig:

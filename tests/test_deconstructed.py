@@ -276,12 +276,12 @@ def test_a_served_text_is_the_one_that_the_model_writes(kind, options):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("glu", {}),
+        pytest.param("glu", {}, marks=pytest.mark.slow),
         ("taylor2", {}),
         ("static_qk", {"window": 5}),
-        ("position_qk", {}),
+        pytest.param("position_qk", {}, marks=pytest.mark.slow),
         ("random_qk", {"identity": 0.5, "key_value_heads": 4}),
-        ("minimal", {"symmetric": True, "identity_vo": True, "key_value_heads": 4}),
+        pytest.param("minimal", {"symmetric": True, "identity_vo": True, "key_value_heads": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_steady_is_served_with_the_same_bits_beside_any_other_text(kind, options):

@@ -213,7 +213,7 @@ def test_prefill_in_any_chunks_gives_the_same_greedy_tokens(model, chunk):
         generation = Generation(
             model, WORDS, Settings(max_tokens=8, temperature=0, prefill_chunk=size, ignore_end=True)
         )
-        generation.feed("a line of a prompt\n" * 30)
+        generation.feed("a line of a prompt\n" * 15)
         list(generation.write())
         return generation.tokens
 

@@ -171,11 +171,15 @@ def _fresh_compiler():
 
 @compiles
 @pytest.mark.parametrize(
-    ("backend", "mode", "batch"),
-    [("cpu", torch.no_grad, 2), pytest.param("native", torch.inference_mode, 1, marks=NATIVE.marks)],
-)
-@pytest.mark.parametrize(
-    "core", ["polar", "rope+canon", *(pytest.param(core, marks=pytest.mark.slow) for core in ("nope", "rope"))]
+    ("core", "backend", "mode", "batch"),
+    [
+        ("polar", "cpu", torch.no_grad, 2),
+        pytest.param("rope+canon", "native", torch.inference_mode, 1, marks=NATIVE.marks),
+        pytest.param("rope+canon", "cpu", torch.no_grad, 2, marks=pytest.mark.slow),
+        pytest.param("polar", "native", torch.inference_mode, 1, marks=[*NATIVE.marks, pytest.mark.slow]),
+        pytest.param("nope", "cpu", torch.no_grad, 2, marks=pytest.mark.slow),
+        pytest.param("rope", "native", torch.inference_mode, 1, marks=[*NATIVE.marks, pytest.mark.slow]),
+    ],
 )
 def test_prompt_and_decoding_compile_without_a_break(core, backend, mode, batch):
     model, parts = nano_test(core, window=5), TOKENS[:batch].split(PARTS, 1)
@@ -208,6 +212,7 @@ def test_a_compiled_graph_of_training_gives_the_same_gradients(backend, core):
 
 
 @compiles
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_step_of_decoding_compiled_to_code_gives_the_same():
     model, parts = nano_test(), TOKENS[:1].split(PARTS, 1)

@@ -400,7 +400,7 @@ def test_memories_are_served_with_the_same_bits_whatever_is_beside_a_text_and_ho
 
 
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
-@pytest.mark.parametrize("name", ["deep_transformer", "swdt", "dot"])
+@pytest.mark.parametrize("name", ["deep_transformer", "dot", pytest.param("swdt", marks=pytest.mark.slow)])
 def test_a_memory_of_every_key_is_served_from_pages_with_the_same_bits_beside_any_other_text(name):
     model = randomise(Model(ModelConfig(257, width=16, depth=2, pattern=(name,), **small(name)[0]))).float()
     assert Served(model.eval()).exact
@@ -412,7 +412,15 @@ def test_a_memory_of_every_key_is_served_from_pages_with_the_same_bits_beside_an
 
 
 @pytest.mark.skipif(native.status().library is None, reason="no compiled kernels here")
-@pytest.mark.parametrize("name", ["atma_memory", "titans", "omeganet", "lact", "poly_delta"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "atma_memory",
+        "titans",
+        "lact",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("omeganet", "poly_delta")),
+    ],
+)
 def test_a_third_channel_is_served_with_the_same_bits_beside_any_other_text(name):
     options = {key: value for key, value in TINY.items() if key != "memory_chunk" or name != "poly_delta"}
     model = randomise(Model(ModelConfig(257, width=16, depth=1, pattern=("global",), memory=name, **options))).float()

@@ -55,13 +55,28 @@ def run(model, x, state, sizes):
     return torch.cat(pieces, 1), state
 
 
-@pytest.fixture(params=FAST, autouse=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every case on each fast backend. In the quick suite each policy's options have one core on each, in turn."""
+    if "core" not in metafunc.fixturenames or "name" not in metafunc.fixturenames:
+        metafunc.parametrize("backend", FAST, indirect=True)
+        return
+    turns = {case: turn for turn, case in enumerate(dict.fromkeys(case[:2] for case in CASES))}
+    found = []
+    for n, backend in enumerate(FAST):
+        value, marks = getattr(backend, "values", (backend,))[0], getattr(backend, "marks", ())
+        for name, i, core in CASES:
+            quick = name in POLAR_ALONE or core == CORES[(turns[name, i] + n) % len(CORES)]
+            marked = marks if quick else (*marks, pytest.mark.slow)
+            found.append(pytest.param(value, name, i, core, marks=marked, id=f"{value}-{name}-{i}-{core}"))
+    metafunc.parametrize(("backend", "name", "i", "core"), found, indirect=["backend"])
+
+
+@pytest.fixture(autouse=True)
 def backend(request):
     with use_backend(request.param):
         yield request.param
 
 
-@pytest.mark.parametrize(("name", "i", "core"), CASES)
 @torch.no_grad()
 def test_any_cut_gives_the_same_outputs_and_state(name, i, core):
     model = made(core, text_of(name, i))
@@ -75,7 +90,6 @@ def test_any_cut_gives_the_same_outputs_and_state(name, i, core):
         assert_same_state(other, state)
 
 
-@pytest.mark.parametrize(("name", "i", "core"), CASES)
 @torch.no_grad()
 def test_a_row_alone_equals_the_row_in_a_batch_at_any_position_and_capacity(name, i, core):
     model = made(core, text_of(name, i))
@@ -89,7 +103,6 @@ def test_a_row_alone_equals_the_row_in_a_batch_at_any_position_and_capacity(name
         assert_same_state(trees.grow(trees.rows(state, [n]), 64), alone[n][1])
 
 
-@pytest.mark.parametrize(("name", "i", "core"), CASES)
 @torch.no_grad()
 def test_a_later_token_changes_nothing_before_it_and_all_tokens_matter(name, i, core):
     model = made(core, text_of(name, i))
@@ -99,7 +112,6 @@ def test_a_later_token_changes_nothing_before_it_and_all_tokens_matter(name, i, 
     assert not torch.equal(model(x)[0], made(core)(x)[0])
 
 
-@pytest.mark.parametrize(("name", "i", "core"), CASES)
 @torch.no_grad()
 def test_a_recorded_step_is_the_step(name, i, core, backend):
     if backend != "native":
@@ -211,7 +223,6 @@ def test_policies_have_names_and_tiny_options():
     assert all(find(name, "policy").cls.Config and small(name, "policy") for name in POLICIES)
 
 
-@pytest.mark.parametrize(("name", "i", "core"), CASES)
 def test_what_is_read_is_counted_however_a_text_is_cut(name, i, core):
     """And counting changes nothing, nor is anything counted afterwards."""
     model, told = made(core, text_of(name, i)), []

@@ -1,7 +1,6 @@
 """`atma diagnose` from a folder and a text to sentences, tables, rows and a page that a real browser shows."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,10 +13,8 @@ from atma.diagnose.plan import SIZES, Plan
 from atma.eval.likelihood.prefixes import Documents
 from atma.tokenizer import byte_tokenizer
 from tests.diagnose.conftest import Loaded, made
+from tests.harness.watching import Watched
 
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", MAC))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FEW = {"--lengths": ["128", "192"], "--documents": ["2"], "--records": ["1"], "--stress": ["1"], "--dtype": ["float64"]}
 
 
@@ -139,25 +136,12 @@ def test_every_size_is_a_plan(size):
     assert Plan(lengths=SIZES[size].lengths).extent.lengths == SIZES[size].lengths
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_the_page_whole(folder, width):
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path; install it to test the page in a browser")
-    from playwright.sync_api import sync_playwright
-
+def test_a_browser_shows_the_page_whole(folder, tab):
     assert main(arguments(folder, "--mask", "channels")) == 0
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        view = browser.new_page(viewport={"width": width, "height": 900})
-        said, asked = [], []
-        view.on("console", lambda message: said.append(message.text))
-        view.on("pageerror", lambda error: said.append(str(error)))
-        view.on("request", lambda request: asked.append(request.url))
-        address = (folder / "page.html").as_uri()
-        view.goto(address)
-        charts = view.locator(".chart").count()
-        view.wait_for_function(f"document.querySelectorAll('.chart:has(.main-svg)').length == {charts}")
+    for width in (390, 1280):
+        watched = Watched(tab, folder / "page.html", width)
+        charts = tab.locator(".chart").count()
+        tab.wait_for_function(f"document.querySelectorAll('.chart:has(.main-svg)').length == {charts}")
         assert charts == 16
-        assert said == [] and [url for url in asked if not url.startswith("data:")] == [address]
-        assert view.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        watched.close()

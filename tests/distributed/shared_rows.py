@@ -1,7 +1,7 @@
 """What each process of a test of shared rows and weights does: every subject whole and shared, losses and gradients
 compared.
 
-python -m tests.distributed.shared_rows OUT CONTEXT SHARD KIND…
+python -m tests.distributed.shared_rows OUT CONTEXT SHARD KIND…   (a mixer, or its NAME-N: of its small options those)
 """
 
 import copy
@@ -111,8 +111,10 @@ def main() -> None:
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(context), int(shard))
     mesh = mesh_of(ranks, torch.device("cpu"), 600) if ranks.shard > 1 else None
     told = {}
-    for kind in kinds or names():
+    for kind, _, only in (each.partition("-") for each in kinds or names()):
         for i, options in enumerate(small(kind)):
+            if only not in ("", str(i)):
+                continue
             for rows in ("whole", "edges", "short", "frozen"):
                 torch.manual_seed(0)
                 model = model_of(kind, options)

@@ -95,12 +95,14 @@ def _systems() -> list[str]:
 def _cases() -> Iterator[tuple[str, Any, bool]]:
     """Subjects, their backends, and whether that is for the slow suite.
 
-    All backends at once have what the packaged models are made of, mixers of other packages, an example of each kind of
-    recurrence and the whole model; every other has one of the fast ones in turn, and the rest in the slow suite.
+    All fast backends have what the packaged models are made of. All backends at once have mixers of other packages, an
+    example of each kind of recurrence and the whole model. Every other has one of the fast ones in turn. The rest is in
+    the slow suite.
     """
     mine = [name for name in _mixers() if name.rpartition("-")[0] in OFTEN or name.rpartition("-")[0] not in MIXERS]
     often = [*mine, *EXAMPLES, *(f"model-{parts}" for parts in MODELS)]
-    yield from ((name, backend, False) for name, backend in product(often, ALL))
+    for name, (n, backend) in product(often, enumerate(ALL)):
+        yield name, backend, n >= len(FAST) and name.rpartition("-")[0] in OFTEN
     for i, name in enumerate(name for name in (*_mixers(), *_systems()) if name not in often):
         yield from ((name, backend, n != i % len(FAST)) for n, backend in enumerate(ALL))
 

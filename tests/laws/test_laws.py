@@ -101,11 +101,14 @@ def spoilt(places, fast):
     return found
 
 
+BOTH = [(recorded, *place) for recorded in (True, False) for place in ((9, 4), (70, 40), (130, 64), (300, 290))]
+"""Whether gradients are recorded; the length, and where it is spoilt."""
+
+
 @pytest.mark.parametrize(
-    ("length", "at", "value"),
-    spoilt([(9, 4), (70, 40), (130, 64), (300, 290)], {(130, 64): torch.nan, (9, 4): torch.inf}),
+    ("recorded", "length", "at", "value"),
+    spoilt(BOTH, {(True, 130, 64): torch.nan, (True, 9, 4): torch.inf, (False, 9, 4): torch.inf}),
 )
-@pytest.mark.parametrize("recorded", [True, False])
 def test_causal_not_even_a_number_that_is_none_reaches_back_or_another_row(subject, recorded, length, at, value):
     if not subject.ours:
         pytest.skip("the law asks for no more than that later tokens change nothing; our operations keep NaN apart too")

@@ -32,7 +32,7 @@ def start(given, room=11):
 def test_a_text_may_be_cut_at_any_token(name):
     given = any_text(name)
     whole, after = given.run(start(given))
-    for cut in range(1, 11):
+    for cut in (1, 3, 4, 5, 8, 10):  # inside, at and beside the ends of chunks of four
         first, state = given.part(slice(cut)).run(start(given))
         rest, state = given.part(slice(cut, None)).run(state)
         assert_same((torch.cat([first, rest], 2), state), (whole, after))

@@ -85,16 +85,22 @@ def assert_steps(given, state, tolerance):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("phase", range(5))
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    ("name", "phase", "sizes"),
+    [
+        pytest.param(name, phase, SIZES[size], marks=() if size == (i + phase) % len(SIZES) else pytest.mark.slow)
+        for i, name in enumerate(PRESETS)
+        for phase in range(5)
+        for size in range(len(SIZES))
+    ],
+)
 def test_a_step_of_a_preset_is_the_definition_s_from_every_start(name, phase, sizes):
     given = text(**PRESETS[name], **sizes)
     assert_steps(given, at_two_places(given, phase), 1e-12)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow if n >= 20 else ()) for n in range(40)])
 def test_a_step_of_any_rule_is_the_definition_s(seed):
     for number, options in enumerate(some_rules(12, seed)):
         given = text(tokens=5, **options, **SIZES[number % 3])

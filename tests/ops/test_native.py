@@ -1,22 +1,34 @@
 """Building the compiled kernels: once, kept, checked before they are loaded, and never required."""
 
+import contextlib
+import io
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
+import torch
+
+from atma.ops import native, polar_attention, use_backend
+from tests.harness.processes import forked
 
 REPORT = (
-    "import torch; from atma.ops import native, backend_for; "
-    "print(backend_for()); print(native.status().reason); torch.manual_seed(0); "
-    "from atma.ops import polar_attention as f; x = torch.randn(1, 1, 40, 16); one = torch.ones(1); "
-    "print(f(x, x, x, one, one, one, one, torch.zeros(1, 16))[0].double().sum().item())"
+    "from atma.ops import native, backend_for; from tests.ops.test_native import total; "
+    "print(backend_for()); print(native.status().reason); print(total())"
 )
-STATUS = "from atma.ops import native; found = native.status(); print(bool(found.library)); print(found.reason)"
+TWO_SOURCES = """for one; do
+  shift
+  case "$one" in */polar.cpp|*/conv.cpp) ;; *.cpp) continue ;; esac
+  set -- "$@" "$one"
+done
+exec c++ "$@" -O1"""
+"""A compiler in little time: of two of the sources that it is given, and the last word of how well holds."""
 PLANTED = """
 #include <stdio.h>
 __attribute__((constructor)) void ran(void) { fclose(fopen("ran", "w")); }
@@ -42,23 +54,39 @@ def settings(cache, folder, environment):
     return kept | places | environment
 
 
+def total() -> float:
+    """A sum of what polar attention returns."""
+    x, one = torch.randn(1, 1, 40, 16, generator=torch.Generator().manual_seed(0)), torch.ones(1)
+    return polar_attention(x, x, x, one, one, one, one, torch.zeros(1, 16))[0].double().sum().item()
+
+
+def expected() -> float:
+    with use_backend("cpu"):
+        return total()
+
+
 def run(cache, **environment):
-    """The backend that a fresh process takes, the reason, and a sum of what polar attention returns there."""
+    """The backend that a fresh process takes, the reason, the sum there, and what it says besides."""
     environment = settings(cache, cache.parent, environment)
-    result = subprocess.run([sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, check=True)
-    backend, reason, total = result.stdout.splitlines()
-    return backend, reason, float(total)
+    [ended] = forked(["-c", REPORT], [environment])
+    assert ended.status == 0, ended.err
+    backend, reason, total = ended.out.splitlines()
+    return backend, reason, float(total), ended.err
 
 
 def status(folder, **environment) -> Found:
-    """What a fresh process finds with its cache in `folder`, standing there."""
-    environment = settings(folder / "cache", folder, environment)
-    command = [sys.executable, "-c", STATUS]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=folder)
-    loaded, reason = result.stdout.splitlines()
-    lines = result.stderr.splitlines(keepends=True)
+    """What a fresh process would find with its cache in `folder`, standing there."""
+    told = io.StringIO()
+    with (
+        patch.dict(os.environ, settings(folder / "cache", folder, environment), clear=True),
+        patch.object(tempfile, "tempdir", None),
+        contextlib.chdir(folder),
+        contextlib.redirect_stderr(told),
+    ):
+        library, reason, _ = native.status.__wrapped__()
+    lines = told.getvalue().splitlines(keepends=True)
     progress = "".join(line for line in lines if line.startswith(PROGRESS))
-    return Found(loaded == "True", reason, "".join(line for line in lines if not line.startswith(PROGRESS)), progress)
+    return Found(library is not None, reason, "".join(x for x in lines if not x.startswith(PROGRESS)), progress)
 
 
 def compiler(folder, body):
@@ -74,7 +102,7 @@ def built(tmp_path_factory):
     if next(filter(None, map(shutil.which, ("c++", "cc"))), None) is None:
         pytest.skip("no C++ compiler here")
     folder = tmp_path_factory.mktemp("built")
-    found = status(folder, CXX=compiler(folder, 'exec c++ "$@" -O1'))  # the last one holds, and takes a third as long
+    found = status(folder, CXX=compiler(folder, TWO_SOURCES))
     assert found.native and found.told == "" and found.progress.count("\n") == 2 and "about a minute" in found.progress
     return folder / "cache"
 
@@ -102,18 +130,25 @@ def found_with(library) -> Found:
 
 
 def test_switched_off_every_operation_takes_its_pytorch_path_and_nothing_is_said(tmp_path):
-    assert run(tmp_path / "cache", ATMA_NATIVE="off")[:2] == ("cpu", "switched off by ATMA_NATIVE")
-    assert status(tmp_path, ATMA_NATIVE="off").told == ""
+    backend, reason, total, told = run(tmp_path / "cache", ATMA_NATIVE="off")
+    assert (backend, reason, told) == ("cpu", "switched off by ATMA_NATIVE", "")
+    assert total == pytest.approx(expected(), rel=1e-9)
 
 
-def test_a_library_is_built_once_and_agrees_with_pytorch(built, tmp_path):
-    cxx = str(built.parent / "compiler")
+def test_a_library_is_built_once_and_agrees_with_pytorch(built):
     [library] = (built / "atma").glob("native-*.so")
     before = library.stat().st_mtime_ns
-    backend, reason, total = run(built, CXX=cxx)
-    assert backend == "native" and str(library) in reason
+    backend, reason, total, told = run(built, CXX=str(built.parent / "compiler"))
+    assert backend == "native" and str(library) in reason and told == ""
     assert library.stat().st_mtime_ns == before
-    assert total == pytest.approx(run(tmp_path / "cache", ATMA_NATIVE="off")[2], rel=1e-5)
+    assert total == pytest.approx(expected(), rel=1e-5)
+
+
+def test_the_kernels_of_all_sources_compile(built):
+    if "ATMA_NATIVE" in os.environ or "CXX" in os.environ:
+        pytest.skip("this environment chooses the kernels")
+    found = native.status()
+    assert found.library is not None and found.library.threaded() == 1, found.reason
 
 
 def test_new_folders_and_files_are_for_this_user_alone_whatever_the_umask(library):
@@ -160,10 +195,7 @@ SPOILT = [
 
 @pytest.mark.parametrize(
     ("spoil", "why"),
-    [
-        *SPOILT[:1],
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in SPOILT[1:]),
-    ],
+    SPOILT,
     ids=["other contents", "owner", "group", "others", "link", "no hash", "loose hash"],
 )
 def test_a_planted_library_never_runs_and_is_compiled_again(library, spoil, why):
@@ -180,9 +212,9 @@ def test_a_planted_library_never_runs_and_is_compiled_again(library, spoil, why)
     ("spoil", "why"),
     [
         (lambda folder: folder.chmod(0o777), "others can write it"),
-        pytest.param(lambda folder: give_away(folder), "belongs to user 65534", marks=pytest.mark.slow),
-        pytest.param(lambda folder: folder.chmod(0o770), "others can write it", marks=pytest.mark.slow),
-        pytest.param(link, "a link, not a folder", marks=pytest.mark.slow),
+        (lambda folder: give_away(folder), "belongs to user 65534"),
+        (lambda folder: folder.chmod(0o770), "others can write it"),
+        (link, "a link, not a folder"),
     ],
     ids=["others", "owner", "group", "link"],
 )
@@ -257,7 +289,7 @@ def test_a_failed_build_leaves_a_log_and_the_pytorch_path_and_is_tried_again_aft
         assert len(found.told.splitlines()) == 1 and found.reason in found.told and "several times slower" in found.told
         assert "no such instruction" in log.read_text()
     assert count.read_text().split() == ["tried", "tried"]  # with and without OpenMP, the first time
-    assert run(tmp_path / "cache", **cxx)[2] == pytest.approx(run(tmp_path / "cache", ATMA_NATIVE="off")[2], rel=1e-9)
+    assert run(tmp_path / "cache", **cxx)[2] == pytest.approx(expected(), rel=1e-9)
     os.utime(log, (0, 0))
     status(tmp_path, **cxx)
     assert len(count.read_text().split()) == 4
@@ -267,12 +299,10 @@ def test_a_failed_build_leaves_a_log_and_the_pytorch_path_and_is_tried_again_aft
     "body",
     [
         "echo 'No space left on device' >&2; exit 1",
-        pytest.param("echo 'virtual memory exhausted: Cannot allocate memory' >&2; exit 1", marks=pytest.mark.slow),
-        pytest.param(
-            "echo 'c++: fatal error: Killed signal terminated program cc1plus' >&2; exit 1", marks=pytest.mark.slow
-        ),
+        "echo 'virtual memory exhausted: Cannot allocate memory' >&2; exit 1",
+        "echo 'c++: fatal error: Killed signal terminated program cc1plus' >&2; exit 1",
         "kill -9 $$",
-        pytest.param("exit 137", marks=pytest.mark.slow),
+        "exit 137",
     ],
 )
 def test_a_build_that_failed_for_a_passing_reason_is_tried_at_the_next_start(library, body):

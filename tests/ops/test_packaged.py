@@ -15,19 +15,32 @@ HERE = [level for level in levels.LEVELS if platform.machine() in level.machines
 V3, V4 = (next(level for level in levels.LEVELS if level.name == name) for name in ("x86-64-v3", "x86-64-v4"))
 
 
-@pytest.fixture
-def wheel(tmp_path, monkeypatch):
-    """A folder of packaged libraries of one source, quickly compiled, for every level of this machine."""
+FLAGS = ("-std=c++17", "-O0", "-fPIC", "-w")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A folder of one source, and of the library of it for the best level of this machine, quickly compiled."""
     compiler = native.find_compiler()
     if compiler is None or not HERE:
         pytest.skip("no C++ compiler here, or no level of this machine")
-    sources = tmp_path / "sources"
-    sources.mkdir()
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "sources").mkdir()
     for file in (levels.SOURCES / "polar.cpp", *levels.SOURCES.glob("*.h")):
-        shutil.copy(file, sources)
-    monkeypatch.setattr(levels, "SOURCES", sources)
-    monkeypatch.setattr(levels, "FLAGS", ("-std=c++17", "-O0", "-fPIC", "-w"))
-    levels.build(compiler, levels.runnable()[:1], tmp_path / "lib", lambda text: None)
+        shutil.copy(file, folder / "sources")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(levels, "SOURCES", folder / "sources")
+        patch.setattr(levels, "FLAGS", FLAGS)
+        levels.build(compiler, levels.runnable()[:1], folder / "lib", lambda text: None)
+    return folder
+
+
+@pytest.fixture
+def wheel(compiled, tmp_path, monkeypatch):
+    """A folder of packaged libraries, with their source in place of ours."""
+    shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(levels, "SOURCES", tmp_path / "sources")
+    monkeypatch.setattr(levels, "FLAGS", FLAGS)
     monkeypatch.setattr(levels.packaged, "__defaults__", (tmp_path / "lib",))
     monkeypatch.delenv("ATMA_NATIVE", raising=False)
     monkeypatch.setattr(native, "compiled", lambda: native.Status(None, "compiled here"))

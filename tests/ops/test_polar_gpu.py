@@ -88,8 +88,15 @@ def test_values_and_gradients_are_the_oracles_at_every_length(length):
     assert_close(found(gpu.statistics, *arguments, DEVICE), exact(arguments))
 
 
-@pytest.mark.parametrize("heads, groups", [(2, 2), (2, 1), (4, 1)])
-@pytest.mark.parametrize("view", VIEWS)
+HEADS = ((2, 2), (2, 1), (4, 1))
+SEEING = [
+    pytest.param(view, *heads, marks=() if (i + n) % 2 else pytest.mark.slow)
+    for i, view in enumerate(VIEWS)
+    for n, heads in enumerate(HEADS)
+]
+
+
+@pytest.mark.parametrize(("view", "heads", "groups"), SEEING)
 def test_every_way_of_seeing_keys_holds_across_many_blocks(view, heads, groups, small_blocks):
     arguments = problem(20 if view == "start" else 50, heads, groups, view=view)
     assert_close(found(gpu.statistics, *arguments, DEVICE), exact(arguments))

@@ -77,10 +77,15 @@ def assert_close(found, expected, tolerance):
         assert error <= tolerance, f"result {place}: relative error {error:.1e}"
 
 
+KINDS = [
+    pytest.param(beta, groups, start, marks=() if (b + g + n) % 2 else pytest.mark.slow)
+    for (b, beta), (g, groups), (n, start) in itertools.product(*map(enumerate, (BETA, GROUPS, FROM)))
+]
+"""Whether writes are weighed, heads and what is before; in the quick suite every two of them together."""
+
+
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("start", FROM)
-@pytest.mark.parametrize("groups", GROUPS)
-@pytest.mark.parametrize("beta", BETA)
+@pytest.mark.parametrize(("beta", "groups", "start"), KINDS)
 @pytest.mark.parametrize(("rule", "decay"), RULES_AND_DECAYS)
 def test_every_kind_equals_the_oracle_with_every_gradient(rule, decay, beta, groups, start, backend):
     options = (rule, decay, 65, beta, groups, start)
@@ -194,8 +199,15 @@ def test_a_token_that_is_not_a_number_spoils_its_document_from_then_on_alone(rul
 PACKED = [("delta", "channel", "documents"), ("add", "value", "documents")]
 
 
-@pytest.mark.parametrize("groups", [(2, 1, 2), (1, 1, 2)])
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(
+    ("groups", "backend"),
+    [
+        ((2, 1, 2), "cpu"),
+        pytest.param((1, 1, 2), "native", marks=NATIVE.marks),
+        pytest.param((1, 1, 2), "cpu", marks=pytest.mark.slow),
+        pytest.param((2, 1, 2), "native", marks=[*NATIVE.marks, pytest.mark.slow]),
+    ],
+)
 @pytest.mark.parametrize(("rule", "decay", "start"), [*((*kind, "memory") for kind in RULES_AND_DECAYS), *PACKED])
 def test_gradients_agree_with_finite_differences(rule, decay, start, backend, groups, monkeypatch):
     for name, size in (("batch", 1), ("heads", 2), ("width", 2), ("depth", 3)):

@@ -71,7 +71,7 @@ def invented_run(name: str, core: str, start: float, rise: float, recall: float,
     return Run(name, recipe, log_rows(start), evaluation_rows(start, rise, recall), text, prompt="import os\n")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def report() -> Report:
     trained = Section(
         "Trained here, just now",

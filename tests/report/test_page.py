@@ -8,6 +8,7 @@ import pytest
 
 from atma.report import Report, environment, page
 from atma.report.page import html
+from tests.harness.watching import Watched
 
 
 def without_plotly(text: str) -> str:
@@ -51,36 +52,33 @@ def test_a_single_length_has_no_slope_and_still_a_page(report: Report):
     assert "Loss on fixed targets" in text
 
 
+@pytest.fixture(scope="module")
+def written(report: Report, tmp_path_factory) -> Path:
+    return page(report, tmp_path_factory.mktemp("page") / "report.html")
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_page_whole(report: Report, browser, tmp_path: Path, width: int, scheme: str):
-    view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    errors: list[str] = []
-    requests: list[str] = []
-    view.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
-    view.on("pageerror", lambda error: errors.append(str(error)))
-    view.on("request", lambda request: requests.append(request.url))
-    address = page(report, tmp_path / "report.html").as_uri()
-    view.goto(address)
+def test_a_browser_shows_the_page_whole(written: Path, tab, width: int, scheme: str):
+    watched = Watched(tab, written, width, scheme)
+    view = watched.page
     view.wait_for_function("document.querySelectorAll('.chart:has(.main-svg)').length == 12")
     sizes = view.eval_on_selector_all(".chart svg.main-svg", "all => all.map(e => e.getBoundingClientRect().toJSON())")
-    assert errors == []
-    assert [url for url in requests if not url.startswith("data:")] == [address]
     assert len(sizes) >= 12
     assert all(size["width"] > 200 and size["height"] > 200 for size in sizes)
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     assert view.locator(".chart .scatterlayer .trace").count() == view.evaluate(
         "[...document.querySelectorAll('figure script')].reduce((n, s) => n + JSON.parse(s.textContent).data.length, 0)"
     )
-    view.close()
+    watched.close()
 
 
-def test_the_trained_length_is_drawn_where_the_axis_has_it(report: Report, browser, tmp_path: Path):
-    view = browser.new_page(viewport={"width": 1280, "height": 900})
-    view.goto(page(report, tmp_path / "report.html").as_uri())
+def test_the_trained_length_is_drawn_where_the_axis_has_it(written: Path, tab):
+    watched = Watched(tab, written)
+    view = watched.page
     view.wait_for_selector(".chart .shapelayer path", state="attached")
     middle = "e => e.getBoundingClientRect().x + e.getBoundingClientRect().width / 2"
     line = view.eval_on_selector(".chart .shapelayer path", middle)
     point = view.eval_on_selector(".chart .scatterlayer .points path", middle)
     assert line == pytest.approx(point, abs=2)
-    view.close()
+    watched.close()

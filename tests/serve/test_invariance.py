@@ -12,7 +12,9 @@ from atma.tokenizer import byte_tokenizer
 from tests.harness.invariance import alone, differences, random_requests, speaking, together
 
 
-@pytest.mark.parametrize("name", ["random nano-test", "nano", "nano int8", "nano int4"])
+@pytest.mark.parametrize(
+    "name", ["random nano-test", "nano", pytest.param("nano int8", marks=pytest.mark.slow), "nano int4"]
+)
 def test_a_request_alone_and_in_batches_up_to_32_has_the_same_text(name: str) -> None:
     if name.startswith("nano"):
         loaded = load("nano", weights=name.removeprefix("nano").strip() or None)

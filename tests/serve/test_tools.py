@@ -113,6 +113,35 @@ def test_arguments_that_are_no_json_are_told_as_they_were_written():
     assert read("hermes", broken, []) == ("bye", [["f", '{"x": oops}']])
 
 
+OTHERS = [
+    ('{"name": "f", "parameters": {"a": "x"}}', [], "of the wrong type"),
+    ('{"name": "f", "parameters": {"a": 1}, "more": 2}', [], "with more than a call has"),
+    ('{"name": "other", "parameters": {"a": 1}}', [], "of another name"),
+    ('{"colour": "red"}', [], "of another form"),
+    ('[{"name": "f"}]', [], "no object"),
+    ('{"name": "f", "parameters": {"a": 1}}', [["f", '{"a": 1}']], "a call"),
+]
+
+
+@pytest.mark.parametrize(("text", "found"), [one[:2] for one in OTHERS], ids=[one[2] for one in OTHERS])
+def test_an_object_that_may_be_the_answer_is_a_call_only_as_a_whole_one_of_a_tool(text, found):
+    pytest.importorskip("llguidance", reason="the extra [guided] is not installed")
+    guides, call = Guides(byte_tokenizer()), calls(LLAMA3, TOOLS, byte_tokenizer(), False, "tools")
+    for step in (1, 3, len(text)):
+        reader = CallReader(LLAMA3, {"f", "now"}, lambda one: guides.allows(call, one))
+        pieces = [piece for i in range(0, len(text), step) for piece in reader.push(text[i : i + step])]
+        pieces += reader.finish()
+        assert "".join(piece.content for piece in pieces) == ("" if found else text)
+        assert [piece.name for piece in pieces if piece.name] == [name for name, _ in found]
+        assert "".join(piece.arguments for piece in pieces) == "".join(arguments for _, arguments in found)
+
+
+def test_an_object_that_begins_as_no_call_is_said_at_once():
+    reader = CallReader(LLAMA3, {"f"}, lambda one: False)
+    assert [piece.content for piece in reader.push('{"c')] == ['{"c']
+    assert [piece.content for piece in reader.push('olour": 1')] == ['olour": 1']
+
+
 def test_a_call_that_is_cut_off_keeps_what_came():
     assert read("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1', []) == ("", [["f", '{"a": 1']])
     assert read("hermes", '<tool_call>{"name": "f', []) == ('<tool_call>{"name": "f', [])

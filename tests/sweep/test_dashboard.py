@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,9 @@ from atma.sweep.dashboard_effects import depth, judged, row
 from atma.sweep.pareto import over_seeds, pareto
 from atma.sweep.table import Cell, Table, table
 from atma.sweep.table_reading import load_table
+from tests.harness.watching import Watched
 from tests.sweep.synthetic_sweep import HOSTILE, write_cell, write_sweep
 
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", MAC))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "published" / "stage1_120_cells.csv"
 METRIC = "needle_token_acc_16384"
 TEXTS = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
@@ -33,31 +30,8 @@ def sweep(tmp_path_factory) -> Table:
     return load_table(write_sweep(tmp_path_factory.mktemp("sweep") / "invented"))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path; install it to test the page in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-class View:
-    """The dashboard in a browser, with what it complained of and asked for."""
-
-    def __init__(self, browser, path: Path, width: int = 1280, scheme: str = "light") -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        kinds = ("error", "warning")
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in kinds else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.address = path.as_uri()
-        self.page.goto(self.address)
+class View(Watched):
+    """The dashboard in a browser."""
 
     def effects(self, place: str) -> list[list[str]]:
         return self.page.eval_on_selector_all(f"{place} tbody tr", TEXTS)
@@ -85,12 +59,10 @@ def written(sweep: Table, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def view(browser, written: Path) -> Iterator[View]:
-    opened = View(browser, written)
+def view(tab, written: Path) -> Iterator[View]:
+    opened = View(tab, written)
     yield opened
-    assert opened.complaints == []
-    assert [url for url in opened.requests if not url.startswith("data:")] == [opened.address]
-    opened.page.close()
+    opened.close()
 
 
 def told(effects: list[Effect]) -> list[list[str]]:
@@ -117,15 +89,14 @@ def test_text_of_cells_cannot_end_the_script_it_stands_in(sweep):
     assert without_plotly(text).count("</script>") == 3
 
 
-def test_a_level_that_reads_like_markup_is_shown_as_text(browser, tmp_path):
+def test_a_level_that_reads_like_markup_is_shown_as_text(tab, tmp_path):
     cells = [Cell(f"c{i}", {"core": core}, 0, {"clean_nll_64": i / 7}) for i, core in enumerate(("plain", HOSTILE))]
-    view = View(browser, page(table("hostile", cells), tmp_path / "hostile.html"))
+    view = View(tab, page(table("hostile", cells), tmp_path / "hostile.html"))
     assert HOSTILE in view.page.locator("#grid").inner_text()
     assert HOSTILE in view.page.locator("#length-chart").text_content()
     assert view.page.locator("img").count() == 0
     assert view.page.title() == "Sweep hostile"
-    assert view.complaints == []
-    view.page.close()
+    view.close()
 
 
 def test_a_page_of_many_cells_with_long_logs_stays_below_its_limit(tmp_path):
@@ -345,16 +316,15 @@ def test_columns_can_be_added_and_taken_away(view):
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_phone_and_desk_in_light_and_dark(browser, written, width, scheme):
-    view = View(browser, written, width, scheme)
+def test_the_page_fits_phone_and_desk_in_light_and_dark(tab, written, width, scheme):
+    view = View(tab, written, width, scheme)
     assert view.page.evaluate("document.documentElement.scrollWidth") <= width
     for chart in ("#length-chart", "#training-chart", "#effect-chart", "#front-chart"):
         box = view.page.locator(f"{chart} .main-svg >> nth=0").bounding_box()
         assert width / 2 < box["width"] <= width
     ratio = view.page.evaluate(CONTRAST)
     assert ratio >= 4.5  # WCAG 2, AA for text
-    assert view.complaints == []
-    view.page.close()
+    view.close()
 
 
 CONTRAST = """() => {
@@ -372,25 +342,24 @@ CONTRAST = """() => {
 }"""
 
 
-def test_a_table_without_seeds_logs_or_lengths_has_a_page_too(browser, tmp_path):
+def test_a_table_without_seeds_logs_or_lengths_has_a_page_too(tab, tmp_path):
     path = tmp_path / "small.csv"
     path.write_text("width,final_val_loss_nats\n8,3.5\n16,3.25\n")
-    view = View(browser, page(load_table(path), tmp_path / "small.html"))
+    view = View(tab, page(load_table(path), tmp_path / "small.html"))
     (line,) = view.effects("#effect-table")
     assert line[:3] == ["width 16 − 8", "-0.2500", "–"]
     assert view.page.locator("#lengths").is_hidden()
     assert view.page.locator("#training").is_hidden()
     assert view.page.locator("#interactions").is_hidden()
-    assert view.complaints == []
-    view.page.close()
+    view.close()
 
 
-def test_a_sweep_of_seeds_alone_has_a_page_too(browser, tmp_path):
+def test_a_sweep_of_seeds_alone_has_a_page_too(tab, tmp_path):
     for seed in (0, 1, 2):
         write_cell(tmp_path / "seeds", {"attention": "polar", "memory": True, "window": 64}, seed)
     for path in tmp_path.rglob("result.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"factors": {}}))
-    view = View(browser, page(load_table(tmp_path / "seeds"), tmp_path / "seeds.html"))
+    view = View(tab, page(load_table(tmp_path / "seeds"), tmp_path / "seeds.html"))
     assert view.page.locator("#summary").inner_text() == "3 cells of seeds, without factors."
     assert len(view.cells()) == 3
     assert len(view.traces("#length-chart")) == 1
@@ -399,21 +368,19 @@ def test_a_sweep_of_seeds_alone_has_a_page_too(browser, tmp_path):
         assert view.page.locator(part).is_hidden(), part
     view.page.click("#pick-best")
     assert len(view.traces("#length-chart")) == 3
-    assert view.complaints == []
-    view.page.close()
+    view.close()
 
 
 @pytest.mark.slow
-def test_the_published_tables_page_computes_what_python_does(browser, tmp_path):
+def test_the_published_tables_page_computes_what_python_does(tab, tmp_path):
     if not PUBLISHED.is_file():
         pytest.skip("the published table (../shared/published) is not beside this checkout")
     published = load_table(PUBLISHED)
-    view = View(browser, page(published, tmp_path / "published.html"))
+    view = View(tab, page(published, tmp_path / "published.html"))
     assert view.effects("#effect-table") == told(main_effects(published, "needle_token_acc_65536"))
     view.tick("attention", "polar")
     shown = view.effects("#effect-table")
     assert shown == told(main_effects(published.where({"attention": ["polar"]}), "needle_token_acc_65536"))
     memory = next(line for line in shown if line[0] == "memory on − off")
     assert (memory[1], memory[3], memory[5]) == ("+47.75", "+51.25", "20 / 0 / 0")
-    assert view.complaints == []
-    view.page.close()
+    view.close()

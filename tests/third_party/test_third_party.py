@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from atma.eval.results import read_rows
+from tests.harness.processes import forked
 
 PACKAGE = Path(__file__).parent / "package"
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,11 +68,9 @@ def atma(installed):
     """Runs a command where the package is installed; its output. Fails where the command does, unless it should."""
 
     def run(*words: object, fails: bool = False, at: Path | None = installed) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "atma", *map(str, words)], env=environment(at), text=True, capture_output=True
-        )
-        assert done.returncode == (2 if fails else 0), done.stderr[-3000:]
-        return done.stderr if fails else done.stdout
+        done = forked(["-m", "atma", *map(str, words)], [environment(at)], [] if at is None else [at])[0]
+        assert done.status == (2 if fails else 0), done.err[-3000:]
+        return done.err if fails else done.out
 
     return run
 

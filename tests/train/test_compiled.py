@@ -77,7 +77,7 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("checkpointing", [0, 1, 2])
+@pytest.mark.parametrize("checkpointing", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_blocks_of_one_structure_share_what_is_compiled_and_give_the_same_gradients(checkpointing):
     model = learned(NANO)
     model.checkpointing = checkpointing
@@ -111,7 +111,11 @@ def test_a_state_and_what_has_no_gradient_run_as_they_are():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulation": 2, "checkpointing": True, "checkpointing_every": 2}, {"regulariser": "weak"}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"accumulation": 2, "checkpointing": True, "checkpointing_every": 2},
+        {"regulariser": "weak"},
+    ],
     ids=["plain", "parts", "regulariser"],
 )
 def test_a_run_has_the_losses_and_validations_of_one_that_is_not_compiled(tmp_path, changes, capfd):

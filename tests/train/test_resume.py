@@ -35,7 +35,7 @@ def optimiser(run: Path) -> dict:
     return load_tensors(sorted((run / "checkpoints").iterdir())[-1] / "optimizer.safetensors")
 
 
-@pytest.mark.parametrize("stops", [[1], [4], [5], [9, 9, 11]])
+@pytest.mark.parametrize("stops", [[4], [9, 9, 11], *(pytest.param([n], marks=pytest.mark.slow) for n in (1, 5))])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, run, stops):
     recipe = tiny_recipe(regulariser="weak", distractor_weight=0.01, accumulation=2)
     fit(recipe, tmp_path / "whole", tiny_source())

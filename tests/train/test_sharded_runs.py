@@ -1,6 +1,7 @@
 """Runs of processes that share the weights: checkpoints in parts, models in one piece, and others that go on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,23 @@ def sharded(out: Path, world: int, stop: int, *more: str) -> None:
     group(world, ["sharded.py", str(out), str(world), str(stop), *more], HERE)
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A run by two that was stopped at step 6; to be copied."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    sharded(folder, 2, 6)
+    return folder
+
+
 @pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["all", "adapters"])
-def test_a_run_stopped_by_two_goes_on_with_one_and_with_two(lora, base, tmp_path):
+def test_a_run_stopped_by_two_goes_on_with_one_and_with_two(lora, base, stopped, tmp_path):
     more = [base] if lora else []
     alone = run(tmp_path / "alone", Ranks(), 0, *more)
-    for name in ("one", "two"):
-        sharded(tmp_path / name, 2, 6, *more)
+    if lora:
+        sharded(tmp_path / "two", 2, 6, *more)
+    else:
+        shutil.copytree(stopped, tmp_path / "two")
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
     checkpoint, problems = newest_checkpoint(tmp_path / "two")
     assert checkpoint is not None and checkpoint.name == "step-00000006" and not problems
     assert run(tmp_path / "one", Ranks(), 0, *more) == tmp_path / "one" / "final"
@@ -90,9 +102,9 @@ def test_what_cannot_be_shared_is_told_before_a_run_begins(ranks, changes, told,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_in_parts_is_a_model_folder_and_says_what_is_wrong_with_it(tmp_path):
-    sharded(tmp_path / "run", 2, 4)
-    folder = tmp_path / "run" / "checkpoints" / "step-00000004"
+def test_a_checkpoint_in_parts_is_a_model_folder_and_says_what_is_wrong_with_it(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "run", ignore=shutil.ignore_patterns("step-00000004"))
+    folder = tmp_path / "run" / "checkpoints" / "step-00000006"
     parts = sorted(path.name for path in folder.glob("*-of-*"))
     assert parts == [f"{stem}-0000{i}-of-00002.safetensors" for stem in ("model", "optimizer") for i in (1, 2)]
     assert not list(folder.parent.glob(".*"))

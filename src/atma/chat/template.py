@@ -30,30 +30,43 @@ BUILT_IN = {
 
 class Template(NamedTuple):
     """A template's text, where it is from, what else it may name, the texts that end its answers, and whether a chat
-    begins with end-of-text all the same. A template of a folder writes all tokens itself, as in transformers."""
+    begins with end-of-text all the same. A template of a folder writes all tokens itself, as in transformers.
+    `tool_use` is the text of the one for chats with tools, where there is a separate one."""
 
     text: str
     source: str
     names: dict[str, str]
     stop: tuple[str, ...]
     after_end: bool = False
+    tool_use: str = ""
+
+    @property
+    def for_tools(self) -> str:
+        """The text of what renders a chat with tools."""
+        return self.tool_use or self.text
 
 
 def find_template(folder: Path, chosen: Path | None = None) -> Template:
     """The chosen file, else the folder's own (chat_template.jinja, tokenizer_config.json), else the plain dialogue.
 
+    A folder's own has a separate one for tools as transformers finds it: `tool_use` in the list of templates of
+    tokenizer_config.json, or additional_chat_templates/tool_use.jinja.
     ValueError for a file that cannot be read.
     """
     settings = read_settings(folder / "tokenizer_config.json")
     names = {name: text for name in TOKEN_NAMES if (text := token_text(settings.get(name)))}
     for path in filter(None, (chosen, folder / "chat_template.jinja")):
         if path == chosen or path.is_file():
-            return Template(_text(path), str(path), names, ())
+            other = folder / "additional_chat_templates" / "tool_use.jinja"
+            tool_use = _text(other) if path != chosen and other.is_file() else ""
+            return Template(_text(path), str(path), names, (), tool_use=tool_use)
     own = settings.get("chat_template")
-    if isinstance(own, list):
-        own = next((t.get("template") for t in own if isinstance(t, dict) and t.get("name") == "default"), None)
+    some = [one for one in own if isinstance(one, dict)] if isinstance(own, list) else []
+    listed = {str(one.get("name")): one.get("template") for one in some}
+    own, tool_use = listed.get("default", own), listed.get("tool_use")
     if isinstance(own, str):
-        return Template(own, str(folder / "tokenizer_config.json"), names, ())
+        tool_use = tool_use if isinstance(tool_use, str) else ""
+        return Template(own, str(folder / "tokenizer_config.json"), names, (), tool_use=tool_use)
     return built_in("plain")
 
 

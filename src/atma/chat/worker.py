@@ -3,7 +3,7 @@
 A template comes with a model and may be anybody's. Jinja's immutable sandbox keeps it from objects; here it also has no
 files to open, no environment, bounded memory, and a parent that ends the process when it takes too long. This file is
 run as a script and imports nothing of the package. Messages are JSON after a length of four bytes: {} when it is ready,
-then answers to the template and to one request after another.
+then answers to the template, with the one for tools if that is separate, and to one request after another.
 """
 
 import datetime
@@ -25,16 +25,17 @@ class Refused(Exception):
 
 def main() -> None:
     """Read a template, answer {} or {"error"}; then render requests until the input ends."""
-    environment, template = _environment(), None
+    environment, templates = _environment(), []
     _warm(environment)
     _bound()
     _send({})
     while (message := _receive()) is not None:
         try:
-            if template is None:
-                template, answer = environment.from_string(message["template"]), {}
+            if not templates:
+                texts = [message["template"], *filter(None, [message.get("tool_use")])]
+                templates, answer = [environment.from_string(text) for text in texts], {}
             else:
-                answer = {"text": template.render(**message)}
+                answer = {"text": templates[-1 if message.get("tools") else 0].render(**message)}
         except Exception as error:  # whatever a template does wrong is the answer
             answer = {"error": f"{type(error).__name__}: {error}"[:300]}
         _send(answer)

@@ -205,7 +205,7 @@ def own_precision(operation: Callable[P, R]) -> Callable[P, R]:
     """Keep autocast out of an operation: it chooses the precision of each of its products itself."""
 
     @wraps(operation)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: "P.args", **kwargs: "P.kwargs") -> R:  # as text: else they are made anew where this is compiled
         device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "cpu")
         if device == "meta" or not torch.is_autocast_enabled(device):
             return operation(*args, **kwargs)

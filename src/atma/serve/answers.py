@@ -70,7 +70,7 @@ class Answers:
         ends = ends or (sequence.guide is not None and sequence.guide.ended)
         if ends and not request.include_stop:
             return stream.flush(), "stop"
-        text = stream.push(self._spelled(token, request.special), sequence.written > request.min_tokens)
+        text = stream.push(self._spelled(token, request), sequence.written > request.min_tokens)
         if ends and not stream.stopped:
             return text + stream.flush(), "stop"
         if stream.stopped:
@@ -87,12 +87,13 @@ class Answers:
         told = Event(sequence.id, sequence.index, (), "", None, "stop", sequence.usage(), None, sequence.embedding)
         self.events.append(told)
 
-    def _spelled(self, token: int, special: bool) -> bytes:
-        """The bytes of a token's text; a special token has none unless they are spelled."""
+    def _spelled(self, token: int, request: Request) -> bytes:
+        """The bytes of a token's text; a special token has none unless it is spelled."""
         if token not in self._bytes:
             self._bytes[token] = self.tokenizer.token_bytes(token)
         found = self._bytes[token]
-        return found if found or not special else (self.tokenizer.backend.id_to_token(token) or "").encode()
+        bare = found or not (request.special or token in request.spelled)
+        return found if bare else (self.tokenizer.backend.id_to_token(token) or "").encode()
 
 
 def prompt_tokens(request: Request, tokenizer: Tokenizer, most: int) -> list[int]:

@@ -72,6 +72,8 @@ class Request:
     """Give the stop text that ended an answer, and the text of a token that did."""
     special: bool = False
     """Spell special tokens in the text, as an echoed prompt's."""
+    spelled: tuple[int, ...] = ()
+    """Special tokens that an answer spells in any case."""
     logprobs: int | None = None
     """Give each token's log-probability under the model, before penalties and temperature, with this many best."""
     structure: Structure | None = None

@@ -12,7 +12,7 @@ from story_reader import Reader
 from atma.eval.reasoning.tasks import TASKS, chosen
 from atma.eval.reasoning.worlds import draw, split_of
 
-MANY = 300
+MANY = 150
 SUPPORTED_BY = {1: 1, 2: 2, 3: 3, 4: 1, 5: 1, 6: 1, 9: 1, 10: 1, 11: 2, 12: 1, 13: 2, 14: 2, 15: 2, 16: 3, 17: 2, 19: 2}
 everywhere = pytest.mark.parametrize("name", TASKS)
 

@@ -78,6 +78,11 @@ def test_every_kind_of_request_names_an_adapter(worn, merged, live):
         ("/v1/chat/completions", CHAT, lambda x: x["choices"]),
         ("/v1/messages", {k: v for k, v in CHAT.items() if k != "ignore_eos"}, lambda x: x["content"]),
         ("/v1/embeddings", {"input": "Once upon"}, lambda x: x["data"]),
+        (
+            "/v1/responses",
+            {"input": "Hello", "max_output_tokens": 12, "temperature": 0, "store": False},
+            lambda x: x["output"][0]["content"],
+        ),
     ):
         answers = [
             server.post(path, body if name is None else body | {"model": name}).json()

@@ -76,7 +76,16 @@ def test_the_real_client_gets_vectors(live: Live, client: openai.OpenAI):
         client.embeddings.create(model="tiny", input="x", dimensions=16)
 
 
-def test_what_is_too_long_is_refused_unless_its_end_is_asked_for(live: Live):
+@pytest.fixture
+def small(folder):
+    """A server whose memory holds little, so that a text too long for it is soon read."""
+    server = Live(folder, dataclasses.replace(OPTIONS, memory_budget="15MiB"))
+    yield server
+    server.stop()
+
+
+def test_what_is_too_long_is_refused_unless_its_end_is_asked_for(small: Live):
+    live = small
     longest = live.ask("GET", "/v1/models").json()["data"][0]["max_model_len"]
     long = "x" * (longest + 50)
     told = live.post("/v1/embeddings", {"input": ["short", long]})

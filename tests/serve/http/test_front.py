@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from atma.serve.http import schemas
 from atma.serve.http.logs import JsonLines, logs
 from atma.serve.http.options import ServerOptions
+from atma.serve.http.responses.schemas import ResponseAnswer
 from tests.serve.http.conftest import OPTIONS, Live
 
 ROOT = Path(__file__).parents[3]
@@ -171,6 +172,7 @@ def test_answers_are_what_the_schema_says(live: Live):
     asked = {"messages": CHAT["messages"], "max_tokens": 3}
     validated(live, schemas.MessageAnswer, live.post("/v1/messages", asked))
     validated(live, schemas.CountAnswer, live.post("/v1/messages/count_tokens", {"messages": CHAT["messages"]}))
+    validated(live, ResponseAnswer, live.post("/v1/responses", {"input": "x", "max_output_tokens": 3}))
     validated(live, schemas.TokenizeAnswer, live.post("/tokenize", {"prompt": "x"}))
     validated(live, schemas.DetokenizeAnswer, live.post("/detokenize", {"tokens": [1]}))
     validated(live, schemas.ModelsAnswer, live.ask("GET", "/v1/models"))

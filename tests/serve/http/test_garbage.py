@@ -11,7 +11,8 @@ import pytest
 from atma.serve.http import guard, protocol
 from tests.serve.http.conftest import Live
 
-ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/tokenize", "/detokenize"]
+ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"]
+ROUTES += ["/tokenize", "/detokenize", "/v1/messages/count_tokens"]
 BODIES = {
     "/v1/chat/completions": {
         "model": "tiny",
@@ -66,6 +67,48 @@ BODIES = {
         "stream": True,
         "tools": [],
         "thinking": {"type": "disabled"},
+    },
+    "/v1/messages/count_tokens": {
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "text", "text": "x"},
+                    {"type": "tool_use", "id": "t", "name": "f", "input": {"a": [1]}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "y"}]},
+                    {"type": "text", "text": "z"},
+                ],
+            },
+        ],
+        "tools": [{"name": "f", "description": "x", "input_schema": {"type": "object"}, "strict": True}],
+        "tool_choice": {"type": "none"},
+    },
+    "/v1/responses": {
+        "model": "tiny",
+        "input": [
+            {"role": "developer", "content": "Be"},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "4"},
+        ],
+        "instructions": "Be brief",
+        "max_output_tokens": 3,
+        "temperature": 0.5,
+        "top_logprobs": 2,
+        "include": ["message.output_text.logprobs"],
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}],
+        "tool_choice": "none",
+        "metadata": {"a": "b"},
+        "reasoning": {"effort": "none"},
+        "stream": False,
+        "store": True,
     },
     "/tokenize": {"prompt": "some text", "add_special_tokens": False},
     "/detokenize": {"tokens": [1, 2, 250, 256]},
@@ -236,7 +279,7 @@ def test_requests_made_from_the_schema_get_what_the_schema_says(live: Live):
         @hypothesis.settings(max_examples=300, suppress_health_check=list(hypothesis.HealthCheck))
         def sent(case):
             if isinstance(case.body, dict):
-                case.body["max_tokens"] = 2
+                case.body["max_output_tokens" if case.path == "/v1/responses" else "max_tokens"] = 2
             assert case.call(timeout=60).status_code < 500
 
         sent()

@@ -65,13 +65,19 @@ def test_a_template_is_taken_from_the_option_the_folder_or_the_settings(tmp_path
     named = [{"name": "tools", "template": "no"}, {"name": "default", "template": "list"}]
     settings = {"chat_template": named, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert find_template(tmp_path).text == "list"
+    assert find_template(tmp_path).text == find_template(tmp_path).for_tools == "list"
+    tools = {"chat_template": [*named, {"name": "tool_use", "template": "use"}, {"name": []}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | tools))
+    assert (find_template(tmp_path).text, find_template(tmp_path).for_tools) == ("list", "use")
     assert find_template(tmp_path).names == {"bos_token": "<s>", "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "one"}))
     assert find_template(tmp_path).text == "one"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert find_template(tmp_path).text == "file"
-    assert find_template(tmp_path, chosen).text == "mine"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("use of file")
+    assert (find_template(tmp_path).text, find_template(tmp_path).for_tools) == ("file", "use of file")
+    assert find_template(tmp_path, chosen).text == find_template(tmp_path, chosen).for_tools == "mine"
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
         find_template(tmp_path)

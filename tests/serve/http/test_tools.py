@@ -150,6 +150,27 @@ def test_json_is_possible_beside_tools(client):
             jsonschema.validate(json.loads(choice.message.content), WEATHER)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_object_is_an_answer_beside_tools_and_a_call_if_it_is_one(live: Live, monkeypatch, stream):
+    arguments = "parameters" if live.form == "llama3" else "arguments"
+    wrong = f'{{"name": "weather", "{arguments}": {{"city": 5}}}}'
+    right = f'{{"name": "weather", "{arguments}": {{"city": "Oslo", "unit": "C"}}}}'
+    for text in (wrong, right):
+        monkeypatch.setattr(TextStream, "push", lambda self, data, looks=True: "")
+        monkeypatch.setattr(TextStream, "flush", lambda self, text=text: text)
+        body = {"messages": TALK, "tools": TOOLS, "response_format": {"type": "json_object"}, "max_tokens": 1}
+        answer = live.post("/v1/chat/completions", body | {"stream": stream})
+        if stream:
+            deltas = [event["choices"][0]["delta"] for event in answer.events()]
+            content = "".join(one.get("content") or "" for one in deltas)
+            called = any("tool_calls" in one for one in deltas)
+        else:
+            [choice] = answer.json()["choices"]
+            content, called = choice["message"]["content"] or "", "tool_calls" in choice["message"]
+        is_call = live.form == "llama3" and text == right
+        assert (content, called) == ("" if is_call else text, is_call)
+
+
 def test_a_conversation_with_calls_and_results_goes_on(client, live):
     [first] = chat(client, tool_choice="required", parallel_tool_calls=False).choices
     [call] = first.message.tool_calls
@@ -288,3 +309,43 @@ def test_calls_of_strict_tools_are_held_to_their_schema_where_the_model_begins_o
         assert (choice.message.tool_calls is None) == (token is None)
         if choice.finish_reason == "tool_calls":
             check(choice.message.tool_calls)
+
+
+def test_a_template_of_its_own_for_tools_renders_chats_with_them(tmp_path):
+    folder = tmp_path / "two"
+    save_model(folder, random_model(), byte_tokenizer())
+    both = {"default": "plain {{ messages[0].content }}", "tool_use": TEMPLATE.replace("SIGN", "<tool_call>")}
+    templates = [{"name": name, "template": text} for name, text in both.items()]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    server = Live(folder, OPTIONS)
+    try:
+        asked = [{"messages": TALK}, {"messages": TALK, "tools": TOOLS}]
+        found = [server.post("/tokenize", one).json()["tokens"] for one in asked]
+        plain, tooled = (server.post("/detokenize", {"tokens": tokens}).json()["prompt"] for tokens in found)
+        assert plain == f"plain {TALK[0]['content']}"
+        assert tooled.startswith(json.dumps(TOOLS) + "<tool_call><user>")
+        body = {"messages": TALK, "tools": TOOLS, "max_tokens": 300, "tool_choice": "required"}
+        [choice] = server.post("/v1/chat/completions", body).json()["choices"]
+        assert choice["finish_reason"] == "length" or choice["message"]["tool_calls"]
+    finally:
+        server.stop()
+
+
+def test_of_special_tokens_an_answer_spells_only_the_signs_of_calls(live: Live):
+    if live.form == "hermes":
+        return
+    backend = live.service.require().tokenizer.backend
+    sign, end = backend.token_to_id(SIGNS[live.form].split()[0]), 256
+    told = []
+    for token in (sign, end):
+        body = {"messages": TALK, "tools": TOOLS, "max_tokens": 3, "ignore_eos": True, "logit_bias": {str(token): 100}}
+        told.append(live.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"])
+    name = backend.id_to_token(end)
+    assert SIGNS[live.form].split()[0] in told[0] or live.form == "lfm2"
+    assert name not in told[1]
+    assert (
+        name * 3
+        == live.post("/v1/chat/completions", body | {"skip_special_tokens": False}).json()["choices"][0]["message"][
+            "content"
+        ]
+    )

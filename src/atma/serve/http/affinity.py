@@ -33,6 +33,17 @@ def of_prompt(prompt: Prompt, salt: str) -> str:
     return _hash("text", first[: CHARACTERS if isinstance(first, str) else TOKENS], salt)  # pyright: ignore
 
 
+def response_id(own: str, name: str) -> str:
+    """An id of an answer that tells the name of its conversation."""
+    return f"resp_{own}_{name}"
+
+
+def of_response(identity: str | None) -> str | None:
+    """The name that an id of an answer tells."""
+    parts = (identity or "").split("_", 2)
+    return given(parts[2]) if len(parts) == 3 and parts[0] == "resp" else None
+
+
 def given(value: str | None) -> str | None:
     """The client's own, if it is one that a header may carry."""
     return value if value is not None and SANE.fullmatch(value) else None

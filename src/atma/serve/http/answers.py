@@ -12,6 +12,7 @@ from atma.serve.http.errors import encoded
 from atma.serve.http.feed import Item
 from atma.serve.http.tokens import TextLogprobs, TokenNames, chat_logprobs
 from atma.serve.request import Event, Usage
+from atma.serve.tools.reading import Piece
 
 FINGERPRINT = f"atma-{atma.__version__}"
 
@@ -62,6 +63,9 @@ class Shape(Protocol):
     ids_of_choices: bool
     """Whether a prompt's are told with each of its choices, or once."""
 
+    copies: int
+    """How often an answer that is held to its end is in memory."""
+
     def opening(self) -> dict[str, Any] | None: ...
     def choice(self, text: str, end: str | None) -> dict[str, Any]: ...
     def delta(self, event: Event) -> dict[str, Any]: ...
@@ -73,7 +77,7 @@ class ChatShape:
     """chat.completion"""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
-    ids_of_choices = False
+    ids_of_choices, copies = False, 1
 
     def __init__(self, names: TokenNames, scored: bool, ids: list[list[int]] | None = None, begun: str = "") -> None:
         """`begun`: what comes before the text that is written."""
@@ -89,6 +93,18 @@ class ChatShape:
     def delta(self, event: Event) -> dict[str, Any]:
         return {"delta": {"content": event.text} if event.text or event.tokens else {}}
 
+    def read(self, event: Event) -> list[Piece]:
+        """What an event says and calls; each is read once, in their order."""
+        return [Piece(event.text)] if event.text else []
+
+    def called(self, index: int = 0) -> bool:
+        """Whether what has been read of a choice calls a tool."""
+        return False
+
+    def call_id(self, prefix: str = "call_") -> str:
+        """A new id of a call."""
+        return prefix + uuid.uuid4().hex[:24]
+
     def logprobs(self, position: int, event: Event) -> dict[str, Any] | None:
         return chat_logprobs(event.logprobs or (), self.names) if self.scored else None
 
@@ -103,7 +119,7 @@ class TextShape:
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl-"
-    ids_of_choices = True
+    ids_of_choices, copies = True, 1
 
     def __init__(
         self, names: TokenNames, scored: bool, echo: bool, spelled: bool, ids: list[list[int]] | None = None
@@ -161,6 +177,9 @@ class Scores:
 
 class Answer:
     """One HTTP request's answer as it grows. Choice j of prompt i stands at position i · n + j."""
+
+    gathers = False
+    """Whether it is held to its end though it is streamed."""
 
     def __init__(self, shape: Shape, model: str, prompts: int, n: int) -> None:
         self.shape, self.n, self.choices = shape, n, prompts * n

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,7 +24,7 @@ from atma.serve.http.bodies import (
     TokenizeBody,
 )
 from atma.serve.http.call import Call
-from atma.serve.http.errors import MESSAGES, ApiError, Body, json_response
+from atma.serve.http.errors import MESSAGES, RESPONSES, ApiError, Body, json_response
 from atma.serve.http.feed import Feed
 from atma.serve.http.front import moved
 from atma.serve.http.guard import Guard
@@ -30,6 +32,8 @@ from atma.serve.http.messages import Messages
 from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
 from atma.serve.http.refusals import told
+from atma.serve.http.responses.routes import Responses
+from atma.serve.http.responses.schemas import DeletedAnswer, ResponseAnswer
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, completion_requests
 from atma.serve.http.schemas import (
@@ -55,6 +59,7 @@ from atma.serve.http.tokens import tokenizer_info
 from atma.serve.http.tooling import Tooling, ToolShape
 from atma.serve.request import Request as EngineRequest
 from atma.serve.request import RequestError
+from atma.serve.structure import Structure
 from atma.serve.tools.formats import knows_tools
 
 MOST_TOGETHER = 128
@@ -65,15 +70,19 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
     metrics = metrics or Metrics(service.name)
     app = FastAPI(title="atma", version=atma.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     routes = Routes(service, metrics)
+    responses = Responses(routes)
     post, get = ["POST"], ["GET"]
     others = {"/health": REFUSALS | {503: {"model": HealthAnswer}}}
-    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES), REFUSALS | STREAMED)
+    others |= dict.fromkeys(("/v1/chat/completions", "/v1/completions", MESSAGES, RESPONSES), REFUSALS | STREAMED)
     for path, route, methods, answer in (
         ("/v1/chat/completions", routes.chat, post, ChatAnswer),
         ("/v1/completions", routes.completions, post, TextAnswer),
         ("/v1/embeddings", routes.embeddings, post, EmbeddingAnswer),
         ("/v1/models", routes.models, get, ModelsAnswer),
         ("/v1/models/{name:path}", routes.model, get, ModelAnswer),
+        (RESPONSES, responses.create, post, ResponseAnswer),
+        (RESPONSES + "/{response_id}", responses.told, get, ResponseAnswer),
+        (RESPONSES + "/{response_id}", responses.forget, ["DELETE"], DeletedAnswer),
         ("/v1/messages", Messages(routes).answer, post, MessageAnswer),
         ("/v1/messages/count_tokens", Messages(routes).count, post, CountAnswer),
         ("/tokenize", routes.tokenize, post, TokenizeAnswer),
@@ -106,24 +115,34 @@ class Routes:
             [asked], Answer(shape, self.service.called(body.model), 1, body.n), body, request, name
         )
 
-    async def asked(self, body: ChatBody, request: Request) -> tuple[EngineRequest, ChatShape, str]:
-        """A conversation as the engine is asked it, its answer's shape, and the conversation's name."""
+    async def asked(self, body: ChatBody, request: Request, copies: int = 0) -> tuple[EngineRequest, ChatShape, str]:
+        """A conversation as the engine is asked it, its answer's shape, and the conversation's name; `copies`: how
+        often the answer is in memory at its end, 0: once, and only if it is not streamed."""
         ready = self.ready(body)
-        template = ready.renderer.template
-        tooling = Tooling(body, ready.form, knows_tools(template.text), ready.tokenizer)
-        structure = tooling.structure(body.response_format or body.structured_outputs)
-        rendering = body.rendering._replace(tools=tooling.given)
-        work = chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
-        tokens = await while_there(request.receive, work)
+        template, form = ready.renderer.template, body.response_format or body.structured_outputs
+        tooling = Tooling(body, ready.form, knows_tools(template.for_tools), ready.tokenizer)
+        structure = tooling.structure(form)
+        tokens = await while_there(request.receive, self.rendered(body, tooling))
         shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
-        shape = shape if tooling.form is None else ToolShape.of(tooling, tooling.form, shape)
+        if tooling.form is not None:
+            fits = await while_there(request.receive, judge(ready, tooling.either(form)))
+            shape = ToolShape.of(tooling, tooling.form, shape, fits)
         most = max(1, ready.longest - len(tokens) + 1)
-        if not body.stream:
+        shape.copies = copies or 1
+        if copies or not body.stream:
             most = min(most, most_tokens(self.room.total, shape, body.best, body.n))
         lengths = most, self.service.options.max_tokens
         asked = chat_request(body, tokens, template.stop, ready.ends, *lengths)
-        asked = dataclasses.replace(asked, structure=structure, special=asked.special or tooling.spelled)
+        asked = dataclasses.replace(asked, structure=structure, spelled=tooling.spelled)
         return asked, shape, affinity.of_messages(body.messages, body.cache_salt)
+
+    async def rendered(self, body: ChatBody, tooling: Tooling | None = None) -> list[int]:
+        """The tokens of a conversation, of which the template is told the tools."""
+        ready = self.ready(body)
+        if tooling is None:
+            tooling = Tooling(body, ready.form, knows_tools(ready.renderer.template.for_tools), ready.tokenizer)
+        rendering = body.rendering._replace(tools=tooling.given)
+        return await chat_tokens(ready.renderer, ready.tokenizer, body.messages, rendering)
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue one or several texts."""
@@ -224,7 +243,7 @@ class Routes:
         call.model = self.service.called(body.model)
         requests = self.service.wearing(requests, call.model)
         sizes = ready.longest, config.max_rows, config.unread_bytes
-        gathered = gathered_bytes(requests, answer.shape, not body.stream, *sizes)
+        gathered = gathered_bytes(requests, answer.shape, answer.gathers or not body.stream, *sizes)
         await while_there(request.receive, call.hold(self.room, gathered))
         feed = Feed(ready.engine, requests)
         if body.stream:
@@ -244,6 +263,18 @@ class Routes:
         ready = service.require()
         told = {"chat_template": ready.renderer.template.source != PLAIN, "description": list(ready.about)}
         return model | {"max_model_len": ready.longest} | told
+
+
+async def judge(ready: Ready, call: Structure | None) -> Callable[[str], bool] | None:
+    """What tells whether a text is a call of that form. ApiError: it cannot be compiled."""
+    if call is None:
+        return None
+    guides = ready.engine.engine.guides
+    try:
+        await asyncio.to_thread(guides.compiled, call)
+    except RequestError as error:
+        raise ApiError.of(error) from None
+    return functools.partial(guides.allows, call)
 
 
 def prepared(ready: Ready, requests: list[EngineRequest]) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -19,6 +19,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 MESSAGE_TYPES = TYPES | {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 MESSAGES = "/v1/messages"
 """Where errors are in the words of Anthropic's API."""
+RESPONSES = "/v1/responses"
 
 
 class ApiError(Exception):
@@ -45,6 +46,14 @@ class ApiError(Exception):
         for parameter, name in FIELDS.items():
             error = error.renamed(parameter, name)
         return cls(status, code, str(error), error.parameter, retry)
+
+    def renamed(self, names: Mapping[str, str]) -> "ApiError":
+        """The same where its parameter is called otherwise."""
+        name = names.get(self.parameter or "")
+        if name is None:
+            return self
+        message = str(self).replace(f"'{self.parameter}'", f"'{name}'")
+        return ApiError(self.status, self.code, message, name, self.retry_after)
 
     @classmethod
     def unforeseen(cls, identity: str) -> "ApiError":

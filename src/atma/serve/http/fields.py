@@ -79,8 +79,8 @@ def _biases(value: object) -> dict[int, float]:
     return {int(token): float(bias) for token, bias in value.items()}
 
 
-def _content(value: object) -> str:
-    """A text, or parts of type "text" put together."""
+def content_text(value: object) -> str:
+    """A text, or parts of type "text" put together. ValueError for anything else."""
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list):
@@ -142,7 +142,7 @@ PromptField = Annotated[Any, PlainValidator(_prompt), WithJsonSchema(_PROMPT_SCH
 StopField = Annotated[Any, PlainValidator(_stop), WithJsonSchema(_STOP_SCHEMA)]
 StopTokensField = Annotated[Any, PlainValidator(_stop_tokens), WithJsonSchema(_STOP_TOKENS_SCHEMA)]
 BiasField = Annotated[Any, PlainValidator(_biases), WithJsonSchema(_BIAS_SCHEMA)]
-ContentField = Annotated[Any, PlainValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)]
+ContentField = Annotated[Any, PlainValidator(content_text), WithJsonSchema(_CONTENT_SCHEMA)]
 Length = Annotated[int, PlainValidator(_length), WithJsonSchema(_LENGTH_SCHEMA)]
 KeywordsField = Annotated[Any, PlainValidator(_keywords), WithJsonSchema(_KEYWORDS_SCHEMA)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

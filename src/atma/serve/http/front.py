@@ -49,7 +49,7 @@ def preflight(method: str, headers: Headers, shared: Mapping[str, str]) -> dict[
     told = {
         **shared,
         "vary": "Origin, Access-Control-Request-Headers",
-        "access-control-allow-methods": "GET, HEAD, POST",
+        "access-control-allow-methods": "GET, HEAD, POST, DELETE",
         "access-control-max-age": str(KEPT_SECONDS),
     }
     names = headers.get("access-control-request-headers", "")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atma.serve.http.call import Call
-from atma.serve.http.errors import MESSAGES, ApiError, ClientGone
+from atma.serve.http.errors import MESSAGES, RESPONSES, ApiError, ClientGone
 from atma.serve.http.front import TOLD, inside, preflight, shared_with
 from atma.serve.http.metrics import Metrics
 from atma.serve.http.neutral import IGNORED
@@ -30,7 +30,7 @@ UPDOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 LOCAL_HOST = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 UNSAYABLE = re.compile(r"[^A-Za-z0-9._-]", re.ASCII)
-MEASURED = {"/v1/chat/completions", "/v1/completions", MESSAGES}
+MEASURED = {"/v1/chat/completions", "/v1/completions", MESSAGES, RESPONSES}
 
 
 class Guard:

@@ -63,7 +63,8 @@ class ServerOptions:
     """How the model writes calls of tools; by default as its chat template teaches."""
     memory_budget: str = "512MiB"
     """For all that the server holds but its code and the weights: keys, values and states of running texts and kept
-    ones, what a step computes with, 160 KiB for each text that is read, written or waits, and answers in one body."""
+    ones, what a step computes with, 160 KiB for each text that is read, written or waits, answers in one body, and
+    those that /v1/responses keeps."""
     cache_budget: str | None = None
     """How much of it may be kept states; by default three eighths."""
     cache_dir: Path | None = None
@@ -125,6 +126,11 @@ class ServerOptions:
         return byte_count(self.memory_budget) // 16
 
     @property
+    def stored_bytes(self) -> int:
+        """Of the memory budget, for answers that a later request may go on from."""
+        return byte_count(self.memory_budget) // 64
+
+    @property
     def body_bytes(self) -> int:
         """`max_body` in bytes."""
         return byte_count(self.max_body)
@@ -133,7 +139,8 @@ class ServerOptions:
         """The engine's own settings."""
         memory = byte_count(self.memory_budget)
         cache = memory * 3 // 8 if self.cache_budget is None else byte_count(self.cache_budget)
-        plain = EngineConfig(memory, cache, self.cache_dir, request_bytes=REQUEST_BYTES, answer_bytes=self.answer_bytes)
+        answers = self.answer_bytes + self.stored_bytes
+        plain = EngineConfig(memory, cache, self.cache_dir, request_bytes=REQUEST_BYTES, answer_bytes=answers)
         step = max(plain.step_tokens, 2 * self.max_rows)
         return dataclasses.replace(plain, max_rows=self.max_rows, max_waiting=self.max_waiting, step_tokens=step)
 

@@ -73,4 +73,4 @@ def most_tokens(total: int, shape: Shape, best: int | None, n: int) -> int:
 def _token_bytes(shape: Shape, best: int | None) -> int:
     """Of a token in an answer in one body; `best` None: without log-probabilities."""
     scored = 0 if best is None else shape.token_bytes(best)
-    return TEXT_BYTES + scored + (ID_BYTES if shape.ids is not None else 0)
+    return shape.copies * (TEXT_BYTES + scored + (ID_BYTES if shape.ids is not None else 0))

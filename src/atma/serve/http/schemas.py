@@ -192,6 +192,13 @@ class MessageText(Answered):
     text: str
 
 
+class MessageToolUse(Answered):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
 class MessageUsage(Answered):
     input_tokens: int
     cache_read_input_tokens: int
@@ -206,8 +213,8 @@ class MessageAnswer(Answered):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[MessageText]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"]
+    content: list[MessageText | MessageToolUse]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: MessageUsage
 

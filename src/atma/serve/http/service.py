@@ -103,7 +103,7 @@ class Service:
         await renderer.start()
         longest = engine.store.longest_text
         names = TokenNames(engine.tokenizer)
-        form = format_of(renderer.template.text, self.options.tool_parser)
+        form = format_of(renderer.template.for_tools, self.options.tool_parser)
         give_back()
         self._ready = Ready(AsyncEngine(engine), engine.tokenizer, names, renderer, longest, ends, about, form)
         if self._state == "loading":

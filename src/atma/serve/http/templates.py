@@ -78,7 +78,8 @@ class Renderer:
                 await _told(self._process)
             answer = {"error": "it takes too long or too much to compile"}
             async with asyncio.timeout(RENDER_SECONDS):
-                answer = await _ask(self._process, {"template": self.template.text})
+                texts = {"template": self.template.text, "tool_use": self.template.tool_use}
+                answer = await _ask(self._process, texts)
         except (TimeoutError, OSError, EOFError):
             pass
         except BaseException:

@@ -1,7 +1,7 @@
 """Chats with tools: what the model is held to, and the calls in what it writes."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from atma.serve.http.answers import ChatShape
@@ -43,10 +43,10 @@ class Tooling:
         return [tool.given for tool in self.tools] or None
 
     @property
-    def spelled(self) -> bool:
-        """Whether signs around calls are special tokens, which the text must show."""
-        form, tokenizer = self.form, self._tokenizer
-        return form is not None and special(form.opening.strip(), tokenizer) is not None
+    def spelled(self) -> tuple[int, ...]:
+        """The signs of calls that are special tokens, which the text must show."""
+        found = (special(sign, self._tokenizer) for sign in (self.form.signs if self.form else ()))
+        return tuple(token for token in found if token is not None)
 
     def structure(self, asked: Structure | None) -> Structure | None:
         """What the answer is held to, where `asked` is what the request says of it besides. ApiError."""
@@ -69,6 +69,14 @@ class Tooling:
             return calls(form, some, self._tokenizer, several and self._choice == "required", "tools")
         except ValueError as error:
             raise ApiError(400, "invalid_value", str(error), "tools") from None
+
+    def either(self, asked: Structure | None) -> Structure | None:
+        """A single call, where nothing but its form tells it from the JSON that the answer else is; None if anything
+        does."""
+        form = self.form
+        if form is None or not form.bare or asked is None or self._choice != "auto":
+            return None
+        return calls(form, self.tools, self._tokenizer, False, asked.parameter)
 
 
 def check_calls(messages: Sequence[Message]) -> None:
@@ -93,19 +101,23 @@ class ToolShape(ChatShape):
     form: Format
     several: bool
     """Whether more calls than one are told."""
+    fits: Callable[[str], bool] | None
+    """Whether an object is a call, where it could be another answer."""
     _names: frozenset[str]
     _readers: dict[int, CallReader]
 
     @classmethod
-    def of(cls, tooling: Tooling, form: Format, shape: ChatShape) -> "ToolShape":
+    def of(
+        cls, tooling: Tooling, form: Format, shape: ChatShape, fits: Callable[[str], bool] | None = None
+    ) -> "ToolShape":
         """The same chat, with calls of these tools written so."""
         made = cls(shape.names, shape.scored, shape.ids, shape.begun)
-        made.form, made.several, made._readers = form, tooling.several, {}
+        made.form, made.several, made.fits, made._readers = form, tooling.several, fits, {}
         made._names = frozenset(tool.name for tool in tooling.tools)
         return made
 
     def choice(self, text: str, end: str | None) -> dict[str, Any]:
-        reader = CallReader(self.form, self._names)
+        reader = self._reader()
         pieces = self._told([*reader.push(text), *reader.finish()])
         content, found = self.begun + "".join(one.content for one in pieces), self._begun(pieces)
         for call in found:
@@ -117,9 +129,7 @@ class ToolShape(ChatShape):
         return {"message": message, "finish_reason": self._end(end, reader)}
 
     def delta(self, event: Event) -> dict[str, Any]:
-        reader = self._readers.setdefault(event.index, CallReader(self.form, self._names))
-        pieces = reader.push(event.text)
-        pieces = self._told(pieces + (reader.finish() if event.finish_reason is not None else []))
+        pieces = self.read(event)
         content = "".join(one.content for one in pieces)
         begun = {call["index"]: call for call in self._begun(pieces)}
         parts = []
@@ -132,7 +142,21 @@ class ToolShape(ChatShape):
                 parts.append({"index": one.index, "function": {"arguments": one.arguments}})
         delta: dict[str, Any] = {"content": content} if content else {}
         delta |= {"tool_calls": parts} if parts else {}
-        return {"delta": delta, "finish_reason": self._end(event.finish_reason, reader)}
+        return {"delta": delta, "finish_reason": self._end(event.finish_reason, self._readers[event.index])}
+
+    def read(self, event: Event) -> list[Piece]:
+        reader = self._readers.setdefault(event.index, self._reader())
+        pieces = reader.push(event.text)
+        return self._told(pieces + (reader.finish() if event.finish_reason is not None else []))
+
+    def called(self, index: int = 0) -> bool:
+        return self._readers[index].count > 0
+
+    def call_id(self, prefix: str = "call_") -> str:
+        return uuid.uuid4().hex[:9] if self.form.short_ids else super().call_id(prefix)
+
+    def _reader(self) -> CallReader:
+        return CallReader(self.form, self._names, self.fits)
 
     def _told(self, pieces: list[Piece]) -> list[Piece]:
         return [one for one in pieces if self.several or not one.index]
@@ -141,7 +165,7 @@ class ToolShape(ChatShape):
         return [
             {
                 "index": one.index,
-                "id": uuid.uuid4().hex[:9] if self.form.short_ids else f"call_{uuid.uuid4().hex[:24]}",
+                "id": self.call_id(),
                 "type": "function",
                 "function": {"name": one.name, "arguments": ""},
             }

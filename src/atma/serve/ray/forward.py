@@ -13,6 +13,7 @@ import logging
 import os
 from typing import NamedTuple
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from ray import serve  # pyright: ignore[reportAttributeAccessIssue] (where ray is not there)
 from ray.exceptions import RayError
@@ -23,9 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atma.serve.http import affinity
 from atma.serve.http.bodies import ChatBody, CompletionBody
-from atma.serve.http.errors import MESSAGES, ApiError
+from atma.serve.http.errors import MESSAGES, RESPONSES, ApiError
 from atma.serve.http.messages import MessagesBody
 from atma.serve.http.metrics import TYPE
+from atma.serve.http.responses.body import ResponsesBody
 from atma.serve.ray.metrics import merged
 
 LOG = logging.getLogger("atma.serve")
@@ -33,10 +35,11 @@ REPLICA = "x-atma-replica"
 METRICS_SECONDS = 10.0
 PASSED_ON = "atma.passed_on"
 SENT = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client", "server")
-BODIES = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody, MESSAGES: MessagesBody}
+BODIES = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody}
+BODIES |= {MESSAGES: MessagesBody, RESPONSES: ResponsesBody}
 
 
-Asked = ChatBody | CompletionBody | MessagesBody
+Asked = ChatBody | CompletionBody | MessagesBody | ResponsesBody
 
 
 class Route(NamedTuple):
@@ -77,6 +80,11 @@ class Forwarding:
             return
         model = BODIES.get(scope["path"]) if scope["method"] == "POST" else None
         at_home = scope.get(PASSED_ON, False) or self._passing >= self.most
+        kept = scope["path"].removeprefix(RESPONSES + "/")
+        if kept != scope["path"] and not at_home:
+            name = affinity.of_response(kept)
+            if name is not None and await self._pass_on(name, scope, b"", send):
+                return
         if model is not None and not at_home:
             first = await receive()
             name = self._elsewhere(scope, first["body"], model)
@@ -92,8 +100,11 @@ class Forwarding:
             return None if self._routed else given
         try:
             asked = model.model_validate_json(body)
+            if isinstance(asked, ResponsesBody) and asked.previous_response_id is not None:
+                return affinity.of_response(asked.previous_response_id)
             asked = asked.asked() if isinstance(asked, MessagesBody) else asked
-        except (ValidationError, ApiError):
+            asked = asked.chat() if isinstance(asked, ResponsesBody) else asked
+        except (ValidationError, RequestValidationError, ApiError):
             return None
         if isinstance(asked, ChatBody):
             return affinity.of_messages(asked.messages, asked.cache_salt)

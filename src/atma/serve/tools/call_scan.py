@@ -35,6 +35,11 @@ class CallScan:
             self._new.append(character)
 
     @property
+    def size(self) -> int:
+        """Characters that came."""
+        return len(self._all)
+
+    @property
     def text(self) -> str:
         """All that came."""
         return "".join(self._all)

@@ -21,12 +21,19 @@ class Format(NamedTuple):
     bare: bool = False
     short_ids: bool = False
     """Whether the template wants ids of nine letters and digits."""
+    inner: tuple[str, ...] = ()
+    """Signs within calls."""
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """What may stand in the text and is no part of names and arguments."""
+        return tuple(filter(None, (self.opening.strip(), self.closing.strip(), *self.inner)))
 
 
 HERMES = Format("hermes", "<tool_call>\n", "\n</tool_call>", "\n</tool_call>\n<tool_call>\n")
 LLAMA3 = Format("llama3", "<|python_tag|>", "", "; ", "parameters", bare=True)
 LFM2 = Format("lfm2", "<|tool_call_start|>", "<|tool_call_end|>", ", ", listed=True, python=True)
-MISTRAL = Format("mistral", "[TOOL_CALLS]", "", ", ", listed=True, short_ids=True)
+MISTRAL = Format("mistral", "[TOOL_CALLS]", "", ", ", listed=True, short_ids=True, inner=("[CALL_ID]", "[ARGS]"))
 FORMATS = (HERMES, LLAMA3, LFM2, MISTRAL)
 NAMES = tuple(one.name for one in FORMATS)
 SIGNS = {"<|tool_call_start|>": LFM2, "[TOOL_CALLS]": MISTRAL, "<tool_call>": HERMES, "<|python_tag|>": LLAMA3}

@@ -6,7 +6,7 @@ told, the rest is dropped, up to the closing sign or the end. The whole is the s
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ from atma.serve.tools.formats import Format
 
 APART = " \t\r\n,;[]"
 """What may stand between calls."""
+HEAD = '{"name": "'
+"""How an object that is held to being a call begins."""
 NAMED = re.compile(r"([A-Za-z_][\w.-]{0,255})(\[CALL_ID\]\w*)?(\[ARGS\])?\s*$")
 
 
@@ -31,11 +33,14 @@ class Piece(NamedTuple):
 class CallReader:
     """Reads one answer. `count` calls have begun.
 
-    `names`: those of the tools. An object that nothing marks as a call is one only if it is of these.
+    `names`: those of the tools. An object that nothing marks as a call is one only if it is of these, and where the
+    answer may be JSON of another form only if it `fits` as a whole, of which nothing is told before.
     """
 
-    def __init__(self, form: Format, names: Collection[str] | None = None) -> None:
-        self.form, self.count, self._names = form, 0, names
+    def __init__(
+        self, form: Format, names: Collection[str] | None = None, fits: Callable[[str], bool] | None = None
+    ) -> None:
+        self.form, self.count, self._names, self._fits = form, 0, names, fits
         self._opening, self._closing = form.opening.strip(), form.closing.strip()
         self._gap: list[str] = []
         """What says nothing by itself before what is `_held`; a call as in Python."""
@@ -147,7 +152,19 @@ class CallReader:
         self._scan.push("{")
         self._tell(self._scan)
 
+    def _is_other(self, scan: CallScan) -> bool:
+        """Whether an object that may be an answer is no call."""
+        if scan.size <= len(HEAD):
+            return not HEAD.startswith(scan.text)
+        return scan.done and self._fits is not None and not self._fits(scan.text)
+
     def _tell(self, scan: CallScan) -> None:
+        if self._bare and self._fits is not None:
+            if self._is_other(scan):
+                self._give_up()
+                return
+            if not (scan.done or scan.failed):
+                return
         if scan.name is not None and not scan.failed and not self._told:
             unknown = self._bare and self._names is not None and scan.name not in self._names
             if unknown or (self._bare and scan.done and not scan.begun):

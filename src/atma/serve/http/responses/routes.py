@@ -1,0 +1,103 @@
+"""The routes of OpenAI's Responses: an answer is asked for, told again, and forgotten.
+
+Answers that are kept lie in this process. The name of a conversation stands in its answers' ids, so that a balancer
+of several servers can send what goes on from an answer to the one that has it.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from starlette.responses import Response
+
+from atma.serve.http import affinity
+from atma.serve.http.errors import ApiError, Body, json_response
+from atma.serve.http.neutral import shown
+from atma.serve.http.responses.answer import ResponseAnswer, ResponseStream
+from atma.serve.http.responses.body import NAMES, ResponsesBody
+from atma.serve.http.responses.items import Message, check_calls, messages
+from atma.serve.http.responses.store import Store
+
+if TYPE_CHECKING:
+    from atma.serve.http.app import Routes
+
+COPIES, SCORED_COPIES = 2, 8
+"""Of an answer, while its last events are written: it stands in four of them, log-probabilities as objects too."""
+
+
+class Responses:
+    """The routes, and the answers that they keep."""
+
+    def __init__(self, routes: "Routes") -> None:
+        self.routes, self.store = routes, Store(routes.service.options.stored_bytes)
+
+    async def create(self, body: ResponsesBody, request: Request) -> Response:
+        """Answer a conversation, in the words of OpenAI's Responses."""
+        before = self._before(body.previous_response_id)
+        check_calls(before, body.input)
+        chat = body.chat(before)
+        with _in_its_words():
+            copies = SCORED_COPIES if body.scored else COPIES
+            asked, shape, name = await self.routes.asked(chat, request, copies)
+            given = affinity.given(request.headers.get(affinity.HEADER))
+            name = given or affinity.of_response(body.previous_response_id) or name
+
+            def keep(answer: ResponseAnswer) -> bool:
+                return self._keep(answer, [*before, *messages(body.input)])
+
+            identity = affinity.response_id(uuid.uuid4().hex, name)
+            answer = ResponseAnswer(shape, body, self.routes.service.called(chat.model), identity, keep)
+            return await self.routes.answered([asked], answer, chat, request, name, ResponseStream)
+
+    async def told(self, response_id: str, stream: str = "") -> Response:
+        """An answer that was kept, once more."""
+        if stream.lower() not in ("", "false", "0"):
+            told = "'stream': what was streamed is not streamed again; leave it out for the whole answer"
+            raise ApiError(400, "invalid_value", told, "stream")
+        kept = self.store.get(response_id)
+        if kept is None:
+            raise _unknown(response_id)
+        return Body([kept.body])
+
+    async def forget(self, response_id: str) -> Response:
+        """Keep an answer no longer."""
+        if not self.store.delete(response_id):
+            raise _unknown(response_id)
+        return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    def _before(self, identity: str | None) -> list[Message]:
+        """The conversation up to and with an answer. ApiError: it is not kept."""
+        if identity is None:
+            return []
+        kept = self.store.get(identity)
+        if kept is None:
+            told = f"'previous_response_id': no response {shown(identity)} is kept here; give the whole conversation"
+            raise ApiError(400, "previous_response_not_found", told, "previous_response_id")
+        return kept.messages
+
+    def _keep(self, answer: ResponseAnswer, before: list[Message]) -> bool:
+        found = [_given(item) for item in answer.output]
+        return self.store.put(answer.identity, answer.body, [*before, *messages(found)])
+
+
+def _given(item: dict) -> dict:
+    """An item of an answer as an item of a conversation."""
+    if item["type"] == "function_call":
+        function = {"name": item["name"], "arguments": item["arguments"]}
+        return {"call": {"id": item["call_id"], "type": "function", "function": function}}
+    return {"role": "assistant", "content": "".join(part["text"] for part in item["content"])}
+
+
+def _unknown(identity: str) -> ApiError:
+    return ApiError(404, "not_found", f"no response {shown(identity)} is kept here", "response_id")
+
+
+@contextlib.contextmanager
+def _in_its_words() -> Generator[None, None, None]:
+    """Refusals of a chat, with what its fields are called here."""
+    try:
+        yield
+    except ApiError as error:
+        raise error.renamed(NAMES) from None
