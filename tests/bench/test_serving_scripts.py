@@ -66,3 +66,10 @@ def test_guided_tells_what_a_structure_costs(capsys):
     row = capsys.readouterr().out.splitlines()[-1].split("|")
     assert row[1].strip() == "2"
     assert float(row[4]) > 0
+
+
+def test_adapters_are_told_what_they_cost(capsys):
+    assert script("serving_adapters").main(["--tokens", "10", "--rounds", "1", "--streams", "2"]) == 0
+    rows = [row.split("|") for row in capsys.readouterr().out.splitlines()[-2:]]
+    assert [row[1].strip() for row in rows] == ["writing, 2 streams", "reading 4 prompts of 512 tokens"]
+    assert all(float(cell) > 0 for row in rows for cell in row[2:5])

@@ -205,6 +205,8 @@ def test_the_former_name_of_an_argument_is_understood_and_told(folder) -> None:
     ) as told:
         LLM(path=folder, config=SMALL).close()
     assert told[0].filename == __file__
+    with pytest.raises(TypeError, match="LLM has no argument 'paths'"):
+        LLM(paths=folder)
 
 
 def test_several_threads_take_turns(llm) -> None:

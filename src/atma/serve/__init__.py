@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atma.serve.adapter_files import read_adapters
+    from atma.serve.adapters import Adapter
     from atma.serve.asynchronous import AsyncEngine
     from atma.serve.engine import Engine
     from atma.serve.handle import Handle, Output
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "Adapter",
     "AsyncEngine",
     "Engine",
     "EngineConfig",
@@ -28,9 +31,12 @@ __all__ = [
     "RequestError",
     "Structure",
     "Usage",
+    "read_adapters",
 ]
 
 _HOMES = {
+    "adapter_files": ("read_adapters",),
+    "adapters": ("Adapter",),
     "asynchronous": ("AsyncEngine",),
     "engine": ("Engine",),
     "handle": ("Handle", "Output"),

@@ -13,6 +13,7 @@ the texts being written; the `Engine` runs the model and turns tokens into event
 
 import secrets
 import uuid
+from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from atma.hashes import model_hash
 from atma.model import Model
 from atma.sampling import of_tokens
+from atma.serve.adapters import Adapter
 from atma.serve.answers import Answers, prompt_tokens
 from atma.serve.carry import Carrier, Standing
 from atma.serve.exact import Served
@@ -42,22 +44,25 @@ class Engine:
     """Continuous batching over one model. ValueError: a budget without room, or a tokenizer of another model.
 
     `keep_model` False takes the model over, which is then of no other use, and holds each weight once; else packed
-    copies of the weights are held beside the caller's model.
+    copies of the weights are held beside the caller's model. `adapters`: those that a request may name.
     """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, config: EngineConfig | None = None, keep_model: bool = True
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        keep_model: bool = True,
+        adapters: Many[Adapter] = (),
     ) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
-                "use the tokenizer that the model was trained with"
-            )
+            told = f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
+            raise ValueError(f"{told}; use the tokenizer that the model was trained with")
         self.config, self.tokenizer = config or EngineConfig(), tokenizer
         weights, carrier = model_hash(model), Carrier(model)
-        self.served = Served(model, keep_model)
+        self.served = Served(model, keep_model, adapters)
         recording = recording_of(self.served, carrier, self.config)
-        reserve = Reserve(recording, working_bytes(self.served, carrier, self.config))
+        reserve = Reserve(recording, working_bytes(self.served, carrier, self.config), self.served.adapters.bytes)
         self.store = Store(self.served, carrier, self.config, reserve, weights)
         sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
         self.scheduler = Scheduler(*sizes)
@@ -94,7 +99,8 @@ class Engine:
         if identity in self.answers.handles:
             raise RequestError("invalid", f"a request '{identity}' is under way", "id")
         seed = secrets.randbits(62) if request.seed is None else request.seed
-        choices = [Sequence(request, identity, i, tokens, seed + i) for i in range(request.n)]
+        worn = self.served.adapters.worn(request.adapter)
+        choices = [Sequence(request, identity, i, tokens, seed + i, worn) for i in range(request.n)]
         for choice in choices[1:]:
             choice.leader = choices[0]
         for choice in choices:
@@ -153,6 +159,7 @@ class Engine:
             "running": len(self.scheduler.running),
             "writing": len(self.writing.sequences),
             "recorded_bytes": self.writing.recorded_bytes,
+            **self.served.adapters.stats(),
             **self.store.stats(),
         }
 
@@ -205,9 +212,6 @@ class Engine:
             self._fail(sequence, f"reading failed: {error}")
         self._join()
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return of_tokens(self.served.logits(hidden), self.tokenizer)
-
     def _write(self) -> None:
         """One token for every text that is being written, and the first for those whose prompt has just been read."""
         writing, parts = list(self.writing.sequences), []
@@ -224,9 +228,8 @@ class Engine:
             try:
                 self.answers.begin(sequence)
             except Exception as error:  # a prompt that the tokenizer has no text for, a vector that is not finite
-                self._fail(
-                    sequence, f"the prompt cannot be {'embedded' if sequence.request.embed else 'echoed'}: {error}"
-                )
+                done = "embedded" if sequence.request.embed else "echoed"
+                self._fail(sequence, f"the prompt cannot be {done}: {error}")
                 continue
             if sequence.request.embed:
                 self._leave([sequence])
@@ -234,7 +237,8 @@ class Engine:
                 self._end(sequence, "length")
         begun = [s for s in begun if s.finish is None and s.hidden is not None]
         if begun:
-            parts.append(self._logits(torch.cat([s.hidden for s in begun if s.hidden is not None])))
+            hidden = torch.cat([s.hidden for s in begun if s.hidden is not None])
+            parts.append(of_tokens(self.served.logits(hidden, [s.adapter for s in begun]), self.tokenizer))
         if parts:
             self._commit(writing + begun, parts[0] if len(parts) == 1 else torch.cat(parts))
         self.writing.add([s for s in begun if s.finish is None])

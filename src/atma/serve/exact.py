@@ -3,10 +3,12 @@
 What a token reads then does not depend, to the last bit, on the number of rows in the call, on how its text was cut
 into calls, or on the number of threads. That holds on the CPU with the compiled kernels; elsewhere the model is served
 as it is, equal up to rounding, and so is a model with a mixer that has no such form (`Mixer.steady`). Narrow weights
-are multiplied as they are: their sums are of integers, or in one order too (atma.ops.narrow).
+are multiplied as they are: their sums are of integers, or in one order too (atma.ops.narrow). Adapters add to what
+layers compute (`atma.serve.adapters`).
 """
 
 import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -19,6 +21,7 @@ from atma.narrow import NarrowLinear, narrow_bytes
 from atma.ops.backend import backend_for
 from atma.ops.loss import softcap
 from atma.ops.rows import Packed, pack, product, row_of
+from atma.serve.adapters import HEAD, Adapter, Adapters
 
 
 class PackedLinear(nn.Module):
@@ -48,10 +51,10 @@ class Served(nn.Module):
     """A model's hidden states and logits for the engine. `exact`: by the kernels whose sums run in one order.
 
     Packed weights are copies. `keep` False takes the model over: it computes nothing itself any more, and each weight
-    is held once.
+    is held once. With `adapters`, calls say whose rows they compute (`Adapters.rows`).
     """
 
-    def __init__(self, model: Model, keep: bool = True) -> None:
+    def __init__(self, model: Model, keep: bool = True, adapters: Sequence[Adapter] = ()) -> None:
         super().__init__()
         self.cap = model.config.logit_cap
         self.config, self.dtype, self.device = model.config, model.embed.weight.dtype, model.embed.weight.device
@@ -67,10 +70,16 @@ class Served(nn.Module):
             _pack(self.model)
             if self.config.tied_head and not keep and isinstance(self.head, PackedLinear):
                 cast(nn.Module, self.model).embed = PackedEmbedding(self.head.packed)
+        self.adapters = Adapters(adapters, self.dtype, self.device)
+        if self.adapters.on_head and self.head is None:
+            self.head = cast(nn.Module, self.model.head)
+        own = {} if self.head is None else {HEAD: self.head}
+        self.adapters.put_on(dict(self.model.named_modules()) | own)
 
-    def forward(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
-        """`Model.forward`."""
-        return self.model(tokens, state)
+    def forward(self, tokens: Tensor, state: object, which: Sequence[int] | None = None) -> tuple[Tensor, object]:
+        """`Model.forward`; `which` adapter each text has, where there are any, by its place, −1 for none."""
+        with self.adapters.rows(which):
+            return self.model(tokens, state)
 
     @property
     def packed_bytes(self) -> int:
@@ -78,8 +87,13 @@ class Served(nn.Module):
         floats = sum(one.packed.panels.nbytes for one in self.modules() if isinstance(one, PackedLinear))
         return floats + narrow_bytes(self)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`Model.logits` of hidden (N, D)."""
+    def logits(self, hidden: Tensor, which: Sequence[int] | None = None) -> Tensor:
+        """`Model.logits` of hidden (N, D), one of each text in `which`, or all of one."""
+        with self.adapters.rows(which):
+            return self.scores(hidden)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """`logits` where it has been said whose rows they are."""
         if self.head is None:
             return self.model.logits(hidden)
         work = torch.promote_types(hidden.dtype, torch.float32)

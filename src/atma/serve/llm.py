@@ -6,11 +6,10 @@
 One prompt gives one `Completion`, a list of prompts a list of them.
 """
 
-import reprlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack, cast, overload
 
 from atma.chat.asking import Message, chat_ids, chat_template
 from atma.chat.renderer import Renderer
@@ -19,22 +18,26 @@ from atma.device import device_of
 from atma.display import bytes_text, count_text
 from atma.loading import dtype_of, load
 from atma.narrow import numbers_in
+from atma.serve.adapter_files import read_adapters
 from atma.serve.completion import Completion
 from atma.serve.engine import Engine
 from atma.serve.handle import Handle
-from atma.serve.request import Request, RequestError
+from atma.serve.prompts import Prompt, checked, several
+from atma.serve.request import Request
 from atma.serve.settings import EngineConfig
 from atma.serve.stream import CompletionStream, Steps
 from atma.serve.structure import Structure
 from atma.settings import Settings, SettingsOptions, merged
 from atma.stop_tokens import declared
-from atma.strict import as_list, whole_numbers
 
 if TYPE_CHECKING:
     import torch
 
-Prompt = str | Sequence[int]
-"""A text, or token ids, which are read exactly as they are: a list; an array or tensor of them is understood too."""
+
+class Former(TypedDict, total=False):
+    """What `LLM` is still told by names that it had before."""
+
+    path: str | Path
 
 
 class LLM:
@@ -55,30 +58,35 @@ class LLM:
         threads: int | None = None,
         select: str | None = None,
         weights: str | None = None,
-        path: str | Path | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        **former: Unpack[Former],
     ) -> None:
         """Load a packaged model ("nano"), a model folder, a run folder or a folder of adapters.
 
         config: sizes of the engine, 512 MiB beside the weights by default. dtype: of weights and arithmetic, such as
         "bfloat16"; float32 by default. device: "cpu" (the default) or "cuda". threads: PyTorch's, of the whole process.
         select: a selection policy, such as "top_pages k=64", as of `atma.select`. weights: "int8" or "int4" reads the
-        large ones in so few bits, as of `atma.load`.
-        ValueError: no such model, it has no tokenizer, or no such device.
+        large ones in so few bits, as of `atma.load`. adapters: folders of LoRA adapters on this model, of our training
+        or PEFT's, by the names that calls ask for.
+        ValueError: no such model, it has no tokenizer, no such device, or adapters of another model.
         """
-        if path is not None:
+        if unknown := former.keys() - {"path"}:
+            raise TypeError(f"LLM has no argument '{min(unknown)}'")
+        if "path" in former:
             deprecated("LLM(path=...)", "LLM(model=...)", "0.1.0")
-            model = path
+            model = former["path"]
         if threads is not None:
             _set_threads(threads)
         loaded = load(model, dtype_of(dtype), select, weights)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
+        worn = read_adapters(adapters or {}, model, loaded.model)
         if device is not None:
             loaded.model.to(device_of(device, "device"))
         self.name, self.tokenizer, self._folder = loaded.path.name, loaded.tokenizer, loaded.base
         self._ends = declared(loaded.base, loaded.tokenizer)
         self._parameters = numbers_in(loaded.model)
-        self.engine = Engine(loaded.model, loaded.tokenizer, config, keep_model=False)
+        self.engine = Engine(loaded.model, loaded.tokenizer, config, False, worn)
         self._steps = Steps(self.engine)
         self._renderers: dict[str, Renderer] = {}
         weakref.finalize(self, _close, self._renderers)
@@ -89,6 +97,7 @@ class LLM:
         prompts: Prompt,
         settings: Settings | None = None,
         structure: Structure | None = None,
+        adapter: str | None = None,
         **options: Unpack[SettingsOptions],
     ) -> Completion: ...
     @overload
@@ -97,6 +106,7 @@ class LLM:
         prompts: Sequence[Prompt],
         settings: Settings | None = None,
         structure: Structure | None = None,
+        adapter: str | None = None,
         **options: Unpack[SettingsOptions],
     ) -> list[Completion]: ...
     def generate(
@@ -104,6 +114,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         settings: Settings | None = None,
         structure: Structure | None = None,
+        adapter: str | None = None,
         **options: Unpack[SettingsOptions],
     ) -> Completion | list[Completion]:
         """Continue a prompt, or each of a list of prompts: one gives one `Completion`, a list a list in its order.
@@ -111,22 +122,24 @@ class LLM:
             llm.generate("import os\\n", max_tokens=20, temperature=0)
 
         structure: the form of the answers, such as `atma.Structure(json=SCHEMA)`; it needs the extra "guided".
+        adapter: the name of one of `adapters`, in whose words it answers; the model's own by default.
         options: fields of `Settings`, in the place of those of `settings`. Equal settings give equal answers whatever
         else is asked in the call; every prompt draws from the same seed. max_tokens 0 writes as far as memory goes.
         RequestError, before any is begun, if one of the prompts cannot be served. What fails later is raised for one
         prompt, and told in `Completion.error` for one of a list.
         """
         chosen = merged(settings, options)
-        several = _several(prompts)
-        if several is None:
-            return self._one(self.request(cast(Prompt, prompts), chosen, structure))
-        return self._all([self.request(prompt, chosen, structure) for prompt in several])
+        listed = several(prompts)
+        if listed is None:
+            return self._one(self.request(cast(Prompt, prompts), chosen, structure, adapter))
+        return self._all([self.request(prompt, chosen, structure, adapter) for prompt in listed])
 
     def stream(
         self,
         prompt: Prompt,
         settings: Settings | None = None,
         structure: Structure | None = None,
+        adapter: str | None = None,
         **options: Unpack[SettingsOptions],
     ) -> CompletionStream:
         """Continue a prompt, piece by piece as it is written; arguments as of `generate`.
@@ -134,7 +147,7 @@ class LLM:
         for piece in llm.stream("import os\\n", max_tokens=20):
             print(piece, end="")
         """
-        return self._begun(self.request(prompt, merged(settings, options), structure))
+        return self._begun(self.request(prompt, merged(settings, options), structure, adapter))
 
     @overload
     def chat(
@@ -145,6 +158,7 @@ class LLM:
         stream: Literal[False] = False,
         template: str | Path | None = None,
         structure: Structure | None = None,
+        adapter: str | None = None,
         **options: Unpack[SettingsOptions],
     ) -> Completion: ...
     @overload
@@ -156,6 +170,7 @@ class LLM:
         stream: Literal[True],
         template: str | Path | None = None,
         structure: Structure | None = None,
+        adapter: str | None = None,
         **options: Unpack[SettingsOptions],
     ) -> CompletionStream: ...
     def chat(
@@ -166,6 +181,7 @@ class LLM:
         stream: bool = False,
         template: str | Path | None = None,
         structure: Structure | None = None,
+        adapter: str | None = None,
         **options: Unpack[SettingsOptions],
     ) -> Completion | CompletionStream:
         """The next turn of a chat, by the model's chat template; what earlier turns had in common is not read again.
@@ -180,12 +196,15 @@ class LLM:
         with self._steps.lock:
             renderer = self._renderer(template)
             ids = chat_ids(renderer, self.tokenizer, messages)
-        request = self.request(ids, merged(chosen, {"stop": (*chosen.stop, *renderer.template.stop)}), structure)
+        ending = merged(chosen, {"stop": (*chosen.stop, *renderer.template.stop)})
+        request = self.request(ids, ending, structure, adapter)
         return self._begun(request) if stream else self._one(request)
 
-    def request(self, prompt: Prompt, settings: Settings, structure: Structure | None = None) -> Request:
+    def request(
+        self, prompt: Prompt, settings: Settings, structure: Structure | None = None, adapter: str | None = None
+    ) -> Request:
         """The request for one prompt; max_tokens 0 writes as long as there is memory. RequestError: it is no prompt."""
-        prompt = _prompt(prompt)
+        prompt = checked(prompt)
         return Request(
             prompt,
             max_tokens=settings.max_tokens or self._most(prompt),
@@ -199,6 +218,7 @@ class LLM:
             stop_tokens=(*settings.stop_tokens, *(() if settings.ignore_end else self._ends)),
             ignore_end=settings.ignore_end,
             structure=structure,
+            adapter=adapter,
         )
 
     def close(self) -> None:
@@ -260,21 +280,6 @@ class LLM:
         read = (*self.tokenizer.beginning, *self.tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
         length = max(1, len(read))
         return max(1, self.engine.store.longest_text - length)
-
-
-def _several(prompts: Prompt | Sequence[Prompt]) -> list[Any] | None:
-    """A list's prompts; None where it is one: a text, or ids."""
-    listed = as_list(prompts)
-    return listed if listed == [] or (listed is not None and whole_numbers(listed) is None) else None
-
-
-def _prompt(given: Prompt) -> Prompt:
-    """A text, or ids as Python's own numbers. RequestError: it is neither."""
-    prompt = given if isinstance(given, str) else whole_numbers(given)
-    if prompt is None:
-        told = f"a prompt must be a text or a list of token ids, not {reprlib.repr(given)}"
-        raise RequestError("invalid", told, "prompt")
-    return prompt
 
 
 def _set_threads(threads: int) -> None:

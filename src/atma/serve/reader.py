@@ -58,7 +58,8 @@ class Reader:
         table = table_of([s.pages for s in sequences], self._device)
         carried = join(parts) if len(parts) > 1 else parts[0]
         state = carrier.state(carried, carrier.lengths(starts), table, self.store.pool)
-        hidden, after = self.served(torch.tensor(tokens, device=self._device), state)
+        worn = [s.adapter for s in sequences]
+        hidden, after = self.served(torch.tensor(tokens, device=self._device), state, worn)
         carrier.put_back(after, starts, [s.pages for s in sequences], self.store.pool)
         rows = carrier.carried(after)
         for i, sequence in enumerate(sequences):
@@ -79,7 +80,7 @@ class Reader:
         after = sequence.tokens[at + 1 : min(at + len(hidden) + 1, sequence.prompt_length)]
         for i in range(0, len(after), SCORED):
             some = after[i : i + SCORED]
-            logits = of_tokens(self.served.logits(hidden[i : i + len(some)]), self.tokenizer)
+            logits = of_tokens(self.served.logits(hidden[i : i + len(some)], [sequence.adapter]), self.tokenizer)
             sequence.prompt_logprobs += scores(logits, some, sequence.request.logprobs or 0)
 
 

@@ -86,6 +86,8 @@ class Request:
     """Whether states of this text may come from, and be kept for, other requests."""
     salt: str = ""
     """Only requests of equal salt share states."""
+    adapter: str | None = None
+    """The name of the adapter that the model wears for it; None is the model alone."""
     id: str | None = None
     """What its events are known by; None makes one."""
 

@@ -5,6 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
+from atma.serve.adapters import NONE, Worn
 from atma.serve.carry import Carried
 from atma.serve.guides import Guide
 from atma.serve.request import Finish, Logprob, Request, Usage
@@ -14,11 +15,15 @@ from atma.text_stream import TextStream
 class Sequence:
     """Tokens, of which the state has read the first `position`. While it is written that is all but the last."""
 
-    def __init__(self, request: Request, identity: str, index: int, tokens: list[int], seed: int) -> None:
+    def __init__(
+        self, request: Request, identity: str, index: int, tokens: list[int], seed: int, worn: Worn = NONE
+    ) -> None:
         self.request, self.id, self.index = request, identity, index
         self.tokens = list(tokens)
         self.prompt_length = len(tokens)
-        self.salt = request.salt if request.cache else f"{request.salt}\0{identity}"
+        self.adapter = worn.slot
+        """The place of its adapter among the engine's, −1 for none."""
+        self.salt = _salt(request.salt if request.cache else f"{request.salt}\0{identity}", worn.digest)
         self.seed = seed
         self.stream = TextStream(request.stop, through=request.include_stop)
         self.leader: Sequence | None = None
@@ -116,3 +121,9 @@ class Sequence:
 
     def usage(self) -> Usage:
         return Usage(self.prompt_length, self.cached, self.written)
+
+
+def _salt(asked: str, digest: str) -> str:
+    """What its states are kept under besides tokens: those of each adapter apart, whatever salt is asked for. What
+    stands before a first NUL is an adapter's digest."""
+    return f"{digest}\0{asked}" if digest or "\0" in asked else asked

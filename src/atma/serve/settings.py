@@ -15,7 +15,7 @@ class EngineConfig:
 
     memory_bytes: int = 512 * MIB
     """For everything but the weights: keys and values, states of running rows, states kept for later, recorded steps,
-    and what a step computes with."""
+    adapters, and what a step computes with."""
     cache_bytes: int = 192 * MIB
     """Of these, at most so many for kept states and the pages they hold; 0 keeps none."""
     cache_folder: Path | None = None
@@ -72,10 +72,11 @@ class Recording(NamedTuple):
 
 
 class Reserve(NamedTuple):
-    """Bytes of the budget that a model's steps take."""
+    """Bytes of the budget that a model's steps take, and adapters beside it."""
 
     recording: Recording
     working: int
+    adapters: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Budget:
     cache_bytes: int
     recording: Recording
     set_aside: int
-    """For rows, while they are read and while they are written, for the model's steps, and for requests."""
+    """For rows, while they are read and while they are written, for steps, for adapters and for requests."""
     pending_bytes: int
     """For copies of kept states that are being written to disk."""
 
@@ -103,7 +104,7 @@ class Budget:
         running = 2 * config.max_rows * row_bytes
         asked = (config.max_rows + config.max_waiting) * config.request_bytes + config.answer_bytes
         recording = reserve.recording.within(min(config.recorded_bytes, config.memory_bytes // 8))
-        set_aside = running + asked + recording.room + reserve.working
+        set_aside = running + asked + recording.room + reserve.working + reserve.adapters
         pending = config.cache_bytes // 4 if config.pending_bytes is None else config.pending_bytes
         pending = 0 if config.cache_folder is None else pending
         cache = config.cache_bytes - pending
@@ -116,7 +117,8 @@ class Budget:
                 f"memory_bytes {config.memory_bytes:,} leaves no page, "
                 f"{config.memory_bytes - left + page_bytes:,} would: {config.max_rows} rows take {running:,} bytes, "
                 f"requests {asked:,}, recorded steps {recording.room:,}, a step's own work {reserve.working:,}, "
-                f"{snapshots} kept states {snapshots * row_bytes:,}, states on their way to disk {pending:,}, "
+                f"adapters {reserve.adapters:,}, {snapshots} kept states {snapshots * row_bytes:,}, "
+                f"states on their way to disk {pending:,}, "
                 f"one page {page_bytes:,}"
             )
         rows = config.max_rows

@@ -57,10 +57,11 @@ def working_bytes(served: Served, carrier: Carrier, config: EngineConfig) -> int
     with Meter() as reading:
         carried = join([carrier.empty()] * config.max_rows)
         state = carrier.state(carried, carrier.lengths([0] * config.max_rows), table, pool)
-        hidden, _ = served(tokens, state)
+        hidden, _ = served(tokens, state, [-1] * config.max_rows)
     with Meter() as scoring:
         some = hidden.flatten(0, 1)[:SCORED]
-        scores(served.logits(some), [0] * len(some), 1)
+        scores(served.logits(some, [-1]), [0] * len(some), 1)
+    served.adapters.require_called()
     return max(reading.most, scoring.most)
 
 

@@ -19,6 +19,7 @@ from atma.decoding import RECORDED, take, way
 from atma.ops.native.arena import Arena
 from atma.ops.native.beside import Beside
 from atma.ops.native.recorder import Program, Recorder, TooLarge, Unrecordable
+from atma.serve.adapters import NONE as BARE
 from atma.serve.carry import Carried, Carrier, Standing, row
 from atma.serve.exact import Served
 from atma.serve.pages import PagePool
@@ -58,6 +59,8 @@ class Writing:
         self._lengths = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self._table = torch.zeros(max_rows, pool.count, dtype=torch.int32, device=device)
         self._hidden = torch.zeros(max_rows, served.config.width, dtype=served.dtype, device=device)
+        self._worn = torch.full((max_rows,), BARE.slot, dtype=torch.int32, device=device)
+        """The adapter of each row."""
         self._recorded: dict[int, _Recorded] = {}
         self._used: dict[int, int] = {}
         self._arena: Arena | None = None
@@ -87,7 +90,7 @@ class Writing:
             at = len(self.sequences)
             for own, given in zip(self._rows, sequence.carried, strict=True):
                 own[at] = given[0]
-            self._hidden[at] = sequence.hidden[-1]
+            self._hidden[at], self._worn[at] = sequence.hidden[-1], sequence.adapter
             sequence.carried = sequence.hidden = None
             self.sequences.append(sequence)
             self.pages_changed(sequence)
@@ -99,7 +102,7 @@ class Writing:
                 continue
             at, last = self.sequences.index(sequence), len(self.sequences) - 1
             if at < last:
-                for x in (*self._rows, self._hidden, self._table):
+                for x in (*self._rows, self._hidden, self._table, self._worn):
                     x[at] = x[last]
                 self.sequences[at] = self.sequences[last]
             self.sequences.pop()
@@ -144,10 +147,11 @@ class Writing:
         """The model on some rows, what they carry written back by `copy`."""
         rows = tuple(x[some] for x in self._rows)
         state = self.carrier.state(rows, self._lengths[some], table, self.pool)
-        hidden, after = self.served.model.unchecked(self._tokens[some], state)
+        with self.served.adapters.rows(self._worn[some]):
+            hidden, after = self.served.model.unchecked(self._tokens[some], state)
+            logits = self.served.scores(hidden[:, -1])
         assert after is not None
         self.carrier.put_back(after, self._positions[some], [s.pages for s in self.sequences[some]], self.pool)
-        logits = self.served.logits(hidden[:, -1])
         take(rows, self.carrier.carried(after), copy)
         copy(self._hidden[some], hidden[:, -1])
         return logits
@@ -196,7 +200,8 @@ class Writing:
     def _fixed(self) -> list[Tensor]:
         """What is where it is from step to step."""
         logits = [] if self._logits is None else [self._logits]
-        return [self._tokens, self._lengths, self._table, self._hidden, *logits, *self._rows, *self.pool.pools]
+        fixed = self._tokens, self._lengths, self._table, self._hidden, self._worn
+        return [*fixed, *logits, *self._rows, *self.pool.pools]
 
     def _parts(self, count: int) -> list[slice]:
         """The rows that each thread works on."""

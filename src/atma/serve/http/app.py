@@ -36,7 +36,7 @@ from atma.serve.http.refusals import told
 from atma.serve.http.responses.routes import Responses
 from atma.serve.http.responses.schemas import DeletedAnswer, ResponseAnswer
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
-from atma.serve.http.sampling import chat_request, check_model, completion_requests
+from atma.serve.http.sampling import chat_request, completion_requests
 from atma.serve.http.schemas import (
     MESSAGE_REFUSALS,
     REFUSALS,
@@ -116,7 +116,9 @@ class Routes:
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         asked, shape, name = await self.asked(body, request)
-        return await self.answered([asked], Answer(shape, self.service.name, 1, body.n), body, request, name)
+        return await self.answered(
+            [asked], Answer(shape, self.service.called(body.model), 1, body.n), body, request, name
+        )
 
     async def asked(self, body: ChatBody, request: Request, copies: int = 0) -> tuple[EngineRequest, ChatShape, str]:
         """A conversation as the engine is asked it, its answer's shape, and the conversation's name; `copies`: how
@@ -158,30 +160,31 @@ class Routes:
         ids = await asyncio.to_thread(prepared, ready, requests) if body.return_token_ids else None
         shape = TextShape(ready.names, body.logprobs is not None, body.echo, spelled, ids)
         name = affinity.of_prompt(body.prompt, body.cache_salt)
-        answer = Answer(shape, self.service.name, len(requests), body.n)
+        answer = Answer(shape, self.service.called(body.model), len(requests), body.n)
         return await self.answered(requests, answer, body, request, name)
 
     async def embeddings(self, body: vectors.EmbeddingBody, request: Request) -> Response:
         """A vector for each text."""
         call, ready = request.state.call, self.ready(body)
+        call.model = self.service.called(body.model)
         asked = await vectors.requests_of(body, ready, self.service.options.pooling)
+        asked = self.service.wearing(asked, call.model)
         width = ready.engine.engine.served.config.width
         size = vectors.answer_bytes(len(asked), width)
         await while_there(request.receive, call.hold(self.room, size, "input"))
         events = await while_there(request.receive, self.embedder.vectors(ready, asked))
         call.sizes = sum(event.usage.prompt for event in events if event.usage), 0, 0
-        return Body(await asyncio.to_thread(vectors.answer, body, events, self.service.name))
+        return Body(await asyncio.to_thread(vectors.answer, body, events, call.model))
 
     async def models(self) -> Response:
-        """The one model."""
-        name, pages = self.service.name, {"has_more": False}
-        pages |= {"first_id": name, "last_id": name}
-        return json_response({"object": "list", "data": [self._model()]} | pages)
+        """The model, and adapters on it."""
+        names = (self.service.name, *self.service.adapters)
+        pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return json_response({"object": "list", "data": [self._model(name) for name in names]} | pages)
 
     async def model(self, name: str) -> Response:
-        """The model by its name."""
-        check_model(name, self.service.name)
-        return json_response(self._model())
+        """The model, or an adapter on it, by its name."""
+        return json_response(self._model(self.service.called(name)))
 
     async def tokenize(self, body: TokenizeBody, request: Request) -> Response:
         """Tokens of a text, as a completion reads it, or of messages, as a chat does.
@@ -234,7 +237,7 @@ class Routes:
 
     def ready(self, body: SamplingBody | TokenizeBody | DetokenizeBody | vectors.EmbeddingBody) -> Ready:
         """The model that a body asks for. ApiError: there is none, or not now."""
-        check_model(body.model, self.service.name)
+        self.service.called(body.model)
         return self.service.require()
 
     async def answered(
@@ -249,6 +252,8 @@ class Routes:
         """The engine's answer, whole or as a stream of that kind; `name` is the conversation's."""
         call: Call = request.state.call
         ready, config = self.service.require(), self.service.options.engine_config()
+        call.model = self.service.called(body.model)
+        requests = self.service.wearing(requests, call.model)
         sizes = ready.longest, config.max_rows, config.unread_bytes
         gathered = gathered_bytes(requests, answer.shape, answer.gathers or not body.stream, *sizes)
         await while_there(request.receive, call.hold(self.room, gathered))
@@ -261,11 +266,12 @@ class Routes:
         response.headers[affinity.HEADER] = affinity.given(request.headers.get(affinity.HEADER)) or name
         return response
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
         service = self.service
-        model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "atma"}
         begun = datetime.datetime.fromtimestamp(service.created, datetime.UTC).isoformat()
-        model |= {"type": "model", "display_name": service.name, "created_at": begun}
+        model = {"id": name, "object": "model", "created": service.created, "owned_by": "atma"}
+        model |= {"type": "model", "display_name": name, "created_at": begun}
+        model |= {"parent": service.name} if name in service.adapters else {}
         if service.state != "ready":
             return model
         ready = service.require()

@@ -44,6 +44,8 @@ class BatchOptions:
     """Number format of weights and states."""
     weights: Literal["int8", "int4"] | None = None
     """Read the large weights in so few bits (docs/narrow.md); as they are by default."""
+    adapter: tuple[str, ...] = ()
+    """NAME=FOLDER: LoRA adapters on the model, which requests ask for as a model of that name; may be given again."""
     select: str | None = None
     """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
     device: str = "cpu"

@@ -21,6 +21,8 @@ class Call:
         self.metrics, self.method = metrics, method
         self.id = asked if asked is not None and SANE.fullmatch(asked) else uuid.uuid4().hex
         self.began = time.perf_counter()
+        self.model = metrics.model
+        """The name of what answers: the model's, or an adapter's."""
         self.status = 0
         self.route = "none"
         self.error: ApiError | None = None

@@ -146,7 +146,7 @@ class Guard:
     def _told(self, call: Call, scope: Scope) -> None:
         route = scope.get("route")
         call.route = getattr(route, "path", "other")
-        self.metrics.answered.labels(call.route, "gone" if call.gone else str(call.status)).inc()
+        self.metrics.answered.labels(call.route, "gone" if call.gone else str(call.status), call.model).inc()
         if call.gone:
             self.metrics.gone.inc()
         if call.error is not None:

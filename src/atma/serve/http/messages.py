@@ -223,7 +223,7 @@ class Messages:
         chat = body.asked()
         asked, shape, name = await self.routes.asked(chat, request)
         sizes = len(asked.prompt), list(body.stop_sequences), not body.stream
-        answer = Message(shape, self.routes.service.name, *sizes)
+        answer = Message(shape, self.routes.service.called(chat.model), *sizes)
         return await self.routes.answered([asked], answer, chat, request, name, MessageStream)
 
     async def count(self, body: CountBody, request: Request) -> Response:

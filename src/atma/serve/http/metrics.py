@@ -22,6 +22,8 @@ GAUGES = {
     "files": ("atma_cache_files", "Kept states on disk"),
     "file_bytes": ("atma_cache_file_bytes", "Bytes of kept states on disk"),
     "pending_bytes": ("atma_cache_pending_bytes", "Bytes of kept states that are on their way to disk"),
+    "adapters": ("atma_adapters", "Adapters on the model"),
+    "adapter_bytes": ("atma_adapter_bytes", "Bytes of adapters"),
     "pages": ("atma_pages", "Pages of keys and values"),
     "pages_free": ("atma_pages_free", "Pages that nobody uses"),
 }
@@ -42,7 +44,8 @@ COUNTERS = {
 
 
 class Metrics:
-    """One server's; nothing is shared between servers of a process. `model`: the label of all but the process's."""
+    """One server's; nothing is shared between servers of a process. `model`: the label of all but the process's and of
+    requests of an adapter, which have its name."""
 
     def __init__(self, model: str) -> None:
         self.model, self.registry, self.process = model, CollectorRegistry(), CollectorRegistry()
@@ -50,8 +53,10 @@ class Metrics:
         self.first_token = self._histogram("time_to_first_token", "From a request's arrival to its first token", SLOW)
         self.between_tokens = self._histogram("inter_token", "Between two tokens of one answer", FAST)
         self.whole = self._histogram("request", "Completion requests from arrival to the end of the answer", SLOW)
-        labels = ["route", "status"]
-        self.answered = Counter("atma_http_requests", "Requests by route and status", labels, registry=self.registry)
+        labels = ["route", "status", "model_name"]
+        self.answered = Counter(
+            "atma_http_requests", "Requests by route, status and model", labels, registry=self.registry
+        )
         self.refused = Counter("atma_rejects", "Requests refused, by reason", ["reason"], registry=self.registry)
         self.gone = Counter("atma_disconnects", "Clients that left before their answer's end", registry=self.registry)
         self._engine = _Engine()
@@ -69,14 +74,14 @@ class Metrics:
 
 
 class _Named:
-    """All of a registry, each sample with the model's name."""
+    """All of a registry, each sample with the model's name where it has none."""
 
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         self.registry, self.model = registry, model
 
     def collect(self) -> Iterator[Metric]:
         for family in self.registry.collect():
-            named = [sample._replace(labels={**sample.labels, "model_name": self.model}) for sample in family.samples]
+            named = [sample._replace(labels={"model_name": self.model} | sample.labels) for sample in family.samples]
             family.samples = named
             yield family
 

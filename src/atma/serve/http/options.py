@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from atma.serve.adapter_names import named_folders
 from atma.serve.http.logs import Form
 from atma.serve.settings import EngineConfig
 from atma.strict import check_fields
@@ -82,6 +83,8 @@ class ServerOptions:
     """Number format of weights and states."""
     weights: Literal["int8", "int4"] | None = None
     """Read the large weights in so few bits (docs/narrow.md); as they are by default."""
+    adapter: tuple[str, ...] = ()
+    """NAME=FOLDER: LoRA adapters on the model, which clients ask for as a model of that name; may be given again."""
     select: str | None = None
     """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
     device: str = "cpu"
@@ -112,6 +115,7 @@ class ServerOptions:
         _require(byte_count(self.max_body) >= 1024, "max-body", self.max_body, "at least 1KiB")
         _require(self.model_name is None or self.model_name.strip(), "model-name", self.model_name, "a name")
         _check_device(self.device)
+        named_folders(self.adapter)
         origins(self.cors_origin)
         root(self.root_path)
         self.engine_config()

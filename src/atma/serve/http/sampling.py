@@ -1,5 +1,7 @@
 """From a request's body to requests of the engine."""
 
+from collections.abc import Collection
+
 from atma.serve.http.bodies import ChatBody, CompletionBody, SamplingBody
 from atma.serve.http.errors import ApiError
 from atma.serve.http.neutral import shown
@@ -28,10 +30,11 @@ def chat_request(
     return _request(body, tokens, length, body.best, False, stop, ends)
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """ApiError for a model that is not served here."""
-    if asked is not None and asked != served:
-        raise ApiError(404, "model_not_found", f"no model {shown(asked)} here; this server has '{served}'", "model")
+def check_model(asked: str | None, served: str, adapters: Collection[str] = ()) -> None:
+    """ApiError for a model that is not served here, nor one of the adapters on it."""
+    if asked is not None and asked != served and asked not in adapters:
+        there = ", ".join(f"'{name}'" for name in (served, *adapters))
+        raise ApiError(404, "model_not_found", f"no model {shown(asked)} here; this server has {there}", "model")
 
 
 def _request(

@@ -159,6 +159,7 @@ class ModelAnswer(Answered):
     type: Literal["model"]
     display_name: str
     created_at: str
+    parent: str | None = None
     max_model_len: int | None = None
     chat_template: bool | None = None
     description: list[str] | None = None

@@ -1,10 +1,11 @@
 """The model behind the routes: loaded in a thread of its own, ready, draining, closed."""
 
 import asyncio
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -16,13 +17,17 @@ from atma.display import count_text
 from atma.loading import base_folder, called, load
 from atma.model import Model
 from atma.narrow import numbers_in
+from atma.serve.adapter_files import read_adapters
+from atma.serve.adapter_names import named_folders
 from atma.serve.asynchronous import AsyncEngine
 from atma.serve.engine import Engine
 from atma.serve.http.allocator import give_back
 from atma.serve.http.errors import ApiError
 from atma.serve.http.options import ServerOptions
+from atma.serve.http.sampling import check_model
 from atma.serve.http.templates import Renderer, find_template
 from atma.serve.http.tokens import TokenNames
+from atma.serve.request import Request
 from atma.serve.tools.formats import Format, format_of
 from atma.stop_tokens import declared
 from atma.threads import settle
@@ -54,9 +59,13 @@ class Service:
     """One model. Its state is what /health says."""
 
     def __init__(self, path: str, options: ServerOptions) -> None:
-        """ValueError: no such model."""
+        """ValueError: no such model, or adapters without names of their own."""
         self.path, self.folder, self.options = path, base_folder(path), options
         self.name = options.model_name or _name(self.folder)
+        self.adapters = named_folders(options.adapter)
+        """Folders of adapters, by the names that clients ask for."""
+        if self.name in self.adapters:
+            raise ValueError(f"--adapter {self.name}=…: the model itself is called so; name the adapter otherwise")
         self.created = int(time.time())
         self._ready: Ready | None = None
         self._state: State = "loading"
@@ -72,6 +81,16 @@ class Service:
         if self.state != "ready" or self._ready is None:
             raise self.unavailable()
         return self._ready
+
+    def called(self, asked: str | None) -> str:
+        """The name of the model that a request asks for, or of an adapter on it. ApiError: there is none of that."""
+        check_model(asked, self.name, self.adapters)
+        return self.name if asked is None else asked
+
+    def wearing(self, requests: Sequence[Request], name: str) -> list[Request]:
+        """These requests of the model, or adapter, of that name."""
+        worn = name if name in self.adapters else None
+        return [dataclasses.replace(request, adapter=worn) for request in requests]
 
     def unavailable(self) -> ApiError:
         return ApiError(503, self.state, f"the server is {self.state}; ask again later", None, RETRY.get(self.state, 1))
@@ -114,7 +133,8 @@ class Service:
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path}: no tokenizer.json; put the one that the model was trained with there")
         about = tuple(_about(loaded.model, self.folder))
-        engine = Engine(loaded.model, loaded.tokenizer, options.engine_config(), keep_model=False)
+        worn = read_adapters(self.adapters, self.path, loaded.model)
+        engine = Engine(loaded.model, loaded.tokenizer, options.engine_config(), False, worn)
         logging.getLogger("atma.serve").info("%s", threads)
         return engine, about
 

@@ -111,12 +111,14 @@ def _place(model: str) -> str:
 
 
 def _value(hints: dict[str, Any], key: str, value: Any) -> Any:
-    """An argument in its type: the command line has text only."""
+    """An argument in its type: the command line has text only, of several values parted by commas."""
     from pydantic import TypeAdapter, ValidationError
 
     if key not in hints:
         near = difflib.get_close_matches(key, hints, 1, 0.0)[0]
         raise ValueError(f"unknown key '{key}'; did you mean '{near}'?")
+    if typing.get_origin(hints[key]) is tuple and isinstance(value, str):
+        value = value.split(",")
     try:
         return TypeAdapter(hints[key]).validate_python(value)
     except ValidationError as error:

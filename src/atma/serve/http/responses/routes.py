@@ -48,7 +48,7 @@ class Responses:
                 return self._keep(answer, [*before, *messages(body.input)])
 
             identity = affinity.response_id(uuid.uuid4().hex, name)
-            answer = ResponseAnswer(shape, body, self.routes.service.name, identity, keep)
+            answer = ResponseAnswer(shape, body, self.routes.service.called(chat.model), identity, keep)
             return await self.routes.answered([asked], answer, chat, request, name, ResponseStream)
 
     async def told(self, response_id: str, stream: str = "") -> Response:
