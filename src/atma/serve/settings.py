@@ -47,8 +47,13 @@ class EngineConfig:
     quantum: int = 256
     """Steps after which a text being written gives its row to one that waits for a row."""
 
+    speculation: int = 0
+    """Tokens that a text is written on by in one step at the most, where it says again what it has said before, beside
+    the one of a step; 3, 7, 15 or 31 are sensible. 0 drafts none. Answers stay the same."""
+
     def __post_init__(self) -> None:
         check_fields(self)
+        _require(0 <= self.speculation <= 31, "speculation", self.speculation, "from 0 to 31")
         positive = ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes")
         for name in (*positive, "unread_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
