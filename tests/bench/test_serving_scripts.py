@@ -66,3 +66,15 @@ def test_guided_tells_what_a_structure_costs(capsys):
     row = capsys.readouterr().out.splitlines()[-1].split("|")
     assert row[1].strip() == "2"
     assert float(row[4]) > 0
+
+
+@exact
+def test_speculation_tells_what_drafts_bring_and_that_answers_are_the_same(capsys):
+    asked = ["--tokens", "40", "--rounds", "1", "--streams", "1", "--kinds", "list"]
+    assert script("speculation").main(asked) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert row[1].strip() == "list"
+    assert float(row[5]) > 0
+    assert re.fullmatch(r" \d+% of \d+ ", row[6])
+    assert script("speculation").main(["--tokens", "20", "--answers", "2"]) == 0
+    assert capsys.readouterr().out.endswith("differ: 0\n")

@@ -24,7 +24,7 @@ from atma.serve.sampler import drawn
 from atma.serve.sequence import Sequence
 from atma.serve.settings import EngineConfig
 from atma.serve.store import Store
-from atma.serve.writing import Writing
+from atma.serve.writing import TOGETHER, Writing
 
 SHORTEST = 4
 """Tokens of a pass at least, where there is room for so many: fewer hardly pay for it."""
@@ -60,7 +60,8 @@ class Speculation:
         if not drafts:
             return Checked()
         checked = Checked(len(drafts) == len(texts))
-        for group in _groups(drafts):
+        together = self.writing.served.packed_bytes > TOGETHER
+        for group in _groups(drafts, together):
             self._check(passes, group, drafts, checked)
         return checked
 
@@ -182,9 +183,10 @@ class _Written(NamedTuple):
     """Whether the copy of its row stands there."""
 
 
-def _groups(drafts: dict[Sequence, list[int]]) -> Iterable[list[Sequence]]:
-    """Texts whose drafts are equally long."""
-    by_length: dict[int, list[Sequence]] = {}
+def _groups(drafts: dict[Sequence, list[int]], together: bool) -> Iterable[list[Sequence]]:
+    """Texts whose drafts are equally long, or each alone: weights that lie in the processor's cache are read anew at no
+    cost, and a pass of one text is recorded once for all of them."""
+    by_length: dict[object, list[Sequence]] = {}
     for sequence, draft in drafts.items():
-        by_length.setdefault(len(draft), []).append(sequence)
+        by_length.setdefault(len(draft) if together else sequence, []).append(sequence)
     return by_length.values()
