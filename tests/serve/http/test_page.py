@@ -363,6 +363,21 @@ def test_keys_edit_the_last_message_and_leave_an_edit(page: Page):
     assert page.view.inner_text("#spoken") == "first"
 
 
+def test_an_edit_stays_open_when_something_is_sent(page: Page):
+    page.answers("first", "second", "third")
+    page.say("Question")
+    page.answered(1)
+    page.press("Edit", 0)
+    page.view.fill("article textarea", "Half a question")
+    page.say("More")
+    page.answered(2)
+    assert page.view.input_value("article textarea") == "Half a question"
+    page.press("Save and send", 0)
+    page.answered(1)
+    assert page.told() == ["Half a question", "third"]
+    assert page.complaints == []
+
+
 def test_settings_are_remembered_and_the_colours_follow_them(page: Page):
     page.settings(temperature=0.3)
     page.view.select_option("#theme", "dark")

@@ -5,6 +5,7 @@ const numbers = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty",
 const kept = [...numbers, "system", "stops", "theme"];
 const begun = Object.fromEntries(kept.map((name) => [name, at(name).value]));
 const talks = { chat: new Talk(), text: new Talk() }, views = new WeakMap();
+const edits = new Map(); // turns that are being written anew, and what has been written so far
 let running = null, card = {}, chosen = false;
 
 const mode = () => (at("text").checked ? "text" : "chat");
@@ -58,7 +59,7 @@ async function greet() {
 function draw() {
   const path = current().path(), chat = mode() === "chat";
   for (const article of [...at("talk").querySelectorAll("article")]) article.remove();
-  for (const turn of path) show(turn);
+  for (const turn of path) { show(turn); if (edits.has(turn)) rewriting(turn); }
   at("talk").className = mode();
   at("instructed").hidden = !chat;
   at("input").placeholder = chat ? "Message" : "Text (Ctrl+Enter: continue)";
@@ -134,24 +135,33 @@ function finish(turn) {
 
 function edit(turn) {
   if (running) return;
+  edits.set(turn, edits.get(turn) ?? turn.text);
+  rewriting(turn).focus();
+}
+
+// A turn that is being written anew, in place of its text.
+function rewriting(turn) {
   const { article } = views.get(turn), box = element("textarea"), tools = element("div");
-  box.value = turn.text;
+  box.value = edits.get(turn);
   box.ariaLabel = "New text";
-  box.rows = Math.min(12, turn.text.split("\n").length + 1);
+  box.rows = Math.min(12, box.value.split("\n").length + 1);
+  const leave = () => { edits.delete(turn); draw(); };
   const save = () => {
+    if (running) return;
     const written = current().add(turn.parent, turn.role, box.value);
+    leave();
     keepTalks();
-    draw();
     if (turn.role === "user") reply(written);
   };
+  box.addEventListener("input", () => edits.set(turn, box.value));
   box.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") { event.stopPropagation(); draw(); }
+    if (event.key === "Escape") { event.stopPropagation(); leave(); }
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); save(); }
   });
   tools.className = "tools";
-  tools.append(button(turn.role === "user" ? "Save and send" : "Save", save), button("Cancel", draw));
+  tools.append(button(turn.role === "user" ? "Save and send" : "Save", save), button("Cancel", leave));
   article.replaceChildren(box, tools);
-  box.focus();
+  return box;
 }
 
 function again(turn) { if (!running) reply(turn.parent); }
