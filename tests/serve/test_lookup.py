@@ -5,7 +5,7 @@ import random
 import pytest
 
 from atma.serve import lookup
-from atma.serve.lookup import INDEX_BYTES, LEAST, LONGEST, MOST, PAIRS, Lookup
+from atma.serve.lookup import FIRST, INDEX_BYTES, LEAST, LONGEST, MOST, PAIRS, Lookup
 
 
 def _longest(tokens: list[int]) -> int:
@@ -40,18 +40,19 @@ def test_a_draft_is_what_followed_the_last_time(grown: bool) -> None:
     one = Lookup(tokens)
     if grown:
         assert one.reach() == 0
-    for token in said[:LEAST]:
+    for token in said[:FIRST]:
         assert one.reach() == 0
         tokens.append(token)
-    assert one.reach() == LEAST
-    assert one.draft(7) == said[LEAST : LEAST + 7]
-    tokens.extend(said[LEAST:20])
+    assert one.reach() == FIRST
+    assert one.draft(7) == said[FIRST : FIRST + 7]
+    tokens.extend(said[FIRST:20])
     assert one.reach() == 20
     assert one.draft(31) == said[20:51]
 
 
 def test_the_last_place_is_taken_of_two_that_are_as_long() -> None:
     one = Lookup([1, 2, 3, 4, 50, 9, 1, 2, 3, 4, 60, 9, 8, 1, 2, 3, 4])
+    one.needed = 4
     assert one.reach() == 4
     assert one.draft(2) == [60, 9]
 
@@ -63,13 +64,15 @@ def test_what_repeats_may_be_shorter_than_its_draft() -> None:
 
 
 def test_wrong_drafts_make_it_doubt_and_right_ones_believe() -> None:
-    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3]
+    tokens = [*range(1, 20), 1, 2, 3, 4]
     one = Lookup(tokens)
-    assert one.reach() == LEAST == 3
+    assert one.reach() == 0
+    one.tell(3, 2)
+    assert one.reach() == LEAST == 4
     one.tell(3, 1)
     assert one.reach() == 0
-    tokens += [4, 5, 6]
-    assert one.reach() == 6
+    tokens += [5, 6, 7, 8]
+    assert one.reach() == 8
     one.tell(5, 3)
     assert one.needed == LEAST
     for _ in range(20):

@@ -24,8 +24,8 @@ TRIED = 8
 LONGEST = 32
 """Tokens of a repetition that are counted when it is found."""
 
-LEAST, MOST = 3, 64
-"""Bounds of how long a repetition must have held before it is believed."""
+LEAST, FIRST, MOST = 4, 8, 64
+"""Tokens that a repetition must have held for before it is believed: at the least, at first, at the most."""
 
 
 class Lookup:
@@ -33,7 +33,7 @@ class Lookup:
 
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
-        self.needed = LEAST
+        self.needed = FIRST
         """Tokens that a repetition must have held for."""
         self.held = 0
         """Tokens that the present one has held for."""

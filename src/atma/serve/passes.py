@@ -2,7 +2,7 @@
 
 A row stands where it stood until its copy is put in its place, so nothing is ever taken back: what a copy read of a
 draft that was wrong is forgotten with it. Its keys lie behind the row's length, where the next tokens' are written.
-Passes are recorded as steps are (recording.py), each width and number of rows for itself.
+Passes are recorded as steps are (recording.py), by width and number of rows, those of one row at the start.
 """
 
 from collections.abc import Sequence as Many
@@ -48,6 +48,12 @@ class Passes:
     def bytes(self) -> int:
         """Of the copies."""
         return sum(x.nbytes for x in (*self._rows, self._tokens, self._lengths, self._table, self._hidden))
+
+    def prepare(self) -> None:
+        """Record the passes of one row before anybody waits for them; what they write into pages is written anew."""
+        if self.writing.recordings.possible:
+            for width in (1, *self.widths):
+                self.record(1, width)
 
     def take(self, sequences: Many[Sequence]) -> None:
         """Copy the rows of these, at most `ROWS`."""

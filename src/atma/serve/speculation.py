@@ -49,6 +49,8 @@ class Speculation:
         self.writing, self.store, self.answers = writing, store, answers
         self.counters = {"drafts": 0, "draft_tokens": 0, "accepted_tokens": 0}
         self._passes = Passes(writing, config.speculation) if config.speculation else None
+        if self._passes is not None:
+            self._passes.prepare()
         self._lookups: dict[Sequence, Lookup] = {}
 
     def step(self) -> Checked:
