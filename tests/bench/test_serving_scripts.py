@@ -73,3 +73,15 @@ def test_adapters_are_told_what_they_cost(capsys):
     rows = [row.split("|") for row in capsys.readouterr().out.splitlines()[-2:]]
     assert [row[1].strip() for row in rows] == ["writing, 2 streams", "reading 4 prompts of 512 tokens"]
     assert all(float(cell) > 0 for row in rows for cell in row[2:5])
+
+
+@exact
+def test_speculation_tells_what_drafts_bring_and_that_answers_are_the_same(capsys):
+    asked = ["--tokens", "40", "--rounds", "1", "--streams", "1", "--kinds", "list"]
+    assert script("speculation").main(asked) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert row[1].strip() == "list"
+    assert float(row[5]) > 0
+    assert re.fullmatch(r" \d+% of \d+ ", row[6])
+    assert script("speculation").main(["--tokens", "20", "--answers", "2"]) == 0
+    assert capsys.readouterr().out.endswith("differ: 0\n")

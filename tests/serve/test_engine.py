@@ -425,7 +425,7 @@ def test_text_held_back_in_vain_leaves_no_state(engine) -> None:
     aborted = engine.submit(Request("q" * 9, max_tokens=50, temperature=0, stop=("END",), ignore_end=True))
     engine.step()
     [sequence] = engine.scheduler.running
-    engine.store.mark(sequence, engine._standing(sequence))
+    engine.store.mark(sequence, engine.writing.standing(sequence))
     engine.abort(aborted.id)
     assert sequence.mark is None
     assert _nothing_is_held(engine)

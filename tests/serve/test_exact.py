@@ -167,7 +167,7 @@ def test_recorded_steps_give_the_bits_of_steps_as_they_are(core: str) -> None:
         ]
         finish(engine, *handles)
         answers.append([handle.outputs[0].logprobs for handle in handles])
-        assert bool(engine.writing._recorded) == (room > 0)
+        assert bool(engine.writing.recordings.by_key) == (room > 0)
         assert engine.writing.recorded_bytes <= min(room, engine.store.budget.recording.room)
     assert answers[0] == answers[1] == answers[2]
 
@@ -191,7 +191,7 @@ def test_rows_that_threads_share_out_give_the_bits_of_rows_together(model) -> No
             asked = [Request(f"text {i}", max_tokens=20 + i, temperature=0, logprobs=0) for i in range(26)]
             handles = [engine.submit(dataclasses.replace(one, ignore_end=True)) for one in asked]
             finish(engine, *handles)
-            assert 26 in engine.writing._recorded
+            assert ("step", 26, 1) in engine.writing.recordings.by_key
             assert [len(engine.writing._parts(rows)) for rows in (15, 26)] == [1, count]
             answers.append([handle.outputs[0].logprobs for handle in handles])
     finally:
@@ -208,7 +208,7 @@ def test_a_step_that_cannot_be_recorded_is_made_as_ever(model, monkeypatch) -> N
     engine = AuditedEngine(model, byte_tokenizer(), SMALL)
     handle = engine.submit(request)
     finish(engine, handle)
-    assert not engine.writing._recorded
+    assert not engine.writing.recordings.by_key
     assert handle.outputs[0].logprobs == wanted.outputs[0].logprobs
 
 
@@ -225,7 +225,7 @@ def test_an_engine_that_takes_a_model_over_holds_each_weight_once_and_gives_the_
         handle = engine.submit(request)
         finish(engine, handle)
         answers.append(handle.outputs[0].logprobs)
-        assert engine.writing._recorded
+        assert engine.writing.recordings.by_key
         assert all((x() is not None) == keep for x in weights)
         del engine
     assert answers[0] == answers[1]

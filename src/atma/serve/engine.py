@@ -24,19 +24,20 @@ from atma.model import Model
 from atma.sampling import of_tokens
 from atma.serve.adapters import Adapter
 from atma.serve.answers import Answers, prompt_tokens
-from atma.serve.carry import Carrier, Standing
+from atma.serve.carry import Carrier
 from atma.serve.exact import Served
 from atma.serve.guides import Guides, Prepared
 from atma.serve.handle import Handle
-from atma.serve.reader import Reader, standing
+from atma.serve.reader import Reader, standing_of
 from atma.serve.request import Event, Finish, Request, RequestError
 from atma.serve.sampler import drawn
 from atma.serve.scheduler import Scheduler
 from atma.serve.sequence import Sequence
-from atma.serve.settings import EngineConfig, Reserve
+from atma.serve.settings import EngineConfig
+from atma.serve.speculation import Speculation
 from atma.serve.store import Store
-from atma.serve.working import working_bytes
-from atma.serve.writing import Writing, recording_of
+from atma.serve.working import reserve_of
+from atma.serve.writing import Writing
 from atma.tokenizer import Tokenizer
 
 
@@ -61,15 +62,14 @@ class Engine:
         self.config, self.tokenizer = config or EngineConfig(), tokenizer
         weights, carrier = model_hash(model), Carrier(model)
         self.served = Served(model, keep_model, adapters)
-        recording = recording_of(self.served, carrier, self.config)
-        reserve = Reserve(recording, working_bytes(self.served, carrier, self.config), self.served.adapters.bytes)
-        self.store = Store(self.served, carrier, self.config, reserve, weights)
-        sizes = self.config.max_rows, self.config.max_waiting, self.config.overtakes, self.config.quantum
-        self.scheduler = Scheduler(*sizes)
-        self.writing = Writing(self.served, carrier, self.store.pool, sizes[0], self.store.budget.recording)
+        self.store = Store(self.served, carrier, self.config, reserve_of(self.served, carrier, self.config), weights)
+        rows, own = self.config.max_rows, self.config
+        self.scheduler = Scheduler(rows, own.max_waiting, own.overtakes, own.quantum)
+        self.writing = Writing(self.served, carrier, self.store.pool, rows, self.store.budget.recording)
         self.reader = Reader(self.served, self.store, tokenizer)
         self.counters = dict.fromkeys(("steps", "written", "preemptions", "failures", "requests"), 0)
         self.answers, self.guides = Answers(tokenizer), Guides(tokenizer)
+        self.speculation = Speculation(self.writing, self.store, self.answers, self.config)
         self._closed = False
 
     @property
@@ -80,8 +80,7 @@ class Engine:
 
     def prepare(self, request: Request) -> Prepared:
         """The prompt's tokens; checks everything that does not change. Safe in any thread. RequestError."""
-        tokens = prompt_tokens(request, self.tokenizer, self.store.longest_text)
-        return self.guides.prepared(tokens, request.structure)
+        return self.guides.prepared(prompt_tokens(request, self.tokenizer, self.store.longest_text), request.structure)
 
     def check_open(self) -> None:
         """RequestError "closed": it takes no more."""
@@ -101,9 +100,8 @@ class Engine:
         seed = secrets.randbits(62) if request.seed is None else request.seed
         worn = self.served.adapters.worn(request.adapter)
         choices = [Sequence(request, identity, i, tokens, seed + i, worn) for i in range(request.n)]
-        for choice in choices[1:]:
-            choice.leader = choices[0]
         for choice in choices:
+            choice.leader = None if choice is choices[0] else choices[0]
             choice.guide = self.guides.begin(tokens, request)
         self.scheduler.add(choices)
         self.counters["requests"] += 1
@@ -131,14 +129,13 @@ class Engine:
     def step(self) -> list[Event]:
         """One step for everybody. The events are also in each request's handle."""
         self.counters["steps"] += 1
-        spent = self.scheduler.spent()
-        if spent is not None:
+        if (spent := self.scheduler.spent()) is not None:
             self._preempt(spent, last=True)
         self.scheduler.take_in(self._place)
         self._join()
         self._make_room()
         self._read()
-        self._write()
+        self._write(alone=self._speculate())
         return self.answers.deliver()
 
     @torch.inference_mode()
@@ -155,11 +152,10 @@ class Engine:
         return self.counters | {
             "read": self.reader.read,
             "exact": self.served.exact,
-            "waiting": len(self.scheduler.waiting),
-            "running": len(self.scheduler.running),
-            "writing": len(self.writing.sequences),
-            "recorded_bytes": self.writing.recorded_bytes,
+            **self.scheduler.stats(),
+            **self.writing.stats(),
             **self.served.adapters.stats(),
+            **self.speculation.counters,
             **self.store.stats(),
         }
 
@@ -177,8 +173,8 @@ class Engine:
 
     def _make_room(self) -> None:
         """A page for every text that needs one to be written on."""
-        full = [s for s in self.writing.sequences if s.position // self.store.pool.size not in s.pages]
-        for sequence in self._with_pages([(s, 0) for s in full]):
+        full = [(s, 0) for s in self.writing.sequences if s.position // self.store.pool.size not in s.pages]
+        for sequence in self._with_pages(full):
             self.writing.pages_changed(sequence)
 
     def _with_pages(self, plan: list[tuple[Sequence, int]]) -> dict[Sequence, int]:
@@ -196,13 +192,10 @@ class Engine:
         """Keep a sequence's state and let it wait again; if that state is lost meanwhile, its tokens are read again."""
         self.counters["preemptions"] += 1
         if sequence.position:
-            self.store.keep(sequence, self._standing(sequence))
+            self.store.keep(sequence, standing_of(sequence, self.writing))
         self.writing.drop([sequence])
         self.store.release(sequence)
         self.scheduler.requeue(sequence, last)
-
-    def _standing(self, sequence: Sequence) -> Standing:
-        return self.writing.standing(sequence) if sequence.carried is None else standing(sequence)
 
     def _read(self) -> None:
         """What the step's tokens allow of the prompts; a text that had been interrupted is then written on."""
@@ -212,9 +205,18 @@ class Engine:
             self._fail(sequence, f"reading failed: {error}")
         self._join()
 
-    def _write(self) -> None:
-        """One token for every text that is being written, and the first for those whose prompt has just been read."""
-        writing, parts = list(self.writing.sequences), []
+    def _speculate(self) -> bool:
+        """Write texts that repeat something on by drafts. Whether these were all that are being written."""
+        checked = self.speculation.step()
+        self.counters["written"] += checked.written
+        for sequence, reason in checked.failed:
+            self._fail(sequence, reason)
+        self._leave(checked.ended)
+        return checked.whole
+
+    def _write(self, alone: bool) -> None:
+        """The first token of texts whose prompts have been read, and unless these are `alone` one of all others."""
+        writing, parts = [] if alone else list(self.writing.sequences), []
         if writing:
             try:
                 parts.append(of_tokens(self.writing.step(), self.tokenizer))
@@ -222,14 +224,13 @@ class Engine:
                 for sequence in writing:
                     self._fail(sequence, f"the step failed: {error}")
                 writing = []
-        read = [s for s in self.scheduler.running if s.carried is not None]
-        begun = [s for s in read if not s.written and s.position == s.target]
+        begun = [s for s in self.scheduler.running if s.begins]
         for sequence in begun:
             try:
                 self.answers.begin(sequence)
             except Exception as error:  # a prompt that the tokenizer has no text for, a vector that is not finite
-                done = "embedded" if sequence.request.embed else "echoed"
-                self._fail(sequence, f"the prompt cannot be {done}: {error}")
+                what = "embedded" if sequence.request.embed else "echoed"
+                self._fail(sequence, f"the prompt cannot be {what}: {error}")
                 continue
             if sequence.request.embed:
                 self._leave([sequence])
@@ -248,12 +249,11 @@ class Engine:
         tokens, scored = drawn(logits, sequences, self.tokenizer.eot)
         ended = []
         for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            if isinstance(token, Exception):
-                self._fail(sequence, str(token))
-                continue
             try:
+                if isinstance(token, Exception):
+                    raise token
                 finish = self.answers.add(sequence, token, scored.get(i))
-            except Exception as error:  # an id that the tokenizer has no text for
+            except Exception as error:  # none can be drawn, or the tokenizer has no text for it
                 self._fail(sequence, str(error))
                 continue
             if finish is not None:
@@ -261,7 +261,7 @@ class Engine:
                 continue
             self._mark(sequence)
             if sequence.carried is None and self.store.wanted(sequence):
-                self.store.keep(sequence, self._standing(sequence))
+                self.store.keep(sequence, standing_of(sequence, self.writing))
         self.counters["written"] += len(sequences)
         self._leave(ended)
 
@@ -271,7 +271,7 @@ class Engine:
         if not stream.held:
             self.store.unmark(sequence)
         elif sequence.request.cache and stream.held <= stream.fresh:
-            self.store.mark(sequence, self._standing(sequence))
+            self.store.mark(sequence, standing_of(sequence, self.writing))
 
     def _leave(self, ended: list[Sequence]) -> None:
         """Texts that have ended whole: their states are kept, from before a stop text, and all else is freed."""
@@ -281,7 +281,7 @@ class Engine:
             self.store.unmark(sequence)
             kept = self.store.cache.has(sequence.tokens, sequence.position, sequence.salt)
             if sequence.request.cache and not kept:
-                self.store.keep(sequence, self._standing(sequence))
+                self.store.keep(sequence, standing_of(sequence, self.writing))
         self.writing.drop(ended)
         for sequence in ended:
             self.store.release(sequence)

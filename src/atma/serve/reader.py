@@ -13,7 +13,7 @@ from atma.serve.sampler import scores
 from atma.serve.sequence import Sequence
 from atma.serve.store import Store
 from atma.serve.working import SCORED
-from atma.serve.writing import table_of
+from atma.serve.writing import Writing, table_of
 from atma.tokenizer import Tokenizer
 
 
@@ -89,6 +89,11 @@ def _add(sequence: Sequence, hidden: Tensor, at: int) -> None:
     before = hidden.new_zeros(hidden.shape[-1], dtype=torch.float64) if at == 0 else sequence.total
     assert before is not None
     sequence.total = torch.cat([before[None], hidden.double()]).cumsum(0)[-1]
+
+
+def standing_of(sequence: Sequence, writing: Writing) -> Standing:
+    """A copy of where a sequence stands, which carries its own state or is written."""
+    return writing.standing(sequence) if sequence.carried is None else standing(sequence)
 
 
 def standing(sequence: Sequence) -> Standing:

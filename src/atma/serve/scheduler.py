@@ -28,6 +28,10 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._tickets = 0
 
+    def stats(self) -> dict[str, int]:
+        """Sequences that wait, and that run."""
+        return {"waiting": len(self.waiting), "running": len(self.running)}
+
     def add(self, sequences: Many[Sequence]) -> None:
         """All choices of a new request. RequestError "queue_full" if there is not a place for each."""
         if len(self.waiting) + len(sequences) > self.max_waiting:

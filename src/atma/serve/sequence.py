@@ -76,6 +76,11 @@ class Sequence:
         return len(self.tokens) - 1 if self.written else self.prompt_length
 
     @property
+    def begins(self) -> bool:
+        """Whether its prompt has been read, and its first token comes next."""
+        return self.carried is not None and not self.written and self.position == self.target
+
+    @property
     def shares(self) -> bool:
         """Whether its state is kept for others as it is read."""
         return self.request.cache or self.request.n > 1

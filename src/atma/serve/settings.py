@@ -7,6 +7,8 @@ from typing import NamedTuple
 from atma.strict import check_fields
 
 MIB = 1 << 20
+DRAFTED = 31
+"""Tokens of a draft at the most."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,13 @@ class EngineConfig:
     quantum: int = 256
     """Steps after which a text being written gives its row to one that waits for a row."""
 
+    speculation: int = 0
+    """Tokens that are drafted at once at the most where a text says again what it has said before: 1, 3, 7, 15 or 31,
+    others are rounded down to these; 0 drafts none. Answers stay the same."""
+
     def __post_init__(self) -> None:
         check_fields(self)
+        _require(0 <= self.speculation <= DRAFTED, "speculation", self.speculation, f"from 0 to {DRAFTED}")
         positive = ("memory_bytes", "max_rows", "max_waiting", "page_tokens", "quantum", "cache_folder_bytes")
         for name in (*positive, "unread_bytes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

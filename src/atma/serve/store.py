@@ -123,6 +123,17 @@ class Store:
         sequence.pages |= zip(missing, self.pool.take(len(missing)), strict=True)
         return True
 
+    def spare(self, sequence: Sequence, count: int) -> list[int] | None:
+        """As `grow` for a text that is written, from free pages alone: the places of the new ones; None: too few."""
+        self.slide(sequence)
+        end = min(sequence.position + count + 1, sequence.longest)
+        places = range(sequence.position // self.pool.size, self.pool.pages_for(end))
+        missing = [n for n in places if n not in sequence.pages]
+        if self.pool.free < len(missing):
+            return None
+        sequence.pages |= zip(missing, self.pool.take(len(missing)), strict=True)
+        return missing
+
     def wanted(self, sequence: Sequence) -> bool:
         """Whether the state where a sequence stands is one to keep as it passes, and not kept yet."""
         if not sequence.shares:

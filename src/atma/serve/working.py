@@ -12,13 +12,17 @@ from torch.utils._pytree import tree_leaves
 
 from atma.serve.carry import Carrier, join
 from atma.serve.exact import Served
+from atma.serve.lookup import INDEX_BYTES
 from atma.serve.pages import PagePool
+from atma.serve.passes import PROGRAMS, ROWS, Passes
 from atma.serve.sampler import scores
-from atma.serve.settings import EngineConfig
-from atma.serve.writing import table_of
+from atma.serve.settings import EngineConfig, Recording, Reserve
+from atma.serve.writing import Writing, table_of
 
 SCORED = 64
 """Positions of a prompt whose logits are held at once."""
+
+NONE, ENOUGH = Recording(0, 0), Recording(1 << 30, 1 << 30)
 
 
 class Meter(TorchDispatchMode):
@@ -46,6 +50,11 @@ class Meter(TorchDispatchMode):
         return result
 
 
+def reserve_of(served: Served, carrier: Carrier, config: EngineConfig) -> Reserve:
+    """What steps take of the budget."""
+    return Reserve(recording_of(served, carrier, config), working_bytes(served, carrier, config), served.adapters.bytes)
+
+
 @torch.inference_mode()
 def working_bytes(served: Served, carrier: Carrier, config: EngineConfig) -> int:
     """Of reading a whole step's tokens for as many texts as there may be, or of scoring some of them."""
@@ -62,7 +71,30 @@ def working_bytes(served: Served, carrier: Carrier, config: EngineConfig) -> int
         some = hidden.flatten(0, 1)[:SCORED]
         scores(served.logits(some, [-1]), [0] * len(some), 1)
     served.adapters.require_called()
-    return max(reading.most, scoring.most)
+    return max(reading.most, scoring.most) + (drafting_bytes(carrier) if config.speculation else 0)
+
+
+def drafting_bytes(carrier: Carrier) -> int:
+    """Of what texts that draft hold: copies of their rows, and the indices of their tokens."""
+    return ROWS * (carrier.row_bytes + INDEX_BYTES)
+
+
+def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Recording:
+    """What recording a step of every number of rows takes, and passes over drafts, found by recording the largest."""
+    pool = PagePool(carrier.paged, 1, config.page_tokens, served.device)
+    batch = Writing(served, carrier, pool, config.max_rows, ENOUGH)
+    passes = Passes(batch, config.speculation) if config.speculation else None
+    if not (config.recorded_bytes and batch.recordings.possible):
+        return NONE
+    batch.record(config.max_rows)
+    if passes is not None:
+        passes.record(1, passes.widths[-1])
+    recordings = batch.recordings
+    each = [one.bytes for one in recordings.by_key.values()]
+    if len(each) < 1 + (passes is not None):
+        return NONE
+    many = config.max_rows * each[0] + (PROGRAMS * each[1] if passes is not None else 0)
+    return Recording(recordings.shared_bytes + many, recordings.arena_bytes)
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

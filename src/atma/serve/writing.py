@@ -8,27 +8,20 @@ All these recordings have one arena: one step runs at a time.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from atma.decoding import RECORDED, take, way
-from atma.ops.native.arena import Arena
-from atma.ops.native.beside import Beside
-from atma.ops.native.recorder import Program, Recorder, TooLarge, Unrecordable
 from atma.serve.adapters import NONE as BARE
 from atma.serve.carry import Carried, Carrier, Standing, row
 from atma.serve.exact import Served
 from atma.serve.pages import PagePool
+from atma.serve.recording import Copy, Recordings
 from atma.serve.sequence import Sequence
-from atma.serve.settings import EngineConfig, Recording
-
-OFTEN = 4
-"""Steps of a number of rows before that step is recorded: recording takes as long as many steps."""
-
+from atma.serve.settings import Recording
 
 TOGETHER = 32 << 20
 """Bytes of weights up to which threads work side by side on rows of their own, each reading all weights: as many as
@@ -36,15 +29,6 @@ processors keep in a cache that they share. With more, threads divide each produ
 
 ROWS_OF_A_THREAD = 8
 """Fewer take as long to read the weights for as to compute."""
-
-NONE = Recording(0, 0)
-ENOUGH = 1 << 30
-
-
-class _Recorded(NamedTuple):
-    steps: Beside
-    logits: Tensor
-    bytes: int
 
 
 class Writing:
@@ -61,27 +45,28 @@ class Writing:
         self._hidden = torch.zeros(max_rows, served.config.width, dtype=served.dtype, device=device)
         self._worn = torch.full((max_rows,), BARE.slot, dtype=torch.int32, device=device)
         """The adapter of each row."""
-        self._recorded: dict[int, _Recorded] = {}
-        self._used: dict[int, int] = {}
-        self._arena: Arena | None = None
-        self._logits: Tensor | None = None
-        """Of rows that threads compute in parts."""
-        self._too_large: set[int] = set()
         self._positions: list[int] = []
-        self._recordable = (
-            served.exact and carrier.recordable and way(device.type, served.dtype) == RECORDED and recording.room > 0
-        )
+        way_there = served.exact and carrier.recordable and way(device.type, served.dtype) == RECORDED
+        self.recordings = Recordings(recording, way_there, served)
 
     @property
     def recorded_bytes(self) -> int:
         """Of recorded steps: what they share, and the calls of each."""
-        return self.shared_bytes + sum(one.bytes for one in self._recorded.values())
+        return self.recordings.bytes
 
-    @property
-    def shared_bytes(self) -> int:
-        """Of what recorded steps share."""
-        arena = 0 if self._arena is None else self._arena.bytes
-        return arena + (0 if self._logits is None else self._logits.nbytes)
+    def carried(self, sequence: Sequence) -> list[Tensor]:
+        """What the row of a sequence carries, and its last hidden state, where these lie."""
+        at = self.sequences.index(sequence)
+        return [x[at : at + 1] for x in (*self._rows, self._hidden)]
+
+    def table(self, sequence: Sequence) -> Tensor:
+        """The pages (1, P) of the row of a sequence, where they lie."""
+        at = self.sequences.index(sequence)
+        return self._table[at : at + 1]
+
+    def stats(self) -> dict[str, int]:
+        """Rows, and bytes of recorded steps."""
+        return {"writing": len(self.sequences), "recorded_bytes": self.recorded_bytes}
 
     def add(self, sequences: Many[Sequence]) -> None:
         """Sequences join, each with what it carries; it is the batch's from now on."""
@@ -125,15 +110,10 @@ class Writing:
         self._tokens[:count, 0] = torch.tensor([s.tokens[-1] for s in self.sequences], device=device)
         self._positions = [s.position for s in self.sequences]
         self._lengths[:count] = torch.tensor(self._positions, dtype=torch.int32, device=device)
-        recorded = self._recorded.get(count)
-        if recorded is not None:
-            self._recorded[count] = self._recorded.pop(count)
-            recorded.steps.replay()
-            logits = recorded.logits
-        else:
-            self._used[count] = self._used.get(count, 0) + 1
-            often = self._used[count] >= OFTEN and self._recordable and count not in self._too_large
-            logits = self.record(count) if often else None
+        key = "step", count, 1
+        logits = self.recordings.replay(key)
+        if logits is None:
+            logits = self.record(count) if self.recordings.due(key) else None
             logits = self._eager(count) if logits is None else logits
         for sequence in self.sequences:
             sequence.position += 1
@@ -141,9 +121,9 @@ class Writing:
 
     def _eager(self, count: int) -> Tensor:
         longest = min(self.pool.count, 1 + max(max(s.pages) for s in self.sequences))
-        return self._compute(slice(count), self._table[:count, :longest], _copy)
+        return self._compute(slice(count), self._table[:count, :longest], copied)
 
-    def _compute(self, some: slice, table: Tensor, copy: Callable[[Tensor, Tensor], object]) -> Tensor:
+    def _compute(self, some: slice, table: Tensor, copy: Copy) -> Tensor:
         """The model on some rows, what they carry written back by `copy`."""
         rows = tuple(x[some] for x in self._rows)
         state = self.carrier.state(rows, self._lengths[some], table, self.pool)
@@ -158,50 +138,19 @@ class Writing:
 
     def record(self, count: int) -> Tensor | None:
         """A step of `count` rows, carried out and recorded. None where that cannot be: nothing has changed then."""
-        own = (*self._rows, self._lengths)
-        before = [x[:count].clone() for x in own]
-        try:
-            logits, programs = self._programs(count)
-        except Unrecordable as reason:
-            if isinstance(reason, TooLarge):
-                self._too_large.add(count)
-            else:
-                self._recordable = False
-            for x, old in zip(own, before, strict=True):
-                x[:count] = old
-            return None
-        known = {x.untyped_storage().data_ptr() for x in (*self._fixed(), *self.served.parameters())}
-        one = _Recorded(Beside(programs), logits, sum(program.bytes(known) for program in programs))
-        if self.shared_bytes + one.bytes > self.recording.room:
-            self._too_large.add(count)
-        else:
-            self._recorded[count] = one
-            self._trim()
-        return logits
-
-    def _programs(self, count: int) -> tuple[Tensor, list[Program]]:
-        """The logits of a step, and for each thread the program of its rows, in its own part of the arena."""
-        parts, programs, at = self._parts(count), [], 0
-        self._arena = self._arena or Arena(self.recording.shared)
-        if len(parts) > 1 and self._logits is None:
+        parts = self._parts(count)
+        if len(parts) > 1 and self.recordings.together is None:
             work = torch.promote_types(self.served.dtype, torch.float32)
             with torch.inference_mode(False):
-                self._logits = torch.empty(len(self._tokens), self.served.config.vocab_size, dtype=work)
-        for some in parts:
-            recorder = Recorder(self._fixed(), self._arena, at)
-            with torch.inference_mode(False), torch.no_grad(), recorder:
-                logits = self._compute(some, self._table[some], recorder.copy)
-                if len(parts) > 1 and self._logits is not None:
-                    recorder.copy(self._logits[some], logits)
-            programs.append(recorder.program())
-            at = recorder.end
-        return logits if len(parts) == 1 or self._logits is None else self._logits[:count], programs
-
-    def _fixed(self) -> list[Tensor]:
-        """What is where it is from step to step."""
-        logits = [] if self._logits is None else [self._logits]
-        fixed = self._tokens, self._lengths, self._table, self._hidden, self._worn
-        return [*fixed, *logits, *self._rows, *self.pool.pools]
+                size = len(self._tokens), self.served.config.vocab_size
+                self.recordings.together = torch.empty(size, dtype=work)
+        together = [] if self.recordings.together is None else [self.recordings.together]
+        fixed = [self._tokens, self._lengths, self._table, self._hidden, self._worn, *together]
+        fixed += [*self._rows, *self.pool.pools]
+        own = [x[:count] for x in (*self._rows, self._lengths)]
+        return self.recordings.record(
+            ("step", count, 1), parts, fixed, own, lambda some, copy: self._compute(some, self._table[some], copy)
+        )
 
     def _parts(self, count: int) -> list[slice]:
         """The rows that each thread works on."""
@@ -210,28 +159,9 @@ class Writing:
         bounds = [count * i // parts for i in range(parts + 1)]
         return [slice(low, high) for low, high in itertools.pairwise(bounds)]
 
-    def _trim(self) -> None:
-        """Forget recorded steps that were used longest ago until the rest keep within the room."""
-        while self.recorded_bytes > self.recording.room:
-            oldest = next(iter(self._recorded))
-            del self._recorded[oldest]
-            self._used[oldest] = 0
 
-
-def recording_of(served: Served, carrier: Carrier, config: EngineConfig) -> Recording:
-    """What recording a step of every number of rows takes, found by recording one of the most rows."""
-    pool = PagePool(carrier.paged, 1, config.page_tokens, served.device)
-    batch = Writing(served, carrier, pool, config.max_rows, Recording(ENOUGH, ENOUGH))
-    if not (config.recorded_bytes and batch._recordable):
-        return NONE
-    batch.record(config.max_rows)
-    recorded = batch._recorded.get(config.max_rows)
-    if recorded is None or batch._arena is None:
-        return NONE
-    return Recording(batch.shared_bytes + config.max_rows * recorded.bytes, batch._arena.bytes)
-
-
-def _copy(to: Tensor, source: Tensor) -> None:
+def copied(to: Tensor, source: Tensor) -> None:
+    """The `Copy` of a step that is not recorded."""
     to.copy_(source)
 
 

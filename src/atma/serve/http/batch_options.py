@@ -48,6 +48,8 @@ class BatchOptions:
     """NAME=FOLDER: LoRA adapters on the model, which requests ask for as a model of that name; may be given again."""
     select: str | None = None
     """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
+    speculate: int = 0
+    """Write texts that repeat something by drafts of up to so many tokens, at most 31; answers stay the same."""
     device: str = "cpu"
     """Where to compute: the processor alone so far."""
     threads: int = 0

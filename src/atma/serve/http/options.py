@@ -12,7 +12,7 @@ from typing import Literal
 
 from atma.serve.adapter_names import named_folders
 from atma.serve.http.logs import Form
-from atma.serve.settings import EngineConfig
+from atma.serve.settings import DRAFTED, EngineConfig
 from atma.strict import check_fields
 
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -87,6 +87,8 @@ class ServerOptions:
     """NAME=FOLDER: LoRA adapters on the model, which clients ask for as a model of that name; may be given again."""
     select: str | None = None
     """A selection policy: how less of the keys is read, such as "top_pages k=64" (docs/selection.md)."""
+    speculate: int = 0
+    """Write texts that repeat something by drafts of up to so many tokens, at most 31; answers stay the same."""
     device: str = "cpu"
     """Where to compute. The server computes on the processor alone so far; anything but cpu is refused."""
     threads: int = 0
@@ -108,6 +110,7 @@ class ServerOptions:
         check_fields(self)
         _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
         _require(self.threads >= 0, "threads", self.threads, "0 (measured) or more")
+        _require(0 <= self.speculate <= DRAFTED, "speculate", self.speculate, f"from 0 to {DRAFTED}")
         _require(self.max_tokens >= 1, "max-tokens", self.max_tokens, "at least 1")
         _require(0 < self.reader_seconds < math.inf, "reader-seconds", self.reader_seconds, "above 0")
         seconds = self.drain_seconds
@@ -142,7 +145,8 @@ class ServerOptions:
         answers = self.answer_bytes + self.stored_bytes
         plain = EngineConfig(memory, cache, self.cache_dir, request_bytes=REQUEST_BYTES, answer_bytes=answers)
         step = max(plain.step_tokens, 2 * self.max_rows)
-        return dataclasses.replace(plain, max_rows=self.max_rows, max_waiting=self.max_waiting, step_tokens=step)
+        asked = {"max_rows": self.max_rows, "max_waiting": self.max_waiting, "speculation": self.speculate}
+        return dataclasses.replace(plain, step_tokens=step, **asked)
 
     def key(self) -> str | None:
         """The API key: the option's, else the environment's. ValueError for one that no header can hold."""
