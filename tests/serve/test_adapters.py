@@ -106,7 +106,7 @@ def test_in_a_mixed_batch_every_text_has_the_bits_that_it_has_alone(two):
     requests = [ask(name, f"{i} {PROMPT * (1 + i % 3)}", cache=False) for i, name in enumerate(worn)]
     engine = engine_of(model, [first, second])
     together = answers(engine, *requests)
-    assert engine.writing._recorded
+    assert engine.writing.recordings.by_key
     plain = engine_of(model)
     for request, found in zip(requests, together, strict=True):
         assert answers(engine_of(model, [second, first]), request) == [found]
@@ -253,3 +253,15 @@ def test_a_model_that_wears_adapters_asks_whose_rows_it_computes(two):
     served = engine_of(model, [first]).served
     with pytest.raises(RuntimeError, match="nobody has said whose"):
         served(torch.zeros(1, 1, dtype=torch.long), model.init_state(1, 4))
+
+
+@exact
+def test_rows_with_adapters_are_written_by_drafts_to_the_same_bits() -> None:
+    model = random_model()
+    adapter, _ = merged_of(model, 5)
+    asked = [ask(one, PROMPT * 2 + str(i)) for i in range(2) for one in (None, adapter.name)]
+    asked = [dataclasses.replace(one, max_tokens=90) for one in asked]
+    plain = answers(engine_of(model, [adapter]), *asked)
+    drafting = engine_of(model, [adapter], dataclasses.replace(LARGER, speculation=7))
+    assert answers(drafting, *asked) == plain
+    assert drafting.stats()["accepted_tokens"] > 20
