@@ -11,6 +11,7 @@ from atma.ops.dense import rms_norm
 from atma.ops.native.recorder import Recorder
 from atma.ops.recurrent import reference
 from atma.ops.rows import (
+    expm1,
     forbid,
     gate,
     gate_heads,
@@ -209,6 +210,10 @@ def test_steady_rows_are_those_of_pytorch_and_of_their_numbers_alone(dtype) -> N
         torch.testing.assert_close(whole.double(), plain(x.double()), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         assert torch.equal(steady(x[1:, 3:4, :, 5:7], True), whole[1:, 3:4, :, 5:7])
         assert torch.equal(steady(x, False), plain(x))
+    below = -x.abs()
+    whole = expm1(below, True)
+    torch.testing.assert_close(whole.double(), below.double().expm1(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(expm1(below[1:, 3:4, :, 5:7], True), whole[1:, 3:4, :, 5:7])
     expected = F.normalize(x.double(), dim=-1)
     torch.testing.assert_close(unit(x, True).double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert torch.equal(unit(x[1:, 3:4, 2:], True), unit(x, True)[1:, 3:4, 2:])
@@ -218,13 +223,13 @@ def test_steady_rows_are_those_of_pytorch_and_of_their_numbers_alone(dtype) -> N
     assert torch.equal(gate_heads(x, opening, False), x.transpose(1, 2).flatten(2) * torch.sigmoid(opening))
     for special in (float("nan"), float("inf"), float("-inf")):
         given = torch.tensor([special], dtype=dtype)
-        for steady in (sigmoid, log_sigmoid):
+        for steady in (expm1, sigmoid, log_sigmoid):
             torch.testing.assert_close(steady(given, True), steady(given, False), equal_nan=True)
 
 
 def test_rows_have_their_gradients_where_these_are_recorded() -> None:
     x, opening = _random(1, 2, 3, 4).requires_grad_(), _random(1, 3, 8, seed=1).requires_grad_()
-    for operation in (unit, sigmoid, log_sigmoid):
+    for operation in (unit, expm1, sigmoid, log_sigmoid):
         assert torch.autograd.gradcheck(lambda x, one=operation: one(x, True), (x,))
     assert torch.autograd.gradcheck(lambda x, opening: gate_heads(x, opening, True), (x, opening))
 

@@ -256,9 +256,9 @@ class Attention(Composed):
         return {"read": self.out_proj, **self.core.channels(), **memory}
 
     def steady(self, on: bool = True) -> bool:
-        """`Mixer.steady`: with the compiled operations, and a core and a memory that have such a form."""
+        """`Mixer.steady`: with the compiled operations, and a core and a memory with such a form; none with sinks."""
         compiled = all(backend_for("auto", self.q_proj.weight, name) == "native" for name in ("dense", "polar", "conv"))
-        on = on and compiled and self.core.steady(on)
+        on = on and compiled and not self.sinks and self.core.steady(on)
         return on if self.memory is None else self.memory.steady(on)
 
     @property

@@ -20,7 +20,7 @@ from atma.mixers.recurrent_surround import Readout, ShortConv, begin_at_recall
 from atma.mixers.recurrent_systems import SYSTEMS, RecurrenceConfig, sizes
 from atma.mixers.stretches_prefix import Transition
 from atma.ops.backend import backend_for
-from atma.ops.rows import rotate
+from atma.ops.rows import expm1, rotate
 from atma.ops.segments import tokens_before
 
 BASE = 10_000.0
@@ -122,7 +122,7 @@ class LinearRecurrence(Mixer):
         log_decay = taken(self, x, log_decay)
         if k is None:
             assert log_decay is not None
-            k = -log_decay.expm1()
+            k = -expm1(log_decay, self.in_turn)
         q, k = self.feature(q, self.in_turn), self.feature(k, self.in_turn)
         if self.config.key_heads:
             q, k = (z.repeat_interleave(self.heads // self.key_heads, 1) for z in (q, k))

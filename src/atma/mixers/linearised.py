@@ -71,6 +71,10 @@ class Linearised(Attention):
         self.feature.init_weights()
         nn.init.zeros_(self.window_gain)
 
+    def steady(self, on: bool = True) -> bool:
+        """`Mixer.steady`: there is none. The sums of its features run in whatever order is fastest."""
+        return False
+
     def init_state(self, batch: int, capacity: int) -> Any:
         """An empty ring and no sums; `capacity` has no part in it."""
         state: Any = super().init_state(batch, capacity)

@@ -181,6 +181,10 @@ template <class E> void log_sigmoid_rows(const Elements& p) {
     each<E>(p, [](auto x) { return std::min(x, decltype(x)(0)) - std::log1p(std::exp(-std::abs(x))); });
 }
 
+template <class E> void expm1_rows(const Elements& p) {
+    each<E>(p, [](auto x) { return std::expm1(x); });
+}
+
 PROBLEM(Units,  // y (B, H, T, K) = x / |x| of x with strides, as it is computed
     int64_t batch, heads, tokens, width, x_batch, x_head, x_token;
     const void* x;
@@ -266,7 +270,8 @@ KERNEL(largest_float64, Largest, largest<double>)
     KERNEL(rotate_##NAME, Rotation, rotate<E>)                         \
     KERNEL(unit_rows_##NAME, Units, unit_rows<E>)                      \
     KERNEL(sigmoid_rows_##NAME, Elements, sigmoid_rows<E>)             \
-    KERNEL(log_sigmoid_rows_##NAME, Elements, log_sigmoid_rows<E>)
+    KERNEL(log_sigmoid_rows_##NAME, Elements, log_sigmoid_rows<E>)     \
+    KERNEL(expm1_rows_##NAME, Elements, expm1_rows<E>)
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)

@@ -104,6 +104,11 @@ def log_sigmoid(x: Tensor, steady: bool) -> Tensor:
     return _each("log_sigmoid_rows", x) if steady and _compiled(x) else F.logsigmoid(x)
 
 
+def expm1(x: Tensor, steady: bool) -> Tensor:
+    """e^x − 1; steady: compiled where that is there, the same code for every number."""
+    return _each("expm1_rows", x) if steady and _compiled(x) else torch.expm1(x)
+
+
 def rotate(x: Tensor, position: Tensor, frequency: Tensor) -> Tensor:
     """x (B, H, T, K) with the first pairs of its halves turned by position (B or 1, T) · frequency (pairs,) float64."""
     if _compiled(x):
@@ -171,6 +176,7 @@ def _compiled(x: Tensor) -> bool:
 
 __all__ = [
     "Packed",
+    "expm1",
     "gate",
     "gate_heads",
     "largest",
