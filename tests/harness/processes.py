@@ -30,8 +30,8 @@ class Ended(NamedTuple):
 def group(world: int, arguments: Sequence[str], where: Path = ROOT) -> list[str]:
     """Run `python ARGUMENTS` in each of so many processes; what they have written to the error stream."""
     ended = forked(arguments, environments(world, where), [where, ROOT], where)
-    failed = [i for i, one in enumerate(ended) if one.status]
-    assert not failed, f"process {failed[0]} of {world}: {ended[failed[0]].err[-3000:]}"
+    told = [f"process {i} of {world} ({one.status}): {one.err[-3000:]}" for i, one in enumerate(ended) if one.status]
+    assert not told, "\n".join(told)
     return [one.err for one in ended]
 
 
