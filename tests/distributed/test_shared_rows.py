@@ -26,7 +26,7 @@ def _named(x: object) -> str:
     [
         (2, 2, 1, ("gated_conv-0", "atma", "titans", "low_rank-0")),
         (3, 3, 1, ("gla-0",)),
-        (2, 2, 2, ("atma",)),
+        (2, 2, 2, ("atma", "glu")),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
     ],
     ids=_named,

@@ -139,6 +139,7 @@ def divide(model: Model, ranks: Ranks, mesh: Any, compute: torch.dtype = torch.f
         part.set_force_sum_reduction_for_comms(True)
     if ranks.context > 1:
         for block in model.blocks:
+            block.register_forward_pre_hook(_asked, prepend=True)  # before FSDP looks
             block.register_forward_pre_hook(_touch)
 
 
@@ -198,6 +199,15 @@ class _Touch(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.like]
         return grads[0], *zeros
+
+
+def _asked(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """x as what a gradient is asked of, in every process or none: FSDP sums a block's gradients when that of x is
+    there, else at the end, and where blocks before are frozen x may be of what was received, or not."""
+    x, trained = inputs[0], any(p.requires_grad for p in block.parameters())
+    if not trained or x.requires_grad or not torch.is_grad_enabled():
+        return inputs
+    return x.detach().requires_grad_(), *inputs[1:]
 
 
 def _touch(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
