@@ -161,11 +161,12 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: merged.get(name, value.detach()) for name, value in _own(model)}
 
 
-def base_hash(model: nn.Module) -> str:
-    """SHA-256, in hexadecimal, of every tensor that is not trained, in float32: the base that adapters belong to."""
+def base_hash(model: nn.Module, whole: bool = False) -> str:
+    """SHA-256, in hexadecimal, of every tensor that is not trained, in float32: the base that adapters belong to.
+    `whole`: of a model without adapters, whatever of it is trained."""
     digest = hashlib.sha256()
     for name, value in sorted(_own(model)):
-        if not value.requires_grad:
+        if whole or not value.requires_grad:
             digest.update(f"{name} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()

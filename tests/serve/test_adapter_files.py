@@ -65,6 +65,7 @@ def test_a_folder_of_our_own_training_is_what_merging_it_gives(base, adapters):
 def test_the_hash_is_that_of_the_weights_in_floats_whatever_is_served(base, adapters, how):
     model = load(base, **how).model
     [found] = read_adapters({"x": adapters}, base, model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
     assert set(found.layers) >= {"head", "blocks.0.mlp.in_proj"}
     assert greedy(model, [found], "x")[0] != greedy(model)[0]
 

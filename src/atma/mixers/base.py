@@ -111,7 +111,9 @@ class Mixer(nn.Module):
     @property
     def composes(self) -> bool:
         """Whether processes that share rows can compose what is before each, by its `transition`."""
-        known = type(self).transition is not Mixer.transition
+        # Of the class whose `forward` this is, or of one that knows of it.
+        own = next(one for one in type(self).__mro__ if {"forward", "transition"} & vars(one).keys())
+        known = "transition" in vars(own) and own is not Mixer
         return known and self.reach is not None and not (self.reach and self.reads_call)
 
     def transition(self, x: Tensor, state: Any, begun: bool) -> Transition:

@@ -44,7 +44,7 @@ class _Base:
         """The hash of its weights as training has them, whatever they are served in."""
         plain = width_in(self.model) is None and self.model.embed.weight.dtype == torch.float32
         model = self.model if plain else load_floats(self.name).model
-        return base_hash(model.requires_grad_(False))
+        return base_hash(model, whole=True)
 
 
 def read_adapters(folders: Mapping[str, str | Path], name: str | Path, model: Model) -> tuple[Adapter, ...]:

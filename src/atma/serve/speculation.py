@@ -7,6 +7,7 @@ a wrong token, what was right is read again from the row as it was. A draft take
 are written by drafts while they are few.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
@@ -115,8 +116,10 @@ class Speculation:
             try:
                 self._settle(passes, one)
             except Exception as error:
-                checked.failed.append((one.sequence, f"the step failed: {error}"))
-                continue
+                if one.sequence.finish is None:  # what has ended has its answer
+                    checked.failed.append((one.sequence, f"the step failed: {error}"))
+                    continue
+                one.sequence.request = dataclasses.replace(one.sequence.request, cache=False)
             checked.written += one.count
             if one.sequence.finish is not None:
                 checked.ended.append(one.sequence)

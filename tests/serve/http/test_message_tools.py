@@ -19,7 +19,7 @@ TOOLS = [
     {"name": "now", "input_schema": {"type": "object", "maxProperties": 0}, "type": "custom"},
 ]
 FIELDS = {"model": "tiny", "messages": TALK, "tools": TOOLS, "max_tokens": 300, "extra_body": {"temperature": 0}}
-CALL = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Oslo", "unit": "C"}}
+CALL = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Oslo", "unit": None}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "12 degrees"}]}
 HISTORY = [
     *TALK,

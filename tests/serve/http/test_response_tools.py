@@ -25,6 +25,8 @@ TOOLS = [
 ]
 ASKED = {"input": QUESTION, "tools": TOOLS, "max_output_tokens": 300, "temperature": 0}
 NAMED = {"type": "function", "name": "weather"}
+FORM = {"type": "json_schema", "name": "x", "schema": {}}
+NULL = {"type": "object", "properties": {"unit": {"const": None}}, "required": ["unit"], "additionalProperties": False}
 
 
 class Weather(BaseModel):
@@ -65,6 +67,11 @@ def test_a_named_tool_is_called_by_its_schema(client, live):
         assert item.id != item.call_id
     asked = ASKED | {"tool_choice": NAMED}
     ResponseAnswer.model_validate(live.post("/v1/responses", asked).json(), strict=True)
+
+
+def test_null_is_a_value_of_a_schema_as_any_other(client):
+    told = create(client, tools=[TOOLS[0] | {"parameters": NULL}], tool_choice="required", parallel_tool_calls=False)
+    assert json.loads(told.output[0].arguments) == {"unit": None}
 
 
 def test_required_calls_some_tool_and_one_if_only_one_is_wanted(client):
@@ -210,6 +217,9 @@ def test_a_next_turn_reads_only_what_is_new(client):
         ({"tools": [TOOLS[1] | {"defer_loading": True}]}, "tools", "'defer_loading'"),
         ({"tools": [TOOLS[1] | {"parameters": {"type": "string"}}]}, "tools", "'parameters'"),
         ({"tools": [TOOLS[0] | {"parameters": {"properties": {"a": {"not": {}}}}}]}, "tools", "cannot be compiled"),
+        ({"tools": [TOOLS[1] | {"parameters": {"maximum": float("inf")}}]}, "tools", "not finite"),
+        ({"text": {"format": FORM | {"description": 5}}}, "text", "'description'"),
+        ({"text": {"format": FORM | {"schema": {"maximum": float("nan")}}}}, "text", "not finite"),
         ({"tool_choice": {"type": "function", "name": "z"}}, "tool_choice", "'z'"),
         ({"tool_choice": {"type": "allowed_tools", "mode": "any", "tools": [NAMED]}}, "tool_choice", "allowed_tools"),
         ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [5]}}, "tool_choice", "allowed_tools"),

@@ -16,6 +16,7 @@ ASKED = {"input": "Hello", "max_output_tokens": 10, "temperature": 0}
 IMAGE = {"type": "input_image", "image_url": "http://x"}
 FILE = {"type": "input_file", "file_url": "http://x"}
 CALL = {"type": "function_call", "call_id": "x", "name": "f", "arguments": "{}"}
+OUTPUT = {"type": "function_call_output", "call_id": "x", "output": "y"}
 EVENTS = [
     "response.created",
     "response.in_progress",
@@ -228,6 +229,7 @@ def test_log_probabilities_are_told_if_they_are_included(live: Live):
         ({"input": [{"type": ["x"]}]}, "input", "item 0"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input", "'x'"),
         ({"input": [CALL]}, "input", "no function_call_output"),
+        ({"input": [CALL, OUTPUT, CALL]}, "input", "no function_call_output"),
         ({"input": [CALL | {"arguments": {}}]}, "input", "'arguments'"),
         ({"input": [CALL | {"name": "a b"}]}, "input", "'name'"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input", "'call_id'"),

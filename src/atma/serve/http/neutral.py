@@ -7,6 +7,7 @@ ask for nothing; any other value, and any field that nobody knows, is refused by
 answer is never other than what was asked for.
 """
 
+import json
 from contextvars import ContextVar
 from typing import Any
 
@@ -205,11 +206,23 @@ def shown(value: object) -> str:
     return ascii(str(value)[:40])
 
 
+THEIRS = frozenset({"parameters", "input_schema", "schema", "input", "arguments"})
+"""Fields that hold a client's own JSON, in which null is a value as any other."""
+
+
 def without_nulls(value: Any) -> Any:
-    """A value whose objects have no field that is null."""
+    """A value whose objects have no field that is null, but for those in `THEIRS`."""
     if isinstance(value, dict):
-        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+        return {k: v if k in THEIRS else without_nulls(v) for k, v in value.items() if v is not None}
     return [without_nulls(part) for part in value if part is not None] if isinstance(value, list) else value
+
+
+def require_finite(value: Any) -> None:
+    """ValueError: it holds a number that no answer can repeat, such as 1e999."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("holds a number that is not finite") from None
 
 
 def asks_nothing(key: str, value: Any) -> bool:

@@ -86,8 +86,8 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        yield self._opening() + (b"" if self.first else self.ping)
         try:
+            yield self._opening() + (b"" if self.first else self.ping)
             for piece in self._chunks(self.first):
                 yield piece
             while not self.feed.done:

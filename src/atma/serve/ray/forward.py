@@ -79,9 +79,10 @@ class Forwarding:
             await Response(await self._metrics(), media_type=TYPE)(scope, receive, send)
             return
         model = BODIES.get(scope["path"]) if scope["method"] == "POST" else None
-        at_home = scope.get(PASSED_ON, False) or self._passing >= self.most
+        passed = scope.get(PASSED_ON, False)
+        at_home = passed or self._passing >= self.most
         kept = scope["path"].removeprefix(RESPONSES + "/")
-        if kept != scope["path"] and not at_home:
+        if kept != scope["path"] and not passed:  # it takes no place
             name = affinity.of_response(kept)
             if name is not None and await self._pass_on(name, scope, b"", send):
                 return

@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, mod
 
 from atma.serve.http.bodies import Body, ChatBody
 from atma.serve.http.fields import MOST_LOGPROBS, TOKEN, KeywordsField, Penalty, Short, StopField
-from atma.serve.http.neutral import NEUTRAL, Refused, asks_nothing, shown, without_nulls
+from atma.serve.http.neutral import NEUTRAL, Refused, asks_nothing, require_finite, shown, without_nulls
 from atma.serve.http.responses.items import InputField, Message, messages
 from atma.serve.http.structured import FORMATS
 from atma.serve.http.tool_fields import CHOICES, MOST_TOOLS
@@ -77,6 +77,7 @@ def _form(value: object) -> Form:
     value = without_nulls(value)
     if not isinstance(value, dict):
         raise ValueError("must be an object with a 'format'")
+    require_finite(value)
     _only(value, ("format", "verbosity"))
     if value.get("verbosity", "medium") != "medium":
         raise ValueError("'verbosity' can only be medium here; leave it out")
@@ -86,6 +87,8 @@ def _form(value: object) -> Form:
     if said["type"] != "json_schema":
         _only(said, ("type",))
         return Form(said, said)
+    if not isinstance(said.get("description", ""), str):
+        raise ValueError("the 'description' of a format must be a text")
     if not isinstance(said.get("name"), str) or not isinstance(said.get("schema"), dict):
         raise ValueError("'format' of type json_schema must have a 'name' and a 'schema', which is an object")
     return Form(said, {"type": "json_schema", "json_schema": {k: v for k, v in said.items() if k != "type"}})
@@ -94,6 +97,7 @@ def _form(value: object) -> Form:
 def _tools(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or len(value) > MOST_TOOLS:
         raise ValueError(f"must be a list of at most {MOST_TOOLS} tools")
+    require_finite(value)
     return [_tool(without_nulls(one)) for one in value]
 
 

@@ -58,6 +58,7 @@ def check_calls(before: Sequence[Message], some: Sequence[Item]) -> None:
     for i, one in enumerate(some):
         if "call" in one:
             called.add(one["call"]["id"])
+            answered.discard(one["call"]["id"])
         elif one["role"] == "tool":
             if one["tool_call_id"] not in called:
                 given = shown(one["tool_call_id"])

@@ -19,6 +19,8 @@ from atma.serve.http.responses.answer import ResponseAnswer, ResponseStream
 from atma.serve.http.responses.body import NAMES, ResponsesBody
 from atma.serve.http.responses.items import Message, check_calls, messages
 from atma.serve.http.responses.store import Store
+from atma.serve.http.room import Room
+from atma.serve.http.streams import while_there
 
 if TYPE_CHECKING:
     from atma.serve.http.app import Routes
@@ -32,10 +34,12 @@ class Responses:
 
     def __init__(self, routes: "Routes") -> None:
         self.routes, self.store = routes, Store(routes.service.options.stored_bytes)
+        self.talks = Room(self.store.total)
+        """Of conversations that are gone on from, until their answers have ended."""
 
     async def create(self, body: ResponsesBody, request: Request) -> Response:
         """Answer a conversation, in the words of OpenAI's Responses."""
-        before = self._before(body.previous_response_id)
+        before = await self._before(body.previous_response_id, request)
         check_calls(before, body.input)
         chat = body.chat(before)
         with _in_its_words():
@@ -67,7 +71,7 @@ class Responses:
             raise _unknown(response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
-    def _before(self, identity: str | None) -> list[Message]:
+    async def _before(self, identity: str | None, request: Request) -> list[Message]:
         """The conversation up to and with an answer. ApiError: it is not kept."""
         if identity is None:
             return []
@@ -75,6 +79,7 @@ class Responses:
         if kept is None:
             told = f"'previous_response_id': no response {shown(identity)} is kept here; give the whole conversation"
             raise ApiError(400, "previous_response_not_found", told, "previous_response_id")
+        await while_there(request.receive, request.state.call.hold(self.talks, len(kept.talk), "input"))
         return kept.messages
 
     def _keep(self, answer: ResponseAnswer, before: list[Message]) -> bool:
