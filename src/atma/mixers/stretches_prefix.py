@@ -46,6 +46,7 @@ class Transition(NamedTuple):
     finish: Callable[[Tensor, Fields], Tensor]
     """What is read from nothing, and the linear fields before the tokens (none: all zero), to y (B, T, D)."""
     matrix: bool = False
+    """Whether a field is before @ A + B."""
 
     def moved(self, before: Tensor, factor: Tensor) -> Tensor:
         """A · before."""
