@@ -162,8 +162,7 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def base_hash(model: nn.Module, whole: bool = False) -> str:
-    """SHA-256, in hexadecimal, of every tensor that is not trained, in float32: the base that adapters belong to.
-    `whole`: of a model without adapters, whatever of it is trained."""
+    """SHA-256, in hexadecimal, of tensors that are not trained, or with `whole` of all, in float32: of adapters' base."""
     digest = hashlib.sha256()
     for name, value in sorted(_own(model)):
         if whole or not value.requires_grad:
