@@ -162,7 +162,7 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def base_hash(model: nn.Module, whole: bool = False) -> str:
-    """SHA-256, in hexadecimal, of tensors that are not trained, or with `whole` of all, in float32: of adapters' base."""
+    """SHA-256, in hexadecimal, of what is not trained, or with `whole` of all, in float32: adapters' base."""
     digest = hashlib.sha256()
     for name, value in sorted(_own(model)):
         if whole or not value.requires_grad:
