@@ -225,6 +225,28 @@ def test_a_pass_that_fails_ends_its_texts_alone(model, monkeypatch) -> None:
     assert engine.store.pool.free + len(engine.store.cache._pages) == engine.store.pool.count
 
 
+def test_a_text_that_has_ended_keeps_its_answer_where_its_state_cannot_be_kept(model, monkeypatch) -> None:
+    engine, _ = _drafting(model, monkeypatch)
+    asked = [Request(CORPUS[i : i + 9], 12 + i, temperature=0, ignore_end=True) for i in range(6)]
+    plain, settle, failed = _plain(model), engine.speculation._settle, []
+
+    def fail(passes, one):
+        if one.sequence.finish is not None:
+            failed.append(one.sequence)
+            raise RuntimeError("no memory")
+        settle(passes, one)
+
+    monkeypatch.setattr(engine.speculation, "_settle", fail)
+    for request in asked:
+        pair = [one.submit(request) for one in (engine, plain)]
+        for one, handle in zip((engine, plain), pair, strict=True):
+            finish(one, handle)
+        assert pair[0].outputs[0].tokens == pair[1].outputs[0].tokens
+        assert pair[0].outputs[0].finish_reason == "length"
+    assert failed and not engine.scheduler.running
+    assert engine.counters["failures"] == 0
+
+
 def test_a_token_that_cannot_be_written_ends_its_text(model, monkeypatch) -> None:
     engine, _ = _drafting(model, monkeypatch)
     handle = engine.submit(Request(CORPUS[:9], 400, temperature=0, ignore_end=True))
