@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
-import llama_cpp
 import numpy as np
 import torch
 
@@ -26,6 +24,14 @@ from atma.bench.hugging_face import layers_of, peers
 from atma.bench.models import Ours
 from atma.config import ModelConfig, preset
 from atma.ops.narrow import Width
+
+try:
+    import gguf
+    import llama_cpp
+except ModuleNotFoundError as error:  # the options can be asked without them
+    MISSING = error.name
+else:
+    MISSING = None
 
 CPU = torch.device("cpu")
 PAIRS: dict[str, tuple[tuple[torch.dtype, Width | None], str]] = {
@@ -37,7 +43,6 @@ PAIRS: dict[str, tuple[tuple[torch.dtype, Width | None], str]] = {
 """Of a width: ours, and the type of llama.cpp's matrices."""
 BLOCK = 16
 """Tokens that a side writes in its turn."""
-QUIET = llama_cpp.llama_log_callback(lambda *_: None)
 WAIT = 0.05
 """Seconds between turns: threads of the other side that wait in a loop have given up by then."""
 
@@ -200,8 +205,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if MISSING:
+        parser.exit(2, f"{MISSING} is not installed: pip install llama-cpp-python gguf\n")
     torch.set_num_threads(options.threads)
-    llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     print("| | ours, tokens/s | llama.cpp, tokens/s | ours / theirs |\n|---|---:|---:|---:|")
     for name in options.presets:
         config = preset(name)
