@@ -184,6 +184,7 @@ def load(
     Of a folder of adapters it is their base with the adapters merged in, and `path` is that of the adapters.
     ValueError: no such model, dtype, policy or width; weights that are narrow already, or on no CPU.
     """
+    from atma.large_pages import in_large_pages
     from atma.narrow import narrow, width_in, width_of
 
     width = width_of(weights)
@@ -193,6 +194,7 @@ def load(
             narrow(loaded.model, width)
         if dtype is not None:
             loaded.model.to(dtype_of(dtype))
+    in_large_pages(loaded.model)
     if select is not None:
         from atma.selection import select as set_policy
 

@@ -15,6 +15,7 @@ from atma.bench.parity import FORWARD, GRADIENT, TOLERANCE, require, rms
 from atma.config import ModelConfig, TrainConfig
 from atma.decoding import Decoder
 from atma.eval.stream import hidden_chunks
+from atma.large_pages import in_large_pages
 from atma.mixers import small
 from atma.mixers.heads import Attending
 from atma.model import Model
@@ -83,7 +84,9 @@ class Ours:
         """A model as it is read: moved to the device, narrow or in the dtype."""
         if self.weights is not None:
             narrow(model, self.weights)
-        return model.to(self.device, self.dtype)
+        model = model.to(self.device, self.dtype)
+        in_large_pages(model)
+        return model
 
     def trainer(self, rows: int, length: int) -> Callable[[], object]:
         """A whole optimiser step."""

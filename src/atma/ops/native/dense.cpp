@@ -1,91 +1,12 @@
-// What surrounds the mixers, where PyTorch's CPU path spends its time on calls and passes over memory: products of few
-// rows, the RMS norm and the MLP's gate. T computes, E is how tensors are stored.
+// What surrounds the mixers, where PyTorch's CPU path spends its time on calls and passes over memory: the RMS norm and
+// the MLP's gate. T computes, E is how tensors are stored.
 #include "problem.h"
 #include "simd.h"
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace {
 
 template <class E> struct Compute { using T = E; };
 template <> struct Compute<bfloat16> { using T = float; };
-
-// y (rows, outputs) = x (rows, inputs) · weightᵀ + bias: every weight is read once, by one thread.
-PROBLEM(Linear,
-    int64_t rows, inputs, outputs;
-    const void *x, *weight, *bias;
-    void* y;
-    int64_t threads;
-)
-
-// `count` outputs, at most as many as a vector has lanes, of ROWS rows. Weights are walked through in the order they lie
-// in, which is what processors fetch ahead of; SUMS hide the latency. The order of additions is the same for any ROWS.
-template <class E, int ROWS>
-void products(const Linear& p, const typename Compute<E>::T* x, long row, long output, long count) {
-    using T = typename Compute<E>::T;
-    using S = Simd<T>;
-    constexpr int SUMS = 2;
-    typename S::V parts[ROWS][S::lanes];
-    T rests[ROWS][S::lanes] = {};
-    for (long o = 0; o < count; ++o) {
-        typename S::V sums[ROWS][SUMS] = {};
-        // One output's weights from the first to the last: y[r, o] = Σ_d x[r, d] W[o, d], SUMS partial vectors a row.
-        const E* weight = static_cast<const E*>(p.weight) + (output + o) * p.inputs;
-        long d = 0;
-#ifdef __AVX512BF16__
-        if constexpr (std::is_same_v<E, bfloat16>) {  // pairs of products at once, of x as it was given
-            const E* given = static_cast<const E*>(p.x) + row * p.inputs;
-            for (; d + SUMS * 32 <= p.inputs; d += SUMS * 32)
-                for (int i = 0; i < SUMS; ++i) {
-                    __m512bh w = (__m512bh)_mm512_loadu_si512(weight + d + i * 32);
-                    for (int r = 0; r < ROWS; ++r) {
-                        __m512bh pair = (__m512bh)_mm512_loadu_si512(given + r * p.inputs + d + i * 32);
-                        sums[r][i] = (typename S::V)_mm512_dpbf16_ps((__m512)sums[r][i], w, pair);
-                    }
-                }
-        }
-#endif
-        // Whatever pairs did not take, or all of it in another dtype, widened to T.
-        for (; d + SUMS * S::lanes <= p.inputs; d += SUMS * S::lanes)
-            for (int i = 0; i < SUMS; ++i) {
-                typename S::V w = widen(weight + d + i * S::lanes);
-                for (int r = 0; r < ROWS; ++r)
-                    sums[r][i] = fused(S::load(x + (row + r) * p.inputs + d + i * S::lanes), w, sums[r][i]);
-            }
-        for (int r = 0; r < ROWS; ++r) {
-            parts[r][o] = sums[r][0] + sums[r][1];
-            // Inputs that fill no vector are summed on their own, so that nothing is read past the row.
-            for (long rest = d; rest < p.inputs; ++rest) rests[r][o] += x[(row + r) * p.inputs + rest] * T(weight[rest]);
-        }
-    }
-    const E* bias = p.bias == nullptr ? nullptr : static_cast<const E*>(p.bias) + output;
-    for (int r = 0; r < ROWS; ++r) {
-        for (long o = count; o < S::lanes; ++o) parts[r][o] = typename S::V{};
-        T totals[S::lanes];
-        // A vector of outputs at once by one tree of shuffles: adding up each output by itself took most of the time.
-        S::store(totals, S::sums(parts[r]) + S::load(rests[r]));
-        E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + output;
-        for (long o = 0; o < count; ++o) y[o] = narrow(bias == nullptr ? totals[o] : totals[o] + T(bias[o]), E());
-    }
-}
-
-template <class E> void linear(const Linear& p) {
-    using T = typename Compute<E>::T;
-    constexpr long lanes = Simd<T>::lanes;
-    Buffer<T> x(p.rows * p.inputs);
-    for (long r = 0; r < p.rows; ++r)
-        // x is widened once, not once for every output.
-        for (long d = 0; d < p.inputs; ++d) x[r * p.inputs + d] = T(static_cast<const E*>(p.x)[r * p.inputs + d]);
-#pragma omp parallel for num_threads(p.threads) schedule(static) if (p.inputs * p.outputs > (1 << 17))
-    for (long output = 0; output < p.outputs; output += lanes)
-        // Rows inside outputs: a weight is read from memory once, and from the cache for the rows after the fourth.
-        for (long r = 0; r < p.rows; r += 4) {
-            long rows = p.rows - r, count = std::min(lanes, long(p.outputs) - output);
-            auto some = rows >= 4 ? products<E, 4> : rows == 3 ? products<E, 3> : rows == 2 ? products<E, 2> : products<E, 1>;
-            some(p, x, r, output, count);
-        }
-}
 
 PROBLEM(Norm,  // y (rows, width) = x / rms(x) · weight, weight (width) or null
     int64_t rows, width;
@@ -286,7 +207,6 @@ template <class E, class F> void gate_backward(const Gate& p) {
     KERNEL(gate_##KIND##_forward_##NAME, Gate, gate_forward<E, F<Compute<E>::T>>) \
     KERNEL(gate_##KIND##_backward_##NAME, Gate, gate_backward<E, F<Compute<E>::T>>)
 #define EXPORT(NAME, E)                                \
-    KERNEL(linear_##NAME, Linear, linear<E>)           \
     KERNEL(rms_norm_##NAME, Norm, rms_norm<E, E, E>)   \
     GATE(square, NAME, E, Square) GATE(silu, NAME, E, Silu) GATE(gelu, NAME, E, GeluTanh)
 EXPORT(float32, float)
