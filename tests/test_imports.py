@@ -13,8 +13,8 @@ from atma.mixers.table import CORES, MEMORIES, MIXERS, POLICIES
 
 SOURCES = Path(__file__).parents[1] / "src"
 LAYERS = (
-    "arguments bars deprecation device disk display large_pages launching model_argument notebook replacing saved_state "
-    "settings shipped signals statistics strict weights",
+    "arguments bars deprecation device disk display large_pages launching model_argument notebook replacing "
+    "saved_state settings shipped signals statistics strict weights",
     "bpe folders hub_files names rendered sampling text_pieces text_stream token_bytes tokenizer tokenizer_file words",
     "ops",
     "layers narrow state threads",

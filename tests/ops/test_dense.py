@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atma.ops import use_backend
+from atma.ops import dense, use_backend
 from atma.ops.dense import gated, linear, newton_schulz, rms_norm
 from tests.ops.backends import NATIVE
 
@@ -23,7 +23,10 @@ def close(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", ERRORS)
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 128, 5), (3, 70, 66), (8, 257, 1030)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 1, 1), (1, 128, 5), (1, 600, 1030), (2, 600, 131), (3, 70, 66), (8, 257, 1030), (16, 513, 1030)],
+)
 def test_a_product_of_few_rows_is_the_linear_layer(backend, dtype, rows, inputs, outputs):
     x, weight, bias = (
         draw(*s, seed=i, dtype=dtype) for i, s in enumerate([(rows, inputs), (outputs, inputs), (outputs,)])
@@ -33,6 +36,31 @@ def test_a_product_of_few_rows_is_the_linear_layer(backend, dtype, rows, inputs,
         with use_backend(backend), torch.inference_mode():
             close(linear(x, weight, given), exact)
             close(linear(x.repeat(1, 2)[:, :inputs], weight, given), exact)
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_a_row_has_the_same_bits_whatever_rows_and_threads_there_are(backend, dtype):
+    x, weight = draw(5, 600, dtype=dtype), draw(131, 600, seed=1, dtype=dtype)
+    threads = torch.get_num_threads()
+    with use_backend(backend), torch.inference_mode():
+        found = [linear(x[:rows], weight, None)[0] for rows in (1, 2, 3, 4, 5)]
+        try:
+            torch.set_num_threads(3)
+            found.append(linear(x[:1], weight, None)[0])
+        finally:
+            torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("rows", [20, 33, 70])
+def test_many_rows_of_bfloat16_are_rounded_once_whatever_the_processor_multiplies(backend, monkeypatch, own, rows):
+    monkeypatch.setattr(dense, "_multiplies_bfloat16", lambda: own)
+    x, weight, bias = (draw(*s, seed=i, dtype=torch.bfloat16) for i, s in enumerate([(rows, 96), (40, 96), (40,)]))
+    with use_backend(backend), torch.inference_mode():
+        found = linear(x, weight, bias)
+    assert found.dtype == torch.bfloat16
+    close(found, F.linear(x.double(), weight.double(), bias.double()))
 
 
 @pytest.mark.parametrize("dtype", ERRORS)

@@ -7,6 +7,8 @@ namespace {
 template <class E> struct Compute { using T = E; };
 template <> struct Compute<bfloat16> { using T = float; };
 
+constexpr long LONG = 512;  // bytes of an output that is worth a stream of its own beside others
+
 // y (rows, outputs) = x (rows, inputs) · weightᵀ + bias: every weight is read once, by one thread.
 PROBLEM(Linear,
     int64_t rows, inputs, outputs;
@@ -15,19 +17,18 @@ PROBLEM(Linear,
     int64_t threads;
 )
 
-// Of ROWS rows from `row` on, STREAMS vectors of outputs from `output` on; `count` of them, or of the only one, are real.
-// Each vector's weights are walked through in the order they lie in, which is what processors fetch ahead of: in as many
-// streams as registers hold sums for, a vector of rows apart, since two in one page of 4 KiB are slower than one. SUMS
-// hide the latency. The order of additions is the same for any ROWS and STREAMS.
+// Of ROWS rows from `row` on, `count` outputs from `output` on, at most as many as a vector has lanes, and the same of
+// STREAMS places that are `apart` outputs from one another: as many as registers hold sums for are fetched ahead of at
+// once. SUMS hide the latency. The order of additions is the same for any ROWS and STREAMS.
 template <class E, int ROWS, int STREAMS>
-void products(const Linear& p, const typename Compute<E>::T* x, long row, long output, long count) {
+void products(const Linear& p, const typename Compute<E>::T* x, long row, long output, long apart, long count) {
     using T = typename Compute<E>::T;
     using S = Simd<T>;
     constexpr int SUMS = 2;
     typename S::V parts[ROWS][STREAMS][S::lanes];
     T rests[ROWS][STREAMS][S::lanes] = {};
-    long apart = S::lanes * p.inputs;
-    for (long o = 0; o < std::min<long>(count, S::lanes); ++o) {
+    long stride = apart * p.inputs;
+    for (long o = 0; o < count; ++o) {
         typename S::V sums[ROWS][STREAMS][SUMS] = {};
         // One output's weights from the first to the last: y[r, o] = Σ_d x[r, d] W[o, d], SUMS partial vectors a row.
         const E* weight = static_cast<const E*>(p.weight) + (output + o) * p.inputs;
@@ -38,7 +39,7 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
             for (; d + SUMS * 32 <= p.inputs; d += SUMS * 32)
                 for (int i = 0; i < SUMS; ++i)
                     for (int s = 0; s < STREAMS; ++s) {
-                        __m512bh w = (__m512bh)_mm512_loadu_si512(weight + s * apart + d + i * 32);
+                        __m512bh w = (__m512bh)_mm512_loadu_si512(weight + s * stride + d + i * 32);
                         for (int r = 0; r < ROWS; ++r) {
                             __m512bh pair = (__m512bh)_mm512_loadu_si512(given + r * p.inputs + d + i * 32);
                             sums[r][s][i] = (typename S::V)_mm512_dpbf16_ps((__m512)sums[r][s][i], w, pair);
@@ -52,7 +53,7 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
                 typename S::V at[ROWS];
                 for (int r = 0; r < ROWS; ++r) at[r] = S::load(x + (row + r) * p.inputs + d + i * S::lanes);
                 for (int s = 0; s < STREAMS; ++s) {
-                    typename S::V w = widen(weight + s * apart + d + i * S::lanes);
+                    typename S::V w = widen(weight + s * stride + d + i * S::lanes);
                     for (int r = 0; r < ROWS; ++r) sums[r][s][i] = fused(at[r], w, sums[r][s][i]);
                 }
             }
@@ -61,46 +62,54 @@ void products(const Linear& p, const typename Compute<E>::T* x, long row, long o
                 parts[r][s][o] = sums[r][s][0] + sums[r][s][1];
                 // Inputs that fill no vector are summed on their own, so that nothing is read past the row.
                 for (long rest = d; rest < p.inputs; ++rest)
-                    rests[r][s][o] += x[(row + r) * p.inputs + rest] * T(weight[s * apart + rest]);
+                    rests[r][s][o] += x[(row + r) * p.inputs + rest] * T(weight[s * stride + rest]);
             }
     }
     for (int r = 0; r < ROWS; ++r)
         for (int s = 0; s < STREAMS; ++s) {
-            long first = output + s * S::lanes, real = std::min<long>(count - s * S::lanes, S::lanes);
-            for (long o = real; o < S::lanes; ++o) parts[r][s][o] = typename S::V{};
+            long first = output + s * apart;
+            for (long o = count; o < S::lanes; ++o) parts[r][s][o] = typename S::V{};
             T totals[S::lanes];
             // A vector of outputs at once by one tree of shuffles: adding up each by itself took most of the time.
             S::store(totals, S::sums(parts[r][s]) + S::load(rests[r][s]));
             const E* bias = p.bias == nullptr ? nullptr : static_cast<const E*>(p.bias) + first;
             E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + first;
-            for (long o = 0; o < real; ++o) y[o] = narrow(bias == nullptr ? totals[o] : totals[o] + T(bias[o]), E());
+            for (long o = 0; o < count; ++o) y[o] = narrow(bias == nullptr ? totals[o] : totals[o] + T(bias[o]), E());
         }
 }
 
-// All rows of outputs from `output` to `last`, STREAMS vectors of them at a time.
+// One or two rows of the vectors of outputs from `at` to `last`, in streams as long as they can be.
 template <class E, int ROWS, int STREAMS>
-void some(const Linear& p, const typename Compute<E>::T* x, long row, long output, long last) {
+void few(const Linear& p, const typename Compute<E>::T* x, long at, long last) {
     constexpr long lanes = Simd<typename Compute<E>::T>::lanes;
-    for (; output + STREAMS * lanes <= last; output += STREAMS * lanes)
-        products<E, ROWS, STREAMS>(p, x, row, output, STREAMS * lanes);
-    for (; output < last; output += lanes) products<E, ROWS, 1>(p, x, row, output, std::min(lanes, last - output));
+    long apart = (std::min<long>(last, p.outputs / lanes) - at) / STREAMS;
+    for (long i = 0; i < apart; ++i) products<E, ROWS, STREAMS>(p, x, 0, (at + i) * lanes, apart * lanes, lanes);
+    for (at += std::max(apart, 0L) * STREAMS; at < last; ++at)
+        products<E, ROWS, 1>(p, x, 0, at * lanes, 0, std::min<long>(lanes, p.outputs - at * lanes));
+}
+
+// Any rows, inside outputs: a weight is read from memory once, and from the cache for the rows after the fourth.
+template <class E> void many(const Linear& p, const typename Compute<E>::T* x, long at, long last) {
+    constexpr long lanes = Simd<typename Compute<E>::T>::lanes;
+    for (; at < last; ++at)
+        for (long r = 0; r < p.rows; r += 4) {
+            auto of = p.rows - r >= 4 ? products<E, 4, 1> : p.rows - r == 3 ? products<E, 3, 1>
+                    : p.rows - r == 2 ? products<E, 2, 1> : products<E, 1, 1>;
+            of(p, x, r, at * lanes, 0, std::min<long>(lanes, p.outputs - at * lanes));
+        }
 }
 
 template <class E> void linear(const Linear& p) {
     using T = typename Compute<E>::T;
-    constexpr long BLOCK = 4 * Simd<T>::lanes;
+    constexpr long lanes = Simd<T>::lanes;
+    long vectors = (p.outputs + lanes - 1) / lanes;
     Buffer<T> x(p.rows * p.inputs);
     for (long r = 0; r < p.rows; ++r)
         // x is widened once, not once for every output.
         for (long d = 0; d < p.inputs; ++d) x[r * p.inputs + d] = T(static_cast<const E*>(p.x)[r * p.inputs + d]);
-#pragma omp parallel for num_threads(p.threads) schedule(static) if (p.inputs * p.outputs > (1 << 17))
-    for (long output = 0; output < p.outputs; output += BLOCK)
-        // Rows inside outputs: a weight is read from memory once, and from the cache for the rows after the fourth.
-        for (long r = 0; r < p.rows; r += 4) {
-            long rows = p.rows - r, last = std::min<long>(output + BLOCK, p.outputs);
-            auto of = rows >= 4 ? some<E, 4, 1> : rows == 3 ? some<E, 3, 1> : rows == 2 ? some<E, 2, 2> : some<E, 1, 4>;
-            of(p, x, r, output, last);
-        }
+    auto of = p.rows == 1 && p.inputs * long(sizeof(E)) >= LONG ? few<E, 1, 4> : p.rows == 2 ? few<E, 2, 2> : many<E>;
+#pragma omp parallel for num_threads(p.threads) schedule(static, 1) if (p.rows * p.inputs * p.outputs > (1 << 17))
+    for (long t = 0; t < p.threads; ++t) of(p, x, vectors * t / p.threads, vectors * (t + 1) / p.threads);
 }
 }  // namespace
 

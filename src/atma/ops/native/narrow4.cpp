@@ -7,7 +7,7 @@ using namespace narrow_rows;
 
 constexpr long GROUP = 32, TIMES = 4;  // TIMES vectors hold a group of `lanes` outputs: 8 inputs of each, two a byte
 constexpr int ZERO = 8;                // what a weight of 0 is stored as
-constexpr int MOST_ROWS = 4;
+constexpr int MOST_ROWS = 4, STREAMS = 2;
 
 PROBLEM(Narrow4,  // packed (panels, groups, TIMES, lanes, 4) of two numbers a byte, scale (panels, groups, lanes)
     int64_t rows, inputs, outputs;
@@ -69,29 +69,33 @@ inline void unpack(const uint8_t* packed, Bytes (&w)[2 * TIMES]) {
     }
 }
 
-template <class E, int ROWS> void tile(const Narrow4& p, const Rows& rows, long row, long n) {
+// Of ROWS rows, the panels n, n + apart, … of STREAMS: as many places of memory as are fetched ahead of at once.
+template <class E, int ROWS, int STREAMS> void tile(const Narrow4& p, const Rows& rows, long row, long n, long apart) {
     constexpr long lanes = S::lanes;
-    const uint8_t* packed = p.packed + n * rows.groups * TIMES * VECTOR_BYTES;
+    long place = rows.groups * TIMES * VECTOR_BYTES;
+    const uint8_t* packed = p.packed + n * place;
     const bfloat16* scale = p.scale + n * rows.groups * lanes;
-    S::V sums[ROWS] = {};
-    for (long g = 0; g < rows.groups; ++g, packed += TIMES * VECTOR_BYTES, scale += lanes) {
-        Bytes w[2 * TIMES];
-        unpack(packed, w);
-        S::V by = widen(scale);
-        for (int r = 0; r < ROWS; ++r) {
-            long at = (row + r) * rows.groups + g;
-            Words whole = dots(w, rows.codes + at * GROUP) - rows.zeros[at];
-            sums[r] = fused(floats(whole), by * rows.scales[at], sums[r]);
+    S::V sums[ROWS][STREAMS] = {};
+    for (long g = 0; g < rows.groups; ++g, packed += TIMES * VECTOR_BYTES, scale += lanes)
+        for (int s = 0; s < STREAMS; ++s) {
+            Bytes w[2 * TIMES];
+            unpack(packed + s * apart * place, w);
+            S::V by = widen(scale + s * apart * rows.groups * lanes);
+            for (int r = 0; r < ROWS; ++r) {
+                long at = (row + r) * rows.groups + g;
+                Words whole = dots(w, rows.codes + at * GROUP) - rows.zeros[at];
+                sums[r][s] = fused(floats(whole), by * rows.scales[at], sums[r][s]);
+            }
         }
-    }
-    long width = std::min<long>(lanes, p.outputs - n * lanes);
-    for (int r = 0; r < ROWS; ++r) {
-        E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + n * lanes;
-        for (long o = 0; o < width; ++o) {
-            float bias = p.bias == nullptr ? 0.0f : float(static_cast<const E*>(p.bias)[n * lanes + o]);
-            y[o] = narrow(float(sums[r][o]) + bias, E());
+    for (int r = 0; r < ROWS; ++r)
+        for (int s = 0; s < STREAMS; ++s) {
+            long first = (n + s * apart) * lanes, width = std::min<long>(lanes, p.outputs - first);
+            E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + first;
+            for (long o = 0; o < width; ++o) {
+                float bias = p.bias == nullptr ? 0.0f : float(static_cast<const E*>(p.bias)[first + o]);
+                y[o] = narrow(float(sums[r][s][o]) + bias, E());
+            }
         }
-    }
 }
 
 template <class E> void in_8_bits(const Narrow4& p, long r, long groups, int8_t* codes, float* scales, int32_t* zeros) {
@@ -107,6 +111,13 @@ template <class E> void in_8_bits(const Narrow4& p, long r, long groups, int8_t*
     }
 }
 
+// Of one or two rows, the panels from n to `last`, each weight of which is waited for and read once.
+template <class E, int ROWS> void few(const Narrow4& p, const Rows& rows, long n, long last) {
+    long apart = (last - n) / STREAMS;
+    for (long i = 0; i < apart; ++i) tile<E, ROWS, STREAMS>(p, rows, 0, n + i, apart);
+    for (n += apart * STREAMS; n < last; ++n) tile<E, ROWS, 1>(p, rows, 0, n, 0);
+}
+
 template <class E> void narrow4(const Narrow4& p) {
     constexpr long lanes = S::lanes;
     long groups = (p.inputs + GROUP - 1) / GROUP, panels = (p.outputs + lanes - 1) / lanes;
@@ -117,12 +128,18 @@ template <class E> void narrow4(const Narrow4& p) {
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.rows * p.inputs > (1 << 16))
     for (long r = 0; r < p.rows; ++r) in_8_bits<E>(p, r, groups, codes, scales, zeros);
     Rows rows{codes, scales, zeros, groups};
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (p.rows * p.inputs * p.outputs > (1 << 17))
+    bool parallel = p.rows * p.inputs * p.outputs > (1 << 17);
+    if (p.rows == 1) {
+#pragma omp parallel for num_threads(p.threads) schedule(static, 1) if (parallel)
+        for (long t = 0; t < p.threads; ++t) few<E, 1>(p, rows, panels * t / p.threads, panels * (t + 1) / p.threads);
+        return;
+    }
+#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (parallel)
     for (long b = 0; b < blocks; ++b)
         for (long n = 0; n < panels; ++n)
             for (long r = b * ROW_BLOCK, end = std::min<long>((b + 1) * ROW_BLOCK, p.rows); r < end; r += MOST_ROWS)
                 by_rows(std::min<long>(MOST_ROWS, end - r), [&](auto count) {
-                    if constexpr (count.value <= MOST_ROWS) tile<E, count.value>(p, rows, r, n);
+                    if constexpr (count.value <= MOST_ROWS) tile<E, count.value, 1>(p, rows, r, n, 0);
                 });
 }
 

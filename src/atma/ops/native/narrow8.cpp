@@ -16,6 +16,7 @@ using Code = int16_t;
 constexpr int RAISED = 0;
 #endif
 constexpr long PANEL = S::panel, PADDED = 4;  // inputs are filled up to a multiple of PADDED
+constexpr long STREAMS = 4;
 
 PROBLEM(Narrow8,  // packed (panels, steps, PANEL, DEPTH), scale and sums (panels · PANEL), sums of an output's weights
     int64_t rows, inputs, outputs;
@@ -49,32 +50,44 @@ inline Words step(Words sum, const int8_t* place, Words x) {
 #endif
 }
 
-template <class E, int ROWS>
-void tile(const Narrow8& p, const Code* codes, const float* scales, long wide, long row, long n) {
+// Of ROWS rows, the panels n, n + apart, … of STREAMS: as many places of memory as are fetched ahead of at once.
+template <class E, int ROWS, int STREAMS>
+void tile(const Narrow8& p, const Code* codes, const float* scales, long wide, long row, long n, long apart) {
     const int8_t* w = p.packed + n * wide * PANEL;
     const Code* x = codes + row * wide;
-    Words sums[ROWS][TILE_VECTORS] = {};
+    Words sums[ROWS][STREAMS][TILE_VECTORS] = {};
     for (long d = 0; d < wide; d += DEPTH, w += DEPTH * PANEL)
         for (int r = 0; r < ROWS; ++r) {
             Words four = broadcast(x + r * wide + d);
-            for (int j = 0; j < TILE_VECTORS; ++j) sums[r][j] = step(sums[r][j], w + j * DEPTH * S::lanes, four);
+            for (int s = 0; s < STREAMS; ++s)
+                for (int j = 0; j < TILE_VECTORS; ++j)
+                    sums[r][s][j] = step(sums[r][s][j], w + s * apart * wide * PANEL + j * DEPTH * S::lanes, four);
         }
-    long width = std::min<long>(PANEL, p.outputs - n * PANEL);
-    alignas(64) float bias[PANEL] = {}, whole[PANEL];
-    if (p.bias != nullptr)
-        for (long o = 0; o < width; ++o) bias[o] = float(static_cast<const E*>(p.bias)[n * PANEL + o]);
-    for (int r = 0; r < ROWS; ++r) {
-        E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + n * PANEL;
-        for (int j = 0; j < TILE_VECTORS; ++j) {
-            long at = n * PANEL + j * S::lanes;
-            Words raised;
-            std::memcpy(&raised, p.sums + at, sizeof raised);
-            S::V factor = S::load(p.scale + at) * scales[row + r];
-            S::store(whole + j * S::lanes,
-                     fused(floats(sums[r][j] - raised * RAISED), factor, S::load(bias + j * S::lanes)));
+    for (int s = 0; s < STREAMS; ++s) {
+        long first = (n + s * apart) * PANEL, width = std::min<long>(PANEL, p.outputs - first);
+        alignas(64) float bias[PANEL] = {}, whole[PANEL];
+        if (p.bias != nullptr)
+            for (long o = 0; o < width; ++o) bias[o] = float(static_cast<const E*>(p.bias)[first + o]);
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < TILE_VECTORS; ++j) {
+                long at = first + j * S::lanes;
+                Words raised;
+                std::memcpy(&raised, p.sums + at, sizeof raised);
+                S::V factor = S::load(p.scale + at) * scales[row + r];
+                S::store(whole + j * S::lanes,
+                         fused(floats(sums[r][s][j] - raised * RAISED), factor, S::load(bias + j * S::lanes)));
+            }
+            E* y = static_cast<E*>(p.y) + (row + r) * p.outputs + first;
+            for (long o = 0; o < width; ++o) y[o] = narrow(whole[o], E());
         }
-        for (long o = 0; o < width; ++o) y[o] = narrow(whole[o], E());
     }
+}
+
+// Of one or two rows, the panels from n to `last`, each weight of which is waited for and read once.
+template <class E, int ROWS> void few(const Narrow8& p, const Code* codes, const float* scales, long wide, long n, long last) {
+    long apart = (last - n) / STREAMS;
+    for (long i = 0; i < apart; ++i) tile<E, ROWS, STREAMS>(p, codes, scales, wide, 0, n + i, apart);
+    for (n += apart * STREAMS; n < last; ++n) tile<E, ROWS, 1>(p, codes, scales, wide, 0, n, 0);
 }
 
 template <class E> void narrow8(const Narrow8& p) {
@@ -87,12 +100,20 @@ template <class E> void narrow8(const Narrow8& p) {
         scales[r] = Row<E>::scaled(static_cast<const E*>(p.x) + r * p.inputs, p.inputs, codes + r * wide, RAISED);
         std::fill(codes + r * wide + p.inputs, codes + (r + 1) * wide, Code(RAISED));
     }
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (p.rows * p.inputs * p.outputs > (1 << 17))
+    bool parallel = p.rows * p.inputs * p.outputs > (1 << 17);
+    if (p.rows <= 2) {
+        auto of = p.rows == 1 ? few<E, 1> : few<E, 2>;
+#pragma omp parallel for num_threads(p.threads) schedule(static, 1) if (parallel)
+        for (long t = 0; t < p.threads; ++t)
+            of(p, codes, scales, wide, panels * t / p.threads, panels * (t + 1) / p.threads);
+        return;
+    }
+#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (parallel)
     for (long b = 0; b < blocks; ++b)
         for (long n = 0; n < panels; ++n)
             for (long r = b * ROW_BLOCK, end = std::min<long>((b + 1) * ROW_BLOCK, p.rows); r < end; r += TILE_ROWS)
                 by_rows(std::min<long>(TILE_ROWS, end - r),
-                        [&](auto count) { tile<E, count.value>(p, codes, scales, wide, r, n); });
+                        [&](auto count) { tile<E, count.value, 1>(p, codes, scales, wide, r, n, 0); });
 }
 
 PROBLEM(Chosen8,  // y (n, inputs): rows of the weight, by output
