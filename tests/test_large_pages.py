@@ -38,7 +38,7 @@ def test_numbers_shapes_strides_and_what_is_tied_stay():
     torch.manual_seed(0)
     model = Some()
     before = {name: (x.clone(), x.stride(), x.data_ptr()) for name, x in model.state_dict(keep_vars=True).items()}
-    in_large_pages(model)
+    in_large_pages([*model.parameters(), *model.buffers()])
     for name, x in model.state_dict(keep_vars=True).items():
         numbers, strides, place = before[name]
         assert torch.equal(x, numbers) and x.stride() == strides and x.dtype == numbers.dtype
@@ -55,7 +55,7 @@ def test_numbers_shapes_strides_and_what_is_tied_stay():
 def test_it_is_saved_copied_and_trained_as_before(tmp_path):
     model = Some()
     del model.part  # which is none that could be saved
-    in_large_pages(model)
+    in_large_pages([*model.parameters(), *model.buffers()])
     save_model(model, str(tmp_path / "x.safetensors"))
     assert (tmp_path / "x.safetensors").stat().st_size < 2 * sum(x.nbytes for x in model.parameters())
     model.large.sum().backward()
@@ -66,7 +66,7 @@ def test_it_is_saved_copied_and_trained_as_before(tmp_path):
 @linux
 def test_memory_lives_as_long_as_a_tensor_of_it():
     model = Some()
-    in_large_pages(model)
+    in_large_pages([*model.parameters(), *model.buffers()])
     wanted, kept = model.turned.detach().clone(), model.turned
     del model
     assert torch.equal(kept, wanted)
@@ -84,7 +84,7 @@ def test_a_model_stays_where_it_is_where_there_are_no_such_pages(monkeypatch, la
         monkeypatch.setattr(large_pages.mmap, "mmap", Refused)
     model = torch.nn.Linear(8, 8) if lacks == "bytes" else Some()
     places = [x.data_ptr() for x in model.parameters()]
-    in_large_pages(model)
+    in_large_pages([*model.parameters(), *model.buffers()])
     assert [x.data_ptr() for x in model.parameters()] == places
 
 

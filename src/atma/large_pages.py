@@ -6,10 +6,11 @@ these to a mapping that asks for them (`madvise`), which neither malloc nor PyTo
 """
 
 import mmap
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 PAGE = 2 << 20
 """Bytes of a large page on x86 and, with small ones of 4 KiB, on ARM."""
@@ -18,14 +19,14 @@ ALIGNMENT = 64
 
 
 @torch.no_grad()
-def in_large_pages(model: nn.Module) -> None:
-    """Move a model's weights and buffers that are on the CPU into one mapping of large pages, in place.
+def in_large_pages(tensors: Iterable[Tensor]) -> None:
+    """Move those that are on the CPU into one mapping of large pages, in place.
 
     Numbers, shapes, strides and what shares memory stay; a tensor still has a storage of its own, and all of them
-    together keep the mapping. Nothing happens where there are no such pages, or less than one of weights.
+    together keep the mapping. Nothing happens where there are no such pages, or the tensors would not fill one.
     """
     held: dict[int, list[Tensor]] = {}
-    for x in (*model.parameters(), *model.buffers()):
+    for x in tensors:
         if x.device.type == "cpu" and x.layout == torch.strided and x.untyped_storage().nbytes():
             held.setdefault(x.untyped_storage().data_ptr(), []).append(x)
     sizes = {start: held[start][0].untyped_storage().nbytes() for start in held}
@@ -33,10 +34,10 @@ def in_large_pages(model: nn.Module) -> None:
     if memory is None:
         return
     at = 0
-    for start, tensors in held.items():
+    for start, sharing in held.items():
         block = torch.from_numpy(memory[at : at + sizes[start]])
-        block.copy_(torch.empty(0, dtype=torch.uint8).set_(tensors[0].untyped_storage()))
-        for x in tensors:
+        block.copy_(torch.empty(0, dtype=torch.uint8).set_(sharing[0].untyped_storage()))
+        for x in sharing:
             x.data = block.view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
         at += _aligned(sizes[start])
 

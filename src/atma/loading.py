@@ -194,7 +194,7 @@ def load(
             narrow(loaded.model, width)
         if dtype is not None:
             loaded.model.to(dtype_of(dtype))
-    in_large_pages(loaded.model)
+    in_large_pages([*loaded.model.parameters(), *loaded.model.buffers()])
     if select is not None:
         from atma.selection import select as set_policy
 

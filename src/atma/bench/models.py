@@ -85,7 +85,7 @@ class Ours:
         if self.weights is not None:
             narrow(model, self.weights)
         model = model.to(self.device, self.dtype)
-        in_large_pages(model)
+        in_large_pages([*model.parameters(), *model.buffers()])
         return model
 
     def trainer(self, rows: int, length: int) -> Callable[[], object]:

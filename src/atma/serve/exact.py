@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from atma.large_pages import in_large_pages
 from atma.layers import Linear
 from atma.mixers import Mixer
 from atma.model import Model
@@ -70,6 +71,7 @@ class Served(nn.Module):
             _pack(self.model)
             if self.config.tied_head and not keep and isinstance(self.head, PackedLinear):
                 cast(nn.Module, self.model).embed = PackedEmbedding(self.head.packed)
+            in_large_pages(one.packed.panels for one in self.modules() if isinstance(one, PackedLinear))
         self.adapters = Adapters(adapters, self.dtype, self.device)
         if self.adapters.on_head and self.head is None:
             self.head = cast(nn.Module, self.model.head)

@@ -1,6 +1,5 @@
 // Kernels for serving: what a token's row of a result is, bit for bit, does not depend on how many rows a call has, on
-// how a text was cut into calls, or on the number of threads. Every sum runs in one order: products over their inputs
-// one after the other; attention within a page of keys, then over pages in order.
+// how a text was cut into calls, or on the number of threads. Every sum runs in one order (products: packed.cpp).
 // T computes, E is how tensors are stored.
 #include <limits>
 #include "problem.h"
@@ -12,78 +11,6 @@ template <class E> struct Compute { using T = E; };
 template <> struct Compute<bfloat16> { using T = float; };
 
 constexpr double LOG2E = 1.4426950408889634;
-constexpr long ROW_BLOCK = 48;  // rows worked on together, so that weights and pages are read from the cache
-
-PROBLEM(Product,  // y (rows, outputs) = x (rows, inputs) · packed + bias; packed (panels, inputs, panel), bias or null
-    int64_t rows, inputs, outputs;
-    const void *x, *packed, *bias;
-    void* y;
-    int64_t threads;
-)
-
-// ROWS rows from `row` on of panel n, which has `width` outputs; bias is filled up to a panel.
-template <class E, int ROWS>
-void product_tile(const Product& p, const typename Compute<E>::T* x, long row, long n, long width, const E* bias) {
-    using T = typename Compute<E>::T;
-    using S = Simd<T>;
-    const E* packed = static_cast<const E*>(p.packed) + n * p.inputs * S::panel;
-    typename S::V sums[ROWS][TILE_VECTORS] = {};
-    accumulate<T, ROWS, TILE_VECTORS>(x + row * p.inputs, p.inputs, 1, packed, S::panel, p.inputs, sums);
-    E* y = static_cast<E*>(p.y) + row * p.outputs + n * S::panel;
-    alignas(64) E whole[S::panel];
-    for (int r = 0; r < ROWS; ++r, y += p.outputs) {
-        E* to = width == S::panel ? y : whole;
-        for (int j = 0; j < TILE_VECTORS; ++j) put(to + j * S::lanes, sums[r][j] + widen(bias + j * S::lanes));
-        if (width < S::panel) std::copy(whole, whole + width, y);
-    }
-}
-
-// Rows [row, end) of panel n.
-template <class E> void product_panel(const Product& p, const typename Compute<E>::T* x, long row, long end, long n) {
-    constexpr long panel = Simd<typename Compute<E>::T>::panel;
-    long width = std::min<long>(panel, p.outputs - n * panel);
-    alignas(64) E bias[panel] = {};
-    if (p.bias != nullptr) std::copy_n(static_cast<const E*>(p.bias) + n * panel, width, bias);
-    for (; end - row >= TILE_ROWS; row += TILE_ROWS) product_tile<E, TILE_ROWS>(p, x, row, n, width, bias);
-    switch (end - row) {
-        case 5: return product_tile<E, 5>(p, x, row, n, width, bias);
-        case 4: return product_tile<E, 4>(p, x, row, n, width, bias);
-        case 3: return product_tile<E, 3>(p, x, row, n, width, bias);
-        case 2: return product_tile<E, 2>(p, x, row, n, width, bias);
-        case 1: return product_tile<E, 1>(p, x, row, n, width, bias);
-    }
-}
-
-template <class E> void product_rows(const Product& p) {
-    using T = typename Compute<E>::T;
-    constexpr long panel = Simd<T>::panel;
-    const T* x = static_cast<const T*>(p.x);
-    Buffer<T> wide(std::is_same_v<E, T> ? 0 : p.rows * p.inputs);
-    if constexpr (!std::is_same_v<E, T>) {
-        for (long i = 0; i < p.rows * p.inputs; ++i) wide[i] = T(static_cast<const E*>(p.x)[i]);
-        x = wide;
-    }
-    long panels = (p.outputs + panel - 1) / panel, blocks = (p.rows + ROW_BLOCK - 1) / ROW_BLOCK;
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (p.rows * p.inputs * p.outputs > (1 << 17))
-    for (long b = 0; b < blocks; ++b)
-        for (long n = 0; n < panels; ++n)
-            product_panel<E>(p, x, b * ROW_BLOCK, std::min<long>((b + 1) * ROW_BLOCK, p.rows), n);
-}
-
-PROBLEM(Choice,  // y (n, inputs): rows of packed (panels, inputs, panel), by output
-    int64_t n, inputs;
-    const int64_t* index;
-    const void* packed;
-    void* y;
-)
-
-template <class E> void packed_rows(const Choice& p) {
-    constexpr long panel = Simd<typename Compute<E>::T>::panel;
-    for (long i = 0; i < p.n; ++i) {
-        const E* from = static_cast<const E*>(p.packed) + p.index[i] / panel * p.inputs * panel + p.index[i] % panel;
-        for (long d = 0; d < p.inputs; ++d) static_cast<E*>(p.y)[i * p.inputs + d] = from[d * panel];
-    }
-}
 
 // 1 / (1 + e^−x).
 template <class T> typename Simd<T>::V sigmoid(typename Simd<T>::V x) {
@@ -263,8 +190,6 @@ KERNEL(forbid_float64, Forbidding, forbid<double>)
 KERNEL(largest_float32, Largest, largest<float>)
 KERNEL(largest_float64, Largest, largest<double>)
 #define EXPORT(NAME, E)                                                \
-    KERNEL(product_rows_##NAME, Product, product_rows<E>)              \
-    KERNEL(packed_rows_##NAME, Choice, packed_rows<E>)                 \
     KERNEL(gate_rows_##NAME, Gating, gate_rows<E, E>)                  \
     KERNEL(gate_wide_rows_##NAME, Gating, gate_rows<Compute<E>::T, E>) \
     KERNEL(rotate_##NAME, Rotation, rotate<E>)                         \
@@ -275,5 +200,3 @@ KERNEL(largest_float64, Largest, largest<double>)
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)
-
-extern "C" int64_t panel_bytes() { return TILE_VECTORS * VECTOR_BYTES; }
