@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <limits>
+#include "panels.h"
 #include "problem.h"
 #include "simd.h"
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -17,7 +18,6 @@ using S = Simd<float>;
 using Words = S::Words;
 
 constexpr float LEAST = 1e-30f;  // what is smaller than this everywhere is a row of zeros
-constexpr long ROW_BLOCK = 48;   // rows worked on together, so that weights are read from the cache
 
 template <class E> struct Row {
     // The largest |x[d]|, or NaN where one is NaN or infinite.

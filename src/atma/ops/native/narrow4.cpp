@@ -121,7 +121,6 @@ template <class E, int ROWS> void few(const Narrow4& p, const Rows& rows, long n
 template <class E> void narrow4(const Narrow4& p) {
     constexpr long lanes = S::lanes;
     long groups = (p.inputs + GROUP - 1) / GROUP, panels = (p.outputs + lanes - 1) / lanes;
-    long blocks = (p.rows + ROW_BLOCK - 1) / ROW_BLOCK;
     Buffer<int8_t> codes(p.rows * groups * GROUP);
     Buffer<float> scales(p.rows * groups);
     Buffer<int32_t> zeros(p.rows * groups);
@@ -134,13 +133,12 @@ template <class E> void narrow4(const Narrow4& p) {
         for (long t = 0; t < p.threads; ++t) few<E, 1>(p, rows, panels * t / p.threads, panels * (t + 1) / p.threads);
         return;
     }
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (parallel)
-    for (long b = 0; b < blocks; ++b)
-        for (long n = 0; n < panels; ++n)
-            for (long r = b * ROW_BLOCK, end = std::min<long>((b + 1) * ROW_BLOCK, p.rows); r < end; r += MOST_ROWS)
-                by_rows(std::min<long>(MOST_ROWS, end - r), [&](auto count) {
-                    if constexpr (count.value <= MOST_ROWS) tile<E, count.value, 1>(p, rows, r, n, 0);
-                });
+    in_blocks(p.rows, panels, parallel ? p.threads : 1, [&](long r, long end, long n) {
+        for (; r < end; r += MOST_ROWS)
+            by_rows(std::min<long>(MOST_ROWS, end - r), [&](auto count) {
+                if constexpr (count.value <= MOST_ROWS) tile<E, count.value, 1>(p, rows, r, n, 0);
+            });
+    });
 }
 
 PROBLEM(Chosen4,  // y (n, inputs): rows of the weight, by output

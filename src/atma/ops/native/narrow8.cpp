@@ -92,7 +92,6 @@ template <class E, int ROWS> void few(const Narrow8& p, const Code* codes, const
 
 template <class E> void narrow8(const Narrow8& p) {
     long wide = (p.inputs + PADDED - 1) / PADDED * PADDED, panels = (p.outputs + PANEL - 1) / PANEL;
-    long blocks = (p.rows + ROW_BLOCK - 1) / ROW_BLOCK;
     Buffer<Code> codes(p.rows * wide);
     Buffer<float> scales(p.rows);
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.rows * p.inputs > (1 << 16))
@@ -108,12 +107,11 @@ template <class E> void narrow8(const Narrow8& p) {
             of(p, codes, scales, wide, panels * t / p.threads, panels * (t + 1) / p.threads);
         return;
     }
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (parallel)
-    for (long b = 0; b < blocks; ++b)
-        for (long n = 0; n < panels; ++n)
-            for (long r = b * ROW_BLOCK, end = std::min<long>((b + 1) * ROW_BLOCK, p.rows); r < end; r += TILE_ROWS)
-                by_rows(std::min<long>(TILE_ROWS, end - r),
-                        [&](auto count) { tile<E, count.value, 1>(p, codes, scales, wide, r, n, 0); });
+    in_blocks(p.rows, panels, parallel ? p.threads : 1, [&](long r, long end, long n) {
+        for (; r < end; r += TILE_ROWS)
+            by_rows(std::min<long>(TILE_ROWS, end - r),
+                    [&](auto count) { tile<E, count.value, 1>(p, codes, scales, wide, r, n, 0); });
+    });
 }
 
 PROBLEM(Chosen8,  // y (n, inputs): rows of the weight, by output

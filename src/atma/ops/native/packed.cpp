@@ -1,6 +1,7 @@
 // Products of any number of rows with a weight laid out for them: what a row's result is, bit for bit, does not depend on
 // how many rows there are, or on the number of threads. A sum runs over the inputs one after the other. T computes, E is
 // how tensors are stored.
+#include "panels.h"
 #include "problem.h"
 #include "simd.h"
 
@@ -8,8 +9,6 @@ namespace {
 
 template <class E> struct Compute { using T = E; };
 template <> struct Compute<bfloat16> { using T = float; };
-
-constexpr long ROW_BLOCK = 48;  // rows worked on together, so that weights are read from the cache
 
 PROBLEM(Product,  // y (rows, outputs) = x (rows, inputs) · packed + bias; packed (panels, inputs, panel), bias or null
     int64_t rows, inputs, outputs;
@@ -92,7 +91,7 @@ template <class E> void product_rows(const Product& p) {
         for (long i = 0; i < p.rows * p.inputs; ++i) wide[i] = T(static_cast<const E*>(p.x)[i]);
         x = wide;
     }
-    long panels = (p.outputs + panel - 1) / panel, blocks = (p.rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    long panels = (p.outputs + panel - 1) / panel;
     bool parallel = p.rows * p.inputs * p.outputs > (1 << 17);
     if (p.rows <= 2) {
         auto of = p.rows == 1 ? few_rows<E, 1, 4> : few_rows<E, 2, 2>;
@@ -101,10 +100,8 @@ template <class E> void product_rows(const Product& p) {
         for (long t = 0; t < parts; ++t) of(p, x, panels * t / parts, panels * (t + 1) / parts);
         return;
     }
-#pragma omp parallel for collapse(2) num_threads(p.threads) schedule(static) if (parallel)
-    for (long b = 0; b < blocks; ++b)
-        for (long n = 0; n < panels; ++n)
-            product_panel<E>(p, x, b * ROW_BLOCK, std::min<long>((b + 1) * ROW_BLOCK, p.rows), n);
+    in_blocks(p.rows, panels, parallel ? p.threads : 1,
+              [&](long row, long end, long n) { product_panel<E>(p, x, row, end, n); });
 }
 
 PROBLEM(Choice,  // y (n, inputs): rows of packed (panels, inputs, panel), by output
