@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from serving_harness import speaking
 
@@ -34,7 +35,7 @@ class Ids:
     """A tokenizer of ids alone, for models that no tokenizer belongs to."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.vocab_size, self.eot = vocab_size, vocab_size - 1
+        self.vocab_size, self.eot, self.holes = vocab_size, vocab_size - 1, np.empty(0, np.int64)
 
     def token_bytes(self, token: int) -> bytes:
         return b"%d " % token
@@ -137,7 +138,8 @@ def _report(count: int, found: dict[str, list[Times]]) -> None:
 def _engine(model: Any, config: ModelConfig, prompts: torch.Tensor, answer: int, clock: Clock) -> Run:
     """All prompts at once through one engine. ValueError where a text differs from the same one alone."""
     count = len(prompts)
-    engine = Engine(model, Ids(config.vocab_size), EngineConfig(max_rows=count, step_tokens=max(512, 2 * count)))  # type: ignore[arg-type]
+    sizes = EngineConfig(max_rows=count, step_tokens=max(512, 2 * count), memory_bytes=4 << 30)
+    engine = Engine(model, Ids(config.vocab_size), sizes)  # type: ignore[arg-type]
     requests = [
         Request(prompt, max_tokens=answer, temperature=0, ignore_end=True, cache=False) for prompt in prompts.tolist()
     ]
