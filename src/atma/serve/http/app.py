@@ -32,7 +32,7 @@ from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
 from atma.serve.http.refusals import told
 from atma.serve.http.responses.routes import Responses
-from atma.serve.http.responses.schemas import DeletedAnswer, ResponseAnswer
+from atma.serve.http.responses.schemas import DeletedAnswer, ItemsAnswer, ResponseAnswer
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, completion_requests
 from atma.serve.http.schemas import (
@@ -85,6 +85,7 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
         (RESPONSES, responses.create, post, ResponseAnswer),
         (RESPONSES + "/{response_id}", responses.told, get, ResponseAnswer),
         (RESPONSES + "/{response_id}", responses.forget, ["DELETE"], DeletedAnswer),
+        (RESPONSES + "/{response_id}/input_items", responses.items, get, ItemsAnswer),
         (MESSAGES, Messages(routes).answer, post, MessageAnswer),
         (COUNT, Messages(routes).count, post, CountAnswer),
         ("/tokenize", routes.tokenize, post, TokenizeAnswer),
