@@ -152,6 +152,22 @@ def test_the_dashboard_shows_metrics_that_there_are(live: Live):
     named = {name for text in asked for name in re.findall(r"\b(?:atma|process)_[a-z_]+", text)}
     assert len(named) > 20
     assert named - samples(live).keys() == set()
+    for kind in ("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "http_requests", "cache_hits"):
+        assert f"atma_{kind}_total" in named
+
+
+def test_the_panels_of_the_dashboard_tell_apart_by_labels_that_there_are_and_lie_beside_each_other(live: Live):
+    live.post("/v1/completions", TEXT | {"best_of": 7})
+    found, places = samples(live), set()
+    for panel in json.loads((ROOT / "deploy/grafana.json").read_text())["panels"]:
+        for target in panel["targets"]:
+            names = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) - {"instance"}  # of Prometheus itself
+            metrics = re.findall(r"\b(?:atma|process)_[a-z_]+", target["expr"])
+            assert all(names <= labels.keys() for metric in metrics for labels in found[metric])
+        at = panel["gridPos"]
+        own = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not own & places
+        places |= own
 
 
 def validated(live: Live, kind, told) -> None:
