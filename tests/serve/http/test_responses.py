@@ -7,6 +7,7 @@ import re
 import openai
 import pytest
 
+from atma.serve.http import affinity
 from atma.serve.http.responses.items import items, messages
 from atma.serve.http.responses.schemas import DeletedAnswer, ItemsAnswer, ResponseAnswer
 from atma.serve.http.responses.store import Store
@@ -259,6 +260,31 @@ def test_an_answer_that_is_not_to_be_kept_is_not(live: Live):
     assert live.post("/v1/responses", ASKED | {"previous_response_id": told["id"]}).status == 400
 
 
+@pytest.mark.parametrize(
+    ("later", "statuses"), [(True, [503, 503, 503, 503]), (False, [400, 404, 404, 404])], ids=["busy", "nowhere"]
+)
+def test_away_from_home_nothing_is_kept_and_what_is_unknown_may_be_known_there(
+    live: Live, monkeypatch, later, statuses
+):
+    known = live.post("/v1/responses", ASKED).json()["id"]
+    guard = live.process.server.config.app
+    routes = guard.app
+
+    async def away(scope, receive, send):
+        await routes(scope | {affinity.AWAY: later}, receive, send)
+
+    monkeypatch.setattr(guard, "app", away)
+    told = [live.post("/v1/responses", ASKED | fields).json() for fields in ({}, {"previous_response_id": known})]
+    assert [(one["store"], one["status"]) for one in told] == [(False, "incomplete")] * 2
+    path = f"/v1/responses/{told[0]['id']}"
+    found = [live.post("/v1/responses", ASKED | {"previous_response_id": told[0]["id"]})]
+    found += [live.ask(*asked) for asked in (("GET", path), ("GET", f"{path}/input_items"), ("DELETE", path))]
+    assert [one.status for one in found] == statuses
+    assert {one.headers.get("retry-after") for one in found} == ({"1"} if later else {None})
+    monkeypatch.setattr(guard, "app", routes)
+    assert live.ask("GET", path).status == 404
+
+
 def test_the_id_tells_the_name_of_the_conversation(live: Live):
     told = live.post("/v1/responses", ASKED)
     name = told.headers["x-atma-affinity"]
@@ -275,6 +301,9 @@ def test_the_id_tells_the_name_of_the_conversation(live: Live):
     assert own.json()["id"].endswith("_my_own.name")
     later = live.post("/v1/responses", ASKED | {"previous_response_id": own.json()["id"]})
     assert later.headers["x-atma-affinity"] == "my_own.name"
+    # What goes on from an answer is kept where that is, whatever it is called now.
+    other = live.post("/v1/responses", ASKED | {"previous_response_id": own.json()["id"]}, {"x-atma-affinity": "new"})
+    assert other.json()["id"].endswith("_my_own.name")
 
 
 def test_log_probabilities_are_told_if_they_are_included(live: Live):

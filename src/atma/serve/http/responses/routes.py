@@ -47,7 +47,8 @@ class Responses:
             copies = SCORED_COPIES if body.scored else COPIES
             asked, shape, name = await self.routes.asked(chat, request, copies)
             given = affinity.given(request.headers.get(affinity.HEADER))
-            name = given or affinity.of_response(body.previous_response_id) or name
+            name = affinity.of_response(body.previous_response_id) or given or name
+            body.store = body.store and affinity.AWAY not in request.scope
 
             def keep(answer: ResponseAnswer) -> bool:
                 return self._keep(answer, [*before, *messages(body.input)])
@@ -56,12 +57,12 @@ class Responses:
             answer = ResponseAnswer(shape, body, self.routes.service.called(chat.model), identity, keep)
             return await self.routes.answered([asked], answer, chat, request, name, ResponseStream)
 
-    async def told(self, response_id: str, stream: str = "") -> Response:
+    async def told(self, response_id: str, request: Request, stream: str = "") -> Response:
         """An answer that was kept, once more."""
         if stream.lower() not in ("", "false", "0"):
             told = "'stream': what was streamed is not streamed again; leave it out for the whole answer"
             raise ApiError(400, "invalid_value", told, "stream")
-        return Body([self._kept(response_id).body])
+        return Body([self._kept(response_id, request).body])
 
     async def items(
         self,
@@ -72,14 +73,14 @@ class Responses:
         after: Annotated[str, Query(max_length=256)] = "",
     ) -> Response:
         """What an answer that was kept was asked with, the last first: earlier turns too."""
-        kept = self._kept(response_id)
+        kept = self._kept(response_id, request)
         await self._room(kept, request)
         own = messages([_given(item) for item in kept.output])
         return json_response(page(listed(response_id, kept.messages[: -len(own)]), limit, order, after))
 
-    async def forget(self, response_id: str) -> Response:
+    async def forget(self, response_id: str, request: Request) -> Response:
         """Keep an answer no longer."""
-        self._kept(response_id)
+        self._kept(response_id, request)
         self.store.delete(response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
@@ -87,18 +88,25 @@ class Responses:
         """The conversation up to and with an answer. ApiError: it is not kept."""
         if identity is None:
             return []
-        kept = self.store.get(identity)
+        kept = self._found(identity, request)
         if kept is None:
             told = f"'previous_response_id': no response {shown(identity)} is kept here; give the whole conversation"
             raise ApiError(400, "previous_response_not_found", told, "previous_response_id")
         await self._room(kept, request)
         return kept.messages
 
-    def _kept(self, identity: str) -> Kept:
+    def _kept(self, identity: str, request: Request) -> Kept:
         """An answer. ApiError: it is not kept."""
-        kept = self.store.get(identity)
+        kept = self._found(identity, request)
         if kept is None:
             raise ApiError(404, "not_found", f"no response {shown(identity)} is kept here", "response_id")
+        return kept
+
+    def _found(self, identity: str, request: Request) -> Kept | None:
+        """An answer if it is kept. ApiError: the server that would know cannot be asked now."""
+        kept = self.store.get(identity)
+        if kept is None and request.scope.get(affinity.AWAY):
+            raise ApiError(503, "busy", "the server that keeps this conversation cannot be asked now", None, 1)
         return kept
 
     async def _room(self, kept: Kept, request: Request) -> None:
