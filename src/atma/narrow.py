@@ -165,11 +165,15 @@ def require_floats(model: nn.Module, what: str) -> None:
 
 
 def home(model: nn.Module, device: str | None) -> torch.device:
-    """The device of that name (None: a GPU if there is one, or the CPU for narrow weights), which a model can be on.
+    """`home_of` the width that a model has."""
+    return home_of(width_in(model), device)
+
+
+def home_of(width: Width | None, device: str | None) -> torch.device:
+    """The device of that name, for weights of that width; None: a GPU if there is one, but the CPU for narrow weights.
 
     ValueError: this machine lacks it, or the weights are narrow and it is no CPU.
     """
-    width = width_in(model)
     where = device_of("cpu" if device is None and width else device)
     if width and where.type != "cpu":
         raise ValueError(f"--device {device}: weights in {width} are read on the CPU; leave --device out")
@@ -201,6 +205,7 @@ __all__ = [
     "NarrowEmbedding",
     "NarrowLinear",
     "home",
+    "home_of",
     "narrow",
     "narrow_bytes",
     "narrow_layers",

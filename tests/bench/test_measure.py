@@ -88,6 +88,17 @@ def test_models_are_measured_with_their_rates(kind):
     assert any("transformers is not installed" in note for note in result.notes)
 
 
+@pytest.mark.skipif(not native.available(torch.float32), reason="needs the compiled kernels")
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_narrow_weights_are_measured_on_the_cpu_where_a_machine_has_a_gpu(kind, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    plan = dataclasses.replace(SMALL, backends=("auto",), weights=("int8",), device=None)
+    assert [row.name for row in bench(kind, plan).rows] == ["atma auto", "atma auto int8"]
+    with pytest.raises(ValueError, match="--device cuda: weights in int8 are read on the CPU; leave --device out"):
+        bench(kind, dataclasses.replace(plan, device="cuda"))
+
+
 def off(function):
     """An operation whose first result is off by a hundredth."""
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from atma.serve import LLM, AsyncEngine, EngineConfig, Request, RequestError
+from atma.serve import LLM, AsyncEngine, EngineConfig, Request, RequestError, guides
 from atma.serve.structure import Structure
 from atma.settings import Settings
 from atma.tokenizer import byte_tokenizer
@@ -158,6 +158,26 @@ def test_forms_that_wait_to_be_compiled_when_the_engine_ends_are_refused(engine)
 
     found = [error for [error] in _run(engine, work)]
     assert [getattr(error, "code", error) for error in found] == ["closed"] * 4
+
+
+def test_what_judges_by_a_form_is_compiled_once_by_the_thread_that_compiles(engine, monkeypatch) -> None:
+    pytest.importorskip("llguidance", reason="the extra [guided] is not installed")
+    compile_, threads = guides._compiled, []
+
+    def noted(*given):
+        threads.append(threading.current_thread().name)
+        return compile_(*given)
+
+    async def work(serving):
+        fits = await serving.judge(Structure(json={"type": "integer"}))
+        engine.guides._known.clear()
+        with pytest.raises(RequestError, match="cannot be compiled"):
+            await serving.judge(Structure(regex="("))
+        return [fits(text) for text in ("12", "1x", "", "-3")]
+
+    monkeypatch.setattr(guides, "_compiled", noted)
+    assert _run(engine, work) == [True, False, False, True]
+    assert [name.startswith("atma-compile") for name in threads] == [True, True]
 
 
 def test_many_prompts_come_back_in_their_order() -> None:

@@ -124,7 +124,8 @@ class Replicas:
     def metric(self, name: str) -> dict[str, float]:
         """A metric of every replica."""
         text = self.ask("GET", "/metrics").body.decode()
-        return {replica: float(value) for replica, value in re.findall(rf'{name}{{replica="(\w+)"}} (\S+)', text)}
+        found = re.findall(rf'^{name}{{(?:[^}}]*,)?replica="(\w+)"[^}}]*}} (\S+)', text, re.MULTILINE)
+        return {replica: float(value) for replica, value in found}
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -201,6 +202,28 @@ def test_a_name_of_the_clients_own_decides_and_comes_back(live: Replicas):
         told = [live.chat([{"role": "user", "content": f"{name} {i}"}], {HEADER: name}) for i in range(6)]
         assert {one.headers[HEADER] for one in told} == {name}
         assert len({one.headers[REPLICA] for one in told}) == 1
+
+
+@with_ray
+def test_an_answer_is_gone_on_from_and_told_whichever_replica_is_asked(live: Replicas):
+    asked, homes = {"max_output_tokens": 4, "temperature": 0}, set()
+    for number in range(30):
+        first = live.ask("POST", "/v1/responses", asked | {"input": f"a question {number}"})
+        identity = first.json()["id"]
+        assert (first.status, first.json()["store"]) == (200, True)
+        later = asked | {"input": "and then?", "previous_response_id": identity}
+        for headers in ({}, {}, {}, {HEADER: f"another-{number}"}):
+            told = live.ask("POST", "/v1/responses", later, headers)
+            assert (told.status, told.headers[REPLICA]) == (200, first.headers[REPLICA]), told.body
+            assert live.ask("GET", f"/v1/responses/{told.json()['id']}").json() == told.json()
+            items = live.ask("GET", f"/v1/responses/{told.json()['id']}/input_items").json()["data"]
+            assert [item["role"] for item in items] == ["user", "assistant", "user"]
+        assert live.ask("DELETE", f"/v1/responses/{identity}").status == 200
+        assert {live.ask("GET", f"/v1/responses/{identity}").status for _ in range(4)} == {404}
+        homes.add(first.headers[REPLICA])
+        if number >= 3 and len(homes) == 2:
+            break
+    assert len(homes) == 2
 
 
 @with_ray
@@ -291,7 +314,9 @@ def test_a_new_version_lets_answers_under_way_end(live: Replicas):
     live.command("renew", "17")
     for thread in threads:
         thread.join(120)
-    assert [one.body.endswith(b'"finish_reason":"length"}]}\n\ndata: [DONE]\n\n') for one in told] == [True] * 4
+    ends = [one.body.decode().split("\n\n")[-3:] for one in told]
+    assert [end[1:] for end in ends] == [["data: [DONE]", ""]] * 4
+    assert [json.loads(end[0][6:])["choices"][0]["finish_reason"] for end in ends] == ["length"] * 4
     until(lambda: len(live.metric("atma_requests_running")) == 2)
     assert before.isdisjoint(live.metric("atma_requests_running"))
 
@@ -337,29 +362,90 @@ def test_without_a_key_only_the_proxys_own_machine_is_answered():
     assert told.stdout.strip() == "[True, True, False, False, False]"
 
 
-NAMES = """
+STAND_IN = """
 import sys
 from types import ModuleType
 for name in ("ray", "ray.serve", "ray.exceptions", "ray.serve.exceptions"):
     sys.modules[name] = ModuleType(name)
 sys.modules["ray"].serve = sys.modules["ray.serve"]
 sys.modules["ray.exceptions"].RayError = sys.modules["ray.serve.exceptions"].RayServeException = OSError
-from atma.serve.ray.forward import BODIES, Forwarding
+from atma.serve.ray.forward import BODIES, PASSED_ON, Forwarding
 
-def name(path, body):
-    return Forwarding._elsewhere(None, {"headers": []}, body.encode(), BODIES[path])
+here = Forwarding.__new__(Forwarding)
+"""
+NAMES = """
+def name(path, body, routed=False, headers=[]):
+    here._routed = routed
+    return here._elsewhere({"headers": headers}, body.encode(), BODIES[path])
 
 turns = '"max_tokens": 3, "messages": [{"role": "user", "content": "Hi"}]'
 told = name("/v1/messages", '{"system": "Be brief.", %s}' % turns)
 system = turns.replace("[{", '[{"role": "system", "content": "Be brief."}, {')
 print(told is not None, told == name("/v1/chat/completions", "{%s}" % system), name("/v1/messages", "{}"))
+
+later = '{"input": "x", "previous_response_id": "resp_1_x"}'
+mine, other = [(b"x-atma-affinity", b"x")], [(b"x-atma-affinity", b"y")]
+print(*(name("/v1/responses", later, *given) for given in ((), (True, mine), (True, other), (False, other))))
+"""
+AWAY = """
+import asyncio
+import contextlib
+from types import SimpleNamespace
+from atma.serve.http.affinity import AWAY
+
+class Handle:
+    def options(self, session_id):
+        return self
+
+    @contextlib.asynccontextmanager
+    async def choose_replica(self):
+        if self.home is None:
+            raise OSError("gone")
+        yield SimpleNamespace(replica_id=self.home)
+
+async def app(scope, receive, send):
+    assert (await receive())["body"] == BODY
+    print(scope["case"], scope.get(AWAY))
+
+async def receive():
+    return {"body": BODY}
+
+BODY, handle = b'{"input": "x"}', Handle()
+here.app, here.replica, here._handle, here._routed, here._passing = app, "me", handle, False, 0
+for case, home, most, passed in (
+    ("home:", "me", 1, False),
+    ("unreachable:", None, 1, False),
+    ("busy:", "other", 1, False),
+    ("homeless:", "other", 0, False),
+    ("alone:", "other", None, False),
+    ("passed on:", "other", 1, True),
+):
+    handle.home, here.most, here._passing = home, most, case == "busy:"
+    scope = {"case": case, "method": "POST", "path": "/v1/responses", "headers": [], PASSED_ON: passed}
+    asyncio.run(here._answer(scope, receive, None))
 """
 
 
+def without_ray(script: str) -> list[str]:
+    """What a script says that needs nothing of Ray but its names, so that it runs anywhere."""
+    command = [sys.executable, "-c", STAND_IN + script]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.splitlines()
+
+
 def test_a_conversation_has_the_same_home_in_the_words_of_either_api():
-    """Ray itself is not needed for a name, so that this runs anywhere."""
-    told = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=True, timeout=600)
-    assert told.stdout.strip() == "True True None"
+    assert without_ray(NAMES) == ["True True None", "x None x x"]
+
+
+def test_what_is_answered_away_from_home_is_not_to_be_kept():
+    told = without_ray(AWAY)
+    assert told == [
+        "home: None",
+        "unreachable: True",
+        "busy: True",
+        "homeless: False",
+        "alone: None",
+        "passed on: None",
+    ]
 
 
 @pytest.mark.parametrize(

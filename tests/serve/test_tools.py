@@ -126,7 +126,8 @@ OTHERS = [
 @pytest.mark.parametrize(("text", "found"), [one[:2] for one in OTHERS], ids=[one[2] for one in OTHERS])
 def test_an_object_that_may_be_the_answer_is_a_call_only_as_a_whole_one_of_a_tool(text, found):
     pytest.importorskip("llguidance", reason="the extra [guided] is not installed")
-    guides, call = Guides(byte_tokenizer()), calls(LLAMA3, TOOLS, byte_tokenizer(), False, "tools")
+    guides = Guides(byte_tokenizer())
+    call = guides.compiled(calls(LLAMA3, TOOLS, byte_tokenizer(), False, "tools"))
     for step in (1, 3, len(text)):
         reader = CallReader(LLAMA3, {"f", "now"}, lambda one: guides.allows(call, one))
         pieces = [piece for i in range(0, len(text), step) for piece in reader.push(text[i : i + step])]

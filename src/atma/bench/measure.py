@@ -8,7 +8,7 @@ from atma.bench import attention, contests, conv, loss, recurrence
 from atma.bench.machine import describe, measure_rates, settled
 from atma.bench.plan import KINDS, Plan
 from atma.bench.rows import Job, Result, Row, measure
-from atma.device import device_of
+from atma.narrow import home_of, width_of
 
 OPERATIONS = {"polar": attention.jobs, "conv": conv.jobs, "loss": loss.jobs}
 OPERATIONS |= {kind: partial(recurrence.jobs, kind) for kind in recurrence.RECURRENCES}
@@ -26,7 +26,8 @@ def bench(kind: str, plan: Plan) -> Result:
     """Measure. ValueError for sizes that nothing here supports, and, before any time is taken, for a wrong result."""
     if kind not in KINDS:
         raise ValueError(f"no measurement '{kind}'; known: {', '.join(KINDS)}")
-    device, notes = device_of(plan.device), list(NOTES[kind])
+    widths = plan.weights if kind in ("decode", "prefill") else ()
+    device, notes = home_of(width_of(widths[0]) if widths else None, plan.device), list(NOTES[kind])
     with settled(plan.threads):
         jobs = _jobs(kind, plan, device, notes)
         for job in jobs:

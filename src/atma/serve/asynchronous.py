@@ -9,6 +9,7 @@ The thread alone touches the engine. Closing the generator, or cancelling whoeve
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import uuid
@@ -21,6 +22,7 @@ from atma.serve.engine import Engine
 from atma.serve.guides import Prepared
 from atma.serve.handle import Handle, Output
 from atma.serve.request import Event, Request, RequestError, Usage
+from atma.serve.structure import Structure
 
 R = TypeVar("R")
 
@@ -91,6 +93,14 @@ class AsyncEngine:
         finally:
             if left:
                 self._call(lambda: self._abandon(identity, reader))
+
+    async def judge(self, structure: Structure) -> Callable[[str], bool]:
+        """What tells whether a text is a whole answer by a structure. It is compiled where those of requests are, and
+        held, so that nothing is compiled when it tells. RequestError: it cannot be compiled."""
+        self._require_open()
+        loop, guides = asyncio.get_running_loop(), self.engine.guides
+        compiled = await loop.run_in_executor(self._compiling, guides.compiled, structure)
+        return functools.partial(guides.allows, compiled)
 
     async def generate(self, request: Request) -> list[Output]:
         """The whole answer: one output for each choice."""

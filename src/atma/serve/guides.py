@@ -114,9 +114,9 @@ class Guides:
         """A prompt's tokens with the structure of its answers. RequestError as of `compiled`."""
         return Prepared(tokens, None if structure is None else self.compiled(structure))
 
-    def allows(self, structure: Structure, text: str) -> bool:
-        """Whether a text is a whole answer by a structure that has been compiled."""
-        matcher = self.compiled(structure).deep_copy()
+    def allows(self, compiled: Any, text: str) -> bool:
+        """Whether a text is a whole answer by what `compiled` gave, which may be forgotten since."""
+        matcher = compiled.deep_copy()
         return matcher.consume_tokens(self._reader.tokenize_bytes(text.encode())) and matcher.is_accepting()
 
     def begin(self, prepared: "Prepared", request: Request) -> Guide | None:

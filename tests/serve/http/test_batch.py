@@ -11,6 +11,7 @@ from atma.serve.http.batch import LONGEST_ID, Batch, Wrong, already, answer_batc
 from atma.serve.http.batch_options import BatchOptions
 from atma.serve.http.errors import encoded
 from atma.serve.http.options import ServerOptions
+from atma.serve.http.responses.store import Store
 from tests.serve.http.conftest import Live
 
 OPTIONS = BatchOptions(model_name="tiny", memory_budget="48MiB", max_rows=4, max_body="4KiB")
@@ -51,12 +52,56 @@ def test_answers_are_those_of_the_routes(folder, tmp_path, live: Live):
         assert {key for key in own if own[key] != served.get(key)} <= {"id", "created", "usage"}
 
 
+def test_answers_in_other_forms_are_those_of_their_routes(folder, tmp_path, live: Live):
+    asked = {
+        "r": ("/v1/responses", {"input": "Hi", "max_output_tokens": 4, "temperature": 0}),
+        "t": ("/v1/responses", {"input": "Hi", "text": {"format": {"type": "xml"}}}),
+        "w": ("/v1/responses", {"input": "Hi", "store": "yes"}),
+        "m": ("/v1/messages", CHAT),
+        "e": ("/v1/messages", {"messages": CHAT["messages"]}),
+    }
+    lines = [line(name, *one) for name, one in asked.items()]
+    counts, told, _ = batch(folder, tmp_path, lines)
+    assert counts == "2 answered, 3 refused, 0 failed"
+    for name, (url, body) in asked.items():
+        served, own = live.post(url, body), told[name]["response"]
+        assert own["status_code"] == served.status
+        assert undated(own["body"]) == undated(served.json())
+    assert told["r"]["response"]["body"]["store"] is False
+    assert batch(folder, tmp_path, lines)[0] == "0 answered, 0 refused, 0 failed; 5 were done before"
+
+
+def undated(answer):
+    """An answer without what is another each time: ids, times, and what is kept of it."""
+    if isinstance(answer, list):
+        return [undated(one) for one in answer]
+    if not isinstance(answer, dict):
+        return answer
+    once = {"id", "created_at", "completed_at", "store", "usage"}
+    return {key: undated(one) for key, one in answer.items() if key not in once}
+
+
+def test_no_answer_of_a_batch_is_kept(folder, tmp_path, monkeypatch):
+    def kept(*_):
+        raise AssertionError("nobody can ask for it")
+
+    monkeypatch.setattr(Store, "put", kept)
+    asked = {"input": "Hi", "max_output_tokens": 2}
+    stores = enumerate(({}, {"store": True}, {"store": None}, {"store": False}))
+    lines = [line(f"{i}", "/v1/responses", asked | store) for i, store in stores]
+    assert batch(folder, tmp_path, lines)[0] == "4 answered, 0 refused, 0 failed"
+
+
 def test_a_line_that_is_no_request_is_told_and_the_others_are_answered(folder, tmp_path):
     wrong = {
         "m": line("m", method="GET"),
         "u": line("u", "/v1/images"),
         "b": line("b", body=[1]),
         "s": line("s", body=TEXT | {"stream": True}),
+        "r": line("r", "/v1/responses", {"input": "x", "stream": True}),
+        "g": line("g", "/v1/responses", {"input": "x", "background": True}),
+        "p": line("p", "/v1/responses", {"input": "x", "previous_response_id": "resp_1_m"}),
+        "a": line("a", "/v1/messages", CHAT | {"stream": True}),
     }
     nameless = [
         "no json",
@@ -67,8 +112,10 @@ def test_a_line_that_is_no_request_is_told_and_the_others_are_answered(folder, t
         b"\xff",
     ]
     counts, told, lost = batch(folder, tmp_path, ["", line("fine"), *wrong.values(), *nameless, "  ", line("last")])
-    assert counts == "2 answered, 10 refused, 0 failed"
+    assert counts == "2 answered, 14 refused, 0 failed"
     assert {told[name]["error"]["code"] for name in wrong} == {"invalid_line"}
+    for name, field in (("s", "stream"), ("r", "stream"), ("g", "background"), ("p", "previous_response_id")):
+        assert told[name]["error"]["message"].startswith(f"'{field}': ")
     assert told["fine"]["response"]["body"]["choices"] == told["last"]["response"]["body"]["choices"]
     assert len(lost) == len(nameless)
     assert all(one["response"] is None and one["error"]["message"] for one in lost)

@@ -78,6 +78,6 @@ def test_a_route_that_is_read_can_be_asked_for_its_head(live: Live):
     assert live.ask("HEAD", "/nowhere").status == 404
 
 
-@pytest.mark.parametrize(("path", "methods"), [("/v1/completions", "POST"), ("/v1/models", "GET")])
+@pytest.mark.parametrize(("path", "methods"), [("/v1/completions", "POST"), ("/v1/models", "GET, HEAD")])
 def test_a_route_that_has_other_methods_tells_them(live: Live, path: str, methods: str) -> None:
     assert live.ask("DELETE", path).headers["allow"] == methods

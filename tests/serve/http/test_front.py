@@ -152,6 +152,22 @@ def test_the_dashboard_shows_metrics_that_there_are(live: Live):
     named = {name for text in asked for name in re.findall(r"\b(?:atma|process)_[a-z_]+", text)}
     assert len(named) > 20
     assert named - samples(live).keys() == set()
+    for kind in ("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "http_requests", "cache_hits"):
+        assert f"atma_{kind}_total" in named
+
+
+def test_the_panels_of_the_dashboard_tell_apart_by_labels_that_there_are_and_lie_beside_each_other(live: Live):
+    live.post("/v1/completions", TEXT | {"best_of": 7})
+    found, places = samples(live), set()
+    for panel in json.loads((ROOT / "deploy/grafana.json").read_text())["panels"]:
+        for target in panel["targets"]:
+            names = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) - {"instance"}  # of Prometheus itself
+            metrics = re.findall(r"\b(?:atma|process)_[a-z_]+", target["expr"])
+            assert all(names <= labels.keys() for metric in metrics for labels in found[metric])
+        at = panel["gridPos"]
+        own = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not own & places
+        places |= own
 
 
 def validated(live: Live, kind, told) -> None:
@@ -186,8 +202,12 @@ def test_answers_are_what_the_schema_says(live: Live):
 def test_the_schema_has_every_route_and_no_status_that_never_comes(live: Live):
     schema = live.ask("GET", "/openapi.json").json()
     for path, operations in schema["paths"].items():
-        for operation in operations.values():
+        assert ("head" in operations) == ("get" in operations)
+        for method, operation in operations.items():
             assert "422" not in operation["responses"]
+            if method == "head":
+                assert not any("content" in told for told in operation["responses"].values())
+                continue
             told = operation["responses"]["200"]["content"]
             assert path == "/metrics" or told["application/json"]["schema"]["$ref"].endswith("Answer")
             if path != "/metrics":
@@ -214,7 +234,7 @@ def logged(folder, form, capsys) -> list[str]:
 
 def test_a_log_of_json_has_one_object_for_each_request_and_nothing_of_its_text(folder, capsys):
     told = [json.loads(line) for line in logged(folder, "json", capsys)]
-    first, second = (one for one in told if "route" in one)
+    first, second = (one for one in told if one.get("route") == "/v1/completions")
     assert (first["id"], first["route"], first["method"], first["status"]) == ("mine", "/v1/completions", "POST", 200)
     assert (first["prompt_tokens"], first["answer_tokens"], first["error"]) == (9, 3, None)
     assert 0 < first["first_token_seconds"] <= first["seconds"]

@@ -7,8 +7,9 @@ import re
 import openai
 import pytest
 
+from atma.serve.http import affinity
 from atma.serve.http.responses.items import items, messages
-from atma.serve.http.responses.schemas import DeletedAnswer, ResponseAnswer
+from atma.serve.http.responses.schemas import DeletedAnswer, ItemsAnswer, ResponseAnswer
 from atma.serve.http.responses.store import Store
 from tests.serve.http.conftest import OPTIONS, Live
 
@@ -169,11 +170,119 @@ def test_answers_are_told_again_and_forgotten_by_the_client(client, live: Live):
     assert live.ask("GET", f"/v1/responses/{kept.id}?stream=true").error()["param"] == "stream"
 
 
+TALK = [
+    {"role": "developer", "content": "Be brief"},
+    {"role": "user", "content": [{"type": "input_text", "text": "He"}, {"type": "input_text", "text": "llo"}]},
+    {"role": "assistant", "content": "Hm"},
+    CALL,
+    CALL | {"call_id": "z"},
+    OUTPUT,
+    OUTPUT | {"call_id": "z"},
+    {"role": "user", "content": "Well?"},
+]
+
+
+def test_what_an_answer_was_asked_with_is_listed_in_pages(client, live: Live):
+    told = client.responses.create(model="tiny", **ASKED | {"input": TALK})
+    path = f"/v1/responses/{told.id}/input_items"
+    whole = live.ask("GET", f"{path}?order=asc").json()
+    ItemsAnswer.model_validate(whole, strict=True)
+    data = whole["data"]
+    kinds = ["message"] * 3 + ["function_call"] * 2 + ["function_call_output"] * 2 + ["message"]
+    assert [item["type"] for item in data] == kinds
+    texts = [item["content"][0]["text"] for item in data if item["type"] == "message"]
+    roles = [item["role"] for item in data if item["type"] == "message"]
+    assert (texts, roles) == (["Be brief", "Hello", "Hm", "Well?"], ["developer", "user", "assistant", "user"])
+    assert [(item["call_id"], item["arguments"]) for item in data[3:5]] == [("x", "{}"), ("z", "{}")]
+    assert [(item["call_id"], item["output"]) for item in data[5:7]] == [("x", "y"), ("z", "y")]
+    assert (whole["first_id"], whole["last_id"], whole["has_more"]) == (data[0]["id"], data[-1]["id"], False)
+    assert len({item["id"] for item in data}) == len(data)
+    backwards = live.ask("GET", f"{path}?limit=3").json()
+    assert (backwards["data"], backwards["has_more"]) == (data[::-1][:3], True)
+    last = live.ask("GET", f"{path}?after={data[0]['id']}").json()
+    assert last == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+    for order, expected in (("asc", data), ("desc", data[::-1])):
+        paged = client.responses.input_items.list(told.id, order=order, limit=3)
+        assert [item.id for item in paged] == [item["id"] for item in expected]
+
+
+def test_earlier_turns_are_among_what_an_answer_was_asked_with(live: Live):
+    first = live.post("/v1/responses", ASKED).json()
+    second = live.post("/v1/responses", ASKED | {"input": "And?", "previous_response_id": first["id"]}).json()
+    found = [live.ask("GET", f"/v1/responses/{one['id']}/input_items?order=asc").json() for one in (first, second)]
+    texts = [[item["content"][0]["text"] for item in one["data"]] for one in found]
+    assert texts == [["Hello"], ["Hello", text_of(first), "And?"]]
+    # Answering with what is listed is the same turn once more.
+    assert text_of(live.post("/v1/responses", ASKED | {"input": found[1]["data"]}).json()) == text_of(second)
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("order=up", "order"),
+        ("after=msg_1", "after"),
+    ],
+)
+def test_a_page_that_there_is_not_is_refused(live: Live, query, param):
+    told = live.post("/v1/responses", ASKED).json()
+    refused = live.ask("GET", f"/v1/responses/{told['id']}/input_items?{query}")
+    assert (refused.status, refused.error()["param"]) == (400, param)
+    assert refused.error()["message"].startswith(f"'{param}': ")
+    assert live.ask("GET", f"/v1/responses/resp_none/input_items?{query}").status in (400, 404)
+
+
+def test_items_of_an_answer_that_is_not_kept_are_a_404(live: Live):
+    assert live.ask("GET", "/v1/responses/resp_none/input_items").error()["param"] == "response_id"
+
+
+def test_every_method_of_an_answer_is_told(live: Live):
+    told = live.post("/v1/responses", ASKED).json()
+    path = f"/v1/responses/{told['id']}"
+    assert live.ask("PUT", path).headers["allow"] == "DELETE, GET, HEAD"
+    assert live.ask("DELETE", f"{path}/input_items").headers["allow"] == "GET, HEAD"
+    for one in (path, f"{path}/input_items"):
+        head = live.ask("HEAD", one)
+        assert (head.status, head.body) == (200, b"")
+    routes = live.ask("GET", "/openapi.json").json()["paths"]
+    assert routes["/v1/responses/{response_id}"].keys() == {"get", "head", "delete"}
+    listing = routes["/v1/responses/{response_id}/input_items"]
+    assert listing.keys() == {"get", "head"}
+    assert {one["name"] for one in listing["head"]["parameters"]} == {"response_id", "limit", "order", "after"}
+
+
 def test_an_answer_that_is_not_to_be_kept_is_not(live: Live):
     told = live.post("/v1/responses", ASKED | {"store": False}).json()
     assert (told["store"], told["id"][:5]) == (False, "resp_")
     assert live.ask("GET", f"/v1/responses/{told['id']}").status == 404
     assert live.post("/v1/responses", ASKED | {"previous_response_id": told["id"]}).status == 400
+
+
+@pytest.mark.parametrize(
+    ("later", "statuses"), [(True, [503, 503, 503, 503]), (False, [400, 404, 404, 404])], ids=["busy", "nowhere"]
+)
+def test_away_from_home_nothing_is_kept_and_what_is_unknown_may_be_known_there(
+    live: Live, monkeypatch, later, statuses
+):
+    known = live.post("/v1/responses", ASKED).json()["id"]
+    guard = live.process.server.config.app
+    routes = guard.app
+
+    async def away(scope, receive, send):
+        await routes(scope | {affinity.AWAY: later}, receive, send)
+
+    monkeypatch.setattr(guard, "app", away)
+    told = [live.post("/v1/responses", ASKED | fields).json() for fields in ({}, {"previous_response_id": known})]
+    assert [(one["store"], one["status"]) for one in told] == [(False, "incomplete")] * 2
+    path = f"/v1/responses/{told[0]['id']}"
+    found = [live.post("/v1/responses", ASKED | {"previous_response_id": told[0]["id"]})]
+    found += [live.ask(*asked) for asked in (("GET", path), ("GET", f"{path}/input_items"), ("DELETE", path))]
+    assert [one.status for one in found] == statuses
+    assert {one.headers.get("retry-after") for one in found} == ({"1"} if later else {None})
+    monkeypatch.setattr(guard, "app", routes)
+    assert live.ask("GET", path).status == 404
 
 
 def test_the_id_tells_the_name_of_the_conversation(live: Live):
@@ -192,6 +301,9 @@ def test_the_id_tells_the_name_of_the_conversation(live: Live):
     assert own.json()["id"].endswith("_my_own.name")
     later = live.post("/v1/responses", ASKED | {"previous_response_id": own.json()["id"]})
     assert later.headers["x-atma-affinity"] == "my_own.name"
+    # What goes on from an answer is kept where that is, whatever it is called now.
+    other = live.post("/v1/responses", ASKED | {"previous_response_id": own.json()["id"]}, {"x-atma-affinity": "new"})
+    assert other.json()["id"].endswith("_my_own.name")
 
 
 def test_log_probabilities_are_told_if_they_are_included(live: Live):

@@ -13,6 +13,9 @@ from atma.serve.http.bodies import Message
 from atma.serve.http.fields import Prompt
 
 HEADER = "x-atma-affinity"
+AWAY = "atma.away"
+"""In the scope of a request whose conversation is not at home here, or may not be, so that nothing of it is to be kept:
+whether there is a home that can be asked later."""
 CHARACTERS, TOKENS = 1024, 256
 SANE = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 

@@ -3,8 +3,6 @@
 import asyncio
 import dataclasses
 import datetime
-import functools
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -34,7 +32,7 @@ from atma.serve.http.metrics import TYPE, Metrics
 from atma.serve.http.page import page
 from atma.serve.http.refusals import told
 from atma.serve.http.responses.routes import Responses
-from atma.serve.http.responses.schemas import DeletedAnswer, ResponseAnswer
+from atma.serve.http.responses.schemas import DeletedAnswer, ItemsAnswer, ResponseAnswer
 from atma.serve.http.room import Room, gathered_bytes, most_tokens
 from atma.serve.http.sampling import chat_request, completion_requests
 from atma.serve.http.schemas import (
@@ -58,10 +56,9 @@ from atma.serve.http.service import Ready, Service
 from atma.serve.http.streams import EventStream, streamed, while_there, whole
 from atma.serve.http.templates import PLAIN, chat_tokens
 from atma.serve.http.tokens import tokenizer_info
-from atma.serve.http.tooling import Tooling, ToolShape
+from atma.serve.http.tooling import Tooling, ToolShape, judge
 from atma.serve.request import Request as EngineRequest
 from atma.serve.request import RequestError
-from atma.serve.structure import Structure
 from atma.serve.tools.formats import knows_tools
 from atma.serve.tools.grammar import special
 
@@ -88,6 +85,7 @@ def create_app(service: Service, metrics: Metrics | None = None) -> Guard:
         (RESPONSES, responses.create, post, ResponseAnswer),
         (RESPONSES + "/{response_id}", responses.told, get, ResponseAnswer),
         (RESPONSES + "/{response_id}", responses.forget, ["DELETE"], DeletedAnswer),
+        (RESPONSES + "/{response_id}/input_items", responses.items, get, ItemsAnswer),
         (MESSAGES, Messages(routes).answer, post, MessageAnswer),
         (COUNT, Messages(routes).count, post, CountAnswer),
         ("/tokenize", routes.tokenize, post, TokenizeAnswer),
@@ -130,7 +128,7 @@ class Routes:
         tokens = await while_there(request.receive, self.rendered(body, tooling))
         shape = ChatShape(ready.names, body.logprobs, [tokens] if body.return_token_ids else None, body.begun)
         if tooling.form is not None:
-            fits = await while_there(request.receive, judge(ready, tooling.either(form)))
+            fits = await while_there(request.receive, judge(ready.engine, tooling.either(form)))
             shape = ToolShape.of(tooling, tooling.form, shape, fits)
         most = max(1, ready.longest - len(tokens) + 1)
         shape.copies = copies or 1
@@ -277,18 +275,6 @@ class Routes:
         ready = service.require()
         told = {"chat_template": ready.renderer.template.source != PLAIN, "description": list(ready.about)}
         return model | {"max_model_len": ready.longest} | told
-
-
-async def judge(ready: Ready, call: Structure | None) -> Callable[[str], bool] | None:
-    """What tells whether a text is a call of that form. ApiError: it cannot be compiled."""
-    if call is None:
-        return None
-    guides = ready.engine.engine.guides
-    try:
-        await asyncio.to_thread(guides.compiled, call)
-    except RequestError as error:
-        raise ApiError.of(error) from None
-    return functools.partial(guides.allows, call)
 
 
 def prepared(ready: Ready, requests: list[EngineRequest]) -> list[list[int]]:

@@ -3,7 +3,7 @@
 The lines are those of OpenAI's batches: `custom_id`, `method`, `url`, `body`; an answer has `id`, `custom_id`, and a
 `response` (`status_code`, `request_id`, `body`) or an `error` of the line itself. What is in the file of answers is not
 asked again, so that a batch that was broken off goes on; a last line that is not whole is cut off. Only requests under
-way are in memory, and of each that is done a number of 8 bytes.
+way are in memory, and of each that is done a number of 8 bytes: no answer is kept to go on from.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from starlette.types import ASGIApp, Message, Scope
 
 from atma.serve.http.app import create_app
 from atma.serve.http.batch_options import KEY, BatchOptions
-from atma.serve.http.errors import encoded
+from atma.serve.http.errors import MESSAGES, RESPONSES, encoded
 from atma.serve.http.service import Service
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES, MESSAGES)
 AGAIN_SECONDS = 0.2
 """After which a request that was told "not now" is asked again."""
 TOLD_SECONDS = 10.0
@@ -116,12 +116,26 @@ def read(line: bytes, most: int) -> Line:
         raise Wrong(f"'url' must be one of {', '.join(URLS)}", name)
     if not isinstance(given.get("body"), dict):
         raise Wrong("'body' must be an object", name)
-    if given["body"].get("stream"):
-        raise Wrong("'stream': answers of a batch are not streamed; leave it out", name)
+    body = _meant(given["url"], given["body"], name)
     try:
-        return Line(name, given["url"], encoded(given["body"]))
+        return Line(name, given["url"], encoded(body))
     except (ValueError, RecursionError):
         raise Wrong("'body' has a number that is not finite, such as NaN or 1e400, or is too deep", name) from None
+
+
+def _meant(url: str, body: dict[str, Any], name: str) -> dict[str, Any]:
+    """A body as a batch can mean it. Wrong: it asks for what there is none of in a batch."""
+    if body.get("stream"):
+        raise Wrong("'stream': answers of a batch are not streamed; leave it out", name)
+    if url != RESPONSES:
+        return body
+    if body.get("background"):
+        raise Wrong("'background': the answers of a batch are waited for as it is; leave it out", name)
+    if body.get("previous_response_id") is not None:
+        told = "a batch keeps no answers, and its lines have no order; give the whole conversation in 'input'"
+        raise Wrong(f"'previous_response_id': {told}", name)
+    store = body.get("store")
+    return body | {"store": False} if store is None or store is True else body
 
 
 class Batch:

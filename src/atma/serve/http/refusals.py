@@ -1,9 +1,13 @@
 """From what routes raise, and FastAPI before them, to errors in the words of the API."""
 
+from collections.abc import Sequence
+
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from atma.serve.http.call import Call
 from atma.serve.http.errors import ApiError, ClientGone, Silence
@@ -22,6 +26,8 @@ async def told(request: Request, error: Exception) -> Response:
     if not known:
         LOG.error("id=%s: %s", call.id, type(error).__name__, exc_info=error)
     call.error = _api_error(error) if known else ApiError.unforeseen(call.id)
+    if call.error.status == 405:
+        call.error.allow = ", ".join(_methods(request.app.routes, request.scope))
     return call.error.response(request.scope["path"])
 
 
@@ -32,9 +38,15 @@ def _api_error(error: Exception) -> ApiError:
         return _invalid(error)
     assert isinstance(error, HTTPException)
     code, message = NAMES.get(error.status_code, ("invalid_request", str(error.detail)))
-    told = ApiError(error.status_code, code, message)
-    told.allow = (error.headers or {}).get("Allow")
-    return told
+    return ApiError(error.status_code, code, message)
+
+
+def _methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """All that a path can be asked by: several routes may have it, and what is read can be asked for its head."""
+    found = {
+        method for route in routes if route.matches(scope)[0] != Match.NONE for method in getattr(route, "methods", ())
+    }
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -42,7 +54,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is not JSON")
-    place = [part for part in first["loc"] if part != "body"]
+    place = list(first["loc"])[first["loc"][:1] in (("body",), ("query",)) :]
     if first["type"] == "missing" and not place:
         return ApiError(400, "invalid_value", "there is no body: send a JSON object")
     name = ".".join(map(str, place))

@@ -259,7 +259,8 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 def describe(app: FastAPI) -> None:
-    """Take out of the schema what FastAPI says of refusals that are never so: they are 400, in the words above."""
+    """Take out of the schema what FastAPI says of refusals that are never so: they are 400, in the words above; and say
+    that what is read can be asked for its head."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -267,8 +268,17 @@ def describe(app: FastAPI) -> None:
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+            if "get" in path and "head" not in path:
+                path["head"] = _head(path["get"])
         for name in ("HTTPValidationError", "ValidationError"):
             schema.get("components", {}).get("schemas", {}).pop(name, None)
         return schema
 
     app.openapi = openapi
+
+
+def _head(got: dict[str, Any]) -> dict[str, Any]:
+    """Asking for the head of what is read so."""
+    bare = {status: {"description": told["description"]} for status, told in got["responses"].items()}
+    own = {"operationId": f"{got['operationId']}_head", "summary": f"{got['summary']}: its head", "responses": bare}
+    return own | ({"parameters": got["parameters"]} if "parameters" in got else {})

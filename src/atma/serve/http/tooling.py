@@ -4,12 +4,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from atma.serve.asynchronous import AsyncEngine
 from atma.serve.http.answers import ChatShape
 from atma.serve.http.bodies import ChatBody, Message
 from atma.serve.http.errors import ApiError
 from atma.serve.http.neutral import shown
 from atma.serve.http.tool_fields import Chosen
-from atma.serve.request import Event
+from atma.serve.request import Event, RequestError
 from atma.serve.structure import Structure
 from atma.serve.tools.formats import NAMES, Format
 from atma.serve.tools.grammar import Tool, calls, calls_or, freely, special
@@ -86,6 +87,14 @@ class Tooling:
             raise ApiError(400, "invalid_value", f"{told}; {mend}", "tool_choice")
         held = limited or (not form.bare and any(tool.strict for tool in self.some))
         return freely(form, self.some, self._tokenizer, self.several) if held else None
+
+
+async def judge(engine: AsyncEngine, call: Structure | None) -> Callable[[str], bool] | None:
+    """What tells whether a text is a call of that form. ApiError: it cannot be compiled."""
+    try:
+        return None if call is None else await engine.judge(call)
+    except RequestError as error:
+        raise ApiError.of(error) from None
 
 
 def check_calls(messages: Sequence[Message]) -> None:

@@ -74,7 +74,7 @@ def deployment(
 
     threads = options.threads or max(1, int(cpus))
     options = dataclasses.replace(options, api_key=options.key(), threads=threads)
-    sticky = affinity and replicas > 1
+    forwarded = None if replicas == 1 else FORWARDED_AT_ONCE if affinity else 0
     return serve.deployment(
         serve.ingress()(Replica),
         name="atma",
@@ -84,8 +84,8 @@ def deployment(
         graceful_shutdown_timeout_s=options.drain_seconds + GRACE_SECONDS,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
-        request_router_config=RequestRouterConfig(**STICKY) if sticky else RequestRouterConfig(),
-    ).bind(place, options, FORWARDED_AT_ONCE if sticky else 0)
+        request_router_config=RequestRouterConfig(**STICKY) if forwarded else RequestRouterConfig(),
+    ).bind(place, options, forwarded)
 
 
 def _require(replicas: int, cpus: float, options: ServerOptions) -> None:

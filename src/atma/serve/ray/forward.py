@@ -3,7 +3,8 @@
 A conversation has a name: the client's `x-atma-affinity`, else the hash of its beginning that the server itself sends
 in that header. Ray's consistent hashing gives every name a home. Ray's proxies see headers but no bodies: where their
 environment says RAY_SERVE_SESSION_ID_HEADER_KEY=x-atma-affinity, requests with the header arrive at home. Any other
-arrives anywhere; its body is read there, and it is passed on if its home is another replica.
+arrives anywhere; its body is read there, and it is passed on if its home is another replica. Where that cannot be asked
+it is answered all the same, but not kept: whoever goes on from it is sent home.
 """
 # pyright: reportMissingImports=false
 
@@ -49,12 +50,13 @@ class Route(NamedTuple):
 
 
 class Forwarding:
-    """ASGI between the guard and the routes of a replica. `most`: requests passed on at once; 0 passes none on.
+    """ASGI between the guard and the routes of a replica. `most`: requests passed on at once; 0: conversations have no
+    home, None: there is no other replica.
 
     The bound keeps two replicas from waiting for each other: most places of each do work of its own.
     """
 
-    def __init__(self, app: ASGIApp, most: int, local: bool) -> None:
+    def __init__(self, app: ASGIApp, most: int | None, local: bool) -> None:
         self.app, self.most, self.local = app, most, local
         self._passing = 0
         context = serve.get_replica_context()
@@ -78,18 +80,21 @@ class Forwarding:
             scope["route"] = Route("/metrics")
             await Response(await self._metrics(), media_type=TYPE)(scope, receive, send)
             return
-        model = BODIES.get(scope["path"]) if scope["method"] == "POST" else None
-        passed = scope.get(PASSED_ON, False)
-        at_home = passed or self._passing >= self.most
-        kept = scope["path"].removeprefix(RESPONSES + "/")
-        if kept != scope["path"] and not passed:  # it takes no place
-            name = affinity.of_response(kept)
-            if name is not None and await self._pass_on(name, scope, b"", send):
+        if self.most is None or scope.get(PASSED_ON, False):
+            await self.app(scope, receive, send)
+            return
+        if not self.most:
+            scope[affinity.AWAY] = False
+        elif scope["path"].startswith(RESPONSES + "/"):
+            name = affinity.of_response(scope["path"].split("/")[3])
+            if name is not None and await self._pass_on(name, scope, b"", send):  # it takes no place
                 return
-        if model is not None and not at_home:
+        elif scope["method"] == "POST" and scope["path"] in BODIES:
             first = await receive()
-            name = self._elsewhere(scope, first["body"], model)
-            if name is not None and await self._pass_on(name, scope, first["body"], send):
+            name = self._elsewhere(scope, first["body"], BODIES[scope["path"]])
+            if name is not None and self._passing >= self.most:
+                scope[affinity.AWAY] = True
+            elif name is not None and await self._pass_on(name, scope, first["body"], send):
                 return
             receive = _again(first, receive)
         await self.app(scope, receive, send)
@@ -97,12 +102,15 @@ class Forwarding:
     def _elsewhere(self, scope: Scope, body: bytes, model: type[Asked]) -> str | None:
         """The name of the conversation, if its home may be another replica."""
         given = affinity.given(Headers(scope=scope).get(affinity.HEADER))
-        if given is not None:
-            return None if self._routed else given
+        here = given if self._routed else None
+        if given is not None and model is not ResponsesBody:
+            return None if here else given
         try:
             asked = model.model_validate_json(body)
-            if isinstance(asked, ResponsesBody) and asked.previous_response_id is not None:
-                return affinity.of_response(asked.previous_response_id)
+            before = asked.previous_response_id if isinstance(asked, ResponsesBody) else None
+            given = affinity.of_response(before) or given
+            if given is not None:
+                return None if given == here else given
             asked = asked.asked() if isinstance(asked, MessagesBody) else asked
             asked = asked.chat() if isinstance(asked, ResponsesBody) else asked
         except (ValidationError, RequestValidationError, ApiError):
@@ -131,6 +139,7 @@ class Forwarding:
             if begun:
                 raise
             LOG.warning("a conversation's home cannot be reached (%s); answering it here", type(error).__name__)
+            scope[affinity.AWAY] = True
             return False
         finally:
             self._passing -= 1

@@ -21,8 +21,8 @@ from atma.serve.ray.forward import Forwarding
 class Replica:
     """Ready once it is made; unhealthy, so that Ray starts another, when its engine has failed."""
 
-    async def __init__(self, model: str, options: ServerOptions, forwarded: int) -> None:
-        """`forwarded`: requests that may be passed on to other replicas at once; 0 answers all here."""
+    async def __init__(self, model: str, options: ServerOptions, forwarded: int | None) -> None:
+        """`forwarded`: requests that may be passed on to other replicas at once, as `Forwarding` has it."""
         self._open = contextlib.ExitStack()
         self._open.enter_context(logs(options.access_log))
         self._service = Service(model, _own_folder(options))

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from tests.serve.http.test_tools import served
+from tests.serve.http.tools.conftest import served
 
 
 class Person(BaseModel):

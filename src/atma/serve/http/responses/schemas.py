@@ -112,6 +112,37 @@ class ResponseAnswer(Answered):
     metadata: dict[str, str]
 
 
+class InputText(Answered):
+    type: Literal["input_text"]
+    text: str
+
+
+class InputMessage(Answered):
+    id: str
+    type: Literal["message"]
+    role: Literal["system", "developer", "user"]
+    status: Literal["completed"]
+    content: list[InputText]
+
+
+class FunctionCallOutput(Answered):
+    id: str
+    type: Literal["function_call_output"]
+    status: Literal["completed"]
+    call_id: str
+    output: str
+
+
+class ItemsAnswer(Answered):
+    """A page of the items that an answer was asked with."""
+
+    object: Literal["list"]
+    data: list[InputMessage | OutputMessage | FunctionCall | FunctionCallOutput]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class DeletedAnswer(Answered):
     id: str
     object: Literal["response"]

@@ -29,6 +29,11 @@ class Kept(NamedTuple):
         """The conversation up to and with the answer."""
         return json.loads(self.talk)
 
+    @property
+    def output(self) -> list[dict[str, Any]]:
+        """The items of the answer."""
+        return json.loads(self.body)["output"]
+
 
 class Store:
     """At most `total` bytes; what has not been asked for longest makes room."""

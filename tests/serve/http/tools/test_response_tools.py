@@ -15,9 +15,10 @@ import jsonschema
 from atma.serve.http.responses.schemas import ResponseAnswer
 from atma.text_stream import TextStream
 from tests.serve.http.test_responses import events
-from tests.serve.http.test_tools import SCHEMAS, WEATHER, served
-from tests.serve.http.test_tools import TOOLS as OF_CHATS
+from tests.serve.http.tools.conftest import SCHEMAS, WEATHER
+from tests.serve.http.tools.conftest import TOOLS as OF_CHATS
 
+FORMS = ["hermes", "mistral"]
 QUESTION = "What is it like in Oslo?"
 TOOLS = [
     {"type": "function", "name": "weather", "description": "Of a city", "parameters": WEATHER, "strict": True},
@@ -32,20 +33,6 @@ NULL = {"type": "object", "properties": {"unit": {"const": None}}, "required": [
 class Weather(BaseModel):
     city: str = Field(max_length=6)
     unit: Literal["C", "F"]
-
-
-@pytest.fixture(scope="module", params=["hermes", "mistral"])
-def live(request, tmp_path_factory):
-    server = served(tmp_path_factory, request.param)
-    server.form = request.param
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def client(live):
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=300) as opened:
-        yield opened
 
 
 def create(client, **fields):

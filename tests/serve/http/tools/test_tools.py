@@ -14,62 +14,10 @@ import jsonschema
 
 from atma.checkpoint import save_model
 from atma.text_stream import TextStream
-from atma.tokenizer import Tokenizer, byte_tokenizer
+from atma.tokenizer import byte_tokenizer
 from tests.serve.conftest import random_model
 from tests.serve.http.conftest import OPTIONS, Live
-
-TALK = [{"role": "user", "content": "What is it like in Oslo?"}]
-WEATHER = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 6}, "unit": {"enum": ["C", "F"]}},
-    "required": ["city", "unit"],
-    "additionalProperties": False,
-}
-TOOLS = [
-    {"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": WEATHER}},
-    {"type": "function", "function": {"name": "now"}},
-]
-SCHEMAS = {"weather": WEATHER, "now": {"type": "object", "maxProperties": 0}}
-TEMPLATE = """{%- if tools %}{{ tools | tojson }}SIGN{% endif -%}
-{%- for m in messages %}<{{ m.role }}>{{ m.content }}
-{%- for call in m.tool_calls %}{% set f = call.function %}[{{ call.id }} {{ f.name }} {{ f.arguments | tojson }}]
-{%- endfor -%}
-{{ m.tool_call_id }}{% endfor %}<assistant>"""
-SIGNS = {
-    "hermes": "<tool_call>",
-    "llama3": "<|python_tag|>",
-    "lfm2": "<|tool_call_start|> <|tool_call_end|>",
-    "mistral": "[TOOL_CALLS]",
-}
-
-
-def special_tokenizer(signs: str) -> Tokenizer:
-    """Bytes, and special tokens for these signs, as in many models."""
-    backend = byte_tokenizer().backend
-    backend.add_special_tokens(signs.split())
-    return Tokenizer(backend, 256)
-
-
-def served(tmp_path_factory, form: str, plain: bool = False) -> Live:
-    folder = tmp_path_factory.mktemp("tools") / form
-    tokenizer = byte_tokenizer() if plain or form == "hermes" else special_tokenizer(SIGNS[form])
-    save_model(folder, random_model(vocabulary=tokenizer.vocab_size), tokenizer)
-    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("SIGN", SIGNS[form]))
-    return Live(folder, OPTIONS)
-
-
-@pytest.fixture(scope="module", params=list(SIGNS))
-def live(request, tmp_path_factory):
-    server = served(tmp_path_factory, request.param)
-    server.form = request.param
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def client(live: Live):
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=300) as opened:
-        yield opened
+from tests.serve.http.tools.conftest import SCHEMAS, SIGNS, TALK, TEMPLATE, TOOLS, WEATHER
 
 
 def chat(client, **fields):

@@ -11,9 +11,10 @@ import jsonschema
 
 from atma.text_stream import TextStream
 from tests.serve.http.test_messages import events
-from tests.serve.http.test_tools import SCHEMAS, TALK, WEATHER, served
-from tests.serve.http.test_tools import TOOLS as OPENAI
+from tests.serve.http.tools.conftest import SCHEMAS, TALK, WEATHER
+from tests.serve.http.tools.conftest import TOOLS as OPENAI
 
+FORMS = ["hermes", "mistral"]
 TOOLS = [
     {"name": "weather", "description": "Of a city", "input_schema": WEATHER, "cache_control": {"type": "ephemeral"}},
     {"name": "now", "input_schema": {"type": "object", "maxProperties": 0}, "type": "custom"},
@@ -26,14 +27,6 @@ HISTORY = [
     {"role": "assistant", "content": [{"type": "text", "text": "Let me see."}, CALL]},
     {"role": "user", "content": [RESULT | {"is_error": False}, {"type": "text", "text": "And then?"}]},
 ]
-
-
-@pytest.fixture(scope="module", params=["hermes", "mistral"])
-def live(request, tmp_path_factory):
-    server = served(tmp_path_factory, request.param)
-    server.form = request.param
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")
