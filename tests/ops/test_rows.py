@@ -1,5 +1,7 @@
 """Operations whose result for a row is the same bits whatever else is in the call, beside plain PyTorch."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def _random(*shape, seed=0, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 3), (64, 257), (130, 64), (512, 65)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 3), (64, 257), (130, 64), (512, 65), (900, 20)])
 @torch.no_grad()
 def test_a_product_is_that_of_pytorch_and_of_its_row_alone(inputs, outputs, dtype) -> None:
     x, weight, bias = _random(101, inputs), _random(outputs, inputs, seed=1), _random(outputs, seed=2)
@@ -47,6 +49,13 @@ def test_a_product_is_that_of_pytorch_and_of_its_row_alone(inputs, outputs, dtyp
     for rows in (1, 2, 5, 6, 7, 48, 49):
         assert torch.equal(product(x[20 : 20 + rows], packed, bias), whole[20 : 20 + rows])
     assert torch.equal(product(x, packed, None)[0], product(x[:1], packed, None)[0])
+    before = torch.get_num_threads()
+    try:
+        for threads, rows in itertools.product((1, 2, 3, 5), (1, 2, 49, 64, 101)):
+            torch.set_num_threads(threads)
+            assert torch.equal(product(x[:rows], packed, bias), whole[:rows])
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
