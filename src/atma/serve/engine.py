@@ -288,7 +288,6 @@ class Engine:
             self.scheduler.remove(sequence)
 
     def _fail(self, sequence: Sequence, reason: str | Exception) -> None:
-        """It cannot be gone on with; a RequestError says whose fault that is."""
         self.counters["failures"] += 1
         self._end(
             sequence, "error", reason if isinstance(reason, RequestError) else RequestError("failed", str(reason))
