@@ -287,11 +287,9 @@ class Engine:
             self.store.release(sequence)
             self.scheduler.remove(sequence)
 
-    def _fail(self, sequence: Sequence, reason: str | Exception) -> None:
+    def _fail(self, sequence: Sequence, why: str | Exception) -> None:
         self.counters["failures"] += 1
-        self._end(
-            sequence, "error", reason if isinstance(reason, RequestError) else RequestError("failed", str(reason))
-        )
+        self._end(sequence, "error", why if isinstance(why, RequestError) else RequestError("failed", str(why)))
 
     def _end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
         """An end that no token brought: nothing is kept of it."""

@@ -193,10 +193,11 @@ def test_a_form_that_breaks_down_is_called_what_the_route_calls_it(live: Live, m
         return allow(guide)
 
     monkeypatch.setattr(guides.Guide, "allow", breaks)
-    form = {"format": {"type": "json_schema", "name": "animal", "schema": SCHEMA}}
-    asked = {"input": "Hi", "max_output_tokens": 20, "text": form}
+    long = {"type": "object", "properties": {"a": {"type": "string", "minLength": 200}}, "required": ["a"]}
+    form = {"format": {"type": "json_schema", "name": "long", "schema": long}}
+    asked = {"input": "Hi", "max_output_tokens": 150, "text": form}
     assert live.post("/v1/responses", asked).error()["message"].startswith("'text' cannot be written on: ")
-    left[0] = 3
+    left[0] = 60  # more than a feed holds, so that the stream has begun
     last = live.post("/v1/responses", asked | {"stream": True}).body.decode().split("data: ")[-1]
     error = json.loads(last)["response"]["error"]
     assert error["code"] == "invalid_prompt"
