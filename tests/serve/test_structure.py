@@ -16,7 +16,7 @@ from atma.serve import guides
 from atma.serve.engine import Engine
 from atma.serve.request import Request, RequestError
 from atma.serve.settings import EngineConfig
-from atma.serve.structure import LONGEST, MOST_CHOICES, Structure
+from atma.serve.structure import MOST_CHOICES, Structure
 from atma.tokenizer import byte_tokenizer, train_bpe
 from tests.harness.random_schemas import random_schema
 from tests.serve.conftest import SMALL, AuditedEngine, finish, random_model
@@ -234,19 +234,44 @@ def test_a_structure_is_compiled_once_and_the_oldest_are_forgotten(engine, monke
     assert [one.regex for one in made] == ["a", "b", "c", "b"]
 
 
-def test_structures_are_forgotten_by_the_characters_of_their_sources_too(engine, monkeypatch) -> None:
-    assert guides.REMEMBERED_CHARACTERS > LONGEST, "the longest is remembered"
-    monkeypatch.setattr(guides, "REMEMBERED_CHARACTERS", 20)
-    for structure in (
-        Structure(regex="a" * 8),
-        Structure(choice=("b" * 4, "c" * 4)),
-        Structure(grammar='start: "d"'),
-        Structure(json={"const": 1}),
-    ):
-        answer(engine, structure)
-        assert sum(map(guides._characters, engine.guides._known)) <= 20
-        assert structure in engine.guides._known
-    assert len(engine.guides._known) == 1
+def test_structures_are_forgotten_by_what_they_take_too(engine, monkeypatch) -> None:
+    few = guides.FEW_PARTS * guides.PART_BYTES
+    assert few < guides.MOST_PARTS * guides.PART_BYTES < guides.REMEMBERED_BYTES, "the largest is remembered"
+    monkeypatch.setattr(guides, "REMEMBERED_BYTES", 2 * few + 5 * guides.TOKEN_BYTES)
+    known = engine.guides._known
+    for text in "abc":
+        answer(engine, Structure(regex=text))
+        assert Structure(regex=text) in known
+    assert len(known) == 2
+    long = Structure(regex="a{20}")
+    assert answer(engine, long).text == "a" * 20
+    assert answer(engine, long).text == "a" * 20
+    assert list(known) == [long], "by the tokens that were written by it"
+
+
+def test_a_large_structure_may_come_to_as_much_as_it_says_and_no_more(engine) -> None:
+    made = engine.guides.compiled(Structure(choice=tuple(map(str, range(4096)))))
+    assert made.bytes > guides.MANY_PARTS * guides.PART_BYTES
+    for short in ("a{100000}", "(x{1000}){1000}"):
+        with pytest.raises(RequestError, match=r"too many expressions constructed: shorten it, or its repetitions"):
+            engine.guides.compiled(Structure(regex=short))
+
+
+def test_a_structure_that_grows_too_wide_ends_its_answer_in_its_own_name(engine, monkeypatch) -> None:
+    monkeypatch.setattr(guides, "MOST_ITEMS", 500)
+    ambiguous = Structure(grammar='start: s\ns: s s s | s s | "a"', parameter="structured_outputs")
+    free = Request("x", max_tokens=60, seed=1)
+    alone = engine.submit(free)
+    finish(engine, alone)
+    handles = [
+        engine.submit(one)
+        for one in (free, dataclasses.replace(free, max_tokens=200, min_tokens=200, structure=ambiguous))
+    ]
+    finish(engine, *handles)
+    assert handles[0].outputs[0].tokens == alone.outputs[0].tokens
+    error = handles[1].outputs[0].error
+    assert (error.code, error.parameter) == ("invalid", "structured_outputs")
+    assert "'structured_outputs' cannot be written on: " in str(error)
 
 
 @pytest.mark.parametrize("vocabulary", ["bpe", "nano"])

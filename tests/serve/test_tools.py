@@ -167,7 +167,7 @@ def test_the_form_is_the_one_that_the_template_teaches(template, found):
 
 def allows(grammar: Structure, tokenizer: Tokenizer, text: str) -> bool:
     """Whether a grammar allows a text, of which the special tokens are spelled, and an end behind it."""
-    matcher = Guides(tokenizer).compiled(grammar).deep_copy()
+    matcher = Guides(tokenizer).compiled(grammar).matcher.deep_copy()
     names = {token.content: i for i, token in tokenizer.backend.get_added_tokens_decoder().items()}
     parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
     ids = [i for part in parts for i in ([names[part]] if part in names else tokenizer.encode(part))]

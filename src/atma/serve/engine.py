@@ -254,7 +254,7 @@ class Engine:
                     raise token
                 finish = self.answers.add(sequence, token, scored.get(i))
             except Exception as error:  # none can be drawn, or the tokenizer has no text for it
-                self._fail(sequence, str(error))
+                self._fail(sequence, error)
                 continue
             if finish is not None:
                 ended.append(sequence)
@@ -287,9 +287,9 @@ class Engine:
             self.store.release(sequence)
             self.scheduler.remove(sequence)
 
-    def _fail(self, sequence: Sequence, reason: str) -> None:
+    def _fail(self, sequence: Sequence, why: str | Exception) -> None:
         self.counters["failures"] += 1
-        self._end(sequence, "error", RequestError("failed", reason))
+        self._end(sequence, "error", why if isinstance(why, RequestError) else RequestError("failed", str(why)))
 
     def _end(self, sequence: Sequence, finish: Finish, error: RequestError | None = None) -> None:
         """An end that no token brought: nothing is kept of it."""

@@ -25,22 +25,38 @@ from atma.tokenizer import Tokenizer
 
 REMEMBERED = 128
 """Compiled structures, those asked for last."""
-REMEMBERED_CHARACTERS = 512 << 10
-"""Of the sources of all of them together: a schema's takes some 90 bytes for each of its characters."""
+REMEMBERED_BYTES = 128 << 20
+"""That all of them together may take, by what they may be inside and by the tokens that were written by them."""
+PART_BYTES, TOKEN_BYTES = 256, 16 << 10
+"""At most, of a part of a structure, and of what a token adds that leads where none has led: it is remembered too."""
+FEW_PARTS, MANY_PARTS, MOST_PARTS = 4 << 10, 32 << 10, 128 << 10
+"""Parts that a structure may come to: most keep to the few. Those of a large one go by its characters, for "a{99999}"
+is short, takes 200 MiB, and holds everybody up for 0.1 s a token."""
+MOST_STATES = 64 << 10
+"""That an answer may lead a structure into."""
 SPACES = "( |\\r?\\n[ \\t]{0,24})"
 """White space between the parts of JSON: without an end to it a small model writes nothing else."""
 MOST_ITEMS = 5000
 """Of the parser in a step: an ambiguous grammar ends its own answer before its masks hold everybody up."""
 TRIED = 3
-"""Tokens that a structure is tried with when it is compiled: some are too wide for any but the first."""
+"""Tokens that a structure is tried with when it is compiled, three times: some are too wide for any but the first."""
 MEND = "pip install 'atma-lm[guided]' where the model runs"
+
+
+class Compiled:
+    """A structure that answers can begin from."""
+
+    def __init__(self, matcher: Any, size: int) -> None:
+        self.matcher, self.bytes = matcher, size
 
 
 class Guide:
     """Where one answer stands in its structure."""
 
-    def __init__(self, matcher: Any, request: Request, end: int, vocabulary: int) -> None:
-        self._matcher = matcher
+    def __init__(self, compiled: Compiled, request: Request, end: int, vocabulary: int) -> None:
+        self._compiled, self._matcher = compiled, compiled.matcher.deep_copy()
+        assert request.structure is not None
+        self._parameter = request.structure.parameter
         self.bits = np.zeros(-(-vocabulary // 32), np.uint32)
         """Of the tokens that may come next, as `allow` found them."""
         self._address, self._bytes = self.bits.ctypes.data, self.bits.nbytes
@@ -49,8 +65,8 @@ class Guide:
         self.ended = False
 
     def allow(self) -> np.ndarray:
-        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on. ValueError: a limit
-        was reached."""
+        """`bits` of the tokens that may come next: (V / 32,) uint32, none where it cannot go on. RequestError: a
+        limit was reached."""
         matcher, bits = self._matcher, self.bits
         matcher.unsafe_compute_mask_ptr(self._address, self._bytes)
         if matcher.is_error():  # the mask is then the end alone, as if the form were complete
@@ -68,14 +84,15 @@ class Guide:
             left[token >> 5] &= ~np.uint32(1 << (token & 31))
         return ends if left.any() else ()
 
-    def stuck(self) -> ValueError:
-        """Why no token may come next."""
+    def stuck(self) -> RequestError:
+        """Why no token may come next, which is the structure's own fault."""
         reason = _brief(self._matcher.get_error()) or "no token goes on with it"
-        return ValueError(f"the structure cannot be written on: {reason}")
+        return RequestError("invalid", f"'{self._parameter}' cannot be written on: {reason}", self._parameter)
 
     def take(self, token: int) -> None:
-        """The token that was drawn. ValueError: the structure has no place for it."""
+        """The token that was drawn. RequestError: the structure has no place for it."""
         matcher = self._matcher
+        self._compiled.bytes += TOKEN_BYTES
         if matcher.is_accepting() and (token == self._end or token in self._ends):
             self.ended = True
         elif not matcher.consume_token(token):
@@ -87,15 +104,15 @@ class Guides:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self._known: OrderedDict[Structure, Any] = OrderedDict()
+        self._known: OrderedDict[Structure, Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
-    def compiled(self, structure: Structure) -> Any:
+    def compiled(self, structure: Structure) -> Compiled:
         """What `begin` begins from; in any thread. RequestError: it cannot be compiled, or the extra is missing."""
         with self._lock:
-            if structure in self._known:
-                self._known.move_to_end(structure)
-                return self._known[structure]
+            known = self._known.get(structure)
+            if known is not None:
+                return self._remembered(structure, known)
         if find_spec("llguidance") is None:
             told = f"'{structure.parameter}' needs the package llguidance: {MEND}"
             raise RequestError("invalid", told, structure.parameter)
@@ -105,28 +122,30 @@ class Guides:
             told = f"'{structure.parameter}' cannot be compiled: {_brief(str(error))}"
             raise RequestError("invalid", told, structure.parameter) from None
         with self._lock:
-            self._known[structure] = found
-            while len(self._known) > REMEMBERED or sum(map(_characters, self._known)) > REMEMBERED_CHARACTERS:
-                self._known.popitem(last=False)
-        return found
+            return self._remembered(structure, found)
 
     def prepared(self, tokens: list[int], structure: Structure | None) -> "Prepared":
         """A prompt's tokens with the structure of its answers. RequestError as of `compiled`."""
         return Prepared(tokens, None if structure is None else self.compiled(structure))
 
-    def allows(self, compiled: Any, text: str) -> bool:
+    def allows(self, compiled: "Compiled", text: str) -> bool:
         """Whether a text is a whole answer by what `compiled` gave, which may be forgotten since."""
-        matcher = compiled.deep_copy()
+        matcher = compiled.matcher.deep_copy()
         return matcher.consume_tokens(self._reader.tokenize_bytes(text.encode())) and matcher.is_accepting()
 
     def begin(self, prepared: "Prepared", request: Request) -> Guide | None:
         """The guide of a new answer; None where it is free."""
         compiled = prepared.structure
-        return (
-            None
-            if compiled is None
-            else Guide(compiled.deep_copy(), request, self.tokenizer.eot, self.tokenizer.vocab_size)
-        )
+        return None if compiled is None else Guide(compiled, request, self.tokenizer.eot, self.tokenizer.vocab_size)
+
+    def _remembered(self, structure: Structure, compiled: Compiled) -> Compiled:
+        """The same, as the one that was asked for last; what there is no room for is forgotten, if need be itself."""
+        known = self._known
+        known[structure] = compiled
+        known.move_to_end(structure)
+        while known and (len(known) > REMEMBERED or sum(one.bytes for one in known.values()) > REMEMBERED_BYTES):
+            known.popitem(last=False)
+        return compiled
 
     @functools.cached_property
     def _reader(self) -> Any:
@@ -138,7 +157,7 @@ class Guides:
 class Prepared(list[int]):
     """A prompt's tokens, and the compiled structure of its answers."""
 
-    def __init__(self, tokens: list[int], structure: Any = None) -> None:
+    def __init__(self, tokens: list[int], structure: Compiled | None = None) -> None:
         super().__init__(tokens)
         self.structure = structure
 
@@ -192,19 +211,29 @@ class _Spelled:
         return b"\xff" + text.encode()
 
 
-def _compiled(structure: Structure, reader: Any) -> Any:
+def _compiled(structure: Structure, reader: Any) -> Compiled:
     """ValueError with the reason."""
     library: Any = importlib.import_module("llguidance")
-    matcher = library.LLMatcher(reader, _source(structure), log_level=0, limits=_limits())
-    _require_sound(matcher)
-    trial = matcher.deep_copy()
-    for _ in range(TRIED):
-        allowed = np.unpackbits(np.frombuffer(trial.compute_bitmask(), np.uint8), bitorder="little")
-        _require_sound(trial)
-        if trial.is_stopped() or not allowed.any():
+    many = min(MOST_PARTS, MANY_PARTS + 2 * _characters(structure))
+    for parts in (FEW_PARTS, many):
+        matcher = library.LLMatcher(reader, _source(structure), log_level=0, limits=_limits(parts))
+        if not matcher.is_error():
             break
-        trial.consume_token(int(allowed.argmax()))
-    return matcher
+    _require_sound(matcher)
+    for part in (0.0, 0.5, 1.0):
+        _try(matcher.deep_copy(), part)
+    return Compiled(matcher, parts * PART_BYTES)
+
+
+def _try(matcher: Any, part: float) -> None:
+    """Write with it, of the tokens that may come always the one at such a part of them. ValueError: it breaks down."""
+    for _ in range(TRIED):
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        _require_sound(matcher)
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if matcher.is_stopped() or not len(allowed):
+            break
+        matcher.consume_token(int(allowed[int(part * (len(allowed) - 1))]))
 
 
 def _require_sound(matcher: Any) -> None:
@@ -212,9 +241,10 @@ def _require_sound(matcher: Any) -> None:
         raise ValueError(matcher.get_error())
 
 
-def _limits() -> Any:
+def _limits(parts: int) -> Any:
     library: Any = importlib.import_module("llguidance")
-    return library.LLParserLimits(verbose_errors=False, step_max_items=MOST_ITEMS)
+    states = {"step_max_items": MOST_ITEMS, "max_lexer_states": MOST_STATES}
+    return library.LLParserLimits(verbose_errors=False, initial_lexer_fuel=parts, **states)
 
 
 def _source(structure: Structure) -> str:
@@ -250,4 +280,6 @@ def _brief(reason: str) -> str:
     line = " ".join(reason.replace("<non-verbose/>", "").split())
     if "does not fetch" in line:
         return f"{line.partition(' is not present')[0]} is elsewhere, and nothing is fetched: put it under '$defs'"
+    if "too many expressions" in line or "too big (limit" in line:
+        return f"{line}: shorten it, or its repetitions such as {{1000}}"
     return line if len(line) <= 300 else line[:300] + "…"

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import copy
+import dataclasses
 import http.client
 import json
 import os
@@ -13,8 +15,10 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 
 from atma.checkpoint import save_model
+from atma.lora import LoraConfig, adapted_layers, attach, save_adapters
 from atma.serve.http.options import ServerOptions
 from atma.serve.http.server import Process, listening
 from atma.serve.http.service import Service
@@ -136,6 +140,35 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def live(folder) -> Iterator[Live]:
     server = Live(folder)
+    yield server
+    server.stop()
+
+
+TOOL_TEMPLATE = """{%- if tools %}{{ tools | tojson }}<tool_call>{% endif -%}
+{%- for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def full_folders(tmp_path_factory):
+    """A model folder whose template knows tools, and an adapter on it."""
+    place = tmp_path_factory.mktemp("full")
+    model = copy.deepcopy(random_model())
+    save_model(place / "tiny", model, byte_tokenizer())
+    (place / "tiny" / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    attached = attach(model, LoraConfig(4), torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for layer in adapted_layers(model).values():
+            layer.lora_b.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+    save_adapters(place / "poet", model, attached, str(place / "tiny"))
+    return place
+
+
+@pytest.fixture(scope="module")
+def full(full_folders) -> Iterator[Live]:
+    """A server that does all there is: tools, structure, and an adapter called `poet`."""
+    adapter = (f"poet={full_folders / 'poet'}",)
+    server = Live(full_folders / "tiny", dataclasses.replace(OPTIONS, adapter=adapter, max_tokens=16))
     yield server
     server.stop()
 

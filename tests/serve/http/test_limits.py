@@ -59,6 +59,7 @@ def metric(live: Live, name: str, labels: dict[str, str] | None = None) -> float
         ),
         ("POST", "/v1/chat/completions", {"messages": [3] * 10}, {}, 400, "invalid_value"),
         ("POST", "/tokenize", {}, {}, 400, "invalid_value"),
+        ("POST", "/tokenize", b'{"prompt": "\\ud800", "add_special_tokens": false}', {}, 400, "invalid_value"),
         ("POST", "/detokenize", {"tokens": [1 << 40]}, {}, 400, "invalid_value"),
         ("POST", "/detokenize", {"tokens": [300]}, {}, 400, "invalid_value"),
         ("GET", "/health", None, {"host": "evil.example"}, 403, "host"),

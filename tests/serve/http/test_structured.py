@@ -169,3 +169,36 @@ def test_nobody_waits_while_a_structure_is_compiled(live: Live, monkeypatch):
         assert {one.result().status for one in free} == {200}
         assert not all(one.done() for one in waiting)
         assert {one.result().status for one in waiting} == {400}
+
+
+def test_a_form_that_grows_too_wide_is_the_requests_own_fault(live: Live, monkeypatch):
+    monkeypatch.setattr(guides, "MOST_ITEMS", 500)
+    ambiguous = {"grammar": 'start: s\ns: s s s | s s | "a"'}
+    asked = {"prompt": "x", "max_tokens": 200, "min_tokens": 200, "structured_outputs": ambiguous}
+    told = live.post("/v1/completions", asked)
+    assert told.status == 400
+    error = told.error()
+    assert (error["code"], error["param"]) == ("invalid_value", "structured_outputs")
+    assert error["message"].startswith("'structured_outputs' cannot be written on: ")
+    assert live.post("/v1/completions", asked | {"stream": True}).events()[-1]["error"] == error
+
+
+def test_a_form_that_breaks_down_is_called_what_the_route_calls_it(live: Live, monkeypatch):
+    allow, left = guides.Guide.allow, [0]
+
+    def breaks(guide):
+        left[0] -= 1
+        if left[0] < 0:
+            raise guide.stuck()
+        return allow(guide)
+
+    monkeypatch.setattr(guides.Guide, "allow", breaks)
+    long = {"type": "object", "properties": {"a": {"type": "string", "minLength": 200}}, "required": ["a"]}
+    form = {"format": {"type": "json_schema", "name": "long", "schema": long}}
+    asked = {"input": "Hi", "max_output_tokens": 150, "text": form}
+    assert live.post("/v1/responses", asked).error()["message"].startswith("'text' cannot be written on: ")
+    left[0] = 60  # more than a feed holds, so that the stream has begun
+    last = live.post("/v1/responses", asked | {"stream": True}).body.decode().split("data: ")[-1]
+    error = json.loads(last)["response"]["error"]
+    assert error["code"] == "invalid_prompt"
+    assert error["message"].startswith("'text' cannot be written on: ")

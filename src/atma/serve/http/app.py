@@ -193,11 +193,12 @@ class Routes:
         ready = self.ready(body)
         if body.messages is None:
             text = body.prompt or ""
-            alone = None if body.add_special_tokens else special(text, ready.tokenizer)
             try:
-                tokens = [alone] if alone is not None else await asyncio.to_thread(ready.tokenizer.encode, text)
+                tokens = await asyncio.to_thread(ready.tokenizer.encode, text)
             except ValueError as error:
                 raise ApiError(400, "invalid_value", f"'prompt': {error}", "prompt") from None
+            alone = None if body.add_special_tokens else special(text, ready.tokenizer)
+            tokens = tokens if alone is None else [alone]
             tokens = [*ready.tokenizer.beginning, *tokens] if body.add_special_tokens else tokens
         else:
             rendering = body.rendering._replace(tools=[tool.given for tool in body.tools] or None)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from atma.serve.http.answers import Answer, ChatShape
 from atma.serve.http.errors import ApiError, encoded
 from atma.serve.http.feed import Item
-from atma.serve.http.responses.body import ResponsesBody
+from atma.serve.http.responses.body import NAMES, ResponsesBody
 from atma.serve.http.streams import EventStream
 from atma.serve.http.tokens import chat_logprobs
 from atma.serve.request import Event
@@ -75,6 +75,7 @@ class ResponseAnswer(Answer):
 
     def failed(self, error: ApiError) -> Told:
         """The answer that could not be finished."""
+        error = error.renamed(NAMES)
         self._error = {"code": CODES.get(error.status, "server_error"), "message": error.body["error"]["message"]}
         self._status, self.kept, number = "failed", False, self._number
         self._close("incomplete")
