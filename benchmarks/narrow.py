@@ -81,8 +81,9 @@ def nats(model: Model, tokens: np.ndarray, piece: int) -> float:
 
 def quality(arguments: argparse.Namespace) -> None:
     loaded = load(arguments.model)
-    trained, tokenizer = loaded.trained_length, loaded.tokenizer
-    assert trained is not None and tokenizer is not None
+    trained, tokenizer = arguments.trained or loaded.trained_length, loaded.tokenizer
+    if trained is None or tokenizer is None:
+        raise SystemExit(f"{arguments.model}: says no training length or has no tokenizer; give --trained, or another")
     length = trained * arguments.times
     texts, others = documents(open_text(loaded, arguments.data), length, arguments.documents)
     size = [len(tokenizer.decode(tokens[1:].tolist()).encode()) for tokens in texts]
@@ -148,6 +149,7 @@ def main() -> None:
     one = kinds.add_parser("quality", help="loss at the training length and far beyond")
     one.add_argument("--model", default="nano", help="a packaged model or a model folder")
     one.add_argument("--data", type=Path, help="made by `atma prepare`; by default as `atma eval lengths`")
+    one.add_argument("--trained", type=int, help="the training length, where the folder does not say: a checkpoint's")
     one.add_argument("--times", type=int, default=64, help="how many training lengths a document is read for")
     one.add_argument("--documents", type=int, default=8)
     one.set_defaults(run=quality)
