@@ -4,9 +4,10 @@
     python benchmarks/narrow.py speed --presets nano base      # random weights, one thread
 
 `quality` reads whole documents, and as much of each in pieces of the training length, and tells the change of bits per
-byte against the first side for the same documents: mean and 95% interval of Student over documents. `speed` takes a
-token (or a prompt) of each side in turn, and tells the median of processor time and its ratio to the side `--to`, with
-those between which half of the rounds are.
+byte against the first side for the same documents: mean and 95% interval of Student over documents; and how far the
+weights of the layers in 4 bits are off, as a share of their root mean square. `speed` takes a token (or a prompt) of
+each side in turn, and tells the median of processor time and its ratio to the side `--to`, with those between which
+half of the rounds are.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from narrow_rounding import PIECE, WAYS, large, round_weights
 
 from atma.bench.models import Ours
 from atma.config import preset
@@ -25,8 +27,8 @@ from atma.data.dataset import TokenSet
 from atma.eval.held_out import open_text
 from atma.loading import load
 from atma.model import Model
-from atma.narrow import narrow_bytes
-from atma.ops.narrow import Width
+from atma.narrow import narrow_bytes, narrow_layers
+from atma.ops.narrow import Width, widened
 from atma.statistics import mean_interval
 
 SIDES: dict[str, tuple[torch.dtype, Width | None]] = {
@@ -38,13 +40,30 @@ SIDES: dict[str, tuple[torch.dtype, Width | None]] = {
 CPU = torch.device("cpu")
 
 
-def documents(texts: TokenSet, length: int, count: int) -> list[np.ndarray]:
-    """The first tokens of as many documents, those that are long enough."""
-    found = (np.asarray(texts.document(i))[: length + 1] for i in range(texts.documents))
-    whole = [tokens for tokens in found if len(tokens) > length]
+def documents(texts: TokenSet, length: int, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first tokens of as many documents, those that are long enough; and of the other documents."""
+    all_ = [np.asarray(texts.document(i))[: length + 1] for i in range(texts.documents)]
+    whole = [tokens for tokens in all_ if len(tokens) > length]
     if len(whole) < count:
         raise ValueError(f"only {len(whole)} documents have more than {length} tokens, not {count}")
-    return whole[:count]
+    read = whole[:count]
+    return read, [tokens for tokens in all_ if len(tokens) >= PIECE and not any(tokens is one for one in read)]
+
+
+def made(path: str, side: str, others: list[np.ndarray]) -> tuple[Model, int, float]:
+    """The model of a side, the bytes that it holds, and how far its weights are off."""
+    dtype, width = SIDES.get(side, (torch.float32, None))
+    model = load(path, dtype, weights=width).model
+    held = narrow_bytes(model) + sum(one.nbytes for one in model.parameters())
+    if side in WAYS:
+        held = round_weights(model, WAYS[side], others)
+    now = {name: one.weight.detach() for name, one in large(model).items()}
+    now |= {name: widened(one.codes_held) for name, one in narrow_layers(model).items()}
+    off = of = 0.0
+    for name, layer in large(load(path, torch.float32).model).items():
+        off += float((now[name].float() - layer.weight.detach()).square().sum())
+        of += float(layer.weight.detach().square().sum())
+    return model, held, math.sqrt(off / of)
 
 
 @torch.inference_mode()
@@ -62,24 +81,23 @@ def nats(model: Model, tokens: np.ndarray, piece: int) -> float:
 
 def quality(arguments: argparse.Namespace) -> None:
     loaded = load(arguments.model)
-    trained, tokenizer = loaded.trained_length, loaded.tokenizer
-    assert trained is not None and tokenizer is not None
+    trained, tokenizer = arguments.trained or loaded.trained_length, loaded.tokenizer
+    if trained is None or tokenizer is None:
+        raise SystemExit(f"{arguments.model}: says no training length or has no tokenizer; give --trained, or another")
     length = trained * arguments.times
-    texts = documents(open_text(loaded, arguments.data), length, arguments.documents)
+    texts, others = documents(open_text(loaded, arguments.data), length, arguments.documents)
     size = [len(tokenizer.decode(tokens[1:].tolist()).encode()) for tokens in texts]
     before: dict[int, list[float]] = {}
     for name in arguments.sides:
-        dtype, width = SIDES[name]
-        model = load(arguments.model, dtype, weights=width).model
-        held = narrow_bytes(model) + sum(one.nbytes for one in model.parameters())
-        told = []
+        model, held, off = made(arguments.model, name, others)
+        told = [f"{held:,} bytes, weights off by {100 * off:.2f}%"]
         for piece in (trained, length):
             bits = [nats(model, one, piece) / math.log(2) / count for one, count in zip(texts, size, strict=True)]
             start = before.setdefault(piece, bits)
             change = [100 * (after / b - 1) for after, b in zip(bits, start, strict=True)]
             mean, low, high = interval(change)
             told.append(f"{statistics.mean(bits):.4f} bits a byte, {mean:+.3f}% ({low:+.3f} to {high:+.3f})")
-        print(f"{name}: {held:,} bytes; 1×: {told[0]}; {arguments.times}×: {told[1]}", flush=True)
+        print(f"{name}: {told[0]}; 1×: {told[1]}; {arguments.times}×: {told[2]}", flush=True)
 
 
 def interval(change: list[float]) -> tuple[float, float, float]:
@@ -131,6 +149,7 @@ def main() -> None:
     one = kinds.add_parser("quality", help="loss at the training length and far beyond")
     one.add_argument("--model", default="nano", help="a packaged model or a model folder")
     one.add_argument("--data", type=Path, help="made by `atma prepare`; by default as `atma eval lengths`")
+    one.add_argument("--trained", type=int, help="the training length, where the folder does not say: a checkpoint's")
     one.add_argument("--times", type=int, default=64, help="how many training lengths a document is read for")
     one.add_argument("--documents", type=int, default=8)
     one.set_defaults(run=quality)
@@ -142,8 +161,9 @@ def main() -> None:
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--to", default="bfloat16", choices=SIDES, help="the side that the ratios are to")
     one.set_defaults(run=speed)
-    for one in kinds.choices.values():
-        one.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    for name, one in kinds.choices.items():
+        ways = WAYS if name == "quality" else {}
+        one.add_argument("--sides", nargs="+", default=list(SIDES), choices=[*SIDES, *ways])
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from atma.data.prepare import Preparation, prepare
+from atma.loading import model_folder
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -183,3 +186,37 @@ def test_every_width_of_weights_has_its_speed_beside_bfloat16(monkeypatch, capsy
         f"nano-test {kind}, {side}" for kind in ("decode", "prefill") for side in narrow.SIDES
     ]
     assert all("× bfloat16 1.00" in line for line in lines if "bfloat16:" in line)
+
+
+def test_the_other_ways_to_round_weights_have_their_numbers_in_every_group():
+    ways = script("narrow_rounding").WAYS
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(512, 8, generator=generator) @ torch.randn(8, 64, generator=generator)  # go together
+    inputs += 0.1 * torch.randn(512, 64, generator=generator)
+    weight = torch.randn(6, 64, generator=generator)
+    products = (inputs.T @ inputs).double()
+    made = {name: way.round(weight, products) for name, way in ways.items()}
+    for name, one in made.items():
+        groups = one.reshape(-1, 16 if name == "int4-of-16" else 32)
+        assert all(len(group.unique()) <= 16 for group in groups), name
+        assert (one - weight).norm() < 0.2 * weight.norm(), name
+    off = {name: float(((one - weight) @ inputs.T).norm()) for name, one in made.items()}
+    assert off["int4-gptq"] < 0.5 * off["int4-weights"]
+    assert (made["int4-weights"] - weight).norm() < (made["Q4_0"] - weight).norm()
+
+
+def test_quality_tells_each_side_beside_the_first(tmp_path, monkeypatch, capsys):
+    narrow, texts = script("narrow"), tmp_path / "texts"
+    texts.mkdir()
+    for i in range(12):
+        text = "".join(f"def f{i}_{line}(x):\n    return x + {line * i}\n" for line in range(100))
+        (texts / f"{i}.py").write_text(text)
+    prepare(texts, tmp_path / "data", Preparation(tokenizer=str(model_folder("nano")), validation_share=0.5))
+    sides, data = ["float32", "int4-gptq"], str(tmp_path / "data")
+    words = ["quality", "--times", "4", "--documents", "2", "--data", data, "--sides", *sides]
+    monkeypatch.setattr("sys.argv", ["narrow.py", *words])
+    narrow.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == sides
+    assert "weights off by 0.00%; 1×: " in lines[0] and "+0.000% (+0.000 to +0.000)" in lines[0]
+    assert "weights off by 0.00%" not in lines[1]
