@@ -1,6 +1,7 @@
 """A good client, which asks the same again and again while others misbehave, and is to be told the same."""
 
 import json
+import logging
 import threading
 import time
 from typing import Any
@@ -25,6 +26,11 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SAID = {"text", "content", "logprobs", "embedding", "delta", "output_text", "finish_reason", "stop_reason", "logprob"}
 BUSY = (429, 503)
+
+
+def failures(caplog: Any) -> list[logging.LogRecord]:
+    """What the server logged as its own fault, whatever others have its loggers tell besides."""
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def said(value: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from atma.serve.http import guard, protocol
 from atma.serve.http.allocator import few_heaps
-from tests.serve.http.beside import GOOD, Beside, told
+from tests.serve.http.beside import GOOD, Beside, failures, told
 from tests.serve.http.conftest import Live, descriptors
 from tests.serve.http.hostile import ATTACKS, besiege
 from tests.serve.http.test_garbage import GROWTH, resident
@@ -68,7 +68,7 @@ def check_besieged(live: Live, caplog, clients: int, visits: int) -> str:
             seen = besieged(live, clients, visits)
         assert live.settled()
     assert set(seen) == {attack.__name__ for attack in ATTACKS}
-    assert not caplog.records
+    assert not failures(caplog)
     assert comes_to(live.tasks, tasks)
     assert comes_to(descriptors, files)
     assert set(left_over(live).values()) == {0}, left_over(live)
