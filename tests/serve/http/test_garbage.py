@@ -23,7 +23,7 @@ REFUSED = {400, 404, 405, 408, 413, 415, 429, 431}
 OURS = {"internal", "failed", "server_error", "api_error"}
 """What events of a stream call an error that is not the client's."""
 GROWTH = 64 << 20
-"""Bytes that the process may take more after thousands of requests: what is remembered of forms is some of them."""
+"""Bytes that the process may take more for as many requests again: what is remembered of forms is some of them."""
 
 
 def request(dice: random.Random) -> bytes:
@@ -163,9 +163,9 @@ def test_garbage_on_the_wire_is_refused(full: Live, impatient):
 def test_twenty_thousand_malformed_requests_leave_nothing_behind(full: Live, caplog, capsys):
     before = {name: told(full, name) for name in GOOD}
     with caplog.at_level("ERROR", "atma.serve"), Beside(full) as beside:
-        found = check_mutated(full, 2, 2_000)  # what is remembered has been remembered
+        found = check_mutated(full, 2, 10_000)  # what is remembered has been remembered
         tasks, began = full.tasks(), resident()
-        found += check_mutated(full, 3, 18_000)
+        found += check_mutated(full, 3, 10_000)
     assert full.settled()
     grown = resident() - began
     with capsys.disabled():

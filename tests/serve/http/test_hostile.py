@@ -61,7 +61,7 @@ def check_besieged(live: Live, caplog, clients: int, visits: int) -> str:
     """All of it; what to tell of it."""
     alone = {name: told(live, name) for name in GOOD}
     with caplog.at_level("ERROR", "atma.serve"):
-        besieged(live, 16, len(ATTACKS), 99)  # what is remembered has been remembered
+        besieged(live, clients, visits, 99)  # what is remembered has been, and memory taken that so many clients take
         assert live.settled()
         tasks, files, began = live.tasks(), descriptors(), resident()
         with Beside(live, "stream", "drawn", "adapter") as first, Beside(live, "vector", "message", "held") as second:
