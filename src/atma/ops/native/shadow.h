@@ -113,7 +113,7 @@ inline void add_columns(const int8_t* const* at, const int16_t* index, long n, c
         for (int c = 0; c < C; ++c) sums[r][c] = Float::load(D + r * wide + column + c * LANES);
     for (long i = 0; i < n; ++i) {
         V w[R];
-        for (int r = 0; r < R; ++r) w[r] = V{} + weights[r * stride + index[i]];
+        for (int r = 0; r < R; ++r) w[r] = weights[r * stride + index[i]] - V{};
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
             V x = floats(at[i] + column + c * LANES);

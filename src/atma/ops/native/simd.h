@@ -36,6 +36,8 @@ template <class T> struct Simd {
 
     static V load(const T* p) { return *reinterpret_cast<const Loose*>(p); }
     static void store(T* p, V x) { *reinterpret_cast<Loose*>(p) = x; }
+    // One number on every lane. Minus: x − 0 is x and costs nothing, where 0 + x is an addition, for −0 becomes 0 by it.
+    static V spread(T x) { return x - V{}; }
     static T sum(V x) { return halves<VECTOR_BYTES>(x); }
     template <int BYTES, class X> static T halves(X x) {  // lower half + upper half until one number is left
         if constexpr (BYTES == sizeof(T)) {
@@ -167,7 +169,7 @@ inline __attribute__((always_inline)) void accumulate(const T* a, long a_row, lo
         typename S::V right[VECTORS];
         for (int j = 0; j < VECTORS; ++j) right[j] = widen(b + j * S::lanes);
         for (int r = 0; r < ROWS; ++r) {
-            typename S::V left = typename S::V{} + a[r * a_row];
+            typename S::V left = S::spread(a[r * a_row]);
             for (int j = 0; j < VECTORS; ++j) sums[r][j] = fused(left, right[j], sums[r][j]);
         }
     }

@@ -40,7 +40,7 @@ void step(const T* from, T* M, const T* q, const T* k, const T* weighed, const T
             const T *row = from + (e + i) * wide, by = error[i], kept = a[DECAY == Decay::value ? e + i : 0];
             T* to = M + (e + i) * wide;
             for (long d = 0; d < wide; d += S::lanes) {
-                V decay = DECAY == Decay::key ? S::load(a + d) : V{} + kept;
+                V decay = DECAY == Decay::key ? S::load(a + d) : kept - V{};
                 V next = decay * S::load(row + d) + by * S::load(k + d);
                 S::store(to + d, next);
                 sums[i] += next * S::load(q + d);
