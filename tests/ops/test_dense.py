@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atma.ops import dense, use_backend
-from atma.ops.dense import gated, linear, newton_schulz, rms_norm
+from atma.ops import use_backend
+from atma.ops.dense import cpu, gated, linear, newton_schulz, rms_norm
 from tests.ops.backends import NATIVE
 
 ERRORS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2**-7}
@@ -55,12 +55,13 @@ def test_a_row_has_the_same_bits_whatever_rows_and_threads_there_are(backend, dt
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("rows", [20, 33, 70])
 def test_many_rows_of_bfloat16_are_rounded_once_whatever_the_processor_multiplies(backend, monkeypatch, own, rows):
-    monkeypatch.setattr(dense, "_multiplies_bfloat16", lambda: own)
+    monkeypatch.setattr(cpu, "_multiplies_bfloat16", lambda: own)
     x, weight, bias = (draw(*s, seed=i, dtype=torch.bfloat16) for i, s in enumerate([(rows, 96), (40, 96), (40,)]))
-    with use_backend(backend), torch.inference_mode():
-        found = linear(x, weight, bias)
-    assert found.dtype == torch.bfloat16
-    close(found, F.linear(x.double(), weight.double(), bias.double()))
+    for chosen in (backend, "cpu"):
+        with use_backend(chosen), torch.inference_mode():
+            found = linear(x, weight, bias)
+        assert found.dtype == torch.bfloat16
+        close(found, F.linear(x.double(), weight.double(), bias.double()))
 
 
 @pytest.mark.parametrize("dtype", ERRORS)

@@ -3,8 +3,6 @@
 PyTorch's operations, or compiled: one pass where they are several.
 """
 
-import functools
-import platform
 from typing import Any, Literal
 
 import torch
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atma.ops.backend import backend_for, implementation, recording
+from atma.ops.dense import cpu
 
 Gate = Literal["square", "silu", "gelu"]
 """Of an MLP (`gated`)."""
@@ -26,26 +25,12 @@ FEW_WIDENED = 32
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (…, I) · weightᵀ (O, I) + bias (O,) as F.linear. Without gradient few rows take the compiled product.
 
-    More rows in bfloat16 are multiplied as float32 where the processor has no products of bfloat16, and rounded after:
-    PyTorch's are up to nine times slower there than widening the weight and multiplying it.
+    PyTorch's product of bfloat16 is made in float32 where the processor has none (`cpu.linear`).
     """
     if recording() or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
-    widened = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _multiplies_bfloat16()
-    few = FEW_WIDENED if widened else FEW_OF_LARGE if weight.numel() >= LARGE else FEW_ROWS
-    if x.numel() <= few * x.shape[-1]:
-        return _of(x).linear(x, weight, bias)
-    if widened:
-        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
-    return F.linear(x, weight, bias)
-
-
-@functools.cache
-def _multiplies_bfloat16() -> bool:
-    """Whether PyTorch's products of bfloat16 are the processor's own; outside of x86 they are taken to be."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    few = FEW_WIDENED if cpu.widens(x) else FEW_OF_LARGE if weight.numel() >= LARGE else FEW_ROWS
+    return (_of(x) if x.numel() <= few * x.shape[-1] else cpu).linear(x, weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, width: int, epsilon: float) -> Tensor:

@@ -12,14 +12,9 @@ from atma.checkpoint import save_model
 from atma.tokenizer import Tokenizer, byte_tokenizer
 from tests.serve.conftest import random_model
 from tests.serve.http.conftest import OPTIONS, Live
+from tests.serve.http.nearly_right import WEATHER
 
 TALK = [{"role": "user", "content": "What is it like in Oslo?"}]
-WEATHER = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 6}, "unit": {"enum": ["C", "F"]}},
-    "required": ["city", "unit"],
-    "additionalProperties": False,
-}
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": WEATHER}},
     {"type": "function", "function": {"name": "now"}},
